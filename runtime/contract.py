@@ -1,0 +1,219 @@
+"""What a model file promises: the one definition of names, labels, preprocessing and decision rules.
+
+The contract travels as JSON inside every model file: ONNX metadata, TorchScript extra files, checkpoints. Whoever
+reads a model reads its contract, and nothing else says what an output means.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ModelFileError
+
+SCHEMA = 1
+METADATA_KEY = "retina.contract"
+"""Where the JSON stands: the key in ONNX metadata, the file name among TorchScript's extra files."""
+
+INPUT_NAME = "image"
+DR_PROBS, ME_PROBS, DR_CAM, ME_CAM = "dr_probs", "me_probs", "dr_cam", "me_cam"
+MIN_SIDE = 32
+"""Smallest height or width in pixels: below this a ResNet's last feature map has nothing left to look at."""
+
+Framing = Literal["field", "squash"]
+Precision = Literal["fp32", "int8"]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+INPUT = {"name": INPUT_NAME, "dtype": "uint8", "shape": ["N", "H", "W", 3], "colour": "RGB", "min_side": MIN_SIDE}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the graph does to the decoded pixels. For people to read: nobody has to do it again."""
+
+    framing: Framing = "field"
+    """``field``: the lit field, found and centred in a square. ``squash``: the whole picture, aspect ratio ignored."""
+    image_size: int = 384
+    """Side of the square that the network sees, in pixels."""
+    resize: str = "bilinear-antialias"
+    """Pillow's BILINEAR, without its rounding to whole grey levels."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Per channel, of pixel values divided by 255."""
+    exif_orientation: str = "applied"
+    """By the decoder, before the graph sees the pixels."""
+
+    @property
+    def intermediate_size(self) -> int:
+        """Side in pixels of the square that the graph first resizes a photograph to.
+
+        Half as much again as the network sees for ``field``, so that cutting out the lit field loses no detail where
+        the field fills at least two thirds of a side; a decoder may drop pixels beyond this (picture.decode).
+        """
+        return math.ceil(1.5 * self.image_size) if self.framing == "field" else self.image_size
+
+    def __post_init__(self) -> None:
+        _expect("preprocessing.framing", self.framing in get_args(Framing), "field or squash", self.framing)
+        size_ok = isinstance(self.image_size, int) and self.image_size >= MIN_SIDE
+        _expect("preprocessing.image_size", size_ok, f"a whole number from {MIN_SIDE}", self.image_size)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How probabilities become a decision.
+
+    ``argmax``: the index with the largest probability.
+    ``at_least``: yes where the summed probability of the grades from ``from_grade`` up (for ME: of label 1) reaches
+    ``threshold``.
+    """
+
+    rule: Literal["argmax", "at_least"] = "argmax"
+    threshold: float | None = None
+    """In [0, 1]."""
+    from_grade: int | None = None
+    """Original grade, not index."""
+
+    def __post_init__(self) -> None:
+        _expect("thresholds.*.rule", self.rule in ("argmax", "at_least"), "argmax or at_least", self.rule)
+        if self.rule == "at_least":
+            ok = isinstance(self.threshold, float) and 0.0 <= self.threshold <= 1.0
+            _expect("thresholds.*.threshold", ok, "a number from 0 to 1", self.threshold)
+
+
+def default_thresholds() -> dict[str, Rule]:
+    """The plain rules: the most probable DR grade and ME label, and referable DR (grade >= 2) at even odds."""
+    return {"dr": Rule(), "me": Rule(), "referable_dr": Rule("at_least", 0.5, from_grade=2)}
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a model file promises to whoever opens it."""
+
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    dr_grades: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Original grade of each DR index."""
+    me_labels: tuple[str, ...] = ("no risk", "risk")
+    thresholds: Mapping[str, Rule] = field(default_factory=default_thresholds)
+    """The decision rule of each task: ``dr``, ``me``, ``referable_dr``."""
+    precision: Precision = "fp32"
+    explain: bool = False
+    """Whether the file also has the Grad-CAM outputs ``dr_cam`` and ``me_cam``."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Checkpoint sha256, run, data fingerprint, package version, metrics on valid and test."""
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    """How many images were compared with PyTorch, the largest difference, the share of equal decisions."""
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        _expect("schema", self.schema == SCHEMA, SCHEMA, self.schema)
+        grades = self.dr_grades
+        ok = len(grades) >= 2 and all(isinstance(g, int) for g in grades) and list(grades) == sorted(set(grades))
+        _expect("dr_grades", ok, "two or more whole numbers in rising order", list(grades))
+        _expect("me_labels", len(self.me_labels) == 2, "two labels", list(self.me_labels))
+        _expect("precision", self.precision in get_args(Precision), "fp32 or int8", self.precision)
+        missing = sorted({"dr", "me", "referable_dr"} - set(self.thresholds))
+        _expect("thresholds", not missing, "rules for dr, me and referable_dr", sorted(self.thresholds))
+
+    @property
+    def outputs(self) -> list[dict[str, Any]]:
+        """Name, dtype and shape of each output, in graph order."""
+        out: list[dict[str, Any]] = [
+            {"name": DR_PROBS, "dtype": "float32", "shape": ["N", len(self.dr_grades)]},
+            {"name": ME_PROBS, "dtype": "float32", "shape": ["N", 2]},
+        ]
+        if self.explain:
+            out += [{"name": name, "dtype": "float32", "shape": ["N", "h", "w"]} for name in (DR_CAM, ME_CAM)]
+        return out
+
+    @property
+    def output_names(self) -> list[str]:
+        return [output["name"] for output in self.outputs]
+
+    def with_(self, **changes: Any) -> Contract:
+        return replace(self, **changes)
+
+    def to_json(self) -> str:
+        body = asdict(self)
+        body["thresholds"] = {task: _without_nones(asdict(rule)) for task, rule in self.thresholds.items()}
+        body = {"schema": body.pop("schema"), "input": INPUT, "outputs": self.outputs, **body}
+        return json.dumps(body, indent=1, sort_keys=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "the contract") -> Contract:
+        """Read a contract; ``source`` names the file in errors.
+
+        Raises:
+            ModelFileError: not JSON, another schema, or a field that is missing, unknown or out of range.
+        """
+        try:
+            body = json.loads(text)
+        except json.JSONDecodeError as err:
+            raise ModelFileError(f"{source}: expected a contract in JSON, found text that is not: {err}") from None
+        if not isinstance(body, dict):
+            raise ModelFileError(f"{source}: expected a contract as a JSON object, found {type(body).__name__}")
+        try:
+            _expect("schema", body.get("schema") == SCHEMA, SCHEMA, body.get("schema"))
+            _expect("input", body.pop("input", None) == INPUT, INPUT, "another input")
+            outputs = body.pop("outputs", None)
+            known = {f.name for f in fields(cls)}
+            _expect("fields", set(body) == known, sorted(known), sorted(body))
+            thresholds = {task: Rule(**rule) for task, rule in body.pop("thresholds").items()}
+            prep = dict(body.pop("preprocessing"))
+            prep["mean"], prep["std"] = tuple(prep["mean"]), tuple(prep["std"])
+            grades, labels = tuple(body.pop("dr_grades")), tuple(body.pop("me_labels"))
+            contract = cls(Preprocessing(**prep), grades, labels, thresholds, **body)
+            _expect("outputs", outputs == contract.outputs, contract.outputs, outputs)
+        except ModelFileError as err:
+            raise ModelFileError(f"{source}: contract {err}. Export the model again with this version.") from None
+        except (TypeError, KeyError, AttributeError, ValueError) as err:
+            raise ModelFileError(f"{source}: contract cannot be read: {err}. Export the model again.") from None
+        return contract
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one photograph's probabilities amount to, by the rules of a contract."""
+
+    dr_grade: int
+    """Original grade."""
+    me_risk: int
+    """0 or 1."""
+    referable: bool
+    """Whether DR is referable (by default: grade 2 or worse at even odds)."""
+    referable_prob: float
+    """Summed probability of the referable grades, in [0, 1]."""
+
+
+def decide(contract: Contract, dr_probs: NDArray[np.floating], me_probs: NDArray[np.floating]) -> Decision:
+    """Apply the contract's rules to one photograph: dr_probs (K,) and me_probs (2,), in [0, 1]."""
+    referable = contract.thresholds["referable_dr"]
+    from_grade = 2 if referable.from_grade is None else referable.from_grade
+    referable_prob = float(sum(p for p, g in zip(dr_probs, contract.dr_grades, strict=True) if g >= from_grade))
+    grade_rule, me_rule = contract.thresholds["dr"], contract.thresholds["me"]
+    if grade_rule.rule != "argmax":
+        raise ModelFileError(f"contract thresholds.dr: expected the rule argmax, found {grade_rule.rule}")
+    me_risk = int(np.argmax(me_probs)) if me_rule.rule == "argmax" else int(me_probs[1] >= (me_rule.threshold or 0.0))
+    threshold = 0.5 if referable.threshold is None else referable.threshold
+    grade = contract.dr_grades[int(np.argmax(dr_probs))]
+    return Decision(grade, me_risk, not math.isnan(referable_prob) and referable_prob >= threshold, referable_prob)
+
+
+def _expect(what: str, holds: bool, expected: object, found: object) -> None:
+    if not holds:
+        raise ModelFileError(f"{what}: expected {_short(expected)}, found {_short(found)}")
+
+
+def _short(value: object, limit: int = 200) -> str:
+    text = str(value) if not isinstance(value, Sequence) or isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def _without_nones(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if value is not None}

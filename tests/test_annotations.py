@@ -1,0 +1,149 @@
+"""The annotation reader and the way from a name to a file."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from retina.runtime.annotations import NameIndex, fault_report, read_annotations, scan_annotations
+from retina.runtime.errors import AnnotationError
+from retina.runtime.folder import find_pictures
+
+HEADER = "Image name,Retinopathy grade,Risk of macular edema,Caption,Patient\n"
+
+
+def write(folder: Path, text: str | bytes, name: str = "annotations.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_reads_names_grades_and_further_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, HEADER + 'a.jpg,3,1,"two, words",p1\n\nb.jpg,0,0,,p2\n')
+    first, second = read_annotations(path).rows
+    assert (first.line, first.image, first.dr_grade, first.me_grade) == (2, "a.jpg", 3, 1)
+    assert first.extra == {"Caption": "two, words", "Patient": "p1"}
+    assert (second.line, second.image, second.dr_grade, second.me_grade) == (4, "b.jpg", 0, 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffImage name,Retinopathy grade,Risk of macular edema\r\n a ,2,1\r\n",
+        " IMAGE  NAME ,retinopathy Grade,Risk of macular edema \na,2,1\n",
+        "Image name;Retinopathy grade;Risk of macular edema\na;2;1\n",
+        "Risk of macular edema\tImage name\tRetinopathy grade\n1.0\ta\t2.00\n",
+    ],
+    ids=["byte order mark", "case and blanks", "semicolons", "tabs, other order, 1.0"],
+)
+def test_tolerates_what_spreadsheets_write(tmp_path: Path, text: str) -> None:
+    (row,) = read_annotations(write(tmp_path, text)).rows
+    assert (row.image, row.dr_grade, row.me_grade) == ("a", 2, 1)
+
+
+def test_names_every_fault_at_once_with_file_line_and_value(tmp_path: Path) -> None:
+    text = HEADER + "a,x,0,,\nb,1,-1,,\n,1,1,,\nc,1,1,,\nc,2,1,,\nd,1\ne,1.5,,,\nf,1,1,,\n"
+    path = write(tmp_path, text)
+    with pytest.raises(AnnotationError) as caught:
+        read_annotations(path)
+    report = str(caught.value)
+    assert report.startswith(f"{path}: 7 faults")
+    for fault in (
+        "line 2: Retinopathy grade: expected a whole number from 0, found 'x'",
+        "line 3: Risk of macular edema: expected a whole number from 0, found '-1'",
+        "line 4: Image name: expected a name, found nothing",
+        "line 6: Image name: 'c' is already on line 5",
+        "line 7: expected 5 columns, found 2: 'd'",
+        "line 8: Retinopathy grade: expected a whole number from 0, found '1.5'",
+        "line 8: Risk of macular edema: expected a whole number from 0, found ''",
+    ):
+        assert fault in report
+    rows = scan_annotations(path)[0].rows
+    assert [row.image for row in rows] == ["c", "f"]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "found no row"),
+        (HEADER.encode(), "found no row"),
+        (b"Image name,Risk of macular edema\na,1\n", "expected a column 'Retinopathy grade'"),
+        (b"Image name,image NAME,Retinopathy grade,Risk of macular edema\na,a,1,1\n", "expected one column"),
+        (HEADER.encode() + b"\xe4.jpg,1,1,,\n", "expected UTF-8 text, found byte 0xe4"),
+        (HEADER.encode() + b'"a.jpg,1,1,,\n', "unexpected end of data"),
+    ],
+)
+def test_refuses_what_is_not_an_annotations_file(tmp_path: Path, content: bytes, found: str) -> None:
+    with pytest.raises(AnnotationError, match=found):
+        read_annotations(write(tmp_path, content))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match=r"none\.csv: .*\s*cannot be read: No such file"):
+        read_annotations(tmp_path / "none.csv")
+
+
+def test_a_long_report_is_cut() -> None:
+    assert fault_report(Path("a.csv"), ["fault"] * 150).endswith("... and 50 more")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_give_rows_or_faults(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    annotations, faults = scan_annotations(write(tmp_path_factory.getbasetemp(), HEADER.encode() + content))
+    assert annotations.rows or faults
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("eye.jpg", "eye.jpg"),
+        ("EYE.JPG", "eye.jpg"),
+        ("eye.png", "eye.jpg"),
+        ("eye", "eye.jpg"),
+        ("IM.0012", "IM.0012.tif"),
+        ("left/one", "left/one.PNG"),
+        ("./left\\one", "left/one.PNG"),
+        ("one", "left/one.PNG"),
+        ("Äuge", "A\u0308uge.jpg"),
+        ("both.png", "both.png"),
+    ],
+)
+def test_a_name_finds_its_file(tmp_path: Path, name: str, file: str) -> None:
+    touch(tmp_path, "eye.jpg", "IM.0012.tif", "left/one.PNG", "A\u0308uge.jpg", "both.jpg", "both.png", "notes.txt")
+    assert NameIndex(tmp_path).resolve(name) == tmp_path / file
+
+
+def test_an_ambiguous_name_is_an_error_that_names_both(tmp_path: Path) -> None:
+    touch(tmp_path, "both.jpg", "both.png", "l/e.jpg", "r/e.jpg")
+    index = NameIndex(tmp_path)
+    with pytest.raises(AnnotationError, match=r"'both\.jpg' and 'both\.png'"):
+        index.resolve("both")
+    with pytest.raises(AnnotationError, match=r"'l/e\.jpg' and 'r/e\.jpg'"):
+        index.resolve("e.jpg")
+
+
+def test_a_name_without_a_file_is_an_error(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "notes.txt")
+    index = NameIndex(tmp_path)
+    assert index.find("notes.txt") is None
+    with pytest.raises(AnnotationError, match=r"'b\.jpg': expected a photograph of that name"):
+        index.resolve("b.jpg")
+
+
+def test_the_walk_is_sorted_and_follows_links_once(tmp_path: Path) -> None:
+    touch(tmp_path, "b.jpg", "a/z.PNG", "a/readme.txt", ".hidden/x.jpg", ".DS_Store", "c/d/new\nline.jpg")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "again").symlink_to(tmp_path / "a")
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    touch(outside, "far.jpg")
+    (tmp_path / "link").symlink_to(outside)
+    listing = find_pictures(tmp_path)
+    assert listing.names == ("a/z.PNG", "b.jpg", "c/d/new\nline.jpg", "link/far.jpg")
+    assert listing.ignored == 2
