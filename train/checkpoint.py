@@ -1,0 +1,150 @@
+"""Checkpoints: weights, config and contract in one file of plain types, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runtime.contract import Contract, Framing, Preprocessing
+from ..runtime.errors import ModelFileError, OutputError
+from .model import RetinaNet, backbone_names, read_state_dict
+
+BEST_NAME = "retina_multitask_best.pth"
+FINAL_NAME = "retina_multitask_final.pth"
+_KIND = "retina-edge checkpoint"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What training leaves behind and everything above floor 1 starts from."""
+
+    weights: dict[str, Tensor]
+    """Under the original notebook's names: ``backbone.*``, ``dr_head.0|3.*``, ``me_head.0|3.*``."""
+    backbone: str
+    contract: Contract
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    epoch: int | None = None
+    """Epochs trained; None for a bare state_dict."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def build_model(self) -> RetinaNet:
+        """The network with these weights, in eval mode, on the CPU."""
+        model = RetinaNet(len(self.contract.dr_grades), self.backbone)
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+    def save(self, path: Path) -> None:
+        """Write atomically.
+
+        Raises:
+            OutputError: the folder cannot be written or the disk is full.
+        """
+        body = {
+            "kind": _KIND,
+            "weights": {name: tensor.detach().cpu() for name, tensor in self.weights.items()},
+            "backbone": self.backbone,
+            "contract": self.contract.to_json(),
+            "config": self.config,
+            "metrics": self.metrics,
+            "epoch": self.epoch,
+            "versions": self.versions or current_versions(),
+        }
+        write_atomically(path, lambda temporary: torch.save(body, temporary))
+
+
+def load_checkpoint(path: Path, *, framing: Framing = "squash", image_size: int = 384) -> Checkpoint:
+    """Read a checkpoint of this project, or a bare state_dict saved by the original notebook.
+
+    Args:
+        path: the file.
+        framing: for a bare state_dict only, which says nothing of its preprocessing: how it was trained.
+        image_size: likewise, in pixels.
+
+    Raises:
+        ModelFileError: not a torch file of plain types, or of another network.
+    """
+    body = read_state_dict(path)
+    if body.get("kind") != _KIND:
+        return _from_bare(path, body, framing, image_size)
+    try:
+        checkpoint = Checkpoint(
+            weights=body["weights"],
+            backbone=body["backbone"],
+            contract=Contract.from_json(body["contract"], source=str(path)),
+            config=body["config"],
+            metrics=body["metrics"],
+            epoch=body["epoch"],
+            versions=body["versions"],
+        )
+    except KeyError as err:
+        raise ModelFileError(f"{path}: expected a checkpoint with the entry {err}, found none. Train again.") from None
+    _check_fits(path, checkpoint)
+    return checkpoint
+
+
+def _from_bare(path: Path, body: dict[str, Any], framing: Framing, image_size: int) -> Checkpoint:
+    last_layer = body.get("dr_head.3.weight")
+    if not isinstance(last_layer, Tensor) or "me_head.3.weight" not in body:
+        found = ", ".join(str(key) for key in list(body)[:4]) or "nothing"
+        raise ModelFileError(
+            f"{path}: expected a retina-edge checkpoint, or the original notebook's state_dict with backbone.*, "
+            f"dr_head.* and me_head.*, found the entries {found} ..."
+        )
+    grades = tuple(range(last_layer.shape[0]))
+    contract = Contract(Preprocessing(framing=framing, image_size=image_size), dr_grades=grades)
+    for backbone in sorted(backbone_names(), key=lambda name: name != "resnet50"):
+        with torch.device("meta"):
+            shapes = {name: tensor.shape for name, tensor in RetinaNet(len(grades), backbone).state_dict().items()}
+        if shapes == {name: getattr(tensor, "shape", None) for name, tensor in body.items()}:
+            return Checkpoint(weights=body, backbone=backbone, contract=contract)
+    raise ModelFileError(
+        f"{path}: expected the weights of a torchvision ResNet with two heads, found {len(body)} entries "
+        f"that fit none of {', '.join(backbone_names())}"
+    )
+
+
+def _check_fits(path: Path, checkpoint: Checkpoint) -> None:
+    with torch.device("meta"):
+        expected = RetinaNet(len(checkpoint.contract.dr_grades), checkpoint.backbone).state_dict()
+    for name, tensor in expected.items():
+        found = checkpoint.weights.get(name)
+        if found is None or found.shape != tensor.shape:
+            shape = "nothing" if found is None else str(tuple(found.shape))
+            raise ModelFileError(f"{path}: {name}: expected {tuple(tensor.shape)}, found {shape}")
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of what shaped the weights."""
+    return {name: version(name) for name in ("retina-edge", "torch", "torchvision", "numpy", "pillow")}
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it: whole or not at all.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        temporary.replace(path)
+    except OSError as err:
+        raise OutputError(f"{path}: cannot be written: {err.strerror or err}") from None
+    finally:
+        temporary.unlink(missing_ok=True)

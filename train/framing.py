@@ -1,0 +1,134 @@
+"""Decoded pixels to model input, as torch modules: the only preprocessing in the project.
+
+Training's evaluation, Grad-CAM and export use these modules, and the exported graph is made from them, so that
+nothing can drift apart. All arithmetic is in float32 without rounding to grey levels: that is what lets PyTorch and
+onnxruntime agree to 1e-4 in probability (their uint8 resizes differ by up to 2 levels).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..runtime.contract import Preprocessing
+
+LIT_FROM, LIT_TO = 15.0, 25.0
+"""Grey levels between which a pixel goes from dark to lit, so half-lit at 20 of 255: above the black of a camera's
+border with its JPEG noise, below the darkest retina. A ramp, not a step, keeps the edge continuous in the pixels."""
+LIT_SHARE = 0.02
+"""A row or column belongs to the field when this share of it is lit."""
+
+
+def _resize(x: Tensor, side: int) -> Tensor:
+    """(N, 3, H, W) float -> (N, 3, side, side), aspect ratio ignored; Pillow's BILINEAR without its rounding."""
+    return F.interpolate(x, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+
+
+class SquashFrame(nn.Module):
+    """The whole picture, squashed to a square: the original notebook's way, kept for its checkpoints."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 RGB -> (N, 3, size, size) float32 in [0, 255]."""
+        return _resize(image.permute(0, 3, 1, 2).float(), self.size)
+
+
+class FieldFrame(nn.Module):
+    """The lit field, found and centred in a square, so that cameras which frame differently look alike.
+
+    The picture is first resized to an intermediate square; there the field's box is read from the rows and columns,
+    and one affine grid samples the square around it, in the picture's own aspect ratio. What lies outside the picture
+    is black. A picture without a lit field is left whole.
+    """
+
+    def __init__(self, size: int, intermediate: int) -> None:
+        super().__init__()
+        self.size = size
+        self.intermediate = intermediate
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 RGB -> (N, 3, size, size) float32 in [0, 255]."""
+        x = _resize(image.permute(0, 3, 1, 2).float(), self.intermediate)
+        left, right, top, bottom = lit_box(x)
+        # The box is in shares of the picture's width and height; the square is a square in the picture's pixels.
+        height, width = image.shape[1], image.shape[2]
+        side = torch.maximum((right - left) * width, (bottom - top) * height)
+        zero = torch.zeros_like(side)
+        theta = torch.stack(
+            [
+                torch.stack([side / width, zero, left + right - 1.0], dim=1),
+                torch.stack([zero, side / height, top + bottom - 1.0], dim=1),
+            ],
+            dim=1,
+        )  # (N, 2, 3): output coordinates in [-1, 1] to the intermediate square's
+        grid = F.affine_grid(theta, [image.shape[0], 3, self.size, self.size], align_corners=False)
+        return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def lit_box(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Edges of the lit field of each picture, in shares of its width or height.
+
+    Args:
+        x: (N, 3, M, M) float in [0, 255].
+
+    Returns:
+        left, right, top, bottom, each (N,) in [0, 1]; the whole picture (0, 1, 0, 1) where nothing is lit.
+    """
+    lit = ((x.amax(dim=1) - LIT_FROM) / (LIT_TO - LIT_FROM)).clamp(0.0, 1.0)  # (N, M, M)
+    columns, rows = lit.mean(dim=1), lit.mean(dim=2)
+    left, right = _first_lit(columns), 1.0 - _first_lit(columns.flip(1))
+    top, bottom = _first_lit(rows), 1.0 - _first_lit(rows.flip(1))
+    found = (columns.amax(dim=1) >= LIT_SHARE) & (rows.amax(dim=1) >= LIT_SHARE)
+    zero, one = torch.zeros_like(left), torch.ones_like(left)
+    return (
+        torch.where(found, left, zero),
+        torch.where(found, right, one),
+        torch.where(found, top, zero),
+        torch.where(found, bottom, one),
+    )
+
+
+def _first_lit(profile: Tensor) -> Tensor:
+    """Where (N, M) lit shares first reach LIT_SHARE, in [0, 1], interpolated between neighbours.
+
+    Interpolated because a whole-pixel edge would jump when a rounding difference between two runtimes moves one
+    pixel across the threshold.
+    """
+    size = profile.shape[1]
+    first = (profile >= LIT_SHARE).to(torch.int32).argmax(dim=1, keepdim=True)  # the first of equal maxima
+    before = torch.where(first > 0, profile.gather(1, (first - 1).clamp(min=0)), torch.zeros_like(profile[:, :1]))
+    here = profile.gather(1, first)
+    back = (here - LIT_SHARE) / (here - before).clamp(min=1e-6)  # in [0, 1] pixels, back from the first lit one
+    edge = (first.to(profile.dtype) + 0.5 - back) / size
+    return edge.squeeze(1).clamp(0.0, 1.0)
+
+
+class Normalize(nn.Module):
+    """(N, 3, S, S) float in [0, 255] -> zero mean and unit variance per channel, as ImageNet's pictures were."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255.0 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def make_frame(preprocessing: Preprocessing) -> nn.Module:
+    """The framing that a contract names: (N, H, W, 3) uint8 -> (N, 3, size, size) float32 in [0, 255]."""
+    if preprocessing.framing == "squash":
+        return SquashFrame(preprocessing.image_size)
+    return FieldFrame(preprocessing.image_size, preprocessing.intermediate_size)
+
+
+def make_preprocess(preprocessing: Preprocessing) -> nn.Sequential:
+    """Frame, resize and normalise: (N, H, W, 3) uint8 RGB -> (N, 3, size, size) float32 model input."""
+    return nn.Sequential(make_frame(preprocessing), Normalize(preprocessing.mean, preprocessing.std))

@@ -1,0 +1,121 @@
+"""One shared ResNet, two heads: DR grade and ME risk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ..runtime.errors import ModelFileError, UsageError
+
+WEIGHTS_OF = {"resnet50": "IMAGENET1K_V2"}
+"""torchvision's name of the ImageNet weights that ``--weights imagenet`` means; DEFAULT for other backbones."""
+FROZEN_AT_FIRST = ("conv1", "bn1", "layer1")
+"""The backbone's generic edge and colour filters: the original froze them, so few photographs cannot spoil them."""
+
+
+def backbone_names() -> list[str]:
+    """Every ResNet of torchvision that can be the backbone."""
+    return sorted(
+        torchvision.models.list_models(module=torchvision.models, include=["resnet*", "resnext*", "wide_resnet*"])
+    )
+
+
+class RetinaNet(nn.Module):
+    """ResNet features, pooled, then one small head a task. Parameter names are those of the original notebook."""
+
+    def __init__(self, n_grades: int, backbone: str = "resnet50", dropout: float = 0.3) -> None:
+        super().__init__()
+        if backbone not in backbone_names():
+            raise UsageError(f"backbone: expected one of {', '.join(backbone_names())}, found {backbone!r}")
+        self.backbone = torchvision.models.get_model(backbone, weights=None)
+        width = self.backbone.fc.in_features
+        self.backbone.fc = nn.Identity()
+        self.dr_head = _head(width, 512, n_grades, dropout)
+        self.me_head = _head(width, 256, 2, dropout)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3, S, S) float32 normalised -> logits (N, K) of the DR grades, (N, 2) of the ME risk."""
+        features = self.backbone(x)  # (N, 2048)
+        return self.dr_head(features), self.me_head(features)
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """(N, 3, S, S) -> the last feature map (N, C, h, w), before pooling; ``pooled`` takes it from there."""
+        b = self.backbone
+        x = b.maxpool(b.relu(b.bn1(b.conv1(x))))
+        return b.layer4(b.layer3(b.layer2(b.layer1(x))))
+
+    def set_frozen(self, frozen: bool) -> None:
+        """Freeze or open conv1, bn1 and layer1; frozen batch-norm keeps its ImageNet statistics (see ``train``)."""
+        self._frozen = frozen
+        for name in FROZEN_AT_FIRST:
+            self.backbone.get_submodule(name).requires_grad_(not frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> RetinaNet:
+        """Frozen layers stay in eval mode: batch statistics under frozen weights would drift for nothing."""
+        super().train(mode)
+        if getattr(self, "_frozen", False):
+            for name in FROZEN_AT_FIRST:
+                self.backbone.get_submodule(name).eval()
+        return self
+
+
+def _head(width: int, hidden: int, n_out: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, n_out))
+
+
+def load_backbone_weights(model: RetinaNet, backbone: str, weights: str) -> None:
+    """Start the backbone from ``imagenet`` (torchvision's own loading code), ``none``, or a torchvision state_dict.
+
+    Raises:
+        UsageError: no network for ``imagenet``, or no such file.
+        ModelFileError: a file that is not a state_dict of this backbone.
+    """
+    if weights == "none":
+        return
+    if weights == "imagenet":
+        name = WEIGHTS_OF.get(backbone, "DEFAULT")
+        try:
+            state = torchvision.models.get_weight(
+                f"{torchvision.models.get_model_weights(backbone).__name__}.{name}"
+            ).get_state_dict(progress=True, check_hash=True)
+        except (OSError, RuntimeError) as err:  # URLError is an OSError; a bad hash a RuntimeError
+            raise UsageError(
+                f"--weights imagenet: torchvision could not fetch {backbone} {name} ({err}).\n"
+                "Without a network use --weights FILE (a torchvision state_dict you already have) "
+                "or --weights none (random weights)."
+            ) from None
+    else:
+        state = read_state_dict(Path(weights))
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    missing, unexpected = model.backbone.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise ModelFileError(
+            f"{weights}: expected a torchvision state_dict of {backbone}, found "
+            f"{len(missing)} missing names ({', '.join(missing[:3])}) and {len(unexpected)} unknown "
+            f"({', '.join(unexpected[:3])}). Give the file for this --backbone."
+        )
+
+
+def read_state_dict(path: Path) -> dict[str, Any]:
+    """Read a torch file of plain types; never unpickles code.
+
+    Raises:
+        ModelFileError: not there, not a torch file, or a file that would run code when loaded.
+    """
+    if not path.is_file():
+        raise ModelFileError(f"{path}: expected a checkpoint or weights file, found none there")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as err:  # noqa: BLE001 - torch raises a different type for each way a file can be wrong
+        first_line = str(err).strip().splitlines()[0][:200] if str(err).strip() else type(err).__name__
+        raise ModelFileError(
+            f"{path}: expected a torch file of plain tensors, found one that cannot be read safely: {first_line}"
+        ) from None
+    if not isinstance(state, dict):
+        raise ModelFileError(f"{path}: expected a dictionary of weights, found {type(state).__name__}")
+    return state
