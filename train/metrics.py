@@ -1,0 +1,278 @@
+"""How good predictions are, with intervals: figures for people and programs to read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.contract import Contract, decide
+from . import yardsticks
+from .yardsticks import Floats, Indices
+
+HEADLINES = (
+    ("dr", "accuracy", "DR accuracy"),
+    ("dr", "kappa", "DR quadratic kappa"),
+    ("referable_dr", "auc", "Referable DR AUC"),
+    ("me", "accuracy", "ME accuracy"),
+    ("me", "auc", "ME AUC"),
+)
+"""The five figures that a run is known by: task, figure, and what people call it."""
+_WEIGHTS_AT_ONCE = 4_000_000
+"""Resamples x photographs: 32 MB of float64 an array."""
+_WHY_UNDEFINED = {
+    "kappa": "truth and prediction are all one grade",
+    "auc": "all photographs are of one class",
+    "sensitivity": "no photograph with the condition",
+    "specificity": "no photograph without the condition",
+}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's answers on one split, in the split's order."""
+
+    image_names: tuple[str, ...]
+    paths: tuple[str, ...]
+    dr_true: Indices
+    """(N,) indices into the contract's dr_grades."""
+    me_true: Indices
+    """(N,) 0 or 1."""
+    dr_probs: NDArray[np.float32]
+    """(N, K) in [0, 1]."""
+    me_probs: NDArray[np.float32]
+    """(N, 2) in [0, 1]."""
+    sources: tuple[str, ...]
+    """Camera or collection of each photograph; empty strings where unknown."""
+    patients: tuple[str, ...]
+    """Patient of each photograph; its image name where unknown."""
+
+    def of_source(self, source: str) -> Predictions:
+        """The photographs of one source, in the same order."""
+        keep = [i for i, name in enumerate(self.sources) if name == source]
+        return Predictions(
+            tuple(self.image_names[i] for i in keep),
+            tuple(self.paths[i] for i in keep),
+            self.dr_true[keep],
+            self.me_true[keep],
+            self.dr_probs[keep],
+            self.me_probs[keep],
+            tuple(self.sources[i] for i in keep),
+            tuple(self.patients[i] for i in keep),
+        )
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What predictions amount to by the rules of a contract; all arrays (N,)."""
+
+    dr_pred: Indices
+    """Indices into the contract's dr_grades."""
+    me_pred: Indices
+    """0 or 1."""
+    referable_true: Indices
+    referable_pred: Indices
+    """0 or 1."""
+    referable_prob: Floats
+    """Summed probability of the referable grades, in [0, 1]."""
+
+    @classmethod
+    def of(cls, p: Predictions, contract: Contract) -> Decisions:
+        made = [decide(contract, dr, me) for dr, me in zip(p.dr_probs, p.me_probs, strict=True)]
+        index_of = {grade: index for index, grade in enumerate(contract.dr_grades)}
+        is_referable = np.array([grade >= referable_from(contract) for grade in contract.dr_grades], np.int64)
+        return cls(
+            np.array([index_of[d.dr_grade] for d in made], np.int64),
+            np.array([d.me_risk for d in made], np.int64),
+            is_referable[p.dr_true],
+            np.array([d.referable for d in made], np.int64),
+            np.array([d.referable_prob for d in made], np.float64),
+        )
+
+
+def referable_from(contract: Contract) -> int:
+    """The lowest original grade that counts as referable DR."""
+    from_grade = contract.thresholds["referable_dr"].from_grade
+    return 2 if from_grade is None else from_grade
+
+
+def epoch_scores(p: Predictions) -> dict[str, float]:
+    """The few figures that an epoch is judged by.
+
+    ``score`` chooses the best checkpoint. Each head counts half; within a head a decision measure and a ranking or
+    agreement measure share, since accuracy alone moves by whole photographs: the mean of accuracy and quadratic
+    weighted kappa for DR, of accuracy and AUC for ME. A figure that one class alone leaves undefined counts as
+    chance: kappa 0, AUC 0.5.
+    """
+    dr_pred = p.dr_probs.argmax(axis=1)
+    me_auc = float(yardsticks.auc(p.me_true, p.me_probs[:, 1], np.ones((1, p.me_true.size)))[0])
+    scores = {
+        "dr_accuracy": float((dr_pred == p.dr_true).mean()),
+        "dr_kappa": quadratic_kappa(p.dr_true, dr_pred, p.dr_probs.shape[1]),
+        "me_accuracy": float((p.me_probs.argmax(axis=1) == p.me_true).mean()),
+        "me_auc": 0.5 if math.isnan(me_auc) else me_auc,
+    }
+    scores["score"] = sum(scores.values()) / 4
+    return scores
+
+
+def quadratic_kappa(true: Indices, pred: Indices, n_classes: int) -> float:
+    """Cohen's kappa with quadratic weights, in [-1, 1]; 0 where all of truth and prediction is one class."""
+    counts = yardsticks.confusion(true, pred, n_classes, np.ones((1, true.size)))
+    kappa = float(yardsticks.quadratic_kappa(counts)[0])
+    return 0.0 if math.isnan(kappa) else kappa
+
+
+def evaluate(p: Predictions, contract: Contract, *, n_bootstrap: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Every yardstick on one split, over all photographs and for each source.
+
+    A figure is ``{"value", "low", "high"}``: its value and its 95% interval, the 2.5 and 97.5 percentiles over
+    ``n_bootstrap`` resamples of patients with replacement (a patient's photographs stay together, since they resemble
+    each other). What is not defined, for want of a class, is None, and ``why`` says so.
+
+    Returns:
+        JSON-able ``{"all": body, "sources": {source: body}, "bootstrap": {...}}``, with no sources where all
+        photographs are of one. A body has ``n``, ``patients`` and an entry each for ``dr``, ``me``, ``referable_dr``.
+    """
+    sources = sorted(set(p.sources))
+    if len(sources) == 1:
+        sources = []
+    return {
+        "all": _body(p, contract, n_bootstrap, seed),
+        "sources": {s or "unknown": _body(p.of_source(s), contract, n_bootstrap, seed) for s in sources},
+        "bootstrap": {"resamples": n_bootstrap, "seed": seed, "unit": "patient", "interval": 0.95},
+    }
+
+
+def headline(body: Mapping[str, Any]) -> dict[str, float | None]:
+    """The headline values of one body of ``evaluate``, under names like ``dr_accuracy``."""
+    return {f"{task}_{name}": body[task][name]["value"] for task, name, _ in HEADLINES}
+
+
+def write_metrics(run_dir: Path, epoch: int, splits: Mapping[str, dict[str, Any]]) -> Path:
+    """Write ``metrics.json``: what ``evaluate`` says of each split for the best checkpoint, trained ``epoch`` epochs.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full.
+    """
+    from .checkpoint import write_atomically  # loads torch, which `retina-train --list` does without
+
+    path = run_dir / "metrics.json"
+    text = json.dumps({"checkpoint": "best", "epoch": epoch, "splits": dict(splits)}, indent=1, allow_nan=False)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    return path
+
+
+def classification_report(p: Predictions, contract: Contract) -> str:
+    """Both heads' precision, recall, F1 and support as text, as the original notebook printed them."""
+    from sklearn.metrics import classification_report as table
+
+    decisions = Decisions.of(p, contract)
+    parts = []
+    for title, true, pred, labels in (
+        ("Diabetic retinopathy grade", p.dr_true, decisions.dr_pred, [str(grade) for grade in contract.dr_grades]),
+        ("Risk of macular edema", p.me_true, decisions.me_pred, list(contract.me_labels)),
+    ):
+        body = table(true, pred, labels=range(len(labels)), target_names=labels, digits=3, zero_division=0)
+        parts.append(f"{title}\n\n{body}")
+    return "\n".join(parts)
+
+
+def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> dict[str, Any]:
+    decisions = Decisions.of(p, contract)
+    weights = np.ones((1, len(p.patients)))
+    resampled = _bootstrap(p, decisions, n_bootstrap, seed)
+    body: dict[str, Any] = {"n": len(p.patients), "patients": len(set(p.patients)), "dr": {}, "me": {}}
+    body["referable_dr"] = {
+        "from_grade": referable_from(contract),
+        "threshold": contract.thresholds["referable_dr"].threshold,
+        "positives": int(decisions.referable_true.sum()),
+    }
+    for (task, name), value in _figures(p, decisions, weights).items():
+        why = _WHY_UNDEFINED.get(name, "no photographs")
+        body[task][name] = _with_interval(float(value[0]), resampled[task, name], body["patients"], why)
+    for task, true, pred, labels in (
+        ("dr", p.dr_true, decisions.dr_pred, [str(grade) for grade in contract.dr_grades]),
+        ("me", p.me_true, decisions.me_pred, list(contract.me_labels)),
+    ):
+        counts = yardsticks.confusion(true, pred, len(labels), weights)[0]
+        body[task]["labels"] = labels
+        body[task]["confusion_matrix"] = counts.astype(int).tolist()
+        body[task]["classes"] = _per_class(counts, labels)
+    return body
+
+
+def _figures(p: Predictions, d: Decisions, weights: Floats) -> dict[tuple[str, str], Floats]:
+    """Every figure that gets an interval, by task and name, under each row of weights (B, N): (B,) each."""
+    dr = yardsticks.confusion(p.dr_true, d.dr_pred, p.dr_probs.shape[1], weights)
+    me = yardsticks.confusion(p.me_true, d.me_pred, 2, weights)
+    referable = yardsticks.confusion(d.referable_true, d.referable_pred, 2, weights)
+    return {
+        ("dr", "accuracy"): yardsticks.accuracy(dr),
+        ("dr", "balanced_accuracy"): yardsticks.balanced_accuracy(dr),
+        ("dr", "kappa"): yardsticks.quadratic_kappa(dr),
+        ("dr", "calibration_error"): yardsticks.calibration_error(p.dr_probs, p.dr_true, weights),
+        ("referable_dr", "auc"): yardsticks.auc(d.referable_true, d.referable_prob, weights),
+        ("referable_dr", "sensitivity"): yardsticks.share(referable[:, 1, 1], referable[:, 1].sum(axis=1)),
+        ("referable_dr", "specificity"): yardsticks.share(referable[:, 0, 0], referable[:, 0].sum(axis=1)),
+        ("me", "accuracy"): yardsticks.accuracy(me),
+        ("me", "balanced_accuracy"): yardsticks.balanced_accuracy(me),
+        ("me", "auc"): yardsticks.auc(p.me_true, p.me_probs[:, 1], weights),
+        ("me", "sensitivity"): yardsticks.share(me[:, 1, 1], me[:, 1].sum(axis=1)),
+        ("me", "specificity"): yardsticks.share(me[:, 0, 0], me[:, 0].sum(axis=1)),
+        ("me", "calibration_error"): yardsticks.calibration_error(p.me_probs, p.me_true, weights),
+    }
+
+
+def _bootstrap(p: Predictions, d: Decisions, n_bootstrap: int, seed: int) -> dict[tuple[str, str], Floats]:
+    """The figures on ``n_bootstrap`` resamples of patients with replacement: (n_bootstrap,) each."""
+    rng = np.random.default_rng(seed)
+    patients, patient_of = np.unique(np.array(p.patients), return_inverse=True)
+    rows = max(1, _WEIGHTS_AT_ONCE // patient_of.size)
+    parts = []
+    for start in range(0, n_bootstrap, rows):
+        # How often each of P patients comes up in P draws with replacement is multinomial.
+        share = np.full(patients.size, 1 / patients.size)
+        drawn = rng.multinomial(patients.size, share, size=min(rows, n_bootstrap - start))
+        parts.append(_figures(p, d, drawn[:, patient_of].astype(np.float64)))
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _with_interval(value: float, resampled: Floats, n_patients: int, why_undefined: str) -> dict[str, Any]:
+    if math.isnan(value):
+        return {"value": None, "low": None, "high": None, "why": why_undefined}
+    defined = resampled[~np.isnan(resampled)]
+    figure = {"value": value, "low": None, "high": None}
+    if n_patients < 2:
+        return {**figure, "why": "no interval: one patient only"}
+    if defined.size < resampled.size / 2:
+        return {**figure, "why": f"no interval: defined on {defined.size} of {resampled.size} resamples only"}
+    low, high = np.quantile(defined, [0.025, 0.975])
+    figure |= {"low": float(low), "high": float(high)}
+    if defined.size < resampled.size:
+        return {**figure, "why": f"interval from the {defined.size} of {resampled.size} resamples where it is defined"}
+    return figure
+
+
+def _per_class(counts: Floats, labels: list[str]) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and support of each class, from one confusion matrix (K, K)."""
+    hits, truly, said = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
+    rows = []
+    for label, hit, true, pred in zip(labels, hits, truly, said, strict=True):
+        row: dict[str, Any] = {
+            "label": label,
+            "precision": hit / pred if pred else None,
+            "recall": hit / true if true else None,
+            "f1": 2 * hit / (true + pred) if true + pred else None,
+            "support": int(true),
+        }
+        if not true or not pred:
+            row["why"] = " and ".join(["never true"] * (not true) + ["never predicted"] * (not pred))
+        rows.append(row)
+    return rows

@@ -1,0 +1,94 @@
+"""The field's yardsticks, each for many weightings of the same photographs at once.
+
+A bootstrap resample is a weighting: how often each photograph was drawn. So every function takes weights (B, N), one
+row a resample, and answers (B,): a thousand resamples cost a few matrix products. Weights of one give the plain
+figure. NaN stands where a figure is not defined. The definitions are scikit-learn's, and tested against it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+CALIBRATION_BINS = 15
+"""Equal-width bins of confidence, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"."""
+
+
+def confusion(true: Indices, pred: Indices, n_classes: int, weights: Floats) -> Floats:
+    """Summed weights by true class (rows) and predicted class (columns): (B, n_classes, n_classes)."""
+    cell = np.zeros((true.size, n_classes * n_classes))
+    cell[np.arange(true.size), true * n_classes + pred] = 1.0
+    return (weights @ cell).reshape(-1, n_classes, n_classes)
+
+
+def accuracy(counts: Floats) -> Floats:
+    """Share on the diagonal of confusion matrices (B, K, K): (B,) in [0, 1]."""
+    return share(np.trace(counts, axis1=1, axis2=2), counts.sum(axis=(1, 2)))
+
+
+def balanced_accuracy(counts: Floats) -> Floats:
+    """Mean recall over the classes that occur, from confusion matrices (B, K, K): (B,) in [0, 1]."""
+    recall = share(np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2))
+    occurs = ~np.isnan(recall)
+    return share(np.where(occurs, recall, 0.0).sum(axis=1), occurs.sum(axis=1).astype(np.float64))
+
+
+def quadratic_kappa(counts: Floats) -> Floats:
+    """Cohen's kappa with quadratic weights, from confusion matrices (B, K, K): (B,) in [-1, 1].
+
+    Disagreement costs the squared distance in classes; 0 is what the margins alone would give. Cohen 1968.
+    """
+    steps = np.arange(counts.shape[1])
+    cost = (steps[:, None] - steps) ** 2
+    total = counts.sum(axis=(1, 2))
+    by_chance = share(np.einsum("bi,ij,bj->b", counts.sum(axis=2), cost, counts.sum(axis=1)), total)
+    return 1.0 - share((counts * cost).sum(axis=(1, 2)), by_chance)
+
+
+def auc(true: Indices, score: NDArray[np.floating], weights: Floats) -> Floats:
+    """Area under the ROC curve of ``score`` (N,) for ``true`` (N,) in {0, 1}: (B,) in [0, 1].
+
+    The chance that a positive scores above a negative, ties counting half (Mann-Whitney).
+    """
+    order = np.argsort(score, kind="stable")
+    ranked = score[order]
+    first_of_tie = np.flatnonzero(np.concatenate([np.ones(min(1, score.size), bool), ranked[1:] != ranked[:-1]]))
+    positive = np.add.reduceat((weights * true)[:, order], first_of_tie, axis=1)  # (B, different scores)
+    negative = np.add.reduceat((weights * (1 - true))[:, order], first_of_tie, axis=1)
+    below = np.cumsum(negative, axis=1) - negative / 2
+    return share((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
+
+
+def calibration_error(probs: NDArray[np.floating], true: Indices, weights: Floats) -> Floats:
+    """Expected calibration error of the most probable class: (B,) in [0, 1].
+
+    Mean over photographs of |accuracy - mean confidence| of their bin of confidence; probs (N, K) in [0, 1].
+    """
+    confidence, right, bin_of = _by_confidence(probs, true)
+    gap = np.zeros((true.size, CALIBRATION_BINS))
+    gap[np.arange(true.size), bin_of] = right - confidence
+    return share(np.abs(weights @ gap).sum(axis=1), weights.sum(axis=1))
+
+
+def reliability(probs: NDArray[np.floating], true: Indices) -> tuple[Indices, Floats, Floats]:
+    """Photographs, mean confidence and accuracy in each bin of confidence; NaN in empty bins: each (15,)."""
+    confidence, right, bin_of = _by_confidence(probs, true)
+    n = np.bincount(bin_of, minlength=CALIBRATION_BINS)
+    mean_confidence = share(np.bincount(bin_of, confidence, CALIBRATION_BINS), n.astype(np.float64))
+    return n, mean_confidence, share(np.bincount(bin_of, right, CALIBRATION_BINS), n.astype(np.float64))
+
+
+def _by_confidence(probs: NDArray[np.floating], true: Indices) -> tuple[Floats, Floats, Indices]:
+    confidence = probs.max(axis=1).astype(np.float64)
+    right = (probs.argmax(axis=1) == true).astype(np.float64)
+    # Bins are closed above, (0, 1/15], ..., (14/15, 1], as in the paper.
+    bin_of = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    return confidence, right, bin_of
+
+
+def share(part: Floats, whole: Floats) -> Floats:
+    """part / whole, NaN where whole is 0."""
+    return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole != 0)
