@@ -24,6 +24,11 @@ class RetinaError(Exception):
 class PictureError(RetinaError):
     """A file that is not a photograph we can read."""
 
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = message if reason is None else reason
+        """The message without the file's name, for a row that names the file already."""
+
 
 class AnnotationError(RetinaError):
     """Annotations that cannot be trained on or compared with."""

@@ -1,0 +1,213 @@
+"""File or bytes to pixels: the only decoder in the project, so that training and scoring see the same picture."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import BmpImagePlugin, Image, Jpeg2KImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+from PIL import WebPImagePlugin as WebPPlugin
+from PIL.ImageFile import ImageFile
+
+from .contract import MIN_SIDE
+from .errors import PictureError, RetinaError, require_extra
+
+MAX_PIXELS = 100_000_000
+"""Largest height x width, from the header: a few times the largest fundus camera, and 300 MB decoded."""
+MAX_BYTES = 1 << 30
+"""Largest file: some formats are read whole before their header can be trusted."""
+
+_log = logging.getLogger(__name__)
+
+# Opened by their first bytes and not by Image.open, whose limit on pixels is a global of the process that warns where
+# ours must refuse, and which would start Ghostscript for an .eps file called .jpg.
+_OPENERS: tuple[tuple[str, Callable[[bytes], bool], type[ImageFile]], ...] = (
+    ("JPEG", lambda head: head.startswith(b"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
+    ("PNG", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
+    ("TIFF", lambda head: head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
+    ("WebP", lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", WebPPlugin.WebPImageFile),
+    (
+        "JPEG 2000",
+        lambda head: head.startswith((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")),
+        Jpeg2KImagePlugin.Jpeg2KImageFile,
+    ),
+    ("BMP", lambda head: head.startswith(b"BM"), BmpImagePlugin.BmpImageFile),
+)
+_DICOM_MAGIC = slice(128, 132)
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(source: str | Path | bytes, *, at_least: int | None = None) -> NDArray[np.uint8]:
+    """Decode a photograph: JPEG, PNG, TIFF, BMP, WebP, JPEG 2000, and DICOM with the extra ``dicom``.
+
+    EXIF orientation is applied; the first frame is taken; 16 bits per sample are rounded to 8; grayscale, palette and
+    CMYK become RGB; colour profiles are not applied. Transparent parts become black, which is what surrounds the lit
+    field of a fundus photograph anyway.
+
+    Thread-safe, and changes none of Pillow's settings.
+
+    Args:
+        source: a path, or the bytes of a file.
+        at_least: where given, a picture larger than this on both sides may come back smaller by a whole factor, each
+            side still at least this many pixels: JPEG's scaled decoding where it can, else the mean of squares.
+
+    Returns:
+        (H, W, 3) uint8 RGB, H and W at least 32, contiguous and writable.
+
+    Raises:
+        PictureError: not such a file, cut short, damaged, below 32 px on a side or above 100 megapixels.
+        MissingExtraError: a DICOM file without pydicom installed.
+    """
+    if isinstance(source, bytes):
+        return _decode_file(io.BytesIO(source), "picture", at_least)
+    name = os.fsdecode(source)
+    try:
+        status = os.stat(name)  # noqa: PTH116 - as quick as it gets: once per file
+        # A named pipe or a device would never end.
+        _require(stat.S_ISREG(status.st_mode), name, "expected a file, found something else")
+        _require(status.st_size <= MAX_BYTES, name, f"expected at most {MAX_BYTES} bytes, found {status.st_size}")
+        with open(name, "rb") as file:  # noqa: PTH123
+            return _decode_file(file, name, at_least)
+    except FileNotFoundError:
+        raise _refusal(name, "no such file") from None
+    except (OSError, ValueError) as err:
+        raise _refusal(name, f"cannot be read: {getattr(err, 'strerror', None) or err}") from None
+
+
+def from_image(image: Image.Image, name: str = "picture", *, at_least: int | None = None) -> NDArray[np.uint8]:
+    """Convert a Pillow image by the rules of ``decode``; same arguments, result and errors."""
+    _require_size(name, *image.size)
+    if at_least is not None:
+        image.draft(image.mode, (at_least, at_least))
+    try:
+        image.load()
+        rgb = _to_rgb(image, name)
+        method = _UPRIGHT.get(_orientation(image))
+        factor = 1 if at_least is None else min(rgb.size) // at_least
+        if factor > 1:
+            rgb = rgb.reduce(factor)
+        if method is not None:
+            rgb = rgb.transpose(method)
+        pixels = np.array(rgb)
+    except RetinaError:
+        raise
+    except Exception as err:  # noqa: BLE001 - Pillow's formats let out anything on damaged files: KeyError, struct.error
+        raise _refusal(name, _reason(err)) from None
+    _require_size(name, pixels.shape[1], pixels.shape[0])
+    return pixels
+
+
+def _decode_file(file: BinaryIO, name: str, at_least: int | None) -> NDArray[np.uint8]:
+    head = file.read(132)
+    file.seek(0)
+    _require(bool(head), name, "empty file")
+    if head[_DICOM_MAGIC] == b"DICM":
+        return from_image(Image.fromarray(_dicom_pixels(file, name)), name, at_least=at_least)
+    for label, is_format, opener in _OPENERS:
+        if is_format(head):
+            try:
+                image = opener(file, name)
+            except Exception as err:  # noqa: BLE001 - as above
+                raise _refusal(name, f"damaged {label} file: {_reason(err)}") from None
+            return from_image(image, name, at_least=at_least)
+    formats = ", ".join(label for label, _, _ in _OPENERS)
+    raise _refusal(name, f"expected {formats} or DICOM, found a file that starts with {head[:8].hex(' ')}")
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # PNG and JPEG 2000 fill 16 bits; TIFF says how many it uses.
+        bits = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+        return Image.fromarray(_to_8_bits(np.asarray(image), bits)).convert("RGB")
+    if image.mode in ("I", "F"):
+        # Their range is nowhere stated, and guessing it from the values would make a grade depend on the brightest dot.
+        raise _refusal(name, "expected 8 or 16 unsigned bits per sample, found signed, 32-bit or floating-point ones")
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # noqa: BLE001 - damaged EXIF beside sound pixels, in as many ways as there are cameras
+        return 1
+
+
+def _to_8_bits(samples: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    top = (1 << bits) - 1
+    scaled: NDArray[np.uint32] = (np.minimum(samples, top).astype(np.uint32) * 255 + top // 2) // top
+    return scaled.astype(np.uint8)
+
+
+def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
+    """The first frame, (H, W) or (H, W, 3) uint8.
+
+    Only what describes the pixels is read; an error is told by its kind alone, since its text may quote the patient.
+    """
+    require_extra("dicom", "pydicom")
+    from pydicom import dcmread
+    from pydicom.pixels.utils import pixel_array
+
+    facts = ["Rows", "Columns", "PhotometricInterpretation", "BitsStored", "PixelRepresentation", "NumberOfFrames"]
+    try:
+        header = dcmread(file, stop_before_pixels=True, specific_tags=facts)
+        height, width, bits = int(header.Rows), int(header.Columns), int(header.BitsStored)
+        colours = str(header.PhotometricInterpretation)
+        frames = int(header.get("NumberOfFrames") or 1)
+        signed = bool(header.get("PixelRepresentation", 0))
+    except Exception as err:  # noqa: BLE001 - pydicom, too, lets out anything on damaged files
+        raise _refusal(name, f"damaged DICOM header or no picture in it ({type(err).__name__})") from None
+    _require_size(name, width, height)
+    known = colours in ("RGB", "MONOCHROME1", "MONOCHROME2", "YBR_RCT", "YBR_ICT") or colours.startswith("YBR_FULL")
+    _require(known, name, f"expected RGB, YBR or MONOCHROME pixels in DICOM, found {colours[:16]!r}")
+    _require(1 <= bits <= 16 and not signed, name, f"expected up to 16 unsigned bits in DICOM, found {bits}")
+    if frames > 1:
+        _log.warning("%s: DICOM of %d frames, only the first is read", name, frames)
+    try:
+        file.seek(0)
+        pixels = pixel_array(file, index=0)
+    except Exception as err:  # noqa: BLE001 - as above
+        raise _refusal(name, f"damaged or unsupported DICOM pixels ({type(err).__name__})") from None
+    _require(pixels.ndim == 2 or pixels.shape[2:] == (3,), name, f"expected one or three samples, found {pixels.shape}")
+    scaled = _to_8_bits(pixels, bits) if bits != 8 else pixels.astype(np.uint8)
+    return 255 - scaled if colours == "MONOCHROME1" else scaled
+
+
+def _require_size(name: str, width: int, height: int) -> None:
+    found = f"found {width} x {height}"
+    _require(min(width, height) >= MIN_SIDE, name, f"too small: expected at least {MIN_SIDE} pixels a side, {found}")
+    _require(width * height <= MAX_PIXELS, name, f"too large: expected at most {MAX_PIXELS} pixels, {found}")
+
+
+def _require(holds: bool, name: str, reason: str) -> None:
+    if not holds:
+        raise _refusal(name, reason)
+
+
+def _refusal(name: str, reason: str) -> PictureError:
+    return PictureError(f"{name}: {reason}", reason)
+
+
+def _reason(err: Exception) -> str:
+    text = str(err).split("\n", 1)[0][:120]
+    # How many bytes were left over depends on the decoder's buffers: a summary should count one reason once.
+    return text.split(" (", 1)[0] if text else type(err).__name__

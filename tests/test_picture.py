@@ -1,0 +1,372 @@
+"""The decoder against Pillow, numpy and files made by hand."""
+
+import io
+import os
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from retina.runtime.errors import MissingExtraError, PictureError
+from retina.runtime.picture import MAX_BYTES, decode, from_image
+
+
+def photograph(width: int = 96, height: int = 64) -> Image.Image:
+    noise = np.random.default_rng(7).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise).filter(ImageFilter.GaussianBlur(3))
+
+
+def encoded(image: Image.Image, format_: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+LOSSLESS = {
+    "png": ("PNG", {}),
+    "tiff": ("TIFF", {}),
+    "tiff-lzw": ("TIFF", {"compression": "tiff_lzw"}),
+    "bmp": ("BMP", {}),
+    "webp": ("WEBP", {"lossless": True}),
+    "jp2": ("JPEG2000", {}),
+    "j2k": ("JPEG2000", {"no_jp2": True}),
+}
+LOSSY = {"jpeg": ("JPEG", {}), "webp": ("WEBP", {"quality": 80}), "tiff-jpeg": ("TIFF", {"compression": "jpeg"})}
+
+
+@pytest.mark.parametrize("format_", LOSSLESS)
+def test_lossless_formats_come_back_exactly_from_bytes_and_from_a_path(tmp_path: Path, format_: str) -> None:
+    name, options = LOSSLESS[format_]
+    image = photograph()
+    path = tmp_path / "wrong ending.dat"
+    path.write_bytes(encoded(image, name, **options))
+    for source in (path, str(path), path.read_bytes()):
+        pixels = decode(source)
+        assert pixels.dtype == np.uint8
+        assert pixels.flags.c_contiguous
+        assert pixels.flags.writeable
+        np.testing.assert_array_equal(pixels, np.asarray(image))
+
+
+@pytest.mark.parametrize("format_", LOSSY)
+def test_lossy_formats_equal_pillow(format_: str) -> None:
+    data = encoded(photograph(), LOSSY[format_][0], **LOSSY[format_][1])
+    np.testing.assert_array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+@pytest.mark.parametrize("format_", [*LOSSLESS, *LOSSY])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+def test_a_file_cut_short_is_refused(tmp_path: Path, format_: str, share: float) -> None:
+    name, options = {**LOSSLESS, **LOSSY}[format_]
+    data = encoded(photograph(200, 150), name, **options)
+    path = tmp_path / "cut.img"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(PictureError, match=r"cut\.img: ") as caught:
+        decode(path)
+    assert "cut.img" not in caught.value.reason
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format_", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_exif_orientation_is_applied(format_: str, orientation: int) -> None:
+    """Expected by the definition in the EXIF standard: where row 0 and column 0 of the stored picture belong."""
+    upright = np.asarray(photograph(96, 64))
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}.get(format_, {})
+    pixels = decode(encoded(Image.fromarray(np.ascontiguousarray(stored)), format_, exif=exif, **options))
+    assert pixels.shape == upright.shape
+    assert np.abs(pixels.astype(int) - upright).max() <= (12 if format_ == "JPEG" else 0)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_beside_sound_pixels_is_read() -> None:
+    data = encoded(photograph(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xff")
+    assert decode(data).shape == (64, 96, 3)
+
+
+@pytest.mark.parametrize("format_", ["PNG", "TIFF", "JPEG2000"])
+def test_sixteen_bit_gray_is_rounded_to_eight(format_: str) -> None:
+    values = np.linspace(0, 65535, 64 * 64).round().astype(np.uint16).reshape(64, 64)
+    pixels = decode(encoded(Image.fromarray(values), format_))
+    expected = np.round(values.astype(float) * 255 / 65535)
+    for channel in range(3):
+        np.testing.assert_array_equal(pixels[..., channel], expected)
+
+
+def test_big_endian_and_twelve_bit_tiff() -> None:
+    values = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 4
+    big = _tiff(values.astype(">u2").tobytes(), bits=16, samples=1, order=">")
+    np.testing.assert_array_equal(decode(big)[..., 0], np.round(values * (255 / 65535)))
+    packed = np.zeros((32, 32 * 3 // 2), np.uint8)
+    packed[:, 0::3] = values[:, 0::2] >> 4
+    packed[:, 1::3] = (values[:, 0::2] & 15) << 4 | values[:, 1::2] >> 8
+    packed[:, 2::3] = values[:, 1::2] & 255
+    np.testing.assert_array_equal(
+        decode(_tiff(packed.tobytes(), bits=12, samples=1))[..., 0], np.round(values * (255 / 4095))
+    )
+
+
+def test_sixteen_bit_colour() -> None:
+    values = np.random.default_rng(1).integers(0, 65536, (40, 48, 3), dtype=np.uint16)
+    pixels = decode(_tiff(values.astype("<u2").tobytes(), bits=16, samples=3, width=48, height=40))
+    # Pillow keeps the high byte: at most one level from rounding.
+    np.testing.assert_allclose(pixels, values * (255 / 65535), atol=1.0)
+
+
+def _tiff(data: bytes, *, bits: int, samples: int, width: int = 32, height: int = 32, order: str = "<") -> bytes:
+    """A plain TIFF by hand: what Pillow cannot write."""
+    import struct
+
+    bits_at = 8 + 2 + 10 * 12 + 4
+    data_at = bits_at + 2 * samples
+    tags = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, samples, bits if samples == 1 else bits_at),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2 if samples == 3 else 1),
+        (273, 4, 1, data_at),
+        (277, 3, 1, samples),
+        (278, 4, 1, height),
+        (279, 4, 1, len(data)),
+        (284, 3, 1, 1),
+    ]
+    out = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags))
+    for tag, kind, count, value in tags:
+        packed = struct.pack(order + "HH", value, 0) if kind == 3 and count == 1 else struct.pack(order + "I", value)
+        out += struct.pack(order + "HHI", tag, kind, count) + packed
+    return out + struct.pack(order + "I", 0) + struct.pack(order + "H", bits) * samples + data
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
+def test_other_colour_modes_become_rgb(mode: str) -> None:
+    image = photograph().convert(mode)
+    format_ = {"CMYK": "TIFF", "YCbCr": "TIFF"}.get(mode, "PNG")
+    np.testing.assert_array_equal(decode(encoded(image, format_)), np.asarray(image.convert("RGB")))
+
+
+def test_cmyk_jpeg_keeps_its_colours() -> None:
+    solid = Image.new("RGB", (64, 64), (200, 40, 20))
+    pixels = decode(encoded(solid.convert("CMYK"), "JPEG", quality=95))
+    np.testing.assert_allclose(pixels, np.broadcast_to([200, 40, 20], (64, 64, 3)), atol=4)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_transparent_parts_become_black(mode: str) -> None:
+    alpha = np.zeros((64, 96), np.uint8)
+    alpha[:, 32:64], alpha[:, 64:] = 128, 255
+    image = photograph().convert("L" if mode == "LA" else "RGB")
+    image.putalpha(Image.fromarray(alpha))
+    data = encoded(image if mode != "PA" else image.quantize(64), "PNG")
+    opaque = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"), dtype=float)
+    expected = opaque[..., :3] * opaque[..., 3:] / 255
+    pixels = decode(data)
+    assert not pixels[:, :32].any()
+    np.testing.assert_allclose(pixels, expected, atol=1.0)
+
+
+@pytest.mark.parametrize("format_", ["TIFF", "PNG", "WEBP"])
+def test_the_first_frame_is_taken(format_: str) -> None:
+    first, second = photograph(), Image.new("RGB", (96, 64))
+    data = encoded(first, format_, save_all=True, append_images=[second], lossless=True)
+    np.testing.assert_array_equal(decode(data), np.asarray(first))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"hello, this is a text file that somebody called .jpg", "found a file that starts with 68 65 6c 6c"),
+        (b"GIF89a" + bytes(200), "expected JPEG, PNG, TIFF"),
+        (b"\xff\xd8\xff", "damaged JPEG file"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "damaged PNG file"),
+    ],
+)
+def test_what_is_not_a_picture_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(content)
+    with pytest.raises(PictureError, match=r"x\.jpg: .*" + reason):
+        decode(path)
+
+
+def test_missing_folder_pipe_and_nul_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name, reason in (("none.jpg", "no such file"), (".", "expected a file"), ("pipe.jpg", "expected a file")):
+        with pytest.raises(PictureError, match=reason):
+            decode(tmp_path / name)
+    with pytest.raises(PictureError, match="null"):
+        decode("a\0b.jpg")
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.webp"
+    with path.open("wb") as file:
+        file.write(b"RIFF\0\0\0\0WEBP")
+        file.truncate(MAX_BYTES + 1)  # sparse
+    with pytest.raises(PictureError, match=f"at most {MAX_BYTES} bytes"):
+        decode(path)
+
+
+@pytest.mark.parametrize("size", [(31, 100), (100, 31), (1, 1)])
+def test_too_small_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(PictureError, match=f"too small: .* found {size[0]} x {size[1]}"):
+        decode(encoded(Image.new("RGB", size), "PNG"))
+
+
+@pytest.mark.parametrize("format_", ["PNG", "BMP"])
+def test_too_many_pixels_are_refused_from_the_header(format_: str) -> None:
+    data = bytearray(encoded(Image.new("RGB", (40, 40)), format_))
+    if format_ == "PNG":
+        import zlib
+
+        data[16:24] = (20000).to_bytes(4, "big") + (5001).to_bytes(4, "big")
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    else:
+        data[18:26] = (20000).to_bytes(4, "little") + (5001).to_bytes(4, "little")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(PictureError, match=r"too large: .* found 20000 x 5001"):
+            decode(bytes(data))
+
+
+def test_just_below_the_limit_is_read_without_a_warning() -> None:
+    """Pillow itself would warn from 89 megapixels on."""
+    pixels = decode(encoded(Image.new("L", (10000, 9500), 9), "PNG"))
+    assert pixels.shape == (9500, 10000, 3)
+    assert pixels[-1, -1].tolist() == [9, 9, 9]
+
+
+def test_float_and_32_bit_samples_are_refused() -> None:
+    for mode in ("I", "F"):
+        with pytest.raises(PictureError, match="expected 8 or 16 unsigned bits"):
+            decode(encoded(Image.new(mode, (40, 40)), "TIFF"))
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "TIFF", "WEBP", "BMP", "JPEG2000"])
+@pytest.mark.parametrize(
+    ("at_least", "shape"), [(400, (600, 900)), (300, (300, 450)), (100, (100, 150)), (601, (600, 900))]
+)
+def test_at_least_scales_by_a_whole_factor_and_never_below(format_: str, at_least: int, shape: tuple[int, int]) -> None:
+    image = photograph(900, 600).filter(ImageFilter.GaussianBlur(12))
+    pixels = decode(encoded(image, format_), at_least=at_least)
+    if format_ == "JPEG" and at_least == 100:
+        shape = (150, 225)  # JPEG's own factors are 1, 2, 4 and 8
+    assert pixels.shape[:2] == shape
+    small = np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BOX), dtype=int)
+    assert np.abs(pixels - small).mean() < 2
+
+
+def test_at_least_never_gives_less_whatever_the_size() -> None:
+    rng = np.random.default_rng(3)
+    for width, height, at_least in rng.integers(33, 400, (60, 3)):
+        for format_ in ("JPEG", "BMP"):
+            pixels = decode(encoded(Image.new("RGB", (width, height)), format_), at_least=int(at_least))
+            assert min(pixels.shape[:2]) >= min(at_least, width, height)
+
+
+def test_an_orientation_survives_scaling() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(encoded(photograph(900, 600), "JPEG", exif=exif), at_least=300).shape == (450, 300, 3)
+
+
+def test_a_pillow_image_is_converted_by_the_same_rules() -> None:
+    image = photograph()
+    np.testing.assert_array_equal(from_image(image), np.asarray(image))
+    with pytest.raises(PictureError, match="too small"):
+        from_image(Image.new("RGB", (8, 8)))
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    files = [
+        encoded(photograph(200 + i, 150), format_) for i in range(4) for format_ in ("JPEG", "PNG", "WEBP", "TIFF")
+    ]
+    expected = [decode(data) for data in files]
+    failures: list[int] = []
+
+    def work() -> None:
+        for i, data in enumerate(files):
+            if not np.array_equal(decode(data), expected[i]):
+                failures.append(i)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def _dicom(pixels: NDArray[np.generic], photometric: str, bits: int, frames: int = 1, signed: int = 0) -> bytes:
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, OphthalmicPhotography8BitImageStorage
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = OphthalmicPhotography8BitImageStorage
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    data.PatientName = "Secret^Person"
+    data.Rows, data.Columns = pixels.shape[:2]
+    data.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
+    data.PlanarConfiguration = 0
+    data.PhotometricInterpretation = photometric
+    data.BitsAllocated = pixels.dtype.itemsize * 8
+    data.BitsStored, data.HighBit, data.PixelRepresentation = bits, bits - 1, signed
+    data.NumberOfFrames = frames
+    data.PixelData = pixels.tobytes() * frames
+    buffer = io.BytesIO()
+    data.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def test_dicom_colours_and_bits(caplog: pytest.LogCaptureFixture) -> None:
+    rgb = np.asarray(photograph())
+    np.testing.assert_array_equal(decode(_dicom(rgb, "RGB", 8)), rgb)
+    ybr = np.asarray(photograph().convert("YCbCr"))
+    np.testing.assert_allclose(decode(_dicom(ybr, "YBR_FULL", 8)), rgb, atol=3)
+    gray = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    np.testing.assert_array_equal(decode(_dicom(gray, "MONOCHROME2", 12))[..., 1], np.round(gray * (255 / 4095)))
+    np.testing.assert_array_equal(decode(_dicom(gray, "MONOCHROME1", 12))[..., 1], 255 - np.round(gray * (255 / 4095)))
+    assert not caplog.records
+    np.testing.assert_array_equal(decode(_dicom(rgb, "RGB", 8, frames=3)), rgb)
+    assert "3 frames, only the first is read" in caplog.text
+    assert "Secret" not in caplog.text
+
+
+def test_dicom_that_cannot_be_read_is_refused_without_naming_the_patient() -> None:
+    rgb = np.asarray(photograph())
+    whole = _dicom(rgb, "RGB", 8)
+    for data in (
+        whole[:-500],
+        whole[:140],
+        whole.replace(b"RGB ", b"XYZ "),
+        _dicom(rgb[:20], "RGB", 8),
+        _dicom(np.zeros((64, 64), np.int16), "MONOCHROME2", 16, signed=1),
+    ):
+        with pytest.raises(PictureError) as caught:
+            decode(data)
+        assert "Secret" not in str(caught.value)
+
+
+def test_dicom_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    data = _dicom(np.asarray(photograph()), "RGB", 8)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'retina-edge\[dicom\]'"):
+        decode(data)
