@@ -92,10 +92,8 @@ def decode(source: str | Path | bytes, *, at_least: int | None = None) -> NDArra
 
 
 def from_image(image: Image.Image, name: str = "picture", *, at_least: int | None = None) -> NDArray[np.uint8]:
-    """Convert a Pillow image by the rules of ``decode``; same arguments, result and errors."""
+    """Convert a Pillow image by the rules of ``decode``; same result and errors. It is loaded, else unchanged."""
     _require_size(name, *image.size)
-    if at_least is not None:
-        image.draft(image.mode, (at_least, at_least))
     try:
         image.load()
         rgb = _to_rgb(image, name)
@@ -126,6 +124,9 @@ def _decode_file(file: BinaryIO, name: str, at_least: int | None) -> NDArray[np.
                 image = opener(file, name)
             except Exception as err:  # noqa: BLE001 - as above
                 raise _refusal(name, f"damaged {label} file: {_reason(err)}") from None
+            _require_size(name, *image.size)
+            if at_least is not None:
+                image.draft(image.mode, (at_least, at_least))
             return from_image(image, name, at_least=at_least)
     formats = ", ".join(label for label, _, _ in _OPENERS)
     raise _refusal(name, f"expected {formats} or DICOM, found a file that starts with {head[:8].hex(' ')}")

@@ -1,0 +1,310 @@
+"""Open a model file, hold it to its contract, and predict."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .contract import (
+    DR_CAM,
+    DR_PROBS,
+    INPUT_NAME,
+    ME_CAM,
+    ME_PROBS,
+    METADATA_KEY,
+    MIN_SIDE,
+    Contract,
+    decide,
+)
+from .errors import MissingExtraError, ModelFileError, PictureError, UsageError
+from .workers import ordered_map, usable_cores
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, SessionOptions
+    from PIL.Image import Image
+
+MODEL_NAME = "retina_multitask.onnx"
+RELEASED = Path(__file__).with_name("released.onnx")
+"""The model that ships with the package."""
+
+DECODE_MARGIN = 1.2
+"""Sides of a scaled-down decode, as a multiple of the square that the graph resizes to: docs/scoring.md measures it."""
+
+_PROVIDER_PACKAGES = {
+    "cuda": "onnxruntime-gpu",
+    "tensorrt": "onnxruntime-gpu",
+    "openvino": "onnxruntime-openvino",
+    "dml": "onnxruntime-directml",
+    "coreml": "onnxruntime on macOS",
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one photograph."""
+
+    grade: int
+    """DR grade on the original scale."""
+    dr_probs: Mapping[int, float]
+    """Probability of each DR grade, in [0, 1], summing to 1."""
+    me_risk: int
+    """0 or 1."""
+    me_prob: float
+    """Probability of macular edema risk, in [0, 1]."""
+    referable: bool
+    """Whether DR is referable, by the rule in the contract (default: grade 2 or worse at even odds)."""
+    referable_prob: float
+    """Summed probability of the referable grades, in [0, 1]."""
+    maps: Mapping[str, NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
+    """``dr`` and ``me``: Grad-CAM (h, w) float32 of the predicted class over the framed square, not scaled; None where
+    the file has none or they were not asked for."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One photograph of a sequence: a prediction, or the reason why there is none."""
+
+    source: str | Path
+    prediction: Prediction | None
+    error: str | None
+    """Without the file's name."""
+
+
+class RetinaModel:
+    """An open model file. Thread-safe: one instance serves any number of threads at once, and is meant to be shared.
+
+    Attributes:
+        path: the file.
+        sha256: of its bytes, in hexadecimal.
+        contract: what it promises.
+    """
+
+    def __init__(
+        self, path: str | Path | None = None, *, threads: int = 1, provider: str = "cpu", exact: bool = False
+    ) -> None:
+        """Open a model file.
+
+        Args:
+            path: an ONNX file made by retina-export; None looks in the places of ``find_model``.
+            threads: threads within one prediction. Keep 1 where several photographs are scored at once.
+            provider: onnxruntime execution provider: ``cpu``, ``cuda``, ``openvino``, ``coreml``, ...
+            exact: decode every picture whole, where otherwise one much larger than the network's input is decoded at
+                a fraction of its size.
+
+        Raises:
+            ModelFileError: no such file, or one that does not keep the contract.
+            UsageError: the provider is not installed.
+        """
+        self.path = find_model(path)
+        content = _read(self.path)
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        _check_digest(self.path, self.sha256)
+        _check_single_file(self.path, content)
+        self._session = _open(self.path, content, threads, provider)
+        self.contract = _contract(self.path, self._session)
+        _check_graph(self.path, self._session, self.contract)
+        self._at_least = None if exact else round(DECODE_MARGIN * self.contract.preprocessing.intermediate_size)
+
+    def predict(self, source: str | Path | bytes | NDArray[np.uint8] | Image, *, maps: bool = True) -> Prediction:
+        """Predict for one photograph.
+
+        Args:
+            source: a path, the bytes of a file, decoded pixels (H, W, 3) uint8 RGB, or a Pillow image.
+            maps: whether to return the Grad-CAM maps, where the file has them.
+
+        Raises:
+            PictureError: not a photograph that can be read, or too large for the memory at hand.
+            MissingExtraError: a DICOM file without pydicom installed.
+            ModelFileError: the file answers with something that is no probability.
+        """
+        return self.predict_pixels(self.decode(source), maps=maps)
+
+    def decode(self, source: str | Path | bytes | NDArray[np.uint8] | Image) -> NDArray[np.uint8]:
+        """The pixels (H, W, 3) uint8 RGB that ``predict`` hands to the graph; errors as there."""
+        if isinstance(source, np.ndarray):
+            return _checked_pixels(source)
+        from .picture import decode, from_image
+
+        if isinstance(source, (str, Path, bytes)):
+            return decode(source, at_least=self._at_least)
+        return from_image(source, at_least=self._at_least)
+
+    def predict_pixels(self, pixels: NDArray[np.uint8], *, maps: bool = False) -> Prediction:
+        """Predict for decoded pixels (H, W, 3) uint8 RGB, H and W at least 32."""
+        with_maps = maps and self.contract.explain
+        names = [DR_PROBS, ME_PROBS, *([DR_CAM, ME_CAM] if with_maps else [])]
+        try:
+            outputs = self._session.run(names, {INPUT_NAME: pixels[None]})
+        except Exception as err:  # noqa: BLE001 - onnxruntime's exceptions share no other root
+            reason = f"the model could not take this picture of {pixels.shape}: {_first_line(err)}"
+            raise PictureError(f"{self.path}: {reason}", reason) from None
+        dr, me = outputs[0][0], outputs[1][0]
+        if not (np.isfinite(dr).all() and np.isfinite(me).all()):
+            raise ModelFileError(f"{self.path}: expected probabilities, found {dr} and {me}")
+        decision = decide(self.contract, dr, me)
+        return Prediction(
+            grade=decision.dr_grade,
+            dr_probs={grade: float(p) for grade, p in zip(self.contract.dr_grades, dr, strict=True)},
+            me_risk=decision.me_risk,
+            me_prob=float(me[1]),
+            referable=decision.referable,
+            referable_prob=decision.referable_prob,
+            maps={"dr": outputs[2][0], "me": outputs[3][0]} if with_maps else None,
+        )
+
+    def score(self, paths: Iterable[str | Path], *, workers: int | None = None, maps: bool = False) -> Iterator[Scored]:
+        """Score many files, in the order given, as quickly as the usable cores allow.
+
+        ``paths`` is read only a little ahead and results are dropped once yielded, so memory does not depend on how
+        many there are. A file that cannot be read becomes a ``Scored`` with an error, and never stops the rest.
+        """
+
+        def one(path: str | Path) -> Scored:
+            try:
+                return Scored(path, self.predict(path, maps=maps), None)
+            except PictureError as err:
+                return Scored(path, None, err.reason)
+            except MissingExtraError as err:
+                return Scored(path, None, str(err).split("\n", 1)[0])
+
+        return ordered_map(one, paths, workers or usable_cores())
+
+
+def find_model(path: str | Path | None = None, artifacts: str | Path | None = None) -> Path:
+    """The model file to use: ``path``, else the last export in ``artifacts``, else the one shipped in the package.
+
+    ``artifacts`` defaults to the environment variable RETINA_ARTIFACTS, else to ``artifacts`` in the working folder.
+
+    Raises:
+        ModelFileError: there is none.
+    """
+    if path is not None:
+        return Path(path)
+    exported = Path(artifacts or os.environ.get("RETINA_ARTIFACTS") or "artifacts") / MODEL_NAME
+    for candidate in (exported, RELEASED):
+        if candidate.is_file():
+            return candidate
+    raise ModelFileError(
+        f"{exported}: expected a model file, found none, and none ships with this installation. Make one with "
+        "retina-train DATA and retina-export, or name one (retina-score --model FILE)."
+    )
+
+
+def session_options(threads: int = 1) -> SessionOptions:
+    """How onnxruntime is set up wherever this project runs a model file, export's parity check included.
+
+    ``threads`` share the work of one prediction. Waiting threads sleep, since spinning ones would take the cores from
+    the photographs being decoded beside them.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Memory plans are kept per input shape, and every photograph may have another: memory would grow with the folder.
+    options.enable_mem_pattern = False
+    options.log_severity_level = 4  # what matters comes as an exception
+    return options
+
+
+def _read(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as err:
+        raise ModelFileError(f"{path}: expected a model file, found: {err.strerror}") from None
+    if not content:
+        raise ModelFileError(f"{path}: expected a model file, found an empty one. Export it again.")
+    return content
+
+
+def _check_digest(path: Path, found: str) -> None:
+    beside = path.with_name(path.name + ".sha256")
+    if not beside.is_file():
+        return
+    words = beside.read_text(encoding="utf-8", errors="replace").split()
+    expected = words[0].lower() if words else "nothing"
+    if expected != found:
+        raise ModelFileError(
+            f"{path}: expected sha256 {expected} (from {beside.name}), found {found}. The file was changed or cut "
+            "short since it was exported: copy it again, or export it again."
+        )
+
+
+def _check_single_file(path: Path, content: bytes) -> None:
+    # An external tensor names its file under the key "location": the protobuf bytes of that key, which cannot be met
+    # in text, nor but by a chance of 2^-80 in weights. onnxruntime would look for that file in the working folder.
+    if b"\x0a\x08location\x12" in content:
+        raise ModelFileError(f"{path}: expected a single file, found weights kept in another one. Export it again.")
+
+
+def _open(path: Path, content: bytes, threads: int, provider: str) -> InferenceSession:
+    import onnxruntime as ort
+
+    available = {name.removesuffix("ExecutionProvider").lower(): name for name in ort.get_available_providers()}
+    key = provider.lower().removesuffix("executionprovider")
+    if key not in available:
+        package = _PROVIDER_PACKAGES.get(key)
+        hint = f" Install it with:  pip install {package}" if package else ""
+        raise UsageError(f"--provider {provider}: expected one of {', '.join(sorted(available))}.{hint}")
+    try:
+        session = ort.InferenceSession(content, session_options(threads), providers=[available[key]])
+    except Exception as err:  # noqa: BLE001 - onnxruntime's exceptions share no other root
+        raise ModelFileError(f"{path}: expected an ONNX model, found: {_first_line(err)}") from None
+    if session.get_providers()[0] != available[key]:
+        raise UsageError(f"--provider {provider}: installed, but it could not be started on this machine")
+    return session
+
+
+def _contract(path: Path, session: InferenceSession) -> Contract:
+    metadata = session.get_modelmeta().custom_metadata_map
+    if METADATA_KEY not in metadata:
+        raise ModelFileError(
+            f"{path}: expected a contract under the metadata key {METADATA_KEY}, found {sorted(metadata) or 'none'}. "
+            "Only files made by retina-export can be used."
+        )
+    return Contract.from_json(metadata[METADATA_KEY], source=str(path))
+
+
+def _check_graph(path: Path, session: InferenceSession, contract: Contract) -> None:
+    """Names, then types, then shapes: a number where the contract has one, and no fixed size of the input."""
+
+    def expect(what: str, expected: list[Any], found: list[Any]) -> None:
+        if expected != found:
+            raise ModelFileError(f"{path}: {what}: expected {expected}, found {found}. Export the model again.")
+
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    expect("inputs", [INPUT_NAME], [node.name for node in inputs])
+    expect("outputs", contract.output_names, [node.name for node in outputs])
+    expect("input type", ["tensor(uint8)"], [node.type for node in inputs])
+    expect("output types", ["tensor(float)"] * len(outputs), [node.type for node in outputs])
+    shapes = [["N", "H", "W", 3], *(output["shape"] for output in contract.outputs)]
+    for node, expected in zip([*inputs, *outputs], shapes, strict=True):
+        expect(f"axes of {node.name}", [len(expected)], [len(node.shape)])
+        numbers = [(wanted, axis) for wanted, axis in zip(expected, node.shape, strict=True) if isinstance(axis, int)]
+        free = node in inputs
+        if any(wanted != axis for wanted, axis in numbers if free or isinstance(wanted, int)):
+            expect(f"shape of {node.name}", expected, list(node.shape))
+
+
+def _checked_pixels(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    fits = pixels.ndim == 3 and pixels.shape[2] == 3 and min(pixels.shape[:2]) >= MIN_SIDE
+    if not fits or pixels.dtype != np.uint8:
+        raise PictureError(
+            f"array: expected (H, W, 3) uint8 RGB of at least {MIN_SIDE} pixels a side, found {pixels.shape} "
+            f"{pixels.dtype}"
+        )
+    return np.ascontiguousarray(pixels)
+
+
+def _first_line(err: Exception) -> str:
+    return str(err).strip().split("\n", 1)[0][:300]

@@ -1,0 +1,81 @@
+"""How many cores this process may use, and work spread over them with the results in order."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+AHEAD = 64
+"""Results kept per worker while an earlier, slower one is awaited."""
+
+
+def usable_cores(process: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: its affinity, cut by a control group's quota (rounded up); at least 1.
+
+    The host's core count is what a container must not believe: more threads than quota are put to sleep together.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, math.ceil(_quota(process, cgroups))))
+
+
+def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Yield ``work(item)`` in the order of ``items``, computed by ``workers`` threads.
+
+    At most ``AHEAD`` results per worker are held, so neither items nor results pile up. Closing the iterator, or an
+    error in ``work``, drops what has not begun and waits for what has.
+    """
+    source = iter(items)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="score")
+    waiting: deque[Future[Result]] = deque(pool.submit(work, item) for item in islice(source, AHEAD * workers))
+    try:
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(work, item) for item in islice(source, 1))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _quota(process: Path, cgroups: Path) -> float:
+    """Cores allowed by the tightest group above this process, version 1 or 2; infinite where nothing limits it."""
+    quota = math.inf
+    for line in _text(process / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for root in [cgroups] if not controllers else [cgroups / controllers, cgroups / "cpu"]:
+            # In a container the path may be the host's, and the group itself stands at the root: so all above, too.
+            group = root / path.lstrip("/")
+            for folder in [group, *group.parents]:
+                quota = min(quota, _limit(folder))
+                if folder == root:
+                    break
+    return quota
+
+
+def _limit(group: Path) -> float:
+    words = _text(group / "cpu.max").split() or [
+        _text(group / "cpu.cfs_quota_us").strip(),
+        _text(group / "cpu.cfs_period_us").strip(),
+    ]
+    try:
+        allowed, period = (float(word) for word in words)
+    except ValueError:  # "max", or no such file
+        return math.inf
+    return allowed / period if allowed > 0 and period > 0 else math.inf
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
