@@ -1,1 +1,22 @@
+"""Where a model's answer comes from: Grad-CAM maps, overlays, and a measured answer to "does it look at the lesions?".
 
+>>> from retina.gradcam import GradCAM
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cam import GradCAM, find_layer, head_logit
+
+__all__ = ["GradCAM", "find_layer", "head_logit"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: ``retina-gradcam --help`` and ``--model FILE.onnx`` work where torch was never installed."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import cam
+
+    return getattr(cam, name)

@@ -1,0 +1,101 @@
+"""retina-gradcam: options, exit codes and printing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..runtime.errors import RetinaError, UsageError, require_extra
+from ..runtime.overlay import HEADS
+
+if TYPE_CHECKING:
+    from .explainer import Explainer
+
+CHECKPOINT = "retina_multitask_best.pth"
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.argument("inputs", metavar="IMAGE|FOLDER...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--head", type=click.Choice([*HEADS, "both"]), default="both", help="Which answer to explain.")
+@click.option(
+    "--target", type=int, metavar="GRADE", help="DR grade to explain; with --head me: 0 or 1.  [default: the answer]"
+)
+@click.option(
+    "--layer", "layers", multiple=True, default=["layer4"], help="Layer to look at; repeat to average several."
+)
+@click.option(
+    "--method",
+    type=click.Choice(["gradcam", "gradcam++", "hirescam"]),
+    default="gradcam",
+    help="How to weigh the layer.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the overlays.  [default: ARTIFACTS/gradcam]")
+@click.option(
+    "--scale", type=click.Choice(["image", "shared"]), default="image",
+    help="Colour scale: each map's own maximum, or one scale for all photographs of this run.",
+)  # fmt: skip
+@click.option("--npy", is_flag=True, help="Write the raw maps as well, (h, w) float32 in logits.")
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help=f"Trained model.  [default: ARTIFACTS/{CHECKPOINT}]"
+)
+@click.option(
+    "--model", type=click.Path(path_type=Path),
+    help="Instead of a checkpoint: an ONNX file from `retina-export --explain`; needs no torch.",
+)  # fmt: skip
+@click.option(
+    "--artifacts", type=click.Path(path_type=Path), default="artifacts", envvar="RETINA_ARTIFACTS", show_envvar=True,
+    help="Folder of what the commands write and find.",
+)  # fmt: skip
+def main(inputs: tuple[Path, ...], head: str, artifacts: Path, out: Path | None, **options: Any) -> None:
+    """Show where the answers come from: Grad-CAM overlays of photographs.
+
+    For each photograph and head OUT gets an overlay at the photograph's own size, a panel with the answers in words,
+    and a row in gradcam.csv; index.html shows all panels.
+
+    \b
+      retina-gradcam photographs/                    both heads, the model's own answers
+      retina-gradcam eye.jpg --head dr --target 4    what speaks for grade 4 in this eye
+      retina-gradcam eye.jpg --model explain.onnx    without torch
+    """
+    try:
+        failed = _explain(inputs, head, out or artifacts / "gradcam", artifacts, **options)
+    except RetinaError as err:
+        click.echo(f"retina-gradcam: {err}", err=True)
+        sys.exit(2)
+    sys.exit(1 if failed else 0)
+
+
+def _explain(
+    inputs: tuple[Path, ...], head: str, out: Path, artifacts: Path, *, scale: Any, npy: bool, **source: Any
+) -> int:
+    from .gallery import Gallery, list_photographs
+
+    if not inputs:
+        raise UsageError("expected photographs or folders to explain, found none. See retina-gradcam --help.")
+    photographs = list_photographs(inputs)
+    explainer = _open(head, artifacts, **source)
+    gallery = Gallery(out, scale, npy)
+    with click.progressbar(length=2 * len(photographs), label="Grad-CAM", file=sys.stderr) as bar:
+        done = gallery.make(explainer, photographs, lambda: bar.update(1))
+    failed = [photograph for photograph in done if photograph.answer is None]
+    for photograph in failed:
+        click.echo(f"{photograph.name}: {photograph.error}", err=True)
+    click.echo(f"{len(done) - len(failed)} photographs explained, {len(failed)} failed: {out / 'index.html'}")
+    return len(failed)
+
+
+def _open(
+    head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | None, layers: tuple[str, ...], **how: Any
+) -> Explainer:
+    from .explainer import CheckpointExplainer
+
+    heads = HEADS if head == "both" else (head,)
+    require_extra("gradcam", "torch", "torchvision")
+    return CheckpointExplainer(checkpoint or artifacts / CHECKPOINT, heads, layers=layers, **how)
+
+
+if __name__ == "__main__":
+    main()

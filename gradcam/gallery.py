@@ -1,0 +1,195 @@
+"""A folder of overlays: for each photograph and head one at its own resolution, a panel, a row; for all an index."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from ..runtime.errors import OutputError, PictureError, UsageError
+from ..runtime.field import Field
+from ..runtime.folder import find_pictures
+from ..runtime.overlay import Head, draw, peak_at
+from ..runtime.panel import draw_panel
+from ..runtime.picture import decode
+from ..runtime.png import write_png
+from .explainer import Answer, Explainer, Pixels
+from .index import write_index, write_rows
+
+BATCH = 8
+"""Photographs to a forward pass; more is no faster on a CPU."""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A file to explain, and what came of it: a row of ``gradcam.csv``."""
+
+    path: Path
+    name: str
+    """Relative to the folder given, with ``/``."""
+    stem: str
+    """What the names of its overlays begin with, relative to the output folder."""
+    answer: Answer | None = None
+    peaks: Mapping[Head, tuple[int, int] | None] = field(default_factory=dict)
+    """x and y in pixels of the photograph where each map is largest; None for a blank map."""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Where overlays go, and how they are drawn."""
+
+    folder: Path
+    scale: Literal["image", "shared"] = "image"
+    npy: bool = False
+    workers: int = 2
+    """Threads that decode, draw and pack."""
+
+    def make(
+        self,
+        explainer: Explainer,
+        photographs: Sequence[Photograph],
+        on_step: Callable[[], object] = lambda: None,
+    ) -> list[Photograph]:
+        """Explain and draw all photographs, in order; a file that cannot be read keeps its row, with the reason.
+
+        Args:
+            explainer: the model.
+            photographs: as ``list_photographs`` gives them.
+            on_step: called twice for each photograph, when it is explained and when it is drawn.
+
+        Raises:
+            OutputError: the folder cannot be written or the disk is full.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(self.workers) as pool:
+                answered: Iterable[Photograph] = self._answered(explainer, photographs, pool, on_step)
+                tops = None
+                if self.scale == "shared":
+                    answered = list(answered)
+                    tops = _tops(answered)
+                drawn = list(self._drawn(explainer, answered, tops, pool, on_step))
+            write_rows(self.folder / "gradcam.csv", drawn)
+            write_index(self.folder / "index.html", drawn)
+        except OSError as err:
+            raise OutputError(f"{err.filename or self.folder}: cannot be written: {err.strerror or err}") from None
+        return drawn
+
+    def _answered(
+        self,
+        explainer: Explainer,
+        photographs: Sequence[Photograph],
+        pool: ThreadPoolExecutor,
+        on_step: Callable[[], object],
+    ) -> Iterator[Photograph]:
+        """Forward passes in batches, while the pool decodes the next batch."""
+        at_least = explainer.contract.preprocessing.intermediate_size
+
+        def start(batch: Sequence[Photograph]) -> list[Future[Pixels | PictureError]]:
+            return [pool.submit(_decoded, photograph.path, at_least) for photograph in batch]
+
+        batches = [photographs[i : i + BATCH] for i in range(0, len(photographs), BATCH)]
+        waiting = start(batches[0]) if batches else []
+        for i, batch in enumerate(batches):
+            decoded = [future.result() for future in waiting]
+            waiting = start(batches[i + 1]) if i + 1 < len(batches) else []
+            readable = [pixels for pixels in decoded if not isinstance(pixels, PictureError)]
+            answers = iter(explainer.explain(readable) if readable else [])
+            for photograph, pixels in zip(batch, decoded, strict=True):
+                on_step()
+                if isinstance(pixels, PictureError):
+                    yield replace(photograph, error=str(pixels))
+                else:
+                    yield replace(photograph, answer=next(answers))
+
+    def _drawn(
+        self,
+        explainer: Explainer,
+        photographs: Iterable[Photograph],
+        tops: Mapping[Head, float] | None,
+        pool: ThreadPoolExecutor,
+        on_step: Callable[[], object],
+    ) -> Iterator[Photograph]:
+        """Draw in the pool, in order, never more than a batch ahead of what is finished."""
+        pending: deque[Future[Photograph]] = deque()
+        for photograph in photographs:
+            pending.append(pool.submit(self._draw, explainer, photograph, tops))
+            if len(pending) > BATCH:
+                on_step()
+                yield pending.popleft().result()
+        while pending:
+            on_step()
+            yield pending.popleft().result()
+
+    def _draw(self, explainer: Explainer, photograph: Photograph, tops: Mapping[Head, float] | None) -> Photograph:
+        answer = photograph.answer
+        if answer is None:
+            return photograph
+        try:
+            pixels = decode(photograph.path)
+        except PictureError as err:  # gone or replaced since it was explained
+            return replace(photograph, answer=None, error=str(err))
+        lit = Field.find(pixels, explainer.contract.preprocessing)
+        picture = Image.fromarray(pixels)
+        base = self.folder / photograph.stem
+        base.parent.mkdir(parents=True, exist_ok=True)
+        for head, head_map in answer.maps.items():
+            overlay = draw(picture, head_map, lit, tops[head] if tops else None)
+            write_png(base.with_name(f"{base.name}_{head}.png"), np.asarray(overlay))
+            if self.npy:
+                np.save(base.with_name(f"{base.name}_{head}.npy"), head_map.values)
+        panel = draw_panel(picture, photograph.name, answer.decision, answer.maps, lit, tops)
+        panel.save(base.with_name(f"{base.name}_panel.jpg"), quality=90)
+        return replace(photograph, peaks={h: peak_at(m, lit, picture.size) for h, m in answer.maps.items()})
+
+
+def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:
+    """Files as they are given, folders with everything below them.
+
+    Raises:
+        UsageError: nothing there, or two inputs whose overlays would have the same name.
+    """
+    found: list[tuple[Path, str]] = []
+    for given in inputs:
+        if given.is_dir():
+            listing = find_pictures(given)
+            if not listing.names:
+                raise UsageError(f"{given}: expected photographs in the folder, found none. Give another folder.")
+            found += [(given / name, name) for name in listing.names]
+        elif given.is_file():
+            found.append((given, given.name))
+        else:
+            raise UsageError(f"{given}: expected a photograph or a folder of photographs, found nothing there")
+    names = Counter(name for _, name in found)
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        paths = " and ".join(str(path) for path, name in found if name == twice)
+        raise UsageError(f"{paths}: their overlays would have the same name. Give the folder that holds both.")
+    stems = Counter(str(Path(name).with_suffix("")) for name in names)
+    return [
+        Photograph(path, name, stem if stems[stem := str(Path(name).with_suffix(""))] == 1 else name)
+        for path, name in found
+    ]
+
+
+def _decoded(path: Path, at_least: int) -> Pixels | PictureError:
+    try:
+        return decode(path, at_least=at_least)
+    except PictureError as err:
+        return err
+
+
+def _tops(photographs: Iterable[Photograph]) -> dict[Head, float]:
+    """The largest value of each head's maps over all photographs, in logits."""
+    tops: dict[Head, float] = {}
+    for photograph in photographs:
+        for head, head_map in (photograph.answer.maps if photograph.answer else {}).items():
+            tops[head] = max(tops.get(head, 0.0), head_map.peak)
+    return tops

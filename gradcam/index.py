@@ -1,0 +1,88 @@
+"""What a gallery says about itself: ``gradcam.csv`` for programs, ``index.html`` for people."""
+
+from __future__ import annotations
+
+import csv
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from ..runtime.overlay import HEADS
+from ..runtime.panel import NOTE, in_words
+
+if TYPE_CHECKING:
+    from .gallery import Photograph
+
+_OF_HEAD = ("target", "prob", "peak", "total", "blank", "peak_x", "peak_y", "overlay")
+COLUMNS = (
+    "Image name", "dr_grade", "me_risk", *(f"{head}_{name}" for head in HEADS for name in _OF_HEAD), "status", "error"
+)  # fmt: skip
+"""dr_target and me_target: what the map explains, with its probability; peak: the map's largest value, total: the sum of
+its cells, both in logits; peak_x and peak_y: where it is largest, in pixels of the photograph."""
+
+
+def write_rows(path: Path, photographs: Sequence[Photograph]) -> None:
+    """A line for each photograph, under COLUMNS; what was not asked for, or is blank, stays empty. UTF-8."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows(_row(photograph) for photograph in photographs)
+
+
+def _row(photograph: Photograph) -> dict[str, object]:
+    row: dict[str, object] = {"Image name": photograph.name, "status": "error", "error": photograph.error}
+    if photograph.answer is None:
+        return row
+    decision = photograph.answer.decision
+    row |= {"dr_grade": decision.dr_grade, "me_risk": decision.me_risk, "status": "ok"}
+    for head, head_map in photograph.answer.maps.items():
+        x, y = photograph.peaks[head] or ("", "")
+        of_head = (
+            head_map.target, f"{head_map.probability:.6f}", f"{head_map.peak:.6g}", f"{head_map.values.sum():.6g}",
+            int(head_map.is_blank), x, y, f"{photograph.stem}_{head}.png",
+        )  # fmt: skip
+        row |= {f"{head}_{name}": value for name, value in zip(_OF_HEAD, of_head, strict=True)}
+    return row
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #181c22; background: #f4f5f7; margin: 0 auto; max-width: 1220px; padding: 24px }
+article { background: #fff; border: 1px solid #d8dce2; border-radius: 8px; margin: 20px 0; padding: 12px 16px }
+h1 { font-size: 24px } h2 { font-size: 17px; margin: 4px 0 } img { width: 100%; height: auto }
+p { margin: 4px 0 } .error { color: #8a1c1c } .note { color: #5c6670 } a { color: #1c4ebe }
+"""
+
+
+def write_index(path: Path, photographs: Sequence[Photograph]) -> None:
+    """One page with every panel, which opens in any browser without a network."""
+    failed = sum(photograph.answer is None for photograph in photographs)
+    body = "\n".join(_article(photograph) for photograph in photographs)
+    page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Grad-CAM of {len(photographs)} photographs</title><style>{_STYLE}</style></head><body>
+<h1>Where the model's answers come from</h1>
+<p>{len(photographs)} photographs, {failed} of them not read. Numbers: <a href="gradcam.csv">gradcam.csv</a>.</p>
+<p class="note">{html.escape(NOTE)}</p>
+{body}
+</body></html>
+"""
+    path.write_text(page, encoding="utf-8", errors="replace")
+
+
+def _article(photograph: Photograph) -> str:
+    title = f"<h2>{html.escape(photograph.name)}</h2>"
+    if photograph.answer is None:
+        return f'<article>{title}<p class="error">Not read: {html.escape(photograph.error)}</p></article>'
+    links = " · ".join(
+        f'<a href="{_link(f"{photograph.stem}_{head}.png")}">{in_words(head, head_map.target)},'
+        f" {head_map.probability:.0%}: full size</a>"
+        for head, head_map in photograph.answer.maps.items()
+    )
+    panel = f'<img loading="lazy" alt="photograph and maps" src="{_link(f"{photograph.stem}_panel.jpg")}">'
+    return f"<article>{panel}<p>{links}</p></article>"
+
+
+def _link(name: str) -> str:
+    return quote(name, errors="surrogateescape")

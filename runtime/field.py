@@ -1,0 +1,87 @@
+"""Where the network's square lies on a photograph, and where the photograph is lit: for drawing maps on it.
+
+Nothing here decides a prediction: the framing that the network sees is train/framing.py, and travels inside the model
+file. A map lives in that framed square, so drawing it needs the way back to the photograph. ``Field.find`` is the numpy
+twin of framing's ``lit_box``; tests/test_overlay.py holds the two together on real and drawn photographs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .contract import Preprocessing
+
+LIT_FROM, LIT_TO = 15.0, 25.0
+LIT_SHARE = 0.02
+"""As in train/framing.py, which says why."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """Where a photograph is lit, and the rectangle of it that the network sees.
+
+    Edges are in shares of the photograph's width and height, so that they hold at every resolution; they may lie
+    outside [0, 1], where the network sees black beyond the photograph.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    lit: NDArray[np.float32]
+    """(h, w) in [0, 1] on a reduced photograph: the lit field, its dark vessels and haemorrhages included."""
+
+    @classmethod
+    def find(cls, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> Field:
+        """Find it on (H, W, 3) uint8 RGB pixels.
+
+        The edges are right to about a pixel of the intermediate square that the framing looks at, because Pillow
+        rounds to grey levels.
+        """
+        height, width = pixels.shape[:2]
+        side = preprocessing.intermediate_size
+        reduced = Image.fromarray(pixels).reduce(max(1, min(height, width) // side))
+        lit = _between_lit(_lit_share(np.asarray(reduced)))
+        if preprocessing.framing == "squash":
+            return cls(0.0, 0.0, 1.0, 1.0, lit)
+        squashed = np.asarray(reduced.resize((side, side), Image.Resampling.BILINEAR))
+        left, right, top, bottom = _lit_box(_lit_share(squashed))
+        square = max((right - left) * width, (bottom - top) * height)
+        x, y = (left + right) / 2, (top + bottom) / 2
+        half_x, half_y = square / width / 2, square / height / 2
+        return cls(x - half_x, y - half_y, x + half_x, y + half_y, lit)
+
+
+def _lit_share(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(H, W) in [0, 1]: how lit each pixel is, by its brightest channel."""
+    brightest = pixels.max(axis=2).astype(np.float32)
+    return np.clip((brightest - LIT_FROM) / (LIT_TO - LIT_FROM), 0.0, 1.0)
+
+
+def _between_lit(lit: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Fill what lies between lit pixels both in its row and in its column."""
+    rows, columns = (
+        np.minimum(np.maximum.accumulate(lit, axis), np.flip(np.maximum.accumulate(np.flip(lit, axis), axis), axis))
+        for axis in (1, 0)
+    )
+    return np.minimum(rows, columns)
+
+
+def _lit_box(lit: NDArray[np.float32]) -> tuple[float, float, float, float]:
+    """Left, right, top and bottom edge in shares of the width or height; everything where nothing is lit."""
+    columns, rows = lit.mean(axis=0), lit.mean(axis=1)
+    if columns.max() < LIT_SHARE or rows.max() < LIT_SHARE:
+        return 0.0, 1.0, 0.0, 1.0
+    return _first_lit(columns), 1.0 - _first_lit(columns[::-1]), _first_lit(rows), 1.0 - _first_lit(rows[::-1])
+
+
+def _first_lit(profile: NDArray[np.float32]) -> float:
+    """Where (M,) lit shares first reach LIT_SHARE, in [0, 1], interpolated between neighbours."""
+    first = int(np.argmax(profile >= LIT_SHARE))
+    before, here = float(profile[first - 1]) if first else 0.0, float(profile[first])
+    back = (here - LIT_SHARE) / max(here - before, 1e-6)
+    return float(np.clip((first + 0.5 - back) / len(profile), 0.0, 1.0))

@@ -1,0 +1,141 @@
+"""Draw a Grad-CAM map on its photograph: colours that everybody can tell apart, the retina still readable beneath.
+
+The colours run from transparent over blue to near-white, along the axis that the common colour blindnesses keep
+(blue against the retina's orange) and with lightness that only rises, so that print in grey keeps the order. White lines
+surround what reaches half of the scale. Nothing is drawn outside the lit field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .field import Field
+
+Head = Literal["dr", "me"]
+HEADS: tuple[Head, Head] = ("dr", "me")
+
+BLANK_BELOW = 0.01
+"""Logits: a map whose cells add up to less moves a probability by less than 0.25 percentage points; it is drawn blank,
+since stretching it to the whole colour scale would show noise as a finding."""
+
+_ANCHORS = ((0.0, (8, 24, 88)), (0.35, (28, 78, 190)), (0.7, (64, 190, 235)), (1.0, (240, 255, 255)))
+"""Share of the scale and RGB: dark blue, blue, light blue, near-white."""
+_CLEAR_BELOW, _MOST_OPAQUE = 0.12, 0.6
+_CANVAS = 1024
+"""Longest side in pixels on which a map is shaped before it is enlarged: 12 cells a side need no more."""
+LINE_AT = 0.5
+
+
+@dataclass(frozen=True)
+class HeadMap:
+    """One head's answer about one photograph, and the map of where it comes from."""
+
+    head: Head
+    values: NDArray[np.float32]
+    """(h, w), from 0 up, in logits."""
+    target: int
+    """What the map explains: a DR grade, or 0 or 1 for the ME risk."""
+    probability: float
+    """Of the target, in [0, 1]."""
+
+    @property
+    def is_blank(self) -> bool:
+        return float(self.values.sum()) < BLANK_BELOW
+
+    @property
+    def peak(self) -> float:
+        """The largest value in logits."""
+        return float(self.values.max())
+
+
+def colours() -> NDArray[np.uint8]:
+    """(256, 4) RGBA of the colour scale, from nothing to its top."""
+    at = np.linspace(0.0, 1.0, 256)
+    stops = [stop for stop, _ in _ANCHORS]
+    channels = [np.interp(at, stops, [rgb[c] for _, rgb in _ANCHORS]) for c in range(3)]
+    opacity = 255 * _MOST_OPAQUE * np.clip((at - _CLEAR_BELOW) / (0.75 - _CLEAR_BELOW), 0.0, 1.0)
+    return np.stack([*channels, opacity], axis=1).round().astype(np.uint8)
+
+
+def place(values: NDArray[np.float32], field: Field, size: tuple[int, int]) -> NDArray[np.float32]:
+    """A map (h, w) of the framed square, laid on the photograph: bilinear between cells, 0 outside the lit field.
+
+    Args:
+        values: (h, w).
+        field: of the photograph.
+        size: width and height in pixels to lay it out in, any multiple of the photograph's.
+
+    Returns:
+        (height, width) float32, in the unit of ``values``.
+    """
+    rows, columns = values.shape
+    across, down = field.right - field.left, field.bottom - field.top
+    # The whole photograph's edges in cells of the map.
+    extent = (
+        -field.left / across * columns, -field.top / down * rows,
+        (1 - field.left) / across * columns, (1 - field.top) / down * rows,
+    )  # fmt: skip
+    laid = Image.fromarray(values).transform(size, Image.Transform.EXTENT, extent, Image.Resampling.BILINEAR)
+    lit = Image.fromarray(field.lit).resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(laid) * np.asarray(lit)
+
+
+def peak_at(head_map: HeadMap, field: Field, size: tuple[int, int]) -> tuple[int, int] | None:
+    """x and y in pixels of a photograph of this width and height where its map is largest; None for a blank map."""
+    if head_map.is_blank:
+        return None
+    canvas = _canvas(size)
+    placed = place(head_map.values, field, canvas)
+    row, column = np.unravel_index(int(placed.argmax()), placed.shape)
+    return int((column + 0.5) * size[0] / canvas[0]), int((row + 0.5) * size[1] / canvas[1])
+
+
+def draw(photograph: Image.Image, head_map: HeadMap, field: Field, top: float | None = None) -> Image.Image:
+    """The photograph with the map on it, at the photograph's own size.
+
+    Args:
+        photograph: RGB, left as it is.
+        head_map: what to draw; a blank one changes nothing.
+        field: of this photograph.
+        top: the value in logits that gets the last colour, for a scale shared between photographs; None: the map's own
+            maximum.
+    """
+    drawn = photograph.copy()
+    if head_map.is_blank:
+        return drawn
+    canvas = _canvas(photograph.size)
+    placed = place(head_map.values, field, canvas) / (top or head_map.peak)
+    level = Image.fromarray((255 * np.clip(placed, 0.0, 1.0)).round().astype(np.uint8))
+    line = Image.fromarray(_outline(np.asarray(level) >= round(255 * LINE_AT)))
+    if (box := level.point(lambda v: 255 * (v > 255 * _CLEAR_BELOW)).getbbox()) is None:
+        return drawn
+    # Only the rectangle that changes is enlarged and painted.
+    sx, sy = photograph.width / canvas[0], photograph.height / canvas[1]
+    left, upper = int(box[0] * sx), int(box[1] * sy)
+    right, lower = min(photograph.width, round(box[2] * sx)), min(photograph.height, round(box[3] * sy))
+    area = (left / sx, upper / sy, right / sx, lower / sy)
+    size = (right - left, lower - upper)
+    level = level.resize(size, Image.Resampling.BILINEAR, area)
+    table = colours()
+    tint = Image.frombuffer("P", size, level.tobytes(), "raw", "P", 0, 1)
+    tint.putpalette(table[:, :3].tobytes())
+    drawn.paste(tint.convert("RGB"), (left, upper), level.point(table[:, 3].tolist()))
+    drawn.paste((255, 255, 255), (left, upper, right, lower), line.resize(size, Image.Resampling.BILINEAR, area))
+    return drawn
+
+
+def _canvas(size: tuple[int, int]) -> tuple[int, int]:
+    scale = min(1.0, _CANVAS / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _outline(inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """(H, W) -> 255 on the pixels of a region that touch its outside."""
+    padded = np.pad(inside, 1, mode="edge")
+    core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return np.where(inside & ~core, np.uint8(255), np.uint8(0))

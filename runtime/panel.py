@@ -1,0 +1,128 @@
+"""One picture a photograph for people: the original beside its maps, the answers in words, and the colour scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .contract import Contract, Decision
+from .field import Field
+from .overlay import HEADS, Head, HeadMap, colours, draw
+
+TILE = 560
+"""Longest side of each picture in pixels."""
+_GAP, _HEADER, _CAPTION, _FOOTER = 20, 62, 66, 92
+_INK, _GREY, _PAPER = (24, 28, 34), (96, 104, 112), (255, 255, 255)
+_RETINA = (150, 72, 34)
+"""A middling retina: the scale is shown as it looks on the photograph."""
+GRADE_NAMES = ("no retinopathy", "mild", "moderate", "severe", "proliferative")
+"""Of the grades 0 to 4 of the International Clinical Diabetic Retinopathy scale (Wilkinson et al., 2003)."""
+NOTE = "For research and demonstration, not for clinical use. A map shows what moved the model, not where lesions are."
+
+
+def in_words(head: Head, value: int) -> str:
+    """An answer in words: "DR grade 2 (moderate)" or "macular edema: risk"."""
+    if head == "me":
+        return "macular edema: risk" if value else "macular edema: no risk"
+    return f"DR grade {value}" + (f" ({GRADE_NAMES[value]})" if 0 <= value < len(GRADE_NAMES) else "")
+
+
+def draw_panel(
+    photograph: Image.Image,
+    name: str,
+    decision: Decision,
+    maps: Mapping[Head, HeadMap],
+    field: Field,
+    tops: Mapping[Head, float] | None = None,
+) -> Image.Image:
+    """Original and maps side by side, cut to the part that the network sees.
+
+    Args:
+        photograph: RGB.
+        name: for the header.
+        decision: the model's answers.
+        maps: for each head that was explained.
+        field: of this photograph.
+        tops: the values in logits that get the last colour, where the scale is shared between photographs.
+    """
+    seen = (
+        max(0, round(field.left * photograph.width)), max(0, round(field.top * photograph.height)),
+        min(photograph.width, round(field.right * photograph.width)),
+        min(photograph.height, round(field.bottom * photograph.height)),
+    )  # fmt: skip
+    factor = TILE / max(seen[2] - seen[0], seen[3] - seen[1])
+    size = (max(1, round((seen[2] - seen[0]) * factor)), max(1, round((seen[3] - seen[1]) * factor)))
+    tile = photograph.resize(size, Image.Resampling.BOX, seen, reducing_gap=2.0)
+    tile_field = _cut(field, seen, photograph.size)
+    shown = [head for head in HEADS if head in maps]
+    width = _GAP + (1 + len(shown)) * (TILE + _GAP)
+    panel = Image.new("RGB", (width, _HEADER + TILE + _CAPTION + _FOOTER), _PAPER)
+    pen = ImageDraw.Draw(panel)
+    _write(pen, (_GAP, 10), _shortened(name), 22, _INK, bold=True)
+    answers = f"Model: {in_words('dr', decision.dr_grade)}, {in_words('me', decision.me_risk)}"
+    _write(pen, (_GAP, 37), answers, 17, _GREY)
+    for column, head in enumerate([None, *shown]):
+        x, y = _GAP + column * (TILE + _GAP), _HEADER
+        picture = tile if head is None else draw(tile, maps[head], tile_field, tops[head] if tops else None)
+        panel.paste((0, 0, 0), (x, y, x + TILE, y + TILE))
+        panel.paste(picture, (x + (TILE - size[0]) // 2, y + (TILE - size[1]) // 2))
+        if head is None:
+            _write(pen, (x, y + TILE + 8), "Photograph, lit field", 19, _INK, bold=True)
+        else:
+            _caption(panel, (x, y + TILE + 8), maps[head], tops[head] if tops else None)
+    _write(pen, (_GAP, panel.height - 24), NOTE, 14, _GREY)
+    return panel
+
+
+def _caption(panel: Image.Image, at: tuple[int, int], head_map: HeadMap, top: float | None) -> None:
+    pen = ImageDraw.Draw(panel)
+    x, y = at
+    _write(pen, (x, y), f"Speaks for {in_words(head_map.head, head_map.target)}", 19, _INK, bold=True)
+    _write(pen, (x, y + 25), f"probability {head_map.probability:.0%}", 17, _GREY)
+    if head_map.is_blank:
+        _write(pen, (x, y + 58), "Blank map: no region speaks for this answer.", 17, _INK)
+        return
+    table = colours().astype(np.float32)
+    opacity = table[:, 3:] / 255
+    row = (table[:, :3] * opacity + np.array(_RETINA) * (1 - opacity)).round().astype(np.uint8)
+    bar = Image.fromarray(row[None]).resize((TILE, 18), Image.Resampling.NEAREST)
+    panel.paste(bar, (x, y + 58))
+    pen.rectangle((x, y + 58, x + TILE - 1, y + 75), outline=_GREY)
+    pen.line((x + TILE // 2, y + 58, x + TILE // 2, y + 75), fill=(255, 255, 255), width=2)
+    _write(pen, (x, y + 80), "nothing", 15, _GREY)
+    _write(pen, (x + TILE // 2, y + 80), "half: white line", 15, _GREY, anchor="ma")
+    of = "of all photographs" if top else "here"
+    _write(pen, (x + TILE, y + 80), f"most {of}: {top or head_map.peak:.2g} logits", 15, _GREY, anchor="ra")
+
+
+def _cut(field: Field, box: tuple[int, int, int, int], size: tuple[int, int]) -> Field:
+    """The field in shares of a cut-out of its photograph."""
+    left, top, right, bottom = box
+    across, down = (right - left) / size[0], (bottom - top) / size[1]
+    x, y = left / size[0], top / size[1]
+    rows, columns = field.lit.shape
+    area = (x * columns, y * rows, (x + across) * columns, (y + down) * rows)
+    lit = np.asarray(Image.fromarray(field.lit).resize((columns, rows), Image.Resampling.BILINEAR, area))
+    return Field(
+        (field.left - x) / across, (field.top - y) / down, (field.right - x) / across, (field.bottom - y) / down, lit
+    )
+
+
+def _shortened(name: str, most: int = 90) -> str:
+    return name if len(name) <= most else f"{name[: most // 2]} ... {name[-most // 2 :]}"
+
+
+def _write(
+    pen: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    text: str,
+    size: int,
+    fill: tuple[int, int, int],
+    *,
+    bold: bool = False,
+    anchor: str = "la",
+) -> None:
+    font = ImageFont.load_default(size)
+    pen.text(at, text, fill=fill, font=font, anchor=anchor, stroke_width=0.4 if bold else 0)
