@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,32 @@ class Listing:
     (PEP 383), so that ``root / name`` always opens the file."""
     ignored: int
     """Files left out because of their ending, or because they are hidden."""
+
+
+def gather(arguments: Sequence[str]) -> Listing:
+    """What the arguments of a command name.
+
+    One folder: its photographs, named relative to it. Otherwise folders, files of any ending, and lists of paths
+    (``@FILE``, or ``-`` for standard input; one per line, or separated by NUL), all named as given. A file that is not
+    there is listed as well, for its row to say so.
+
+    Raises:
+        UsageError: nothing to list, or a folder or list that cannot be read.
+    """
+    if len(arguments) == 1 and os.path.isdir(arguments[0]):  # noqa: PTH112
+        return find_pictures(Path(arguments[0]))
+    names: set[str] = set()
+    ignored = 0
+    for argument in arguments:
+        for path in _listed(argument) if argument == "-" or argument.startswith("@") else [argument]:
+            name = Path(path).as_posix()
+            if Path(path).is_dir():
+                below = find_pictures(Path(path))
+                names.update(f"{name.rstrip('/')}/{inner}" for inner in below.names)
+                ignored += below.ignored
+            else:
+                names.add(name)
+    return Listing(Path(), tuple(sorted(names)), ignored)
 
 
 def is_picture(name: str) -> bool:
@@ -72,3 +100,12 @@ def find_pictures(root: Path) -> Listing:
         except OSError as err:
             raise UsageError(f"{root / folder}: expected a folder that can be listed, found: {err.strerror}") from None
     return Listing(root, tuple(sorted(names)), ignored)
+
+
+def _listed(argument: str) -> list[str]:
+    try:
+        content = sys.stdin.buffer.read() if argument == "-" else Path(argument[1:]).read_bytes()
+    except OSError as err:
+        raise UsageError(f"{argument}: expected a list of paths, found: {err.strerror}") from None
+    lines = content.split(b"\0") if b"\0" in content else content.removeprefix(b"\xef\xbb\xbf").splitlines()
+    return [os.fsdecode(line) for line in lines if line.strip()]

@@ -54,43 +54,41 @@ def utf8(name: str) -> str:
 
 
 class Table:
-    """Takes the lines in order; made by ``open_table``."""
+    """The file, as a context: it appears under its name only if the block ends well; until then it is ``*.partial``."""
 
     def __init__(self, path: Path, header: Sequence[str]) -> None:
+        """Begin the table.
+
+        Raises (here, in ``write`` and at the end of the block):
+            OutputError: the folder cannot be written, or the disk is full.
+        """
         self._path = path
-        self._file = path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+        self._partial = path.with_name(path.name + ".partial")
+        with self._telling():
+            self._file = self._partial.open("w", encoding="utf-8", errors="backslashreplace", newline="")
         self._writer = csv.writer(self._file, lineterminator="\n")
-        self._writer.writerow(header)
+        self.write(header)
 
     def write(self, line: Sequence[str]) -> None:
-        self._writer.writerow(line)
+        """Add a line; a name that UTF-8 cannot hold is written as by ``utf8``."""
+        with self._telling():
+            self._writer.writerow(line)
 
-    def close(self) -> None:
-        """Bring everything to the disk itself, so that a rename never publishes a file that a power cut empties."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+    def __enter__(self) -> Table:
+        return self
 
-    def abandon(self) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._telling(), self._file:
+            self._file.flush()
+            # On the disk itself before the rename: else a power cut could leave an empty file under the final name.
+            os.fsync(self._file.fileno())
+        if kind is None:
+            with self._telling():
+                self._partial.replace(self._path)
 
-
-@contextmanager
-def open_table(path: Path, header: Sequence[str]) -> Iterator[Table]:
-    """A table that appears under ``path`` only if the block ends well; until then it is ``path`` + ``.partial``.
-
-    Raises:
-        OutputError: the folder cannot be written, or the disk is full.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        table = Table(partial, header)
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
         try:
-            yield table
-        except BaseException:
-            table.abandon()
-            raise
-        table.close()
-        partial.replace(path)
-    except OSError as err:
-        raise OutputError(f"{partial}: cannot be written: {err.strerror}") from None
+            yield
+        except OSError as err:
+            raise OutputError(f"{self._partial}: cannot be written: {err.strerror}") from None

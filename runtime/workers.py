@@ -24,7 +24,7 @@ def usable_cores(process: Path = Path("/proc/self"), cgroups: Path = Path("/sys/
     The host's core count is what a container must not believe: more threads than quota are put to sleep together.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, math.ceil(_quota(process, cgroups))))
+    return max(1, math.ceil(min(cores, _quota(process, cgroups))))
 
 
 def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

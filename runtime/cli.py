@@ -1,0 +1,254 @@
+"""retina-score: options, exit codes and printing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from .annotations import Annotation
+    from .folder import Listing
+    from .model import RetinaModel
+    from .summary import Summary
+    from .table import Row
+
+BAR_SECONDS, LINE_SECONDS = 0.1, 10.0
+"""How often the bar is drawn, and how often a line tells the progress where there is no terminal for a bar."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("paths", nargs=-1, metavar="FOLDER|FILES...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("test_predictions.csv"),
+    show_default=True,
+    metavar="FILE",
+    help="The table to write.",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="ONNX file made by retina-export.  [default: retina_multitask.onnx in --artifacts, else the model "
+    "that ships with this package]",
+)
+@click.option(
+    "--artifacts",
+    envvar="RETINA_ARTIFACTS",
+    default="artifacts",
+    show_default=True,
+    metavar="DIR",
+    help="Where retina-export wrote its model; also RETINA_ARTIFACTS.",
+)
+@click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    metavar="CSV",
+    help="Grades given by people: fills the two True columns and prints accuracy, kappa and confusion.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Photographs scored at once.  [default: the cores this process may use]",
+)
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="onnxruntime execution provider: cpu, cuda, openvino, coreml, ...",
+)
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Decode every picture whole. Slower on camera originals; moves probabilities by less than 0.02.",
+)
+@click.option(
+    "--resume/--no-resume",
+    default=True,
+    show_default=True,
+    help="Go on where a run that was stopped left off, or score everything again.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="One JSON object per photograph on standard output, in order; all else on standard error.",
+)
+@click.version_option(package_name="retina-edge")
+def main(paths: tuple[str, ...], **options: Any) -> None:
+    """Score retina photographs: diabetic retinopathy grade and macular edema risk.
+
+    Writes one row per photograph, sorted by name: the grade, the risk, a probability for each, and for a file that
+    cannot be read the reason. Takes folders (searched to their depths), files, and lists of paths: @FILE, or - for
+    standard input.
+
+    \b
+    Examples:
+      retina-score photographs/
+      retina-score photographs/ --out scores.csv --annotations annotations.csv
+      find /archive -name '*.dcm' -print0 | retina-score - --out scores.csv
+
+    Stopped at any moment, the same command goes on where it was. The table appears under its name when it is complete.
+
+    Exit code 0: all scored. 1: done, some files failed. 2: nothing could be done. Research and demonstration only, not
+    for clinical use.
+    """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
+    from .errors import RetinaError
+
+    if not paths:
+        raise click.UsageError("name a folder or files, for example:  retina-score photographs/")
+    # Damaged pictures make Pillow warn at length; their rows say what came of it.
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.basicConfig(level=logging.WARNING, format="retina-score: %(message)s")
+    try:
+        failed = _run(paths, **options)
+    except RetinaError as err:
+        click.echo(f"retina-score: {err}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("\nretina-score: stopped; the same command goes on from here", err=True)
+        sys.exit(130)
+    sys.exit(1 if failed else 0)
+
+
+def _run(
+    paths: tuple[str, ...],
+    out: Path,
+    model: Path | None,
+    artifacts: str,
+    annotations: Path | None,
+    workers: int | None,
+    provider: str,
+    exact: bool,
+    resume: bool,
+    as_json: bool,
+) -> int:
+    """Do it all; returns the number of files that failed."""
+    from .agreement import read_truth
+    from .errors import UsageError
+    from .folder import ENDINGS, gather
+    from .journal import Journal
+    from .model import RELEASED, RetinaModel, find_model
+    from .scoring import depends_on, require_room, score_rows
+    from .summary import Summary
+    from .table import Table, cells, columns
+    from .workers import usable_cores
+
+    listing = gather(paths)
+    if not listing.names:
+        endings = " ".join(sorted(ENDINGS))
+        raise UsageError(
+            f"{' '.join(paths)}: expected photographs, found none ({listing.ignored} other files). Read: {endings}"
+        )
+    require_room(out, len(listing.names))
+    truth = read_truth(annotations, listing) if annotations else None
+    opened = RetinaModel(find_model(model, artifacts), provider=provider, exact=exact)
+    workers = workers or usable_cores()
+    _tell_start(opened, listing, workers, shipped=opened.path == RELEASED)
+    if truth is not None and truth.unmatched:
+        click.echo(f"{truth.unmatched} annotations name no photograph scored here", err=True)
+
+    grades = opened.contract.dr_grades
+    summary = Summary()
+    start = time.monotonic()
+    journal = Journal(
+        out.with_name(out.name + ".journal"), depends_on(opened, exact=exact, provider=provider), resume=resume
+    )
+    try:
+        if journal.changed:
+            click.echo(f"scoring all again: {', '.join(journal.changed)} changed since the last run", err=True)
+        elif len(journal):
+            click.echo(f"going on: {len(journal)} rows of an earlier run", err=True)
+        with Table(out, columns(grades)) as table, _progress(len(listing.names), summary) as advance:
+            for row, known in score_rows(opened, listing, journal, workers):
+                true = truth.by_name.get(row.name) if truth else None
+                table.write(cells(row, grades, true))
+                summary.add(row, known=known, truth=true)
+                if as_json:
+                    click.echo(_json_line(row, true))
+                advance()
+        journal.discard()
+    finally:
+        journal.close()
+    for line in summary.lines(time.monotonic() - start):
+        click.echo(line, err=as_json)
+    click.echo(f"wrote {out}: {len(listing.names)} rows; {listing.ignored} other files ignored", err=as_json)
+    return summary.failed
+
+
+def _tell_start(model: RetinaModel, listing: Listing, workers: int, *, shipped: bool) -> None:
+    which = "the model that ships with this package" if shipped else str(model.path)
+    click.echo(
+        f"{len(listing.names)} photographs, {workers} {'worker' if workers == 1 else 'workers'}, {which} "
+        f"({model.contract.precision}, sha256 {model.sha256[:12]})",
+        err=True,
+    )
+
+
+@contextmanager
+def _progress(total: int, summary: Summary) -> Iterator[Any]:
+    """A bar on a terminal, else a line every ten seconds; yields what is to be called after each row."""
+    start = time.monotonic()
+    told = start
+
+    def rate() -> float:
+        done = summary.scored + summary.failed - summary.known
+        return done / max(time.monotonic() - start, 1e-9)
+
+    def advance_line() -> None:
+        nonlocal told
+        if time.monotonic() - told >= LINE_SECONDS:
+            told = time.monotonic()
+            done = summary.scored + summary.failed
+            left = (total - done) / max(rate(), 1e-9)
+            click.echo(f"{done} of {total}, {rate():.1f} per second, {left:.0f} s left", err=True)
+
+    if not sys.stderr.isatty():
+        yield advance_line
+        return
+    bar: Any = click.progressbar(
+        length=total,
+        file=sys.stderr,
+        show_pos=True,
+        item_show_func=lambda _: f"{rate():.1f} per second",
+    )
+
+    def advance_bar() -> None:
+        nonlocal told
+        if time.monotonic() - told >= BAR_SECONDS or summary.scored + summary.failed == total:
+            told = time.monotonic()
+            bar.update(summary.scored + summary.failed - bar.pos)
+
+    with bar:
+        yield advance_bar
+
+
+def _json_line(row: Row, true: Annotation | None) -> str:
+    from .table import utf8
+
+    line: dict[str, Any] = {"image": utf8(row.name), "status": "ok" if row.prediction else "error", "error": row.error}
+    if row.prediction is not None:
+        p = row.prediction
+        line |= {
+            "dr_grade": p.grade,
+            "dr_probs": {grade: round(prob, 6) for grade, prob in p.dr_probs.items()},
+            "me_risk": p.me_risk,
+            "me_prob": round(p.me_prob, 6),
+            "referable": p.referable,
+            "referable_prob": round(p.referable_prob, 6),
+        }
+    if true is not None:
+        line |= {"true_dr_grade": true.dr_grade, "true_me_risk": true.me_grade}
+    return json.dumps(line)

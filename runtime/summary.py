@@ -1,0 +1,83 @@
+"""What a run of scoring amounts to, counted as its rows go by."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from .agreement import Confusion
+from .annotations import Annotation
+from .table import Row, utf8
+
+REASONS_SHOWN = 8
+
+
+@dataclass
+class Summary:
+    """Counts only, so that it stays small however many rows there are."""
+
+    grades: Counter[int] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    first_failed: dict[str, str] = field(default_factory=dict)
+    """An example of each reason."""
+    me_risks: int = 0
+    referable: int = 0
+    known: int = 0
+    """Rows taken over from an earlier run."""
+    dr: Confusion = field(default_factory=Confusion)
+    me: Confusion = field(default_factory=Confusion)
+
+    @property
+    def scored(self) -> int:
+        return self.grades.total()
+
+    @property
+    def failed(self) -> int:
+        return self.reasons.total()
+
+    def add(self, row: Row, *, known: bool, truth: Annotation | None) -> None:
+        """Count one row."""
+        self.known += known
+        if row.prediction is None:
+            self.reasons[row.error] += 1
+            self.first_failed.setdefault(row.error, row.name)
+            return
+        self.grades[row.prediction.grade] += 1
+        self.me_risks += row.prediction.me_risk
+        self.referable += row.prediction.referable
+        if truth is not None:
+            self.dr.add(truth.dr_grade, row.prediction.grade)
+            self.me.add(truth.me_grade, row.prediction.me_risk)
+
+    def lines(self, seconds: float) -> Iterator[str]:
+        """For people: counts, rate, failures by reason and, where there is truth, agreement with it."""
+        fresh = self.scored + self.failed - self.known
+        again = f", {self.known} of them in an earlier run" if self.known else ""
+        yield f"scored {self.scored}{again}; failed {self.failed}; {fresh / max(seconds, 1e-9):.1f} per second"
+        if self.scored:
+            counts = ", ".join(f"{grade}: {self.grades[grade]}" for grade in sorted(self.grades))
+            yield f"DR grades {counts}"
+            yield f"referable DR {_share(self.referable, self.scored)}; ME risk {_share(self.me_risks, self.scored)}"
+        for reason, count in self.reasons.most_common(REASONS_SHOWN):
+            yield f"failed {count}: {reason} (such as {utf8(self.first_failed[reason])!r})"
+        if len(self.reasons) > REASONS_SHOWN:
+            yield f"... and {len(self.reasons) - REASONS_SHOWN} more reasons: see the column error"
+        if self.dr.total:
+            yield ""
+            yield f"against {self.dr.total} annotations:"
+            yield f"DR accuracy {self.dr.accuracy():.4f}, quadratic weighted kappa {self.dr.quadratic_kappa():.4f}"
+            yield from _grid("DR", self.dr)
+            yield f"ME accuracy {self.me.accuracy():.4f}"
+            yield from _grid("ME", self.me)
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count} ({count / total:.1%})"
+
+
+def _grid(title: str, confusion: Confusion) -> Iterator[str]:
+    yield f"{title} true down, predicted across"
+    yield "      " + "".join(f"{grade:>7}" for grade in confusion.grades)
+    for grade, counts in zip(confusion.grades, confusion.matrix(), strict=True):
+        yield f"{grade:>6}" + "".join(f"{count:>7}" for count in counts)
