@@ -50,7 +50,7 @@ CHECKPOINT = "retina_multitask_best.pth"
     help="Folder of what the commands write and find.",
 )  # fmt: skip
 def main(inputs: tuple[Path, ...], head: str, artifacts: Path, out: Path | None, **options: Any) -> None:
-    """Show where the answers come from: Grad-CAM overlays of photographs.
+    r"""Show where the answers come from: Grad-CAM overlays of photographs.
 
     For each photograph and head OUT gets an overlay at the photograph's own size, a panel with the answers in words,
     and a row in gradcam.csv; index.html shows all panels.
@@ -90,11 +90,21 @@ def _explain(
 def _open(
     head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | None, layers: tuple[str, ...], **how: Any
 ) -> Explainer:
-    from .explainer import CheckpointExplainer
+    from .explainer import CheckpointExplainer, OnnxExplainer
 
-    heads = HEADS if head == "both" else (head,)
-    require_extra("gradcam", "torch", "torchvision")
-    return CheckpointExplainer(checkpoint or artifacts / CHECKPOINT, heads, layers=layers, **how)
+    heads = [each for each in HEADS if head in (each, "both")]
+    if model is None:
+        require_extra("gradcam", "torch", "torchvision")
+        return CheckpointExplainer(checkpoint or artifacts / CHECKPOINT, heads, layers=layers, **how)
+    fixed = {"--checkpoint": checkpoint is None, "--target": how["target"] is None, "--layer": layers == ("layer4",)}
+    fixed["--method"] = how["method"] == "gradcam"
+    if not all(fixed.values()):
+        wrong = ", ".join(option for option, is_default in fixed.items() if not is_default)
+        raise UsageError(
+            f"{wrong}: expected without --model, whose file holds Grad-CAM of layer4 and of the most probable classes. "
+            "Explain from the checkpoint instead."
+        )
+    return OnnxExplainer(model, heads)
 
 
 if __name__ == "__main__":

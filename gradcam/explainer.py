@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,11 +12,12 @@ from numpy.typing import NDArray
 
 from ..runtime.contract import Contract, Decision, decide
 from ..runtime.errors import UsageError
-from ..runtime.overlay import Head, HeadMap
+from ..runtime.model import DECODE_MARGIN, RetinaModel
+from ..runtime.overlay import HEADS, Head, HeadMap
+from ..runtime.picture import decode
+from ..runtime.workers import usable_cores
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from .cam import Method
 
 Pixels = NDArray[np.uint8]
@@ -29,17 +29,36 @@ class Answer:
     """What a model says about one photograph, and where that comes from."""
 
     decision: Decision
-    dr_probs: Floats
-    """(K,) in [0, 1]."""
-    me_probs: Floats
-    """(2,) in [0, 1]."""
     maps: Mapping[Head, HeadMap]
+
+    @classmethod
+    def of(
+        cls,
+        contract: Contract,
+        probs: Mapping[Head, Floats],
+        values: Mapping[Head, Floats],
+        asked: Mapping[Head, int] | None = None,
+    ) -> Answer:
+        """Put together probabilities (K,) of both heads and maps (h, w) of those that were explained.
+
+        ``asked`` has the class index that a map explains where that is not the most probable one.
+        """
+        labels = {"dr": contract.dr_grades, "me": (0, 1)}
+        maps = {}
+        for head, of_head in values.items():
+            index = (asked or {}).get(head, int(probs[head].argmax()))
+            maps[head] = HeadMap(head, of_head, labels[head][index], float(probs[head][index]))
+        return cls(decide(contract, probs["dr"], probs["me"]), maps)
 
 
 class Explainer(Protocol):
     """A model that says where its answers come from."""
 
     contract: Contract
+
+    def decode(self, path: Path) -> Pixels:
+        """A photograph as the model is given it: (H, W, 3) uint8 RGB, large ones reduced as retina-score does."""
+        ...
 
     def explain(self, photographs: Sequence[Pixels]) -> list[Answer]:
         """Answer each photograph, (H, W, 3) uint8 RGB of any sizes."""
@@ -52,12 +71,12 @@ class CheckpointExplainer:
     def __init__(
         self,
         path: Path,
-        heads: Sequence[Head],
+        heads: Sequence[Head] = HEADS,
         target: int | None = None,
         layers: Sequence[str] = ("layer4",),
         method: Method = "gradcam",
     ) -> None:
-        """``target`` is the DR grade to explain (with the ME head alone: 0 or 1); None: what the model decides.
+        """``target`` is the DR grade to explain (with the ME head alone: 0 or 1); None: the most probable.
 
         Raises:
             ModelFileError: not a checkpoint that can be read.
@@ -65,36 +84,73 @@ class CheckpointExplainer:
         """
         from ..train.checkpoint import load_checkpoint
         from ..train.framing import make_preprocess
-        from .cam import GradCAM, find_layer
+        from .cam import GradCAM, find_layer, head_logit
 
         checkpoint = load_checkpoint(path)
         self.contract = checkpoint.contract
+        self.model = checkpoint.build_model()
+        self.preprocess = make_preprocess(self.contract.preprocessing)
         self._heads = heads
         self._asked = _asked_for(self.contract, heads, target)
-        self._preprocess = make_preprocess(self.contract.preprocessing)
-        self._cam = GradCAM(checkpoint.build_model(), layers, method)
-        for layer in layers:
-            find_layer(self._cam.model, layer)
+        self._targets = [head_logit(head, self._asked.get(head)) for head in heads]
+        self._cam = GradCAM(self.model, [find_layer(self.model, layer) for layer in layers], method)
+
+    def decode(self, path: Path) -> Pixels:
+        """See Explainer."""
+        return decode(path, at_least=round(DECODE_MARGIN * self.contract.preprocessing.intermediate_size))
 
     def explain(self, photographs: Sequence[Pixels]) -> list[Answer]:
         """One forward pass for all of them; see Explainer."""
         import torch
 
         # Photographs of a batch may differ in size until each has been framed.
-        x = torch.cat([self._preprocess(torch.from_numpy(pixels).unsqueeze(0)) for pixels in photographs])
-        maps = self._cam(x, [partial(self._score, head) for head in self._heads])  # for each head (N, h, w)
-        probs = [logits.softmax(dim=1).numpy() for logits in self._cam.output]
+        x = torch.cat([self.preprocess(torch.from_numpy(pixels).unsqueeze(0)) for pixels in photographs])
+        maps = self._cam(x, self._targets)  # for each head (N, h, w)
+        probs = [logits.softmax(dim=1).numpy() for logits in self._cam.output]  # (N, K), (N, 2)
         return [
-            _answer(self.contract, self._asked, dr, me, {h: m[i] for h, m in zip(self._heads, maps, strict=True)})
-            for i, (dr, me) in enumerate(zip(*probs, strict=True))
+            Answer.of(
+                self.contract,
+                {head: of_head[i] for head, of_head in zip(HEADS, probs, strict=True)},
+                {head: of_head[i] for head, of_head in zip(self._heads, maps, strict=True)},
+                self._asked,
+            )
+            for i in range(len(photographs))
         ]
 
-    def _score(self, head: Head, logits: tuple[Tensor, Tensor]) -> Tensor:
-        from .cam import head_logit
 
-        probs = [of_head.detach().softmax(dim=1).numpy() for of_head in logits]
-        decisions = [decide(self.contract, dr, me) for dr, me in zip(*probs, strict=True)]
-        return head_logit(head, [_index(self.contract, self._asked, head, each) for each in decisions])(logits)
+class OnnxExplainer:
+    """What an export with ``--explain`` gives: maps of the most probable classes at the last layer, without torch."""
+
+    def __init__(self, path: Path, heads: Sequence[Head] = HEADS) -> None:
+        """Open the file.
+
+        Raises:
+            ModelFileError: not a model that keeps its contract.
+            UsageError: a model that gives no maps.
+        """
+        self._model = RetinaModel(path, threads=usable_cores())
+        self.contract = self._model.contract
+        self._heads = heads
+        if not self.contract.explain:
+            raise UsageError(
+                f"{path}: expected a model that gives maps, found one that gives probabilities alone. "
+                "Make one with:  retina-export --explain"
+            )
+
+    def decode(self, path: Path) -> Pixels:
+        """See Explainer."""
+        return self._model.decode(path)
+
+    def explain(self, photographs: Sequence[Pixels]) -> list[Answer]:
+        """One after the other, since they may differ in size; see Explainer."""
+        answers = []
+        for pixels in photographs:
+            said = self._model.predict_pixels(pixels, maps=True)
+            dr = np.array([said.dr_probs[grade] for grade in self.contract.dr_grades], np.float32)
+            me = np.array([1.0 - said.me_prob, said.me_prob], np.float32)
+            maps = {head: (said.maps or {})[head] for head in self._heads}
+            answers.append(Answer.of(self.contract, {"dr": dr, "me": me}, maps))
+        return answers
 
 
 def _asked_for(contract: Contract, heads: Sequence[Head], target: int | None) -> dict[Head, int]:
@@ -106,21 +162,3 @@ def _asked_for(contract: Contract, heads: Sequence[Head], target: int | None) ->
     if target not in labels:
         raise UsageError(f"--target: expected one of {', '.join(map(str, labels))} for the {head} head, found {target}")
     return {head: labels.index(target)}
-
-
-def _index(contract: Contract, asked: Mapping[Head, int], head: Head, decision: Decision) -> int:
-    if head in asked:
-        return asked[head]
-    return contract.dr_grades.index(decision.dr_grade) if head == "dr" else decision.me_risk
-
-
-def _answer(
-    contract: Contract, asked: Mapping[Head, int], dr_probs: Floats, me_probs: Floats, values: Mapping[Head, Floats]
-) -> Answer:
-    decision = decide(contract, dr_probs, me_probs)
-    maps: dict[Head, HeadMap] = {}
-    for head, of_head in values.items():
-        index = _index(contract, asked, head, decision)
-        target = contract.dr_grades[index] if head == "dr" else index
-        maps[head] = HeadMap(head, of_head, target, float((dr_probs if head == "dr" else me_probs)[index]))
-    return Answer(decision, dr_probs, me_probs, maps)

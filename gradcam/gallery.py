@@ -90,10 +90,9 @@ class Gallery:
         on_step: Callable[[], object],
     ) -> Iterator[Photograph]:
         """Forward passes in batches, while the pool decodes the next batch."""
-        at_least = explainer.contract.preprocessing.intermediate_size
 
         def start(batch: Sequence[Photograph]) -> list[Future[Pixels | PictureError]]:
-            return [pool.submit(_decoded, photograph.path, at_least) for photograph in batch]
+            return [pool.submit(_decoded, explainer, photograph.path) for photograph in batch]
 
         batches = [photographs[i : i + BATCH] for i in range(0, len(photographs), BATCH)]
         waiting = start(batches[0]) if batches else []
@@ -135,7 +134,7 @@ class Gallery:
         try:
             pixels = decode(photograph.path)
         except PictureError as err:  # gone or replaced since it was explained
-            return replace(photograph, answer=None, error=str(err))
+            return replace(photograph, answer=None, error=err.reason)
         lit = Field.find(pixels, explainer.contract.preprocessing)
         picture = Image.fromarray(pixels)
         base = self.folder / photograph.stem
@@ -179,9 +178,9 @@ def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:
     ]
 
 
-def _decoded(path: Path, at_least: int) -> Pixels | PictureError:
+def _decoded(explainer: Explainer, path: Path) -> Pixels | PictureError:
     try:
-        return decode(path, at_least=at_least)
+        return explainer.decode(path)
     except PictureError as err:
         return err
 

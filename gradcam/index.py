@@ -19,8 +19,8 @@ _OF_HEAD = ("target", "prob", "peak", "total", "blank", "peak_x", "peak_y", "ove
 COLUMNS = (
     "Image name", "dr_grade", "me_risk", *(f"{head}_{name}" for head in HEADS for name in _OF_HEAD), "status", "error"
 )  # fmt: skip
-"""dr_target and me_target: what the map explains, with its probability; peak: the map's largest value, total: the sum of
-its cells, both in logits; peak_x and peak_y: where it is largest, in pixels of the photograph."""
+"""dr_target and me_target: what the map explains, with its probability; peak: the map's largest value, total: the sum
+of its cells, both in logits; peak_x and peak_y: where it is largest, in pixels of the photograph."""
 
 
 def write_rows(path: Path, photographs: Sequence[Photograph]) -> None:
@@ -48,7 +48,8 @@ def _row(photograph: Photograph) -> dict[str, object]:
 
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #181c22; background: #f4f5f7; margin: 0 auto; max-width: 1220px; padding: 24px }
+body { font: 16px/1.5 system-ui, sans-serif; color: #181c22; background: #f4f5f7 }
+body { margin: 0 auto; max-width: 1220px; padding: 24px }
 article { background: #fff; border: 1px solid #d8dce2; border-radius: 8px; margin: 20px 0; padding: 12px 16px }
 h1 { font-size: 24px } h2 { font-size: 17px; margin: 4px 0 } img { width: 100%; height: auto }
 p { margin: 4px 0 } .error { color: #8a1c1c } .note { color: #5c6670 } a { color: #1c4ebe }

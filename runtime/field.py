@@ -59,7 +59,8 @@ class Field:
 def _lit_share(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(H, W) in [0, 1]: how lit each pixel is, by its brightest channel."""
     brightest = pixels.max(axis=2).astype(np.float32)
-    return np.clip((brightest - LIT_FROM) / (LIT_TO - LIT_FROM), 0.0, 1.0)
+    share: NDArray[np.float32] = np.clip((brightest - LIT_FROM) / (LIT_TO - LIT_FROM), 0.0, 1.0)
+    return share
 
 
 def _between_lit(lit: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -68,7 +69,8 @@ def _between_lit(lit: NDArray[np.float32]) -> NDArray[np.float32]:
         np.minimum(np.maximum.accumulate(lit, axis), np.flip(np.maximum.accumulate(np.flip(lit, axis), axis), axis))
         for axis in (1, 0)
     )
-    return np.minimum(rows, columns)
+    filled: NDArray[np.float32] = np.minimum(rows, columns)
+    return filled
 
 
 def _lit_box(lit: NDArray[np.float32]) -> tuple[float, float, float, float]:

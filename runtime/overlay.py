@@ -1,7 +1,7 @@
 """Draw a Grad-CAM map on its photograph: colours that everybody can tell apart, the retina still readable beneath.
 
-The colours run from transparent over blue to near-white, along the axis that the common colour blindnesses keep
-(blue against the retina's orange) and with lightness that only rises, so that print in grey keeps the order. White lines
+The colours run from transparent over blue to near-white, along the axis that the common colour blindnesses keep (blue
+against the retina's orange) and with lightness that only rises, so that print in grey keeps the order. White lines
 surround what reaches half of the scale. Nothing is drawn outside the lit field.
 """
 
@@ -23,9 +23,9 @@ BLANK_BELOW = 0.01
 """Logits: a map whose cells add up to less moves a probability by less than 0.25 percentage points; it is drawn blank,
 since stretching it to the whole colour scale would show noise as a finding."""
 
-_ANCHORS = ((0.0, (8, 24, 88)), (0.35, (28, 78, 190)), (0.7, (64, 190, 235)), (1.0, (240, 255, 255)))
+_ANCHORS = ((0.0, (0, 30, 150)), (0.4, (10, 90, 240)), (0.75, (60, 205, 255)), (1.0, (250, 255, 255)))
 """Share of the scale and RGB: dark blue, blue, light blue, near-white."""
-_CLEAR_BELOW, _MOST_OPAQUE = 0.12, 0.6
+_CLEAR_BELOW, _OPAQUE_FROM, _MOST_OPAQUE = 0.1, 0.6, 0.62
 _CANVAS = 1024
 """Longest side in pixels on which a map is shaped before it is enlarged: 12 cells a side need no more."""
 LINE_AT = 0.5
@@ -58,7 +58,7 @@ def colours() -> NDArray[np.uint8]:
     at = np.linspace(0.0, 1.0, 256)
     stops = [stop for stop, _ in _ANCHORS]
     channels = [np.interp(at, stops, [rgb[c] for _, rgb in _ANCHORS]) for c in range(3)]
-    opacity = 255 * _MOST_OPAQUE * np.clip((at - _CLEAR_BELOW) / (0.75 - _CLEAR_BELOW), 0.0, 1.0)
+    opacity = 255 * _MOST_OPAQUE * np.clip((at - _CLEAR_BELOW) / (_OPAQUE_FROM - _CLEAR_BELOW), 0.0, 1.0)
     return np.stack([*channels, opacity], axis=1).round().astype(np.uint8)
 
 
@@ -82,11 +82,12 @@ def place(values: NDArray[np.float32], field: Field, size: tuple[int, int]) -> N
     )  # fmt: skip
     laid = Image.fromarray(values).transform(size, Image.Transform.EXTENT, extent, Image.Resampling.BILINEAR)
     lit = Image.fromarray(field.lit).resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(laid) * np.asarray(lit)
+    placed: NDArray[np.float32] = np.asarray(laid) * np.asarray(lit)
+    return placed
 
 
 def peak_at(head_map: HeadMap, field: Field, size: tuple[int, int]) -> tuple[int, int] | None:
-    """x and y in pixels of a photograph of this width and height where its map is largest; None for a blank map."""
+    """Where a map is largest, x and y in pixels of a photograph of this width and height; None for a blank map."""
     if head_map.is_blank:
         return None
     canvas = _canvas(size)

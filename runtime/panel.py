@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .contract import Contract, Decision
+from .contract import Decision
 from .field import Field
 from .overlay import HEADS, Head, HeadMap, colours, draw
 
