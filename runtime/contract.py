@@ -23,6 +23,9 @@ METADATA_KEY = "retina.contract"
 
 INPUT_NAME = "image"
 DR_PROBS, ME_PROBS, DR_CAM, ME_CAM = "dr_probs", "me_probs", "dr_cam", "me_cam"
+DR_CAM_PER_GRADE, ME_CAM_PER_LABEL = "dr_cam_per_grade", "me_cam_per_label"
+"""Grad-CAM of every class, for who wants another than the predicted one: outputs to index and not an input to choose
+with, since every runtime can fetch an output, while a browser's and OpenVINO's cannot set an optional input."""
 MIN_SIDE = 32
 """Smallest height or width in pixels: below this a ResNet's last feature map has nothing left to look at."""
 
@@ -104,7 +107,8 @@ class Contract:
     """The decision rule of each task: ``dr``, ``me``, ``referable_dr``."""
     precision: Precision = "fp32"
     explain: bool = False
-    """Whether the file also has the Grad-CAM outputs ``dr_cam`` and ``me_cam``."""
+    """Whether the file also has the Grad-CAM outputs: ``dr_cam`` and ``me_cam`` of the predicted class, and
+    ``dr_cam_per_grade`` and ``me_cam_per_label`` of each class."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Checkpoint sha256, run, data fingerprint, package version, metrics on valid and test."""
     parity: Mapping[str, Any] = field(default_factory=dict)
@@ -130,6 +134,8 @@ class Contract:
         ]
         if self.explain:
             out += [{"name": name, "dtype": "float32", "shape": ["N", "h", "w"]} for name in (DR_CAM, ME_CAM)]
+            classes = ((DR_CAM_PER_GRADE, len(self.dr_grades)), (ME_CAM_PER_LABEL, 2))
+            out += [{"name": name, "dtype": "float32", "shape": ["N", k, "h", "w"]} for name, k in classes]
         return out
 
     @property

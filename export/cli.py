@@ -1,0 +1,168 @@
+"""retina-export: options, exit codes and printing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from ..runtime.contract import Framing, Precision
+from ..runtime.errors import RetinaError, require_extra
+
+if TYPE_CHECKING:
+    from .job import Exported, Format
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path), metavar="[CHECKPOINT]")
+@click.option(
+    "--format",
+    type=click.Choice(["onnx", "torchscript", "pt2"]),
+    default="onnx",
+    show_default=True,
+    help="onnx for retina-score and any onnxruntime; torchscript for libtorch; pt2 is what follows it.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    default="fp32",
+    show_default=True,
+    help="int8 (ONNX only): a quarter of the size and quicker; kept only if it is as accurate on the validation split.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="DATA",
+    help="For int8: the folder that retina-train was given. Calibrates on train/, judges on valid/.",
+)
+@click.option("--explain", is_flag=True, help="Add Grad-CAM outputs: dr_cam and me_cam, and one map for every class.")
+@click.option(
+    "--check",
+    type=click.Path(path_type=Path),
+    metavar="IMAGES",
+    help="Photographs to compare with PyTorch on.  [default: 32 of the run's validation split, else drawn ones]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The file to write.  [default: in --artifacts, retina_multitask.onnx, which retina-score looks for; "
+    ".int8.onnx, .pt and .pt2 stand beside it]",
+)
+@click.option("--force", is_flag=True, help="Keep an int8 file that fails its accuracy gate, marked in the contract.")
+@click.option(
+    "--sign",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="Sign with an elliptic-curve private key (PEM) into FILE.sig; retina-score --verify checks it.",
+)
+@click.option(
+    "--framing",
+    type=click.Choice(get_args(Framing)),
+    default="squash",
+    show_default=True,
+    help="For a bare state_dict, which does not say how it was trained: how pictures were framed,",
+)
+@click.option(
+    "--image-size", type=click.IntRange(32), default=384, show_default=True, metavar="PIXELS", help="and their side."
+)
+@click.option(
+    "--artifacts",
+    type=click.Path(path_type=Path),
+    envvar="RETINA_ARTIFACTS",
+    default=Path("artifacts"),
+    show_default=True,
+    metavar="DIR",
+    help="Where retina-train left its checkpoint and exports go; also RETINA_ARTIFACTS.",
+)
+@click.option(
+    "--inspect", type=click.Path(path_type=Path), metavar="FILE", help="Print what a model file promises, and stop."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+@click.version_option(package_name="retina-edge")
+def main(**options: Any) -> None:
+    """Export a checkpoint to one file that needs nothing beside it: decoded pixels in, probabilities out.
+
+    CHECKPOINT is one of retina-train, or a state_dict of the original notebook; by default
+    artifacts/retina_multitask_best.pth. Framing, resizing and normalising are inside the file. It is compared with
+    PyTorch on photographs, alone, in batches and at sizes from 32 px to a camera original, and takes its name only when
+    it answers the same; its sha256 is written beside it.
+
+    \b
+    Examples:
+      retina-export
+      retina-export best.pth --explain --check photographs/ --out eye.onnx
+      retina-export --precision int8 --calibration data/
+      retina-export --inspect artifacts/retina_multitask.onnx
+
+    Exit code 0: exported. 2: refused, with the reason. Research and demonstration only, not for clinical use.
+    """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
+    try:
+        _run(**options)
+    except RetinaError as err:
+        click.echo(f"retina-export: {err}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("\nretina-export: stopped; nothing was written", err=True)
+        sys.exit(130)
+
+
+def _run(
+    checkpoint: Path | None,
+    format: Format,
+    precision: Precision,
+    calibration: Path | None,
+    explain: bool,
+    check: Path | None,
+    out: Path | None,
+    force: bool,
+    sign: Path | None,
+    framing: Framing,
+    image_size: int,
+    artifacts: Path,
+    inspect: Path | None,
+    as_json: bool,
+) -> None:
+    require_extra("export", "torch", "torchvision", "onnx", "onnxscript")
+    if inspect is not None:
+        from .inspection import inspect_file
+
+        inspection = inspect_file(inspect)
+        click.echo(json.dumps(inspection.to_dict(), indent=1) if as_json else "\n".join(inspection.lines()))
+        return
+    from ..train.checkpoint import BEST_NAME
+    from .job import ExportJob, default_out, run_export
+
+    job = ExportJob(
+        checkpoint=checkpoint or artifacts / BEST_NAME,
+        out=out or default_out(artifacts, format, precision),
+        format=format,
+        precision=precision,
+        explain=explain,
+        check=check,
+        calibration=calibration,
+        force=force,
+        sign=sign,
+        bare_framing=framing,
+        bare_image_size=image_size,
+    )
+    what = f"{format}, {precision}{', explain' if explain else ''}"
+    click.echo(f"{job.checkpoint} to {job.out} ({what}): exporting, then comparing with PyTorch", err=True)
+    exported = run_export(job)
+    click.echo(json.dumps(exported.to_dict(), indent=1) if as_json else "\n".join(_lines(exported)))
+
+
+def _lines(exported: Exported) -> list[str]:
+    parity = exported.parity
+    cam = [] if parity.worst_cam is None else [f"  Grad-CAM within {parity.worst_cam:.1e} of autograd, relatively"]
+    return [
+        f"compared with PyTorch on {parity.pictures} pictures ({parity.photographs} from: {parity.source})",
+        f"  largest difference {parity.worst:.1e} in {parity.worst_output} of {parity.worst_image}",
+        f"  equal decisions {parity.equal_decisions:.1%}; in a batch as alone within {parity.batch_against_alone:.1e}",
+        *cam,
+        *exported.gate_lines,
+        f"wrote {exported.path}, {exported.size / 1e6:.1f} MB, sha256 {exported.sha256[:12]}... (beside it, .sha256)",
+    ]

@@ -1,0 +1,120 @@
+"""What a model file promises and is made of, for a person and for a program."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ..runtime.contract import METADATA_KEY, Contract
+from ..runtime.errors import ModelFileError
+from ..runtime.model import RetinaModel
+from ..train.checkpoint import sha256_of
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model file, looked at."""
+
+    path: Path
+    format: str
+    size: int
+    """Bytes."""
+    sha256: str
+    digest_known: bool
+    """Whether FILE.sha256 stands beside the file (it then agrees, or the file would have been refused)."""
+    contract: Contract
+    opset: int | None
+    """Of ONNX files."""
+    operators: dict[str, int]
+    """How often each ONNX operator is used, the most frequent first."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path), "contract": json.loads(self.contract.to_json())}
+
+    def lines(self) -> list[str]:
+        contract = json.loads(self.contract.to_json())
+        prep, parity, provenance = contract["preprocessing"], contract["parity"], contract["provenance"]
+        lines = [
+            f"{self.path}: {self.format}, {self.size / 1e6:.1f} MB, sha256 {self.sha256}"
+            + (" (as written beside it)" if self.digest_known else " (no .sha256 beside it to compare with)"),
+            f"precision  {contract['precision']}",
+            f"input      {_tensor(contract['input'])}, RGB, decoded pixels, sides of at least "
+            f"{contract['input']['min_side']}",
+            *(f"output     {_tensor(output)}" for output in contract["outputs"]),
+            f"framing    {prep['framing']}, {prep['image_size']} px, inside the file",
+            f"DR grades  {contract['dr_grades']}; ME labels {contract['me_labels']}",
+            *(f"rule       {task}: {_pairs(rule)}" for task, rule in contract["thresholds"].items()),
+            *(f"made from  {key}: {_brief(value)}" for key, value in provenance.items()),
+            *(f"parity     {key}: {_brief(value)}" for key, value in parity.items()),
+        ]
+        if self.opset is not None:
+            lines.append(f"opset      {self.opset}; {_pairs(self.operators)}")
+        return lines
+
+
+def inspect_file(path: Path) -> Inspection:
+    """Look at an ONNX, TorchScript or .pt2 file made by retina-export; runs no code out of it.
+
+    Raises:
+        ModelFileError: not such a file, or changed since it was exported.
+    """
+    if path.is_file() and zipfile.is_zipfile(path):
+        _check_digest(path)
+        kind, contract = _zip_contract(path)
+        return Inspection(path, kind, path.stat().st_size, sha256_of(path), _has_digest(path), contract, None, {})
+    opened = RetinaModel(path)
+    model = onnx.load(path)
+    operators = dict(Counter(node.op_type for node in model.graph.node).most_common())
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    size = path.stat().st_size
+    return Inspection(path, "onnx", size, opened.sha256, _has_digest(path), opened.contract, opset, operators)
+
+
+def _zip_contract(path: Path) -> tuple[str, Contract]:
+    """TorchScript and .pt2 are zip files that hold the contract as an extra file."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        entry = next((name for name in names if name.rsplit("/", 1)[-1] == METADATA_KEY), None)
+        if entry is None:
+            raise ModelFileError(
+                f"{path}: expected the extra file {METADATA_KEY} of retina-export, found {', '.join(names[:3])} ..."
+            )
+        try:
+            text = archive.read(entry).decode()
+        except (zipfile.BadZipFile, UnicodeDecodeError) as err:
+            raise ModelFileError(f"{path}: expected a whole file, found damage: {err}. Export it again.") from None
+    kind = "torchscript" if any("/code/" in name for name in names) else "pt2"
+    return kind, Contract.from_json(text, source=str(path))
+
+
+def _check_digest(path: Path) -> None:
+    beside = path.with_name(path.name + ".sha256")
+    if beside.is_file():
+        expected, found = (beside.read_text().split() or ["nothing"])[0], sha256_of(path)
+        if expected != found:
+            raise ModelFileError(
+                f"{path}: expected sha256 {expected} (from {beside.name}), found {found}. Export it again."
+            )
+
+
+def _has_digest(path: Path) -> bool:
+    return path.with_name(path.name + ".sha256").is_file()
+
+
+def _tensor(entry: dict[str, Any]) -> str:
+    return f"{entry['name']} {entry['dtype']} ({', '.join(map(str, entry['shape']))})"
+
+
+def _pairs(mapping: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in mapping.items())
+
+
+def _brief(value: Any, limit: int = 100) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= limit else text[:limit] + "..."

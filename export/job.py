@@ -1,0 +1,162 @@
+"""From a checkpoint to a file that earned its name."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ..runtime.contract import Contract, Framing, Precision
+from ..runtime.errors import UsageError
+from ..runtime.model import MODEL_NAME
+from ..train.checkpoint import Checkpoint, load_checkpoint, sha256_of, write_atomically
+from .graph import DeployedModel
+from .parity import FP32, INT8, Answer, Parity, Reference, check_parity
+from .photographs import choose_photographs
+
+Format = Literal["onnx", "torchscript", "pt2"]
+ENDINGS: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
+
+
+class ModelFile(Protocol):
+    """A model in one format, ready to be written."""
+
+    def write(self, path: Path, contract: Contract) -> None:
+        """Write the model with its contract in it."""
+
+    def open(self, path: Path, contract: Contract) -> Answer:
+        """Open it as its users do."""
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """What one export was asked to do."""
+
+    checkpoint: Path
+    out: Path
+    format: Format = "onnx"
+    precision: Precision = "fp32"
+    explain: bool = False
+    check: Path | None = None
+    """Photographs to compare on; None for the validation split of the checkpoint's run."""
+    calibration: Path | None = None
+    """Data folder for int8: calibrated on train/, judged on valid/."""
+    force: bool = False
+    """Keep an int8 file that fails its accuracy gate, marked in the contract."""
+    sign: Path | None = None
+    """Private key (PEM, elliptic curve) to sign the file with."""
+    bare_framing: Framing = "squash"
+    bare_image_size: int = 384
+    """How a bare state_dict was trained, which says nothing of its preprocessing."""
+
+    def __post_init__(self) -> None:
+        if self.precision == "int8" and self.format != "onnx":
+            raise UsageError(f"--precision int8: expected --format onnx, found {self.format}")
+        if self.precision == "int8" and self.calibration is None:
+            raise UsageError("--precision int8: expected --calibration DATA, the folder that retina-train was given")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export."""
+
+    path: Path
+    sha256: str
+    contract: Contract
+    parity: Parity
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.path.stat().st_size
+
+    @property
+    def gate_lines(self) -> list[str]:
+        """What int8's accuracy gate found; empty for fp32."""
+        return []
+
+    def to_dict(self) -> dict[str, Any]:
+        contract = json.loads(self.contract.to_json())
+        return {"path": str(self.path), "sha256": self.sha256, "bytes": self.size, "contract": contract}
+
+
+def default_out(artifacts: Path, format: Format, precision: Precision) -> Path:
+    """``retina_multitask.onnx``, which retina-score looks for, is the fp32 file; the others stand beside it."""
+    middle = "" if precision == "fp32" else f".{precision}"
+    return artifacts / f"{Path(MODEL_NAME).stem}{middle}{ENDINGS[format]}"
+
+
+def run_export(job: ExportJob) -> Exported:
+    """Export, compare with PyTorch, and only then give the file its name and write its sha256 beside it.
+
+    Raises:
+        ModelFileError: the checkpoint is not ours.
+        ParityError: the file does not answer as PyTorch does, or int8 loses too much accuracy.
+        OutputError: the place cannot be written.
+        PictureError, UsageError, AnnotationError: the photographs to compare or calibrate on.
+    """
+    checkpoint = load_checkpoint(job.checkpoint, framing=job.bare_framing, image_size=job.bare_image_size)
+    contract = checkpoint.contract.with_(
+        explain=job.explain, precision=job.precision, provenance=provenance(job.checkpoint, checkpoint)
+    )
+    model = checkpoint.build_model()
+    photographs = choose_photographs(job.check, checkpoint)
+    file, quantized = _convert(job, DeployedModel(model, contract), contract)
+    done: list[tuple[Contract, Parity]] = []
+
+    def write_and_check(temporary: Path) -> None:
+        file.write(temporary, contract)
+        answer = file.open(temporary, contract)
+        bounds = FP32 if job.precision == "fp32" else INT8
+        parity = check_parity(answer, Reference(model, contract), photographs, bounds, photographs.source)
+        final = contract.with_(parity={**parity.to_dict(), **quantized})
+        file.write(temporary, final)
+        done.append((final, parity))
+
+    digest_file = job.out.with_name(job.out.name + ".sha256")
+    write_atomically(job.out, write_and_check)
+    digest = sha256_of(job.out)
+    write_atomically(digest_file, lambda temporary: temporary.write_text(f"{digest}  {job.out.name}\n"))
+    return Exported(job.out, digest, *done[0])
+
+
+def provenance(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the file was made from: no path of this machine, nothing that changes from one export to the next."""
+    return {
+        **checkpoint.contract.provenance,
+        "checkpoint_sha256": sha256_of(path),
+        "backbone": checkpoint.backbone,
+        "epoch": checkpoint.epoch,
+        "package_version": version("retina-edge"),
+        "metrics": _finite(checkpoint.metrics),
+    }
+
+
+def _convert(job: ExportJob, deployed: DeployedModel, contract: Contract) -> tuple[ModelFile, dict[str, Any]]:
+    """The file's content, and for int8 what its accuracy gate found."""
+    if job.format == "torchscript":
+        from .to_torchscript import TorchScriptFile
+
+        return TorchScriptFile.of(deployed), {}
+    if job.format == "pt2":
+        from .to_pt2 import Pt2File
+
+        return Pt2File.of(deployed), {}
+    from .to_onnx import OnnxFile
+
+    return OnnxFile.of(deployed, contract), {}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: an undefined metric becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,132 @@
+"""ONNX: one file that any onnxruntime opens, with nothing beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from ..runtime.contract import INPUT_NAME, METADATA_KEY, Contract
+from ..runtime.model import RetinaModel, session_options
+from .graph import DeployedModel, example_input
+from .parity import Answer, Pixels
+
+OPSET = 18
+"""The first with an antialiased Resize; older than the newest on purpose, so that older runtimes open the file."""
+DISCLAIMER = "For research and demonstration. Not a medical device: not for clinical use."
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A model that any onnxruntime opens without this package."""
+
+    model: onnx.ModelProto
+
+    @classmethod
+    def of(cls, deployed: DeployedModel, contract: Contract) -> OnnxFile:
+        return cls(to_onnx(deployed, contract))
+
+    def write(self, path: Path, contract: Contract) -> None:
+        """Write one file with everything in it, checked by onnx's own full check."""
+        set_metadata(self.model, contract)
+        onnx.checker.check_model(self.model, full_check=True)
+        path.write_bytes(self.model.SerializeToString(deterministic=True))
+
+    def open(self, path: Path, contract: Contract) -> Answer:
+        RetinaModel(path)  # what retina-score would refuse is refused here
+        session = ort.InferenceSession(path.read_bytes(), session_options(), providers=["CPUExecutionProvider"])
+
+        def answer(pixels: Pixels) -> dict[str, NDArray[np.float32]]:
+            outputs = session.run(None, {INPUT_NAME: pixels})
+            return {node.name: output for node, output in zip(session.get_outputs(), outputs, strict=True)}
+
+        return answer
+
+
+def to_onnx(deployed: DeployedModel, contract: Contract) -> onnx.ModelProto:
+    """Export, with any N, H and W, and without the exporter's debug metadata, which holds source paths."""
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            deployed,
+            (example_input(),),
+            input_names=[INPUT_NAME],
+            output_names=contract.output_names,
+            dynamic_shapes=({0: "N", 1: "H", 2: "W"},),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    strip_debug(model)
+    return model
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hide what torch's exporter says to its own developers; its errors are exceptions and pass."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        for module in ("torch", "onnxscript", "onnx_ir", "copyreg"):
+            warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def strip_debug(model: onnx.ModelProto) -> None:
+    """Drop doc strings and exporter metadata from the model, its graph, nodes, tensors and values."""
+    graph = model.graph
+    parts: Iterable[Any] = (
+        model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info
+    )  # fmt: skip
+    for part in parts:
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+
+
+def set_metadata(model: onnx.ModelProto, contract: Contract) -> None:
+    """Write the contract, and the plain keys that other tools look for, all derived from it."""
+    package = metadata("retina-edge")
+    size = contract.preprocessing.image_size
+    names = {str(index): f"DR grade {grade}" for index, grade in enumerate(contract.dr_grades)}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(
+        model,
+        {
+            METADATA_KEY: contract.to_json(),
+            "description": f"Diabetic retinopathy grade and macular edema risk. {DISCLAIMER}",
+            "author": "The retina-edge developers",
+            "license": package["License-Expression"],
+            "version": package["Version"],
+            "task": "classify",
+            "names": json.dumps(names),
+            "imgsz": json.dumps([size, size]),
+            # ONNX's own image metadata (MetadataProps.md): decoded 8-bit RGB pixels as they are.
+            "Image.BitmapPixelFormat": "Rgb8",
+            "Image.ColorSpaceGamma": "SRGB",
+            "Image.NominalPixelRange": "NominalRange_0_255",
+        },
+    )
+    model.producer_name, model.producer_version = "retina-edge", package["Version"]
+    model.graph.name = "retina"
+    model.graph.doc_string = DISCLAIMER

@@ -1,0 +1,36 @@
+"""``torch.export``'s own file (.pt2): what follows TorchScript upstream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from ..runtime.contract import METADATA_KEY, MIN_SIDE, Contract
+from .graph import DeployedModel, example_input
+from .parity import Answer, answer_of_module
+
+
+@dataclass(frozen=True)
+class Pt2File:
+    """An exported program that ``torch.export.load`` opens without this package."""
+
+    program: ExportedProgram
+
+    @classmethod
+    def of(cls, deployed: DeployedModel) -> Pt2File:
+        sides = {1: Dim("H", min=MIN_SIDE), 2: Dim("W", min=MIN_SIDE)}
+        program = torch.export.export(deployed, (example_input(),), dynamic_shapes=({0: Dim("N", min=1), **sides},))
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # holds the source paths of this machine
+        return cls(program)
+
+    def write(self, path: Path, contract: Contract) -> None:
+        with path.open("wb") as file:  # by path, torch insists on the ending .pt2, which a temporary name lacks
+            torch.export.save(self.program, file, extra_files={METADATA_KEY: contract.to_json()})
+
+    def open(self, path: Path, contract: Contract) -> Answer:
+        with path.open("rb") as file:
+            return answer_of_module(torch.export.load(file).module(), contract)
