@@ -42,12 +42,17 @@ class Journal:
         self._rows: dict[str, tuple[Stamp, Row]] = {}
         head = {"format": FORMAT, **depends_on}
         try:
-            self._file = path.open("a+b")
-            _lock(self._file.fileno(), path)
-            keep = self._read(head) if resume else 0
-            self._file.truncate(keep)
-            if not keep:
-                self._write(head)
+            # Unbuffered: a row is with the system once written, and a full disk is told here and not at the end.
+            self._file = path.open("ab", buffering=0)
+            try:
+                _lock(self._file.fileno(), path)
+                keep = self._read(head) if resume else 0
+                self._file.truncate(keep)
+                if not keep:
+                    self._write(head)
+            except BaseException:
+                self._file.close()
+                raise
         except OSError as err:
             raise OutputError(f"{path}: cannot be written: {err.strerror}") from None
         self._synced = time.monotonic()
@@ -91,27 +96,28 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line).encode("ascii") + b"\n")
-        self._file.flush()
+        left = json.dumps(line).encode("ascii") + b"\n"
+        while left:
+            left = left[self._file.write(left) or 0 :]
 
     def _read(self, head: Mapping[str, Any]) -> int:
         """Take over the rows; returns how many bytes of the file are sound."""
-        self._file.seek(0)
         sound = 0
-        for number, line in enumerate(self._file):
-            # A kill or a power cut tears the last line, nothing before it.
-            entry = _entry(line)
-            if entry is None:
-                break
-            if number == 0:
-                self.changed = sorted(key for key in {*head, *entry} if head.get(key) != entry.get(key))
-                if self.changed:
-                    return 0
-            else:
-                name, stamp = entry.pop("name"), entry.pop("stamp")
-                dr_probs = {int(grade): p for grade, p in entry.pop("dr_probs").items()}
-                self._rows[name] = (tuple(stamp), Row(name, Prediction(dr_probs=dr_probs, **entry)))
-            sound += len(line)
+        with self.path.open("rb") as file:
+            for line in file:
+                # A kill or a power cut tears the last line, nothing before it.
+                entry = _entry(line)
+                if entry is None:
+                    break
+                if sound == 0:
+                    self.changed = sorted(key for key in {*head, *entry} if head.get(key) != entry.get(key))
+                    if self.changed:
+                        return 0
+                else:
+                    name, stamp = entry.pop("name"), entry.pop("stamp")
+                    dr_probs = {int(grade): p for grade, p in entry.pop("dr_probs").items()}
+                    self._rows[name] = (tuple(stamp), Row(name, Prediction(dr_probs=dr_probs, **entry)))
+                sound += len(line)
         return sound
 
 

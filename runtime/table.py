@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,13 +67,12 @@ class Table:
         self._partial = path.with_name(path.name + ".partial")
         with self._telling():
             self._file = self._partial.open("w", encoding="utf-8", errors="backslashreplace", newline="")
-        self._writer = csv.writer(self._file, lineterminator="\n")
         self.write(header)
 
     def write(self, line: Sequence[str]) -> None:
         """Add a line; a name that UTF-8 cannot hold is written as by ``utf8``."""
         with self._telling():
-            self._writer.writerow(line)
+            self._file.write(_csv_line(line))
 
     def __enter__(self) -> Table:
         return self
@@ -92,3 +92,11 @@ class Table:
             yield
         except OSError as err:
             raise OutputError(f"{self._partial}: cannot be written: {err.strerror}") from None
+
+
+def _csv_line(line: Sequence[str]) -> str:
+    # Lines end in "\n" as the notebook's do. The writer is still told "\r\n", or it would leave a carriage return in a
+    # name unquoted, and readers would see two rows.
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\r\n").writerow(line)
+    return buffer.getvalue().removesuffix("\r\n") + "\n"

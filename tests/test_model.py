@@ -1,0 +1,313 @@
+"""Opening a model file and predicting, against answers computed by hand (tiny_model.py)."""
+
+import hashlib
+import io
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from PIL import Image, ImageFilter
+from retina.runtime import ModelFileError, PictureError, Prediction, RetinaModel, UsageError
+from retina.runtime.contract import METADATA_KEY, Preprocessing, Rule
+from retina.runtime.model import find_model, session_options
+from tiny_model import CONTRACT, RAMP, expected_probs, tiny_model, write_tiny_model
+
+
+def pixels(seed: int = 0, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(seed)
+    return (rng.integers(0, 256, (height, width, 3)) * rng.uniform(0, 1, 3)).astype(np.uint8)
+
+
+def check(prediction: Prediction, image: NDArray[np.uint8], atol: float = 1e-6) -> None:
+    dr, me = expected_probs(image)
+    np.testing.assert_allclose(list(prediction.dr_probs.values()), dr, atol=atol)
+    assert prediction.me_prob == pytest.approx(me[1], abs=atol)
+    assert prediction.grade == int(np.argmax(dr))
+    assert prediction.me_risk == int(me[1] > 0.5)
+    assert prediction.referable_prob == pytest.approx(dr[2:].sum(), abs=atol)
+    assert prediction.referable == (dr[2:].sum() >= 0.5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_kind_of_source_gives_the_hand_computed_answer(tmp_path: Path, seed: int) -> None:
+    model = RetinaModel(write_tiny_model(tmp_path / "m.onnx"))
+    image = pixels(seed)
+    path = tmp_path / "eye.png"
+    Image.fromarray(image).save(path)
+    for source in (path, str(path), path.read_bytes(), image, image[::-1][::-1], Image.fromarray(image)):
+        check(model.predict(source), image)
+
+
+def test_grades_are_the_contracts_own(tmp_path: Path) -> None:
+    contract = CONTRACT.with_(
+        dr_grades=(0, 2, 4),
+        thresholds={
+            "dr": Rule(),
+            "me": Rule("at_least", 0.01),
+            "referable_dr": Rule("at_least", 0.001, from_grade=4),
+        },
+    )
+    model = RetinaModel(write_tiny_model(tmp_path / "m.onnx", contract=contract))
+    prediction = model.predict(np.full((40, 40, 3), (0, 250, 0), np.uint8))
+    assert list(prediction.dr_probs) == [0, 2, 4]
+    assert prediction.referable_prob == prediction.dr_probs[4]
+    assert (prediction.grade, prediction.me_risk, prediction.referable) == (0, 0, True)
+
+
+def test_maps_come_where_the_file_has_them(tmp_path: Path) -> None:
+    image = pixels()
+    plain = RetinaModel(write_tiny_model(tmp_path / "m.onnx")).predict(image)
+    explain = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=CONTRACT.with_(explain=True))).predict(image)
+    assert plain.maps is None
+    assert explain == plain
+    assert explain.maps is not None
+    mean = image.reshape(-1, 3).mean(0) / 255
+    np.testing.assert_allclose(explain.maps["dr"], mean[0] * RAMP.reshape(4, 4), rtol=1e-5)
+    np.testing.assert_allclose(explain.maps["me"], mean[1] * RAMP.reshape(4, 4), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((48, 64), np.uint8),
+        np.zeros((48, 64, 4), np.uint8),
+        np.zeros((48, 64, 3), np.float32),
+        np.zeros((31, 64, 3), np.uint8),
+        np.zeros((1, 48, 64, 3), np.uint8),
+    ],
+    ids=lambda array: f"{array.shape} {array.dtype}",
+)
+def test_arrays_of_another_kind_are_refused(tmp_path: Path, wrong: NDArray[Any]) -> None:
+    model = RetinaModel(write_tiny_model(tmp_path / "m.onnx"))
+    with pytest.raises(PictureError, match=r"expected \(H, W, 3\) uint8 RGB"):
+        model.predict(wrong)
+
+
+def save(path: Path, model: onnx.ModelProto) -> Path:
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def with_contract(**changes: object) -> onnx.ModelProto:
+    model = tiny_model()
+    body = json.loads(CONTRACT.to_json()) | changes
+    helper.set_model_props(model, {METADATA_KEY: json.dumps(body)})
+    return model
+
+
+def external(path: Path) -> Path:
+    model = tiny_model()
+    onnx.save(model, str(path), save_as_external_data=True, location="weights.bin", size_threshold=0)
+    return path
+
+
+REFUSED = {
+    "no such file": (lambda p: p, "No such file"),
+    "empty": (lambda p: (p.write_bytes(b""), p)[1], "expected a model file, found an empty one"),
+    "not ONNX": (lambda p: (p.write_bytes(b"PK\x03\x04 not onnx" * 99), p)[1], "expected an ONNX model, found"),
+    "cut short": (lambda p: (p.write_bytes(tiny_model().SerializeToString()[:900]), p)[1], "expected"),
+    "no contract": (lambda p: write_tiny_model(p, contract=None), "expected a contract under the metadata key"),
+    "another schema": (lambda p: save(p, with_contract(schema=2)), r"schema: expected 1, found 2"),
+    "contract not JSON": (
+        lambda p: save(p, (m := tiny_model(), helper.set_model_props(m, {METADATA_KEY: "{"}))[0]),
+        "expected a contract in JSON",
+    ),
+    "unknown field": (lambda p: save(p, with_contract(mood="good")), "fields: expected"),
+    "renamed output": (
+        lambda p: write_tiny_model(p, names={"dr_probs": "probs"}),
+        r"outputs: expected \['dr_probs', 'me_probs'\], found \['probs', 'me_probs'\]",
+    ),
+    "outputs swapped": (
+        lambda p: write_tiny_model(p, names={"dr_probs": "me_probs", "me_probs": "dr_probs"}),
+        r"found \['me_probs', 'dr_probs'\]",
+    ),
+    "maps promised, not there": (lambda p: save(p, with_contract_only(explain=True)), "outputs: expected .*dr_cam"),
+    "other number of grades": (
+        lambda p: save(p, with_contract_only(dr_grades=(0, 1, 2))),
+        r"shape of dr_probs: expected \['N', 3\], found \['N', 5\]",
+    ),
+    "float input": (
+        lambda p: write_tiny_model(p, input_type=TensorProto.FLOAT),
+        r"input type: expected .*uint8.*float",
+    ),
+    "fixed size": (
+        lambda p: save(p, fixed_size()),
+        r"shape of image: expected \['N', 'H', 'W', 3\], found \['N', 64, 64, 3\]",
+    ),
+    "external data": (external, "expected a single file, found weights kept in another one"),
+}
+
+
+def with_contract_only(**changes: Any) -> onnx.ModelProto:
+    """A sound contract that promises something else than the graph has."""
+    model = tiny_model()
+    helper.set_model_props(model, {METADATA_KEY: CONTRACT.with_(**changes).to_json()})
+    return model
+
+
+def fixed_size() -> onnx.ModelProto:
+    model = tiny_model()
+    for axis in (1, 2):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 64
+    return model
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_file_that_does_not_keep_the_contract_is_refused(tmp_path: Path, case: str) -> None:
+    make, message = REFUSED[case]
+    path = make(tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match=message) as caught:
+        RetinaModel(path)
+    assert str(path) in str(caught.value)
+
+
+def test_external_data_is_refused_where_it_could_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    external(tmp_path / "m.onnx")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelFileError, match="expected a single file"):
+        RetinaModel("m.onnx")
+
+
+def test_a_known_digest_is_held_to(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "m.onnx")
+    beside = tmp_path / "m.onnx.sha256"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    beside.write_text(f"{digest}  m.onnx\n")
+    assert RetinaModel(path).sha256 == digest
+    content = bytearray(path.read_bytes())
+    at = content.index(np.float32(6).tobytes())  # a weight: nothing but the digest can notice
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match=f"expected sha256 {digest} .* found"):
+        RetinaModel(path)
+    beside.unlink()
+    RetinaModel(path)
+
+
+@pytest.mark.parametrize("cut", [0.2, 0.5, 0.8, 0.99])
+def test_a_file_cut_short_is_refused_without_a_digest(tmp_path: Path, cut: float) -> None:
+    path = write_tiny_model(tmp_path / "m.onnx")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * cut)])
+    with pytest.raises(ModelFileError, match="expected"):
+        RetinaModel(path)
+
+
+def test_probabilities_that_are_none_are_an_error_not_a_grade(tmp_path: Path) -> None:
+    content = write_tiny_model(tmp_path / "m.onnx").read_bytes()
+    path = tmp_path / "nan.onnx"
+    path.write_bytes(content.replace(np.float32(6).tobytes(), np.float32("nan").tobytes()))
+    with pytest.raises(ModelFileError, match=r"expected probabilities, found \[nan"):
+        RetinaModel(path).predict(pixels())
+
+
+def test_a_missing_provider_is_named_with_what_is_there(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match=r"--provider cuda: expected one of .*cpu.* pip install onnxruntime-gpu"):
+        RetinaModel(path, provider="cuda")
+    for spelling in ("CPU", "CPUExecutionProvider"):
+        check(RetinaModel(path, provider=spelling).predict(pixels()), pixels())
+
+
+def test_the_model_is_looked_for_where_export_puts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RETINA_ARTIFACTS", raising=False)
+    monkeypatch.setattr("retina.runtime.model.RELEASED", tmp_path / "released.onnx")
+    with pytest.raises(ModelFileError, match="retina-train DATA and retina-export"):
+        find_model()
+    write_tiny_model(tmp_path / "released.onnx")
+    assert find_model() == tmp_path / "released.onnx"
+    (tmp_path / "artifacts").mkdir()
+    write_tiny_model(tmp_path / "artifacts" / "retina_multitask.onnx")
+    assert find_model() == Path("artifacts/retina_multitask.onnx")
+    (tmp_path / "elsewhere").mkdir()
+    write_tiny_model(tmp_path / "elsewhere" / "retina_multitask.onnx")
+    monkeypatch.setenv("RETINA_ARTIFACTS", "elsewhere")
+    assert find_model() == Path("elsewhere/retina_multitask.onnx")
+    assert find_model("other.onnx") == Path("other.onnx")
+    assert find_model(None, "artifacts") == Path("artifacts/retina_multitask.onnx")
+
+
+def test_a_large_picture_is_decoded_at_a_fraction_unless_exact(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "m.onnx", contract=CONTRACT.with_(preprocessing=Preprocessing("field", 64)))
+    smooth = Image.fromarray(pixels(3, 600, 900)).filter(ImageFilter.GaussianBlur(9))
+    buffer = io.BytesIO()
+    smooth.save(buffer, "JPEG", quality=95)
+    whole = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert("RGB"))
+    scaled, exact = RetinaModel(path), RetinaModel(path, exact=True)
+    assert exact.decode(buffer.getvalue()).shape == (600, 900, 3)
+    assert scaled.decode(buffer.getvalue()).shape == (150, 225, 3)  # a quarter: at least 1.2 x 1.5 x 64 = 115
+    check(exact.predict(buffer.getvalue()), whole)
+    check(scaled.predict(buffer.getvalue()), whole, atol=0.01)
+    lazy = Image.open(io.BytesIO(buffer.getvalue()))
+    scaled.predict(lazy)
+    assert lazy.size == (900, 600)
+
+
+def test_one_model_serves_many_threads(tmp_path: Path) -> None:
+    model = RetinaModel(write_tiny_model(tmp_path / "m.onnx"))
+    images = [pixels(seed, 40 + seed, 50 + seed) for seed in range(40)]
+    expected = [model.predict(image) for image in images]
+    wrong: list[int] = []
+
+    def work(offset: int) -> None:
+        for i in range(len(images)):
+            k = (i + offset) % len(images)
+            if model.predict(images[k]) != expected[k]:
+                wrong.append(k)
+
+    threads = [threading.Thread(target=work, args=(7 * t,)) for t in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_score_yields_in_order_and_never_stops_at_a_bad_file(tmp_path: Path) -> None:
+    model = RetinaModel(write_tiny_model(tmp_path / "m.onnx"))
+    paths = []
+    for i in range(30):
+        paths.append(tmp_path / f"{i:02}.png")
+        Image.fromarray(pixels(i)).save(paths[-1])
+    paths[11].write_bytes(b"no picture")
+    paths.insert(5, tmp_path / "missing.png")
+    for workers in (1, 2, 8):
+        scored = list(model.score(paths, workers=workers))
+        assert [one.source for one in scored] == paths
+        assert [one.source for one in scored if one.error] == [tmp_path / "missing.png", tmp_path / "11.png"]
+        assert scored[5].error == "no such file"
+        for one in scored:
+            if one.prediction:
+                assert one.prediction == model.predict(one.source)
+
+
+def test_score_reads_its_input_only_a_little_ahead(tmp_path: Path) -> None:
+    model = RetinaModel(write_tiny_model(tmp_path / "m.onnx"))
+    path = tmp_path / "eye.png"
+    Image.fromarray(pixels()).save(path)
+    taken = 0
+
+    def endless() -> Any:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield path
+
+    results = model.score(endless(), workers=2)
+    for _ in range(10):
+        next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert taken <= 10 + 2 * 64
+
+
+def test_session_options_neither_spin_nor_take_more_threads_than_asked() -> None:
+    options = session_options(3)
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"

@@ -1,0 +1,300 @@
+"""retina-score as its users meet it: real processes, real files, SIGKILL included."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from retina.runtime.table import columns
+from tiny_model import CONTRACT, expected_probs, write_tiny_model
+
+COMMAND = [sys.executable, "-c", "from retina.runtime.cli import main; main()"]
+Score = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def image(seed: int, side: int = 40) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(seed)
+    return (rng.integers(0, 256, (side, side, 3)) * rng.uniform(0.2, 1, 3)).astype(np.uint8)
+
+
+def photographs(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        Image.fromarray(image(i)).save(folder / f"{i:05}.png")
+    return folder
+
+
+@pytest.fixture
+def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Score:
+    """Run retina-score in an empty folder with the tiny model in artifacts/."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RETINA_ARTIFACTS", raising=False)
+    (tmp_path / "artifacts").mkdir()
+    write_tiny_model(tmp_path / "artifacts" / "retina_multitask.onnx")
+
+    def run(*arguments: str | Path, stdin: bytes = b"", **keywords: object) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*COMMAND, *arguments], input=stdin, capture_output=True, timeout=60, check=False, **keywords
+        )
+        out, err = (os.fsdecode(stream) for stream in (done.stdout, done.stderr))
+        assert "Traceback" not in err, err
+        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+    return run
+
+
+def table(path: str = "test_predictions.csv") -> list[dict[str, str]]:
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_bare_command_uses_the_last_export_and_writes_the_designs_table(score: Score) -> None:
+    photographs(Path("eyes"), 5)
+    (Path("eyes") / "notes.txt").touch()
+    done = score("eyes")
+    assert done.returncode == 0, done.stderr
+    assert "scored 5; failed 0" in done.stdout
+    assert "5 rows; 1 other files ignored" in done.stdout
+    assert "artifacts/retina_multitask.onnx" in done.stderr
+    assert Path("test_predictions.csv").read_text().splitlines()[0] == ",".join(columns(range(5)))
+    for i, row in enumerate(table()):
+        dr, me = expected_probs(image(i))
+        assert row["Image name"] == f"{i:05}.png"
+        assert row["Pred DR grade (orig)"] == str(np.argmax(dr))
+        assert row["Pred ME risk"] == str(np.argmax(me))
+        assert (row["True DR grade (orig)"], row["True ME risk"], row["status"], row["error"]) == ("", "", "ok", "")
+        np.testing.assert_allclose([float(row[f"dr_prob_{grade}"]) for grade in range(5)], dr, atol=1e-6)
+        assert float(row["me_prob"]) == pytest.approx(me[1], abs=1e-6)
+    assert sorted(p.name for p in Path().iterdir()) == ["artifacts", "eyes", "test_predictions.csv"]
+
+
+def test_every_bad_file_keeps_its_row_and_exit_code_is_1(score: Score) -> None:
+    folder = photographs(Path("eyes"), 3)
+    (folder / "empty.jpg").touch()
+    (folder / "text.JPG").write_text("not a picture")
+    (folder / "cut.png").write_bytes((folder / "00000.png").read_bytes()[:-40])
+    Image.new("RGB", (20, 300)).save(folder / "small.bmp")
+    Image.new("L", (10_001, 10_000)).save(folder / "big.png", compress_level=1)
+    (folder / "gone.tif").symlink_to("nowhere")
+    done = score("eyes")
+    assert done.returncode == 1
+    assert "scored 3; failed 6" in done.stdout
+    errors = {row["Image name"]: row["error"] for row in table() if row["status"] == "error"}
+    assert errors.pop("text.JPG").startswith("expected JPEG, PNG, TIFF, WebP, JPEG 2000, BMP or DICOM")
+    assert errors == {
+        "empty.jpg": "empty file",
+        "cut.png": "image file is truncated",
+        "small.bmp": "too small: expected at least 32 pixels a side, found 20 x 300",
+        "big.png": "too large: expected at most 100000000 pixels, found 10001 x 10000",
+        "gone.tif": "no such file",
+    }
+    for row in table():
+        if row["status"] == "error":
+            assert not any(row[c] for c in row if c not in ("Image name", "status", "error"))
+    assert [row["Image name"] for row in table()] == sorted(row["Image name"] for row in table())
+
+
+def test_odd_names_and_nested_folders(score: Score) -> None:
+    names = ["a b.png", "new\nline.png", "ünï.PNG", "sub/x.png", 'sub/deep/comma,quote".png', "byte\udcff.png"]
+    for i, name in enumerate(names):
+        (Path("eyes") / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image(i)).save(Path("eyes") / name, "PNG")
+    (Path("eyes") / "sub" / "loop").symlink_to("..")
+    done = score("eyes", "--json")
+    assert done.returncode == 0
+    written = [name.encode("utf-8", "backslashreplace").decode() for name in sorted(names)]
+    assert [row["Image name"] for row in table()] == written
+    assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == written
+
+
+def test_json_lines_hold_what_the_table_holds(score: Score) -> None:
+    folder = photographs(Path("eyes"), 3)
+    (folder / "bad.png").touch()
+    Path("a.csv").write_text("Image name,Retinopathy grade,Risk of macular edema\n00001,3,1\n")
+    lines = [json.loads(line) for line in score("eyes", "--json", "--annotations", "a.csv").stdout.splitlines()]
+    for line, row in zip(lines, table(), strict=True):
+        assert (line["image"], line["status"], line["error"]) == (row["Image name"], row["status"], row["error"])
+        if line["status"] == "ok":
+            assert str(line["dr_grade"]) == row["Pred DR grade (orig)"]
+            assert line["dr_probs"] == {str(grade): float(row[f"dr_prob_{grade}"]) for grade in range(5)}
+            assert line["referable"] == (line["referable_prob"] >= 0.5)
+        assert str(line.get("true_dr_grade", "")) == row["True DR grade (orig)"]
+
+
+def test_annotations_add_truth_and_print_agreement(score: Score) -> None:
+    photographs(Path("eyes"), 6)
+    grades = [int(np.argmax(expected_probs(image(i))[0])) for i in range(6)]
+    truth = [grades[0], grades[1], grades[2], 0, 1, 2]
+    rows = [f"{i:05}.JPG,{grade},1" for i, grade in enumerate(truth)]
+    Path("a.csv").write_text(
+        "\n".join(["\ufeffimage NAME ,Retinopathy grade,Risk of macular edema ", *rows, "other,1,1"])
+    )
+    done = score("eyes", "--annotations", "a.csv")
+    assert [row["True DR grade (orig)"] for row in table()] == [str(grade) for grade in truth]
+    assert {row["True ME risk"] for row in table()} == {"1"}
+    share = sum(t == p for t, p in zip(truth, grades, strict=True)) / 6
+    assert f"DR accuracy {share:.4f}" in done.stdout
+    assert "ME true down, predicted across" in done.stdout
+    assert "1 annotations name no photograph" in done.stderr
+
+
+def test_files_and_lists_instead_of_a_folder(score: Score) -> None:
+    photographs(Path("eyes"), 4)
+    Path("list.txt").write_text("eyes/00003.png\neyes/00001.png\n")
+    assert score("@list.txt", "eyes/00000.png").returncode == 0
+    assert [row["Image name"] for row in table()] == ["eyes/00000.png", "eyes/00001.png", "eyes/00003.png"]
+    assert score("-", stdin=b"eyes/00002.png\0eyes/none.png\0").returncode == 1
+    assert [row["error"] for row in table()] == ["", "no such file"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a folder or files"),
+        (["eyes", "--workers", "0"], "--workers"),
+        (["eyes", "--bogus"], "No such option"),
+        (["none"], "none"),
+        (["void"], "expected photographs, found none (1 other files)"),
+        (["eyes", "--model", "none.onnx"], "none.onnx: expected a model file, found: No such file"),
+        (["eyes", "--model", "plain.onnx"], "plain.onnx: expected a contract"),
+        (["eyes", "--out", "none/x.csv"], "expected an existing folder"),
+        (["eyes", "--out", "eyes"], "expected a file to write, found a folder"),
+        (["eyes", "--annotations", "none.csv"], "none.csv: 1 fault"),
+        (["eyes", "--annotations", "bad.csv"], "line 2: Retinopathy grade: expected a whole number from 0, found 'x'"),
+        (["eyes", "--provider", "abacus"], "--provider abacus: expected one of"),
+        (["@none.txt"], "@none.txt: expected a list of paths"),
+        (["eyes", "--artifacts", "empty"], "retina-train DATA and retina-export"),
+    ],
+    ids=str,
+)
+def test_what_cannot_begin_ends_with_2_and_writes_nothing(score: Score, arguments: list[str], message: str) -> None:
+    photographs(Path("eyes"), 1)
+    Path("void").mkdir()
+    (Path("void") / "notes.txt").touch()
+    Path("bad.csv").write_text("Image name,Retinopathy grade,Risk of macular edema\n00000,x,0\n")
+    write_tiny_model(Path("plain.onnx"), contract=None)
+    before = set(Path().iterdir())
+    done = score(*arguments)
+    if arguments == ["none"]:  # a file by name: it has its row
+        assert done.returncode == 1
+        return
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert set(Path().iterdir()) == before
+
+
+def test_a_folder_without_permission_to_write(score: Score) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    photographs(Path("eyes"), 1)
+    Path("locked").mkdir(mode=0o500)
+    done = score("eyes", "--out", "locked/x.csv")
+    assert (done.returncode, "cannot be written: Permission denied" in done.stderr) == (2, True)
+
+
+def test_one_core_starts_one_worker(score: Score) -> None:
+    photographs(Path("eyes"), 2)
+    core = min(os.sched_getaffinity(0))
+    done = score("eyes", preexec_fn=lambda: os.sched_setaffinity(0, {core}))
+    assert "2 photographs, 1 worker, " in done.stderr
+    assert "2 photographs, 3 workers, " in score("eyes", "--workers", "3").stderr
+
+
+def survives_kills(folder: Path, moments: Sequence[float]) -> None:
+    """SIGKILL a run after each of these shares of its rows, resume it, and compare with an undisturbed run.
+
+    The rows go to a pipe that is not read after the kill is due. A pipe holds 64 KB, some 300 rows, so a run of many
+    more cannot end before it is killed, however fast the machine.
+    """
+    rows = len(list(folder.iterdir()))
+    assert subprocess.run([*COMMAND, folder, "--out", "whole.csv"], capture_output=True, check=False).returncode == 1
+    again = [*COMMAND, folder, "--out", "killed.csv", "--json"]
+    for moment in moments:
+        process = subprocess.Popen(again, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert process.stdout is not None
+        for _ in range(int(moment * (rows - 400))):
+            process.stdout.readline()
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not Path("killed.csv").exists()
+    done = subprocess.run(again, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert b"going on: " in done.stderr
+    assert len(done.stdout.splitlines()) == rows
+    assert Path("killed.csv").read_bytes() == Path("whole.csv").read_bytes()
+    assert not Path("killed.csv.journal").exists()
+    assert not Path("killed.csv.partial").exists()
+
+
+@pytest.mark.usefixtures("score")
+def test_killed_at_random_moments_and_resumed_gives_the_same_bytes() -> None:
+    folder = photographs(Path("eyes"), 700)
+    (folder / "00100.png").write_bytes(b"broken")
+    survives_kills(folder, [0.0, 0.2, 0.15, 0.7, 1.0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("RETINA_SLOW" not in os.environ, reason="a minute; set RETINA_SLOW=1")
+@pytest.mark.usefixtures("score")
+def test_twenty_kills_over_two_thousand_files() -> None:
+    folder = photographs(Path("eyes"), 2000)
+    (folder / "01500.png").write_bytes(b"broken")
+    rng = random.Random(5)
+    survives_kills(folder, [rng.random() for _ in range(20)])
+
+
+def test_a_resumed_run_notices_another_model_and_changed_files(score: Score) -> None:
+    photographs(Path("eyes"), 500)
+    process = subprocess.Popen([*COMMAND, "eyes", "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    for _ in range(20):
+        process.stdout.readline()
+    process.kill()
+    process.communicate()
+    Image.fromarray(image(999)).save(Path("eyes") / "00003.png")
+    other = CONTRACT.with_(provenance={"run": "other"})
+    write_tiny_model(Path("artifacts/retina_multitask.onnx"), contract=other)
+    done = score("eyes")
+    assert "scoring all again: model changed since the last run" in done.stderr
+    assert float(table()[3]["dr_prob_0"]) == pytest.approx(expected_probs(image(999))[0][0], abs=1e-6)
+
+
+def test_interrupted_by_the_user_it_says_how_to_go_on(score: Score) -> None:
+    photographs(Path("eyes"), 500)
+    process = subprocess.Popen([*COMMAND, "eyes", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"the same command goes on from here" in err
+    assert Path("test_predictions.csv.journal").exists()
+    assert "going on: " in score("eyes").stderr
+
+
+def test_help_teaches(score: Score) -> None:
+    done = score("--help")
+    assert done.returncode == 0
+    for word in ("Examples:", "retina-score photographs/", "Exit code 0", "[default: test_predictions.csv]", "@FILE"):
+        assert word in done.stdout
+
+
+def test_nothing_heavy_is_loaded_for_help() -> None:
+    code = (
+        "import sys, retina.runtime.cli\n"
+        "try: retina.runtime.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'onnxruntime', 'PIL', 'pydicom', 'torch', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")

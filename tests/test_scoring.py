@@ -1,0 +1,245 @@
+"""Cores, order, the journal and resuming, in process."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from retina.runtime import OutputError, RetinaModel, UsageError
+from retina.runtime.folder import Listing, find_pictures, gather
+from retina.runtime.journal import Journal, stamp
+from retina.runtime.scoring import require_room, score_rows
+from retina.runtime.table import Row
+from retina.runtime.workers import AHEAD, ordered_map, usable_cores
+from tiny_model import write_tiny_model
+
+V1 = "cpu,cpuacct/x/cpu."
+KEY = {"model": "abc", "exact": False}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> RetinaModel:
+    return RetinaModel(write_tiny_model(tmp_path / "m.onnx"))
+
+
+def folder_of(path: Path, count: int) -> Listing:
+    path.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path / f"{i:04}.png")
+    return find_pictures(path)
+
+
+def test_results_come_in_order_however_long_each_takes() -> None:
+    def work(i: int) -> int:
+        time.sleep(0.005 * (i % 3))
+        return i * i
+
+    assert list(ordered_map(work, range(60), 4)) == [i * i for i in range(60)]
+
+
+def test_an_error_ends_the_work_and_leaves_no_thread() -> None:
+    before = threading.active_count()
+
+    def work(i: int) -> int:
+        return 1 // (i - 20)
+
+    with pytest.raises(ZeroDivisionError):
+        list(ordered_map(work, range(10_000), 3))
+    assert threading.active_count() == before
+
+
+def test_a_slow_item_lets_the_others_go_ahead_but_only_so_far() -> None:
+    release, begun = threading.Event(), []
+
+    def work(i: int) -> int:
+        begun.append(i)
+        if i == 0:
+            release.wait(10)
+        return i
+
+    results = ordered_map(work, range(1000), 2)
+    reader = threading.Thread(target=lambda: next(results))
+    reader.start()
+    for _ in range(500):
+        if len(begun) == 2 * AHEAD:
+            break
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(begun) == 2 * AHEAD
+    release.set()
+    reader.join()
+    assert list(results) == list(range(1, 1000))
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("0::/a/b\n", {"a/b/cpu.max": "100000 100000"}, 1),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000"}, 2),
+        ("0::/host/path/not/here\n", {"cpu.max": "50000 100000"}, 1),
+        ("0::/a\n", {"a/cpu.max": "max 100000"}, None),
+        ("4:cpu,cpuacct:/x\n2:memory:/y\n", {V1 + "cfs_quota_us": "100000", V1 + "cfs_period_us": "100000"}, 1),
+        ("4:cpu,cpuacct:/x\n", {V1 + "cfs_quota_us": "-1", V1 + "cfs_period_us": "100000"}, None),
+        ("", {}, None),
+    ],
+)  # fmt: skip
+def test_a_quota_cuts_the_cores(tmp_path: Path, groups: str, files: dict[str, str], quota: int | None) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text(groups)
+    for name, text in files.items():
+        (tmp_path / "cg" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cg" / name).write_text(text + "\n")
+    allowed = len(os.sched_getaffinity(0))
+    assert usable_cores(tmp_path / "self", tmp_path / "cg") == min(allowed, quota or allowed)
+
+
+def test_affinity_cuts_the_cores() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_workers_do_not_change_the_rows(tmp_path: Path, model: RetinaModel) -> None:
+    listing = folder_of(tmp_path / "eyes", 40)
+    (listing.root / "0007.png").write_bytes(b"")
+    runs = []
+    for workers in (1, 2, 8):
+        journal = Journal(tmp_path / f"{workers}.journal", KEY)
+        runs.append([row for row, known in score_rows(model, listing, journal, workers)])
+        journal.close()
+    assert runs[0] == runs[1] == runs[2]
+    assert [row.name for row in runs[0]] == list(listing.names)
+    for row in runs[0]:
+        if row.name == "0007.png":
+            assert row == Row("0007.png", None, "empty file")
+        else:
+            assert row.prediction == model.predict(np.asarray(Image.open(listing.root / row.name)))
+
+
+def journalled(path: Path, model: RetinaModel, listing: Listing, key: dict[str, object] = KEY) -> list[str]:
+    """Score with a journal left behind; returns the names that were scored afresh."""
+    journal = Journal(path, key)
+    try:
+        return [row.name for row, known in score_rows(model, listing, journal, 2) if not known]
+    finally:
+        journal.close()
+
+
+def test_a_second_run_takes_over_what_has_not_changed(tmp_path: Path, model: RetinaModel) -> None:
+    listing = folder_of(tmp_path / "eyes", 12)
+    (listing.root / "0003.png").write_bytes(b"broken")
+    path = tmp_path / "j"
+    assert journalled(path, model, listing) == list(listing.names)
+    assert journalled(path, model, listing) == ["0003.png"]  # a failure is tried again
+    same_size = (listing.root / "0005.png").read_bytes()
+    (listing.root / "0005.png").rename(listing.root / "old.txt")
+    (listing.root / "0005.png").write_bytes(same_size)
+    times = (listing.root / "old.txt").stat()
+    os.utime(listing.root / "0005.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+    (listing.root / "0004.png").unlink()
+    assert journalled(path, model, find_pictures(listing.root)) == ["0003.png", "0005.png"]
+    assert journalled(path, model, find_pictures(listing.root), {**KEY, "exact": True}) == [
+        name for name in listing.names if name != "0004.png"
+    ]
+
+
+def test_rows_come_back_exactly(tmp_path: Path, model: RetinaModel) -> None:
+    (tmp_path / "odd\udcff\n").mkdir()
+    listing = folder_of(tmp_path / "odd\udcff\n" / "eyes", 6)
+    journal = Journal(tmp_path / "j", KEY)
+    rows = [row for row, _ in score_rows(model, listing, journal, 2)]
+    journal.close()
+    again = Journal(tmp_path / "j", KEY)
+    assert len(again) == 6
+    assert [again.row(row.name, stamp(listing.root / row.name)) for row in rows] == rows
+    again.close()
+
+
+@pytest.mark.parametrize("torn", [1, 7, 50])
+def test_a_torn_last_line_is_scored_again(tmp_path: Path, model: RetinaModel, torn: int) -> None:
+    listing = folder_of(tmp_path / "eyes", 5)
+    path = tmp_path / "j"
+    journalled(path, model, listing)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-torn])
+    assert journalled(path, model, listing) == ["0004.png"]
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[:-torn] + b"\0" * torn)
+    assert journalled(path, model, listing) == ["0004.png"]
+
+
+def test_a_journal_of_something_else_starts_over_and_says_what_changed(tmp_path: Path, model: RetinaModel) -> None:
+    listing = folder_of(tmp_path / "eyes", 3)
+    journalled(tmp_path / "j", model, listing)
+    journal = Journal(tmp_path / "j", {**KEY, "model": "other"})
+    assert (journal.changed, len(journal)) == (["model"], 0)
+    journal.close()
+    journalled(tmp_path / "j", model, listing)
+    journal = Journal(tmp_path / "j", KEY, resume=False)
+    assert (journal.changed, len(journal)) == ([], 0)
+    journal.discard()
+    assert not (tmp_path / "j").exists()
+
+
+def test_two_runs_never_write_one_table(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "j", KEY)
+    with pytest.raises(OutputError, match="another retina-score is writing this table"):
+        Journal(tmp_path / "j", KEY)
+    first.close()
+    Journal(tmp_path / "j", KEY).close()
+
+
+def test_a_full_disk_keeps_what_was_done_and_says_so(tmp_path: Path, model: RetinaModel) -> None:
+    import resource
+
+    listing = folder_of(tmp_path / "eyes", 30)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # as a full disk, but for this process alone
+    try:
+        with pytest.raises(OutputError, match="What was scored so far is kept there: make room"):
+            journalled(tmp_path / "j", model, listing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    left = journalled(tmp_path / "j", model, listing)
+    assert 0 < len(left) < 30
+
+
+def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="found a folder"):
+        require_room(tmp_path, 1)
+    with pytest.raises(OutputError, match="expected an existing folder"):
+        require_room(tmp_path / "none" / "t.csv", 1)
+    with pytest.raises(OutputError, match="bytes of room for"):
+        require_room(tmp_path / "t.csv", 10**15)
+    require_room(tmp_path / "t.csv", 1)
+
+
+def test_a_file_that_vanishes_keeps_its_row(tmp_path: Path, model: RetinaModel) -> None:
+    listing = folder_of(tmp_path / "eyes", 3)
+    (listing.root / "0001.png").unlink()
+    journal = Journal(tmp_path / "j", KEY)
+    rows = [row for row, _ in score_rows(model, listing, journal, 2)]
+    journal.close()
+    assert [row.error for row in rows] == ["", "no such file", ""]
+
+
+def test_gathering_folders_files_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("d/a.jpg", "d/e/b.JPG", "d/notes.txt", "c.scan", "new\nline.jpg"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    assert gather(["d"]) == Listing(Path("d"), ("a.jpg", "e/b.JPG"), 1)
+    assert gather(["d", "./c.scan", "missing.jpg"]).names == ("c.scan", "d/a.jpg", "d/e/b.JPG", "missing.jpg")
+    Path("list.txt").write_bytes(b"\xef\xbb\xbfc.scan\r\n\r\nd\nc.scan\n\xff.jpg\n")
+    assert gather(["@list.txt"]).names == ("c.scan", "d/a.jpg", "d/e/b.JPG", "\udcff.jpg")
+    Path("list0").write_bytes(b"new\nline.jpg\0c.scan\0")
+    assert gather(["@list0"]).names == ("c.scan", "new\nline.jpg")
+    with pytest.raises(UsageError, match="@none: expected a list of paths"):
+        gather(["@none"])

@@ -1,0 +1,142 @@
+"""The CSV, the measures of agreement and the summary."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from retina.runtime import AnnotationError, OutputError, Prediction
+from retina.runtime.agreement import Confusion, read_truth
+from retina.runtime.annotations import Annotation
+from retina.runtime.folder import Listing
+from retina.runtime.summary import Summary
+from retina.runtime.table import Row, Table, cells, columns, utf8
+from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix
+
+GRADES = (0, 2, 4)
+PREDICTION = Prediction(2, {0: 0.25, 2: 0.7, 4: 0.05}, 1, 0.123456789, True, 0.75)
+
+
+def test_header_and_cells_are_those_of_the_design() -> None:
+    assert columns(GRADES) == [
+        "Image name", "Pred DR grade (orig)", "True DR grade (orig)", "Pred ME risk", "True ME risk",
+        "dr_prob_0", "dr_prob_2", "dr_prob_4", "me_prob", "status", "error",
+    ]  # fmt: skip
+    truth = Annotation(2, "a", 4, 0, {})
+    probs = ["0.250000", "0.700000", "0.050000", "0.123457"]
+    assert cells(Row("a.jpg", PREDICTION), GRADES) == ["a.jpg", "2", "", "1", "", *probs, "ok", ""]
+    assert cells(Row("a.jpg", PREDICTION), GRADES, truth) == ["a.jpg", "2", "4", "1", "0", *probs, "ok", ""]
+    assert cells(Row("b", None, "empty file"), GRADES, truth) == (
+        ["b", "", "4", "", "0", "", "", "", "", "error", "empty file"]
+    )
+
+
+def test_odd_names_survive_a_csv_reader(tmp_path: Path) -> None:
+    names = [
+        "a,b.jpg",
+        'quote".jpg',
+        "new\nline.jpg",
+        "carriage\rreturn.jpg",
+        " blank .jpg",
+        "Ä😀.jpg",
+        "byte\udcff.jpg",
+    ]
+    with Table(tmp_path / "t.csv", columns(GRADES)) as table:
+        for name in names:
+            table.write(cells(Row(name, PREDICTION), GRADES))
+    with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [row["Image name"] for row in read] == [*names[:-1], "byte\\udcff.jpg"]
+    assert utf8(names[-1]) == "byte\\udcff.jpg"
+
+
+def test_the_table_appears_only_when_complete(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("earlier")
+    with pytest.raises(KeyError), Table(path, ["a"]) as table:
+        table.write(["1"])
+        raise KeyError
+    assert path.read_text() == "earlier"
+    with Table(path, ["a"]) as table:
+        table.write(["1"])
+        assert path.read_text() == "earlier"
+    assert path.read_text() == "a\n1\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"none/t\.csv\.partial: cannot be written: No such file"):
+        Table(tmp_path / "none" / "t.csv", ["a"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_measures_equal_scikit_learn(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, 5, 200)
+    predicted = np.clip(true + rng.integers(-1, 3, 200), 0, 4)
+    if seed == 3:
+        true[:], predicted[:] = 1, 1 + (np.arange(200) > 190)
+    confusion = Confusion()
+    for pair in zip(true.tolist(), predicted.tolist(), strict=True):
+        confusion.add(*pair)
+    assert confusion.accuracy() == pytest.approx(accuracy_score(true, predicted))
+    assert confusion.quadratic_kappa() == pytest.approx(cohen_kappa_score(true, predicted, weights="quadratic"))
+    np.testing.assert_array_equal(confusion.matrix(), confusion_matrix(true, predicted))
+
+
+def test_kappa_over_grades_with_gaps() -> None:
+    """Weights go by the grades' distance: 0 against 4 is sixteen times as wrong as 3 against 4, 2 being absent."""
+    confusion = Confusion()
+    for true, predicted, times in ((0, 0, 5), (4, 4, 5), (0, 4, 1), (3, 4, 2)):
+        for _ in range(times):
+            confusion.add(true, predicted)
+    true, predicted = [0] * 6 + [4] * 5 + [3] * 2, [0] * 5 + [4] * 8
+    expected = cohen_kappa_score(true, predicted, labels=[0, 1, 2, 3, 4], weights="quadratic")
+    assert confusion.quadratic_kappa() == pytest.approx(expected)
+
+
+def test_nothing_counted_is_nan_not_an_error() -> None:
+    assert np.isnan(Confusion().accuracy())
+    assert np.isnan(Confusion().quadratic_kappa())
+
+
+def truth_of(tmp_path: Path, rows: str, *names: str) -> dict[str, int]:
+    path = tmp_path / "a.csv"
+    path.write_text("Image name,Retinopathy grade,Risk of macular edema\n" + rows)
+    return {name: row.dr_grade for name, row in read_truth(path, Listing(tmp_path, names, 0)).by_name.items()}
+
+
+def test_truth_finds_files_of_other_endings(tmp_path: Path) -> None:
+    assert truth_of(tmp_path, "a.png,1,0\nB,2,1\nnone,3,0\n", "a.jpg", "x/b.JPG") == {"a.jpg": 1, "x/b.JPG": 2}
+
+
+def test_truth_names_all_faults(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError) as caught:
+        truth_of(tmp_path, "a.png,1,0\na.jpg,2,1\nb,1,2\nc,1,0\nd,x,1\n", "a.jpg", "b.jpg", "c.jpg", "c.png", "d.jpg")
+    for fault in (
+        "line 3: 'a.jpg' means 'a.jpg', as line 2 does already",
+        "line 4: Risk of macular edema: expected 0 or 1, found 2",
+        "'c.jpg' and 'c.png'",
+        "line 6: Retinopathy grade: expected a whole number from 0, found 'x'",
+    ):
+        assert fault in str(caught.value)
+    with pytest.raises(AnnotationError, match="found none among 2 rows"):
+        truth_of(tmp_path, "a,1,0\nb,1,0\n", "c.jpg")
+
+
+def test_summary_counts_and_tells() -> None:
+    summary = Summary()
+    for i in range(3):
+        summary.add(Row(f"{i}", PREDICTION), known=i == 0, truth=Annotation(2, "a", 2, 0, {}))
+    summary.add(Row("bad\udcff", None, "empty file"), known=False, truth=None)
+    text = "\n".join(summary.lines(1.5))
+    for line in (
+        "scored 3, 1 of them in an earlier run; failed 1; 2.0 per second",
+        "DR grades 2: 3",
+        "referable DR 3 (100.0%); ME risk 3 (100.0%)",
+        "failed 1: empty file (such as 'bad\\\\udcff')",
+        "against 3 annotations:",
+        "DR accuracy 1.0000, quadratic weighted kappa nan",
+        "ME accuracy 0.0000",
+    ):
+        assert line in text
