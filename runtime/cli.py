@@ -109,9 +109,7 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
 
     if not paths:
         raise click.UsageError("name a folder or files, for example:  retina-score photographs/")
-    # Damaged pictures make Pillow warn at length; their rows say what came of it.
-    warnings.filterwarnings("ignore", module="PIL")
-    logging.basicConfig(level=logging.WARNING, format="retina-score: %(message)s")
+    _hush()
     try:
         failed = _run(paths, **options)
     except RetinaError as err:
@@ -186,6 +184,17 @@ def _run(
         click.echo(line, err=as_json)
     click.echo(f"wrote {out}: {len(listing.names)} rows; {listing.ignored} other files ignored", err=as_json)
     return summary.failed
+
+
+def _hush() -> None:
+    """Let our own warnings through and nobody else's: of a damaged file, its row says what came of it.
+
+    Pillow and pydicom would say so at length, and pydicom could quote the patient.
+    """
+    handler = logging.StreamHandler()
+    handler.addFilter(logging.Filter("retina"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, format="retina-score: %(message)s")
+    warnings.filterwarnings("ignore", module=r"PIL|pydicom")
 
 
 def _tell_start(model: RetinaModel, listing: Listing, workers: int, *, shipped: bool) -> None:
