@@ -67,6 +67,7 @@ class GradCAM:
             raise UsageError(f"method: expected one of {', '.join(METHODS)}, found {self.method!r}")
         if not self.layers:
             raise UsageError("layers: expected at least one, found none")
+        self._modules()
 
     def __call__(self, x: Tensor, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
         """Explain each target; one forward pass serves them all.
@@ -84,10 +85,9 @@ class GradCAM:
         Raises:
             UsageError: a layer that does not exist, is never or repeatedly called, or has no (N, C, h, w) output.
         """
-        modules = [find_layer(self.model, layer) if isinstance(layer, str) else layer for layer in self.layers]
         # Without the parameters' gradients no graph is built below the first layer, and no ``.grad`` is written.
         weights = {name: tensor.detach() for name, tensor in self.model.named_parameters()}
-        with torch.inference_mode(False), torch.enable_grad(), _recorded(self.model, modules) as activations:
+        with torch.inference_mode(False), torch.enable_grad(), _recorded(self.model, self._modules()) as activations:
             output = torch.func.functional_call(self.model, weights, (x,))
             kept = [_only(calls, layer) for calls, layer in zip(activations, self.layers, strict=True)]
             maps = []
@@ -96,6 +96,9 @@ class GradCAM:
                 maps.append(_combine([_cam(a.detach(), g, self.method) for a, g in zip(kept, gradients, strict=True)]))
         self.output = tuple(t.detach() for t in output) if isinstance(output, tuple) else output.detach()
         return [m.cpu().numpy() for m in maps]
+
+    def _modules(self) -> list[nn.Module]:
+        return [find_layer(self.model, layer) if isinstance(layer, str) else layer for layer in self.layers]
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:

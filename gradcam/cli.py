@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..runtime.errors import RetinaError, UsageError, require_extra
-from ..runtime.overlay import HEADS
+from ..runtime.errors import OutputError, RetinaError, UsageError, require_extra
+from ..runtime.overlay import HEADS, Head
 
 if TYPE_CHECKING:
-    from .explainer import Explainer
+    from .explainer import CheckpointExplainer, Explainer
 
 CHECKPOINT = "retina_multitask_best.pth"
 
@@ -46,10 +46,16 @@ CHECKPOINT = "retina_multitask_best.pth"
     help="Instead of a checkpoint: an ONNX file from `retina-export --explain`; needs no torch.",
 )  # fmt: skip
 @click.option(
+    "--evaluate", type=click.Path(path_type=Path), metavar="LESIONS",
+    help="Instead of drawing: measure how faithful the maps are on this folder of photographs with lesion masks.",
+)  # fmt: skip
+@click.option(
     "--artifacts", type=click.Path(path_type=Path), default="artifacts", envvar="RETINA_ARTIFACTS", show_envvar=True,
     help="Folder of what the commands write and find.",
 )  # fmt: skip
-def main(inputs: tuple[Path, ...], head: str, artifacts: Path, out: Path | None, **options: Any) -> None:
+def main(
+    inputs: tuple[Path, ...], head: str, artifacts: Path, out: Path | None, evaluate: Path | None, **options: Any
+) -> None:
     r"""Show where the answers come from: Grad-CAM overlays of photographs.
 
     For each photograph and head OUT gets an overlay at the photograph's own size, a panel with the answers in words,
@@ -59,13 +65,20 @@ def main(inputs: tuple[Path, ...], head: str, artifacts: Path, out: Path | None,
       retina-gradcam photographs/                    both heads, the model's own answers
       retina-gradcam eye.jpg --head dr --target 4    what speaks for grade 4 in this eye
       retina-gradcam eye.jpg --model explain.onnx    without torch
+      retina-gradcam --evaluate lesions/             do the maps look at the lesions? faithfulness.csv, .md and .png
+
+    LESIONS holds lesions.csv (column Image name), photographs X.jpg, and masks X_EX.png, X_HE.png, ...
     """
+    out = out or artifacts / "gradcam"
     try:
-        failed = _explain(inputs, head, out or artifacts / "gradcam", artifacts, **options)
+        if evaluate is None:
+            code = _explain(inputs, head, out, artifacts, **options)
+        else:
+            code = _evaluate(evaluate, inputs, head, out, artifacts, **options)
     except RetinaError as err:
         click.echo(f"retina-gradcam: {err}", err=True)
         sys.exit(2)
-    sys.exit(1 if failed else 0)
+    sys.exit(code)
 
 
 def _explain(
@@ -84,27 +97,75 @@ def _explain(
     for photograph in failed:
         click.echo(f"{photograph.name}: {photograph.error}", err=True)
     click.echo(f"{len(done) - len(failed)} photographs explained, {len(failed)} failed: {out / 'index.html'}")
-    return len(failed)
+    return 1 if failed else 0
 
 
-def _open(
-    head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | None, layers: tuple[str, ...], **how: Any
-) -> Explainer:
-    from .explainer import CheckpointExplainer, OnnxExplainer
-
-    heads = [each for each in HEADS if head in (each, "both")]
-    if model is None:
-        require_extra("gradcam", "torch", "torchvision")
-        return CheckpointExplainer(checkpoint or artifacts / CHECKPOINT, heads, layers=layers, **how)
-    fixed = {"--checkpoint": checkpoint is None, "--target": how["target"] is None, "--layer": layers == ("layer4",)}
-    fixed["--method"] = how["method"] == "gradcam"
-    if not all(fixed.values()):
-        wrong = ", ".join(option for option, is_default in fixed.items() if not is_default)
+def _evaluate(
+    lesions: Path,
+    inputs: tuple[Path, ...],
+    head: str,
+    out: Path,
+    artifacts: Path,
+    *,
+    model: Path | None,
+    scale: str,
+    npy: bool,
+    **source: Any,
+) -> int:
+    require_extra("gradcam", "torch", "torchvision", "scipy", "matplotlib")
+    if inputs or model is not None or npy or scale != "image":
         raise UsageError(
-            f"{wrong}: expected without --model, whose file holds Grad-CAM of layer4 and of the most probable classes. "
-            "Explain from the checkpoint instead."
+            "--evaluate: expected no photographs and no --model, --npy or --scale beside it, since it reads LESIONS, "
+            "draws nothing and shuffles the checkpoint's weights. Run two commands."
         )
-    return OnnxExplainer(model, heads)
+    from .faithfulness import measure, steps
+    from .lesions import read_lesions
+    from .verdict import as_markdown, write_picture, write_table
+
+    photographs = read_lesions(lesions)
+    explainer = _open_checkpoint(head, artifacts, **source)
+    with click.progressbar(length=steps(photographs), label="Faithfulness", file=sys.stderr) as bar:
+        found = measure(explainer, photographs, lambda: bar.update(1))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_table(out / "faithfulness.csv", found)
+        (out / "faithfulness.md").write_text(as_markdown(found) + "\n", encoding="utf-8")
+        write_picture(out / "faithfulness.png", found)
+    except OSError as err:
+        raise OutputError(f"{err.filename or out}: cannot be written: {err.strerror or err}") from None
+    click.echo(as_markdown(found))
+    click.echo(f"\n{out / 'faithfulness.csv'}, faithfulness.md and faithfulness.png")
+    return 0 if found.depends_on_weights else 1
+
+
+def _open(head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | None, **how: Any) -> Explainer:
+    from .explainer import OnnxExplainer
+
+    if model is None:
+        return _open_checkpoint(head, artifacts, checkpoint=checkpoint, **how)
+    given = {
+        "--checkpoint": checkpoint is not None,
+        "--target": how["target"] is not None,
+        "--layer": how["layers"] != ("layer4",),
+        "--method": how["method"] != "gradcam",
+    }
+    if any(given.values()):
+        raise UsageError(
+            f"{', '.join(option for option, is_given in given.items() if is_given)}: expected without --model, whose "
+            "file holds Grad-CAM of layer4 and of the most probable classes. Explain from the checkpoint instead."
+        )
+    return OnnxExplainer(model, _heads(head))
+
+
+def _open_checkpoint(head: str, artifacts: Path, *, checkpoint: Path | None, **how: Any) -> CheckpointExplainer:
+    require_extra("gradcam", "torch", "torchvision")
+    from .explainer import CheckpointExplainer
+
+    return CheckpointExplainer(checkpoint or artifacts / CHECKPOINT, _heads(head), **how)
+
+
+def _heads(head: str) -> list[Head]:
+    return [each for each in HEADS if head in (each, "both")]
 
 
 if __name__ == "__main__":

@@ -84,16 +84,16 @@ class CheckpointExplainer:
         """
         from ..train.checkpoint import load_checkpoint
         from ..train.framing import make_preprocess
-        from .cam import GradCAM, find_layer, head_logit
+        from .cam import GradCAM, head_logit
 
         checkpoint = load_checkpoint(path)
         self.contract = checkpoint.contract
         self.model = checkpoint.build_model()
         self.preprocess = make_preprocess(self.contract.preprocessing)
-        self._heads = heads
+        self.heads = heads
         self._asked = _asked_for(self.contract, heads, target)
         self._targets = [head_logit(head, self._asked.get(head)) for head in heads]
-        self._cam = GradCAM(self.model, [find_layer(self.model, layer) for layer in layers], method)
+        self.cam = GradCAM(self.model, layers, method)
 
     def decode(self, path: Path) -> Pixels:
         """See Explainer."""
@@ -105,13 +105,13 @@ class CheckpointExplainer:
 
         # Photographs of a batch may differ in size until each has been framed.
         x = torch.cat([self.preprocess(torch.from_numpy(pixels).unsqueeze(0)) for pixels in photographs])
-        maps = self._cam(x, self._targets)  # for each head (N, h, w)
-        probs = [logits.softmax(dim=1).numpy() for logits in self._cam.output]  # (N, K), (N, 2)
+        maps = self.cam(x, self._targets)  # for each head (N, h, w)
+        probs = [logits.softmax(dim=1).numpy() for logits in self.cam.output]  # (N, K), (N, 2)
         return [
             Answer.of(
                 self.contract,
                 {head: of_head[i] for head, of_head in zip(HEADS, probs, strict=True)},
-                {head: of_head[i] for head, of_head in zip(self._heads, maps, strict=True)},
+                {head: of_head[i] for head, of_head in zip(self.heads, maps, strict=True)},
                 self._asked,
             )
             for i in range(len(photographs))
@@ -130,7 +130,7 @@ class OnnxExplainer:
         """
         self._model = RetinaModel(path, threads=usable_cores())
         self.contract = self._model.contract
-        self._heads = heads
+        self.heads = heads
         if not self.contract.explain:
             raise UsageError(
                 f"{path}: expected a model that gives maps, found one that gives probabilities alone. "
@@ -148,7 +148,7 @@ class OnnxExplainer:
             said = self._model.predict_pixels(pixels, maps=True)
             dr = np.array([said.dr_probs[grade] for grade in self.contract.dr_grades], np.float32)
             me = np.array([1.0 - said.me_prob, said.me_prob], np.float32)
-            maps = {head: (said.maps or {})[head] for head in self._heads}
+            maps = {head: (said.maps or {})[head] for head in self.heads}
             answers.append(Answer.of(self.contract, {"dr": dr, "me": me}, maps))
         return answers
 

@@ -1,0 +1,194 @@
+"""Does the map look at the lesions, does it show what the answer needs, does it depend on what was learned?
+
+Measured on photographs whose lesions were drawn by experts, and told as one table with 95% intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..runtime.field import Field
+from ..runtime.overlay import Head
+from . import deletion, randomisation
+from .cam import head_logit
+from .explainer import Answer, CheckpointExplainer
+from .interval import Interval, bootstrap
+from .lesions import MaskedPhotograph
+from .pointing import Pointing, centre_prior, point
+
+Floats = NDArray[np.float32]
+MAP, CHANCE, CENTRE = "map", "chance", "centre"
+"""What is measured: the model's map; a random point, an even map or a random map; and a Gaussian in the middle."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One cell of the table."""
+
+    measure: str
+    """pointing (hit rate), lift (energy share / area share), deletion, insertion (area under the curve of the explained
+    class's probability), shuffled (rank correlation with the map of the model as it was trained)."""
+    lesion: str
+    """The masks' abbreviation; empty where a measure is not about one kind."""
+    head: Head
+    of: str
+    """MAP, CHANCE, CENTRE, a difference or ratio of two; for ``shuffled``: down to which layer."""
+    photographs: int
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """Everything that was measured."""
+
+    figures: Sequence[Figure]
+    curves: Mapping[tuple[str, Head, str], NDArray[np.float64]]
+    """By measure (deletion, insertion), head and map: (photographs, steps) probabilities at deletion.FRACTIONS."""
+
+    def get(self, measure: str, lesion: str, head: Head, of: str) -> Figure | None:
+        return next(
+            (f for f in self.figures if (f.measure, f.lesion, f.head, f.of) == (measure, lesion, head, of)), None
+        )
+
+    @property
+    def depends_on_weights(self) -> bool:
+        """The sanity check: with all weights shuffled every head's maps have become others."""
+        last = [f for f in self.figures if f.measure == "shuffled" and f.of == randomisation.STAGE_NAMES[-1]]
+        return all(figure.interval.high < randomisation.ALIKE_BELOW for figure in last)
+
+
+def measure(
+    explainer: CheckpointExplainer,
+    photographs: Sequence[MaskedPhotograph],
+    on_step: Callable[[], object] = lambda: None,
+) -> Faithfulness:
+    """Measure the maps of the explainer's heads, target, layers and method.
+
+    Args:
+        explainer: the model.
+        photographs: with masks.
+        on_step: called after each photograph, and after each stage of randomisation.
+    """
+    pointings: dict[tuple[str, Head], list[tuple[Pointing, Pointing]]] = {}
+    curves: dict[tuple[str, Head, str], list[NDArray[np.float64]]] = {}
+    inputs, answers = [], []
+    for number, photograph in enumerate(photographs):
+        pixels = explainer.decode(photograph.path)
+        answer = explainer.explain([pixels])[0]
+        field = Field.find(pixels, explainer.contract.preprocessing)
+        for head, head_map in answer.maps.items():
+            centre = centre_prior(head_map.values.shape)
+            for kind, mask in photograph.masks.items():
+                pair = point(head_map.values, field, mask), point(centre, field, mask)
+                pointings.setdefault((kind, head), []).append(pair)
+        image = torch.from_numpy(pixels).unsqueeze(0)
+        x = explainer.preprocess(image)
+        for key, curve in _curves(explainer, x, _lit(explainer, image), answer, number).items():
+            curves.setdefault(key, []).append(curve)
+        inputs.append(x)
+        answers.append(answer)
+        on_step()
+    stacked = {key: np.stack(each) for key, each in curves.items()}
+    figures = [figure for (kind, head), pairs in sorted(pointings.items()) for figure in _on_lesions(kind, head, pairs)]
+    figures += [figure for head in explainer.heads for figure in _on_curves(head, stacked)]
+    figures += _on_shuffled(explainer, torch.cat(inputs), answers, on_step)
+    return Faithfulness(figures, stacked)
+
+
+def steps(photographs: Sequence[MaskedPhotograph]) -> int:
+    """How often ``measure`` calls ``on_step``."""
+    return len(photographs) + len(randomisation.STAGES)
+
+
+def _lit(explainer: CheckpointExplainer, image: Tensor) -> Tensor:
+    """(S, S) bool: the lit part of what the network sees."""
+    framed = explainer.preprocess[0](image)[0].permute(1, 2, 0).round().byte().numpy()
+    lit = Field.find(framed, replace(explainer.contract.preprocessing, framing="squash")).lit
+    return torch.from_numpy(lit > 0.5) if (lit > 0.5).any() else torch.ones(lit.shape, dtype=torch.bool)
+
+
+def _curves(
+    explainer: CheckpointExplainer, x: Tensor, lit: Tensor, answer: Answer, number: int
+) -> dict[tuple[str, Head, str], NDArray[np.float64]]:
+    maps: dict[str, Floats] = {head: head_map.values for head, head_map in answer.maps.items()}
+    shape = next(iter(maps.values())).shape
+    # As smooth as a map, so that only its place is by chance.
+    maps |= {CHANCE: np.random.default_rng(number).random(shape, np.float32), CENTRE: centre_prior(shape)}
+    followed = deletion.curves(explainer.model, x, lit, maps)
+    found = {}
+    for head, head_map in answer.maps.items():
+        grades = explainer.contract.dr_grades
+        column = grades.index(head_map.target) if head == "dr" else len(grades) + head_map.target
+        for of, name in ((MAP, head), (CHANCE, CHANCE), (CENTRE, CENTRE)):
+            deleted, inserted = followed[name]
+            found["deletion", head, of] = deleted[:, column]
+            found["insertion", head, of] = inserted[:, column]
+    return found
+
+
+def _on_lesions(kind: str, head: Head, pairs: Sequence[tuple[Pointing, Pointing]]) -> list[Figure]:
+    columns = [(m.hit, m.chance_hit, c.hit, m.energy, m.area, c.energy) for m, c in pairs]
+    samples = np.array(columns)  # (photographs, 6)
+
+    def figure(name: str, of: str, value: Callable[[NDArray[np.floating]], NDArray[np.floating]]) -> Figure:
+        return Figure(name, kind, head, of, len(samples), bootstrap(samples, value))
+
+    return [
+        figure("pointing", MAP, lambda s: s[..., 0]),
+        figure("pointing", CHANCE, lambda s: s[..., 1]),
+        figure("pointing", CENTRE, lambda s: s[..., 2]),
+        figure("pointing", f"{MAP} - {CHANCE}", lambda s: s[..., 0] - s[..., 1]),
+        figure("pointing", f"{MAP} - {CENTRE}", lambda s: s[..., 0] - s[..., 2]),
+        figure("lift", MAP, lambda s: s[..., 3] / s[..., 4]),
+        figure("lift", CENTRE, lambda s: s[..., 5] / s[..., 4]),
+        figure("lift", f"{MAP} / {CENTRE}", lambda s: s[..., 3] / s[..., 5]),
+    ]
+
+
+def _on_curves(head: Head, curves: Mapping[tuple[str, Head, str], NDArray[np.float64]]) -> list[Figure]:
+    figures = []
+    for name in ("deletion", "insertion"):
+        areas = [[deletion.area_under(curve) for curve in curves[name, head, of]] for of in (MAP, CHANCE, CENTRE)]
+        samples = np.array(areas).T  # (photographs, 3)
+        # Each of the three, then the map against the two others.
+        parts = {MAP: (1, 0, 0), CHANCE: (0, 1, 0), CENTRE: (0, 0, 1)}
+        parts |= {f"{MAP} - {CHANCE}": (1, -1, 0), f"{MAP} - {CENTRE}": (1, 0, -1)}
+        for of, factors in parts.items():
+            figures.append(Figure(name, "", head, of, len(samples), bootstrap(samples @ np.array([factors]).T, _first)))
+    return figures
+
+
+def _on_shuffled(
+    explainer: CheckpointExplainer, x: Tensor, answers: Sequence[Answer], on_step: Callable[[], object]
+) -> list[Figure]:
+    grades = explainer.contract.dr_grades
+    indices = {
+        head: [grades.index(a.maps[head].target) if head == "dr" else a.maps[head].target for a in answers]
+        for head in explainer.heads
+    }
+    originals = {head: np.stack([answer.maps[head].values for answer in answers]) for head in explainer.heads}
+    figures = []
+    shuffled = randomisation.shuffled_models(explainer.model)
+    for stage, model in zip(randomisation.STAGE_NAMES, shuffled, strict=True):
+        cam = replace(explainer.cam, model=model)
+        alike: dict[Head, list[NDArray[np.float64]]] = {head: [] for head in explainer.heads}
+        for start in range(0, len(x), 8):
+            part = slice(start, start + 8)
+            maps = cam(x[part], [head_logit(head, indices[head][part]) for head in explainer.heads])
+            for head, of_head in zip(explainer.heads, maps, strict=True):
+                alike[head].append(randomisation.similarity(originals[head][part], of_head))
+        for head in explainer.heads:
+            samples = np.concatenate(alike[head])[:, None]
+            figures.append(Figure("shuffled", "", head, stage, len(samples), bootstrap(samples, _first)))
+        on_step()
+    return figures
+
+
+def _first(columns: NDArray[np.floating]) -> NDArray[np.floating]:
+    return columns[..., 0]

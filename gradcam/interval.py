@@ -1,0 +1,39 @@
+"""A figure and how far to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure over photographs with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.value:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
+
+
+def bootstrap(
+    samples: NDArray[np.floating], of: Callable[[NDArray[np.floating]], NDArray[np.floating]], seed: int = 0
+) -> Interval:
+    """The percentile bootstrap over photographs (Efron and Tibshirani, 1993, chapter 13).
+
+    Args:
+        samples: (photographs, columns), what was measured on each.
+        of: means of resampled columns (..., columns) -> the figure (...); for example a ratio of two columns.
+        seed: of the resampling, so that a table can be made again.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(samples), size=(RESAMPLES, len(samples)))
+    low, high = np.quantile(of(samples[drawn].mean(axis=1)), (0.025, 0.975))
+    return Interval(float(of(samples.mean(axis=0))), float(low), float(high))

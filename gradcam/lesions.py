@@ -1,0 +1,70 @@
+"""Photographs with masks of their lesions, drawn by experts (or by train/synthetic.py)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.errors import AnnotationError, PictureError
+from ..runtime.picture import decode
+
+LISTING = "lesions.csv"
+KIND_NAMES = {
+    "EX": "hard exudates", "HE": "haemorrhages", "MA": "microaneurysms", "SE": "cotton-wool spots",
+    "NV": "new vessels", "PH": "preretinal haemorrhage",
+}  # fmt: skip
+"""Under the abbreviations of IDRiD's masks."""
+
+
+@dataclass(frozen=True)
+class MaskedPhotograph:
+    """A photograph whose lesions are known."""
+
+    path: Path
+    masks: Mapping[str, NDArray[np.bool_]]
+    """(H, W) for each kind that has any pixel, under its abbreviation."""
+
+
+def read_lesions(folder: Path) -> list[MaskedPhotograph]:
+    """Read a folder with ``lesions.csv`` (column Image name), ``X.jpg`` and masks ``X_KIND.png`` (0 or above).
+
+    Raises:
+        AnnotationError: no listing, a photograph that is not there, one without masks, or of another size than they.
+        PictureError: a mask that cannot be read.
+    """
+    listing = folder / LISTING
+    try:
+        with listing.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, skipinitialspace=True))
+    except (OSError, UnicodeDecodeError) as err:
+        raise AnnotationError(f"{listing}: expected a list of photographs with lesion masks, found: {err}") from None
+    if not rows or "Image name" not in rows[0]:
+        found = ", ".join(rows[0]) if rows else "no rows"
+        raise AnnotationError(f"{listing}: expected the column Image name, found {found}")
+    return [_read(folder, str(row["Image name"]).strip(), line) for line, row in enumerate(rows, start=2)]
+
+
+def _read(folder: Path, name: str, line: int) -> MaskedPhotograph:
+    path = folder / name
+    where = f"{folder / LISTING}, line {line}: {name}"
+    if not path.is_file():
+        raise AnnotationError(f"{where}: expected the photograph {path}, found none there")
+    height, width = decode(path).shape[:2]
+    masks = {}
+    found = sorted(path.parent.glob(f"{path.stem}_*.png"))
+    for file in found:
+        mask = decode(file).any(axis=2)
+        if mask.shape != (height, width):
+            raise PictureError(
+                f"{file}: expected a mask of {width} x {height}, found {mask.shape[1]} x {mask.shape[0]}"
+            )
+        if mask.any():
+            masks[file.stem.removeprefix(f"{path.stem}_")] = mask
+    if not found:
+        raise AnnotationError(f"{where}: expected masks {path.stem}_EX.png, {path.stem}_HE.png, ..., found none")
+    return MaskedPhotograph(path, masks)
