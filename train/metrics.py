@@ -155,18 +155,21 @@ def headline(body: Mapping[str, Any]) -> dict[str, float | None]:
     return {f"{task}_{name}": body[task][name]["value"] for task, name, _ in HEADLINES}
 
 
-def write_metrics(run_dir: Path, epoch: int, splits: Mapping[str, dict[str, Any]]) -> Path:
+def write_metrics(path: Path, epoch: int, splits: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Write ``metrics.json``: what ``evaluate`` says of each split for the best checkpoint, trained ``epoch`` epochs.
+
+    Returns:
+        What was written.
 
     Raises:
         OutputError: the folder cannot be written or the disk is full.
     """
     from .checkpoint import write_atomically  # loads torch, which `retina-train --list` does without
 
-    path = run_dir / "metrics.json"
-    text = json.dumps({"checkpoint": "best", "epoch": epoch, "splits": dict(splits)}, indent=1, allow_nan=False)
+    metrics = {"checkpoint": "best", "epoch": epoch, "splits": dict(splits)}
+    text = json.dumps(metrics, indent=1, allow_nan=False)
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
-    return path
+    return metrics
 
 
 def classification_report(p: Predictions, contract: Contract) -> str:
@@ -254,6 +257,8 @@ def _with_interval(value: float, resampled: Floats, n_patients: int, why_undefin
     if defined.size < resampled.size / 2:
         return {**figure, "why": f"no interval: defined on {defined.size} of {resampled.size} resamples only"}
     low, high = np.quantile(defined, [0.025, 0.975])
+    if low == high:
+        return {**figure, "why": "no interval: resamples all agree"}  # 15 of 15 right says little of the sixteenth
     figure |= {"low": float(low), "high": float(high)}
     if defined.size < resampled.size:
         return {**figure, "why": f"interval from the {defined.size} of {resampled.size} resamples where it is defined"}
@@ -267,9 +272,9 @@ def _per_class(counts: Floats, labels: list[str]) -> list[dict[str, Any]]:
     for label, hit, true, pred in zip(labels, hits, truly, said, strict=True):
         row: dict[str, Any] = {
             "label": label,
-            "precision": hit / pred if pred else None,
-            "recall": hit / true if true else None,
-            "f1": 2 * hit / (true + pred) if true + pred else None,
+            "precision": float(hit / pred) if pred else None,
+            "recall": float(hit / true) if true else None,
+            "f1": float(2 * hit / (true + pred)) if true + pred else None,
             "support": int(true),
         }
         if not true or not pred:

@@ -76,9 +76,10 @@ def calibration_error(probs: NDArray[np.floating], true: Indices, weights: Float
 def reliability(probs: NDArray[np.floating], true: Indices) -> tuple[Indices, Floats, Floats]:
     """Photographs, mean confidence and accuracy in each bin of confidence; NaN in empty bins: each (15,)."""
     confidence, right, bin_of = _by_confidence(probs, true)
-    n = np.bincount(bin_of, minlength=CALIBRATION_BINS)
-    mean_confidence = share(np.bincount(bin_of, confidence, CALIBRATION_BINS), n.astype(np.float64))
-    return n, mean_confidence, share(np.bincount(bin_of, right, CALIBRATION_BINS), n.astype(np.float64))
+    n = np.bincount(bin_of, minlength=CALIBRATION_BINS).astype(np.float64)
+    summed = np.bincount(bin_of, confidence, CALIBRATION_BINS).astype(np.float64)
+    hits = np.bincount(bin_of, right, CALIBRATION_BINS).astype(np.float64)
+    return n.astype(np.int64), share(summed, n), share(hits, n)
 
 
 def _by_confidence(probs: NDArray[np.floating], true: Indices) -> tuple[Floats, Floats, Indices]:
@@ -90,5 +91,7 @@ def _by_confidence(probs: NDArray[np.floating], true: Indices) -> tuple[Floats, 
 
 
 def share(part: Floats, whole: Floats) -> Floats:
-    """part / whole, NaN where whole is 0."""
-    return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole != 0)
+    """Quotient of two arrays of one shape, NaN where ``whole`` is 0."""
+    quotient = np.full(part.shape, np.nan)
+    np.divide(part, whole, out=quotient, where=whole != 0)
+    return quotient

@@ -1,0 +1,316 @@
+"""The yardsticks against scikit-learn and hand-computed numbers, plain and under resampling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from retina.runtime.contract import Contract, Rule, decide, default_thresholds
+from retina.train import yardsticks
+from retina.train.metrics import (
+    Decisions,
+    Predictions,
+    classification_report,
+    epoch_scores,
+    evaluate,
+    headline,
+    quadratic_kappa,
+    write_metrics,
+)
+from sklearn import metrics as sk
+
+CONTRACT = Contract()
+ONE = np.ones((1, 6))
+
+
+def predictions(
+    n: int = 120, seed: int = 0, per_patient: int = 2, sources: tuple[str, ...] = ("a", "b")
+) -> Predictions:
+    """Seeded answers that lean towards the truth; probabilities rounded, so that scores tie."""
+    rng = np.random.default_rng(seed)
+    dr_true = rng.choice(5, n, p=[0.5, 0.15, 0.2, 0.1, 0.05])
+    me_true = rng.integers(0, 2, n)
+    dr = rng.dirichlet(np.ones(5), n) + 0.5 * np.eye(5)[dr_true]
+    risk = np.clip(rng.random(n) * 0.7 + 0.3 * me_true, 0, 1).round(1)
+    return Predictions(
+        tuple(f"{i}.png" for i in range(n)),
+        tuple(f"/photos/{i}.png" for i in range(n)),
+        dr_true,
+        me_true,
+        (dr / dr.sum(axis=1, keepdims=True)).astype(np.float32),
+        np.stack([1 - risk, risk], axis=1).astype(np.float32),
+        tuple(sources[i % len(sources)] for i in range(n)),
+        tuple(f"patient {i // per_patient}" for i in range(n)),
+    )
+
+
+def drawn_patients(p: Predictions, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """One resample of patients twice over: the rows it repeats, and how often each photograph is among them."""
+    rng = np.random.default_rng(seed)
+    patients = sorted(set(p.patients))
+    drawn = rng.choice(patients, len(patients))
+    rows = np.array([i for patient in drawn for i, other in enumerate(p.patients) if other == patient])
+    return rows, np.bincount(rows, minlength=len(p.patients)).astype(np.float64)
+
+
+# ---- by hand
+
+
+def test_quadratic_kappa_by_hand() -> None:
+    # True 0 0 1 2, said 0 1 1 2. Observed cost 1. By chance: rows (2, 1, 1), columns (1, 2, 1) over 4 photographs,
+    # cost (2*2*1 + 2*1*4 + 1*1*1 + 1*1*1 + 1*1*4 + 1*2*1) / 4 = 20 / 4 = 5. Kappa = 1 - 1/5.
+    assert quadratic_kappa(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2]), 3) == pytest.approx(0.8)
+    assert quadratic_kappa(np.array([1, 1]), np.array([1, 1]), 3) == 0.0
+
+
+def test_auc_by_hand() -> None:
+    # Positives .8 .4 .4, negatives .4 .1: of 6 pairs 4 are in order and 2 tie.
+    true, score = np.array([1, 1, 1, 0, 0]), np.array([0.8, 0.4, 0.4, 0.4, 0.1])
+    assert yardsticks.auc(true, score, np.ones((1, 5)))[0] == pytest.approx(5 / 6)
+    # The negative at .1 drawn three times, one positive at .4 not at all: 8 pairs, 7 in order, 1 tie.
+    assert yardsticks.auc(true, score, np.array([[1.0, 1, 0, 1, 3]]))[0] == pytest.approx(7.5 / 8)
+    assert np.isnan(yardsticks.auc(np.ones(5, np.int64), score, np.ones((1, 5)))[0])
+
+
+def test_calibration_error_by_hand() -> None:
+    # Confidence .9 .9 in one of 15 bins (1 of 2 right), .6 .6 .6 .6 in another (4 of 4 right).
+    # (2 |.5 - .9| + 4 |1 - .6|) / 6 = (.8 + 1.6) / 6
+    confidence = np.array([0.9, 0.9, 0.6, 0.6, 0.6, 0.6])
+    probs = np.stack([confidence, 1 - confidence], axis=1)
+    true = np.array([0, 1, 0, 0, 0, 0])
+    assert yardsticks.calibration_error(probs, true, ONE)[0] == pytest.approx(0.4)
+    # Gaps within a bin cancel, between bins they do not: .9 right and .9 wrong weigh against each other.
+    assert yardsticks.calibration_error(probs, true, np.array([[9.0, 1, 0, 0, 0, 0]]))[0] == pytest.approx(0.0)
+    n, mean_confidence, right = yardsticks.reliability(probs, true)
+    assert n.sum() == 6
+    np.testing.assert_allclose(mean_confidence[n > 0], [0.6, 0.9])
+    np.testing.assert_allclose(right[n > 0], [1.0, 0.5])
+
+
+# ---- against scikit-learn, plain and on a resample of patients
+
+
+def _values(p: Predictions, contract: Contract = CONTRACT) -> dict[str, float]:
+    body = evaluate(p, contract, n_bootstrap=1)["all"]
+    return {
+        f"{task}.{name}": figure["value"]
+        for task in ("dr", "me", "referable_dr")
+        for name, figure in body[task].items()
+        if isinstance(figure, dict)
+    }
+
+
+def _references(p: Predictions) -> dict[str, float]:
+    dr_pred, me_pred = p.dr_probs.argmax(1), p.me_probs.argmax(1)
+    referable, score = p.dr_true >= 2, p.dr_probs[:, 2:].astype(np.float64).sum(1)
+    return {
+        "dr.accuracy": sk.accuracy_score(p.dr_true, dr_pred),
+        "dr.balanced_accuracy": sk.balanced_accuracy_score(p.dr_true, dr_pred),
+        "dr.kappa": sk.cohen_kappa_score(p.dr_true, dr_pred, weights="quadratic"),
+        "me.accuracy": sk.accuracy_score(p.me_true, me_pred),
+        "me.balanced_accuracy": sk.balanced_accuracy_score(p.me_true, me_pred),
+        "me.auc": sk.roc_auc_score(p.me_true, p.me_probs[:, 1]),
+        "me.sensitivity": sk.recall_score(p.me_true, me_pred),
+        "me.specificity": sk.recall_score(p.me_true, me_pred, pos_label=0),
+        "referable_dr.auc": sk.roc_auc_score(referable, score),
+        "referable_dr.sensitivity": sk.recall_score(referable, score >= 0.5),
+        "referable_dr.specificity": sk.recall_score(referable, score >= 0.5, pos_label=False),
+    }
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_figure_is_scikit_learns(seed: int) -> None:
+    p = predictions(seed=seed)
+    values = _values(p)
+    for name, reference in _references(p).items():
+        assert values[name] == pytest.approx(reference, abs=1e-9), name
+
+
+@pytest.mark.parametrize(
+    ("ours", "reference"),
+    [
+        (lambda c, p, w: yardsticks.accuracy(c), lambda t, y, p: sk.accuracy_score(t, y)),
+        (lambda c, p, w: yardsticks.balanced_accuracy(c), lambda t, y, p: sk.balanced_accuracy_score(t, y)),
+        (
+            lambda c, p, w: yardsticks.quadratic_kappa(c),
+            lambda t, y, p: sk.cohen_kappa_score(t, y, weights="quadratic"),
+        ),
+        (
+            lambda c, p, w: yardsticks.auc(p.me_true, p.me_probs[:, 1], w),
+            lambda t, y, p: sk.roc_auc_score(p.me_true, p.me_probs[:, 1]),
+        ),
+    ],
+    ids=["accuracy", "balanced accuracy", "kappa", "auc"],
+)
+def test_weights_are_repeated_photographs(
+    ours: Callable[..., NDArray[np.float64]], reference: Callable[..., float]
+) -> None:
+    p = predictions()
+    pred = p.dr_probs.argmax(1)
+    samples = [drawn_patients(p, seed) for seed in range(20)]
+    weights = np.stack([counts for _, counts in samples])
+    answers = ours(yardsticks.confusion(p.dr_true, pred, 5, weights), p, weights)
+    for answer, (rows, _) in zip(answers, samples, strict=True):
+        repeated = _rows(p, rows)
+        assert answer == pytest.approx(reference(repeated.dr_true, pred[rows], repeated), abs=1e-9)
+
+
+def _rows(p: Predictions, rows: NDArray[np.int64]) -> Predictions:
+    def pick(values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(values[i] for i in rows)
+
+    return Predictions(
+        pick(p.image_names), pick(p.paths), p.dr_true[rows], p.me_true[rows], p.dr_probs[rows], p.me_probs[rows],
+        pick(p.sources), pick(p.patients),
+    )  # fmt: skip
+
+
+def test_per_class_figures_are_scikit_learns() -> None:
+    p = predictions()
+    body = evaluate(p, CONTRACT, n_bootstrap=1)["all"]
+    for task, true, pred in (("dr", p.dr_true, p.dr_probs.argmax(1)), ("me", p.me_true, p.me_probs.argmax(1))):
+        assert body[task]["confusion_matrix"] == sk.confusion_matrix(true, pred).tolist()
+        expected = np.stack(sk.precision_recall_fscore_support(true, pred))
+        found = [[row[key] for key in ("precision", "recall", "f1", "support")] for row in body[task]["classes"]]
+        np.testing.assert_allclose(np.array(found).T, expected)
+
+
+# ---- intervals
+
+
+def test_interval_is_that_of_the_plain_bootstrap_by_patient() -> None:
+    p = predictions(400, per_patient=4)
+    right = p.dr_probs.argmax(1) == p.dr_true
+    by_patient = right.reshape(-1, 4).mean(axis=1)
+    rng = np.random.default_rng(99)
+    plain = [by_patient[rng.integers(0, 100, 100)].mean() for _ in range(4000)]
+    figure = evaluate(p, CONTRACT, n_bootstrap=4000)["all"]["dr"]["accuracy"]
+    assert figure["low"] == pytest.approx(np.quantile(plain, 0.025), abs=0.006)
+    assert figure["high"] == pytest.approx(np.quantile(plain, 0.975), abs=0.006)
+
+
+def test_photographs_of_one_patient_are_not_counted_as_independent() -> None:
+    alone = predictions(100, per_patient=1)
+    four_times = _rows(alone, np.repeat(np.arange(100), 4))
+    narrow = _rows(alone, np.repeat(np.arange(100), 4))
+    narrow = Predictions(**{**vars(narrow), "patients": tuple(map(str, range(400)))})
+
+    def width(p: Predictions) -> float:
+        figure = evaluate(p, CONTRACT)["all"]["dr"]["accuracy"]
+        return float(figure["high"] - figure["low"])
+
+    assert width(four_times) == pytest.approx(width(alone), rel=0.1)
+    assert width(narrow) == pytest.approx(width(alone) / 2, rel=0.15)
+
+
+def test_seed_decides_the_intervals() -> None:
+    p = predictions()
+    assert evaluate(p, CONTRACT, n_bootstrap=50, seed=3) == evaluate(p, CONTRACT, n_bootstrap=50, seed=3)
+    assert evaluate(p, CONTRACT, n_bootstrap=50, seed=3) != evaluate(p, CONTRACT, n_bootstrap=50, seed=4)
+
+
+def test_resamples_in_portions_are_the_same_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = predictions()
+    whole = evaluate(p, CONTRACT, n_bootstrap=50)
+    monkeypatch.setattr("retina.train.metrics._WEIGHTS_AT_ONCE", 7 * 120)
+    assert evaluate(p, CONTRACT, n_bootstrap=50) == whole
+
+
+# ---- what is not defined
+
+
+def test_one_class_only_leaves_figures_undefined_and_says_why() -> None:
+    p = predictions(20)
+    zeros = np.zeros(20, np.int64)
+    p = Predictions(**{**vars(p), "dr_true": zeros, "me_true": zeros, "dr_probs": np.eye(5, dtype=np.float32)[zeros]})
+    body = evaluate(p, CONTRACT, n_bootstrap=20)["all"]
+    for task, name, why in (
+        ("me", "auc", "one class"),
+        ("me", "sensitivity", "no photograph with"),
+        ("referable_dr", "auc", "one class"),
+        ("dr", "kappa", "all one grade"),
+    ):
+        assert {key: body[task][name][key] for key in ("value", "low", "high")} == dict.fromkeys(
+            ("value", "low", "high")
+        )
+        assert why in body[task][name]["why"]
+    assert body["dr"]["accuracy"]["value"] == 1.0
+    assert "resamples all agree" in body["dr"]["accuracy"]["why"]
+    grade_4 = body["dr"]["classes"][4]
+    assert (grade_4["precision"], grade_4["recall"], grade_4["why"]) == (None, None, "never true and never predicted")
+
+
+def test_a_figure_undefined_on_some_resamples_says_on_how_many() -> None:
+    p = predictions(40, per_patient=1)
+    me_true = np.zeros(40, np.int64)
+    me_true[0] = 1  # drawn in 1 - (39/40)^40 = 64% of resamples
+    figure = evaluate(Predictions(**{**vars(p), "me_true": me_true}), CONTRACT, n_bootstrap=500)["all"]["me"]["auc"]
+    assert figure["low"] < figure["value"] < figure["high"]
+    defined = int(figure["why"].split("from the ")[1].split(" of 500")[0])
+    assert defined / 500 == pytest.approx(0.637, abs=0.08)
+
+
+def test_one_patient_has_no_interval() -> None:
+    p = predictions(20, per_patient=20)
+    figure = evaluate(p, CONTRACT, n_bootstrap=20)["all"]["dr"]["accuracy"]
+    assert figure["low"] is None
+    assert "one patient" in figure["why"]
+
+
+# ---- rules, sources, files
+
+
+def test_decisions_are_the_contracts() -> None:
+    p = predictions()
+    rules = default_thresholds() | {"me": Rule("at_least", 0.3), "referable_dr": Rule("at_least", 0.7, from_grade=3)}
+    contract = Contract(dr_grades=(0, 1, 2, 3, 5), thresholds=rules)
+    found = Decisions.of(p, contract)
+    for i in range(len(p.paths)):
+        one = decide(contract, p.dr_probs[i], p.me_probs[i])
+        assert (contract.dr_grades[found.dr_pred[i]], found.me_pred[i]) == (one.dr_grade, one.me_risk)
+        assert (found.referable_pred[i], found.referable_prob[i]) == (one.referable, one.referable_prob)
+    assert found.referable_true.tolist() == (p.dr_true >= 3).tolist()
+    body = evaluate(p, contract, n_bootstrap=1)["all"]
+    assert body["me"]["sensitivity"]["value"] == sk.recall_score(p.me_true, p.me_probs[:, 1] >= np.float32(0.3))
+    assert body["referable_dr"]["from_grade"] == 3
+
+
+def test_each_source_is_judged_by_itself() -> None:
+    p = predictions(sources=("a", "b", ""))
+    sources = evaluate(p, CONTRACT, n_bootstrap=20)["sources"]
+    assert list(sources) == ["unknown", "a", "b"]
+    assert sources["b"] == evaluate(p.of_source("b"), CONTRACT, n_bootstrap=20)["all"]
+    assert sources["b"]["n"] == 40
+    assert evaluate(p.of_source("b"), CONTRACT, n_bootstrap=20)["sources"] == {}
+
+
+def test_epoch_scores_agree_with_evaluate() -> None:
+    p = predictions()
+    scores, figures = epoch_scores(p), headline(evaluate(p, CONTRACT, n_bootstrap=1)["all"])
+    for name in ("dr_accuracy", "dr_kappa", "me_accuracy", "me_auc"):
+        assert scores[name] == pytest.approx(figures[name])
+    assert scores["score"] == pytest.approx(sum(scores[n] for n in scores if n != "score") / 4)
+    no_risk = Predictions(**{**vars(p), "me_true": np.zeros(120, np.int64)})
+    assert epoch_scores(no_risk)["me_auc"] == 0.5
+
+
+def test_metrics_file_holds_what_was_evaluated(tmp_path: Path) -> None:
+    splits: dict[str, Any] = {"valid": evaluate(predictions(), CONTRACT, n_bootstrap=20)}
+    path = tmp_path / "run" / "metrics.json"
+    written = write_metrics(path, 7, splits)
+    assert json.loads(path.read_text()) == written == {"checkpoint": "best", "epoch": 7, "splits": splits}
+
+
+def test_classification_report_is_scikit_learns() -> None:
+    p = predictions()
+    text = classification_report(p, CONTRACT)
+    for true, pred, names in (
+        (p.dr_true, p.dr_probs.argmax(1), list("01234")),
+        (p.me_true, p.me_probs.argmax(1), ["no risk", "risk"]),
+    ):
+        assert sk.classification_report(true, pred, target_names=names, digits=3) in text

@@ -1,0 +1,94 @@
+"""The list of runs, over whole, half-written and foreign folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from retina.train.metrics import HEADLINES
+from retina.train.runs import format_table, list_runs
+
+FIGURES = {"dr_accuracy": 0.7, "dr_kappa": 0.8, "referable_dr_auc": 0.95, "me_accuracy": 0.94, "me_auc": None}
+
+
+def whole_run(artifacts: Path, name: str, scores: list[float], **config: object) -> Path:
+    folder = artifacts / "runs" / name
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"epochs": 3, "seed": 42, **config}))
+    lines = [f"{epoch},0.5,{score}" for epoch, score in enumerate(scores, start=1)]
+    (folder / "history.csv").write_text("\n".join(["epoch,train_loss,valid_score", *lines]) + "\n")
+    body: dict[str, dict[str, object]] = {"dr": {}, "me": {}, "referable_dr": {}}
+    for task, figure, _ in HEADLINES:
+        body[task][figure] = {"value": FIGURES[f"{task}_{figure}"], "low": None, "high": None}
+    (folder / "metrics.json").write_text(json.dumps({"splits": {"test": {"all": body}}}))
+    return folder
+
+
+def test_runs_stand_side_by_side_with_the_options_in_which_they_differ(tmp_path: Path) -> None:
+    whole_run(tmp_path, "b", [0.5, 0.75, 0.7], image_size=384, sampler="weighted")
+    stopped = whole_run(tmp_path, "a", [0.5], image_size=256, sampler="weighted")
+    (stopped / "metrics.json").unlink()
+    first, second = list_runs(tmp_path)
+    assert (first.name, first.state, first.epochs, first.epochs_planned, first.best_epoch) == (
+        "a",
+        "unfinished",
+        1,
+        3,
+        1,
+    )
+    assert (second.name, second.state, second.best_epoch, second.valid_score) == ("b", "finished", 2, 0.75)
+    assert second.test == FIGURES
+
+    head, row_a, row_b = (line.split() for line in format_table([first, second]).splitlines())
+    assert head[-1] == "image_size"
+    assert "sampler" not in head
+    assert row_a == ["a", "unfinished", "1/3", "1", "0.500", "-", "-", "-", "-", "-", "256"]
+    assert row_b == ["b", "finished", "3/3", "2", "0.750", "0.700", "0.800", "0.950", "0.940", "-", "384"]
+
+
+def test_a_run_that_died_between_figures_and_publishing_is_unfinished(tmp_path: Path) -> None:
+    folder = whole_run(tmp_path, "a", [0.5])
+    (folder / "resume.pth").touch()
+    (run,) = list_runs(tmp_path)
+    assert run.state == "unfinished"
+
+
+def test_half_written_and_foreign_folders(tmp_path: Path) -> None:
+    assert list_runs(tmp_path / "nowhere") == []
+    assert "retina-train DATA" in format_table([])
+    foreign = tmp_path / "runs" / "holiday"
+    foreign.mkdir(parents=True)
+    (foreign / "beach.jpg").touch()
+    (tmp_path / "runs" / "a-file").touch()
+    assert list_runs(tmp_path) == []
+
+    cut = whole_run(tmp_path, "cut", [0.5, 0.75])
+    (cut / "config.json").write_text('{"epochs": 1')
+    (cut / "history.csv").write_text((cut / "history.csv").read_text()[:-6])  # "2,0.5," is left of the last row
+    (cut / "metrics.json").write_text('{"splits": {}}')
+    (run,) = list_runs(tmp_path)
+    assert (run.state, run.epochs, run.valid_score) == ("unfinished", 1, 0.5)
+    assert [note.split()[0] for note in run.damage] == ["config.json", "history.csv", "metrics.json"]
+    assert "cut: config.json cannot be read" in format_table([run])
+
+
+def test_a_name_cannot_command_the_terminal(tmp_path: Path) -> None:
+    whole_run(tmp_path, "evil\x1b[2J", [0.5])
+    assert "\x1b" not in format_table(list_runs(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["config.json", "history.csv", "metrics.json"])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.binary(max_size=40) | st.sampled_from([b"[]", b"null", b'{"splits": 1}', b'{"splits": {"test": []}}'])
+)
+def test_no_content_breaks_the_list(tmp_path: Path, name: str, content: bytes) -> None:
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content)
+    (run,) = list_runs(tmp_path)
+    assert run.state == "unfinished"
+    assert len(format_table([run]).splitlines()) >= 2

@@ -1,0 +1,153 @@
+"""Tracking against a real local MLflow store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from retina.runtime.contract import Contract, Preprocessing
+from retina.runtime.errors import OutputError, UsageError
+from retina.train.checkpoint import Checkpoint
+from retina.train.framing import make_preprocess
+from retina.train.metrics import Predictions, evaluate, write_metrics
+from retina.train.model import RetinaNet
+from retina.train.tracking import EXPERIMENT, REGISTERED_MODEL, NoTracker, make_tracker
+
+# MLflow and SQLAlchemy warn about each other's versions.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+CONTRACT = Contract(Preprocessing(image_size=64))
+ROW = {"epoch": 1, "train_loss": 1.5, "valid_score": 0.5, "valid_dr_kappa": 0.25}
+FACTS = {"git_commit": "abc123", "data_fingerprint": "f" * 64, "versions": {"torch": torch.__version__}}
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for the module: making its tables takes seconds."""
+    pytest.importorskip("mlflow")
+    return tmp_path_factory.mktemp("artifacts")
+
+
+def finished_folder(folder: Path) -> dict[str, object]:
+    """A run's folder as the pipeline leaves it, with a small untrained network."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    Checkpoint(RetinaNet(5, "resnet18").state_dict(), "resnet18", CONTRACT, epoch=1).save(folder / "best.pth")
+    rng = np.random.default_rng(0)
+    predictions = Predictions(
+        tuple(f"{i}.png" for i in range(40)),
+        ("",) * 40,
+        rng.integers(0, 5, 40),
+        rng.integers(0, 2, 40),
+        rng.dirichlet(np.ones(5), 40).astype(np.float32),
+        rng.dirichlet(np.ones(2), 40).astype(np.float32),
+        ("camera A (old)", "camera B") * 20,
+        tuple(f"p{i // 2}" for i in range(40)),
+    )
+    (folder / "report.html").write_text("<p>report</p>")
+    (folder / "learning_curves.png").write_bytes(b"png")
+    (folder / "resume.pth").write_bytes(b"large")
+    return write_metrics(folder / "metrics.json", 1, {"test": evaluate(predictions, CONTRACT, n_bootstrap=50)})
+
+
+def test_a_run_is_logged_and_its_best_model_can_be_loaded_from_the_registry(artifacts: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    folder = artifacts / "runs" / "first"
+    tracker = make_tracker("mlflow", artifacts)
+    tracker.start("first", {"epochs": 1, "backbone": "resnet18", "unfreeze_epoch": None}, FACTS)
+    tracker.epoch(ROW)
+    metrics = finished_folder(folder)
+    tracker.finish(folder, metrics)
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{artifacts}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "first"
+    assert run.data.params == {"epochs": "1", "backbone": "resnet18", "unfreeze_epoch": "None"}
+    assert run.data.tags["mlflow.source.git.commit"] == "abc123"
+    assert run.data.tags["retina.versions.torch"] == torch.__version__
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train_loss")] == [1]
+    accuracy = metrics["splits"]["test"]["all"]["dr"]["accuracy"]
+    assert run.data.metrics["test/dr_accuracy"] == pytest.approx(accuracy["value"])
+    assert run.data.metrics["test/dr_accuracy_high"] == pytest.approx(accuracy["high"])
+    by_source = metrics["splits"]["test"]["sources"]["camera A (old)"]["dr"]["accuracy"]["value"]
+    assert run.data.metrics["test/camera A _old_/dr_accuracy"] == pytest.approx(by_source)
+    logged = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"report.html", "learning_curves.png", "metrics.json", "model"} <= logged
+    assert "resume.pth" not in logged
+    assert not list(tmp_path.iterdir()), "nothing may land in the working folder"
+
+    (version,) = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
+    assert version.run_id == run.info.run_id
+    model = mlflow.pyfunc.load_model(f"{run.info.artifact_uri}/model")
+    assert version.source == f"{run.info.artifact_uri}/model"
+    images = np.random.default_rng(1).integers(0, 256, (2, 80, 100, 3), dtype=np.uint8)
+    table = model.predict(images)
+
+    torch.manual_seed(0)
+    network = RetinaNet(5, "resnet18").eval()
+    with torch.inference_mode():
+        dr, me = network(make_preprocess(CONTRACT.preprocessing)(torch.from_numpy(images)))
+    np.testing.assert_allclose(table.filter(like="dr_prob").to_numpy(), dr.softmax(1), atol=1e-6)
+    np.testing.assert_allclose(table["me_prob"], me.softmax(1)[:, 1], atol=1e-6)
+
+
+def test_a_resumed_run_goes_on_and_a_new_run_of_the_same_name_does_not(artifacts: Path) -> None:
+    import mlflow
+
+    stopped = make_tracker("mlflow", artifacts)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{artifacts}/mlflow.db")
+
+    def runs_named_second() -> list[object]:
+        experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+        return client.search_runs([experiment], "attributes.run_name = 'second'")
+
+    stopped.start("second", {"epochs": 2}, FACTS)
+    stopped.epoch(ROW)
+    stopped.stop()
+    (run,) = runs_named_second()
+    assert run.info.status == "KILLED"
+
+    resumed = make_tracker("mlflow", artifacts)
+    resumed.start("second", {"epochs": 2}, FACTS, resume=True)
+    resumed.epoch({**ROW, "epoch": 2, "train_loss": 1.25})
+    (run,) = runs_named_second()
+    assert run.info.status == "RUNNING"
+    history = client.get_metric_history(run.info.run_id, "train_loss")
+    assert [(m.step, m.value) for m in history] == [(1, 1.5), (2, 1.25)]
+
+    make_tracker("mlflow", artifacts).start("second", {"epochs": 2}, FACTS)
+    assert len(runs_named_second()) == 2
+
+
+def test_a_store_that_cannot_be_reached_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/nowhere/mlflow.db")
+    with pytest.raises(OutputError, match=r"sqlite:////proc/nowhere/mlflow\.db: MLflow cannot write there"):
+        make_tracker("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nosuch://me:secret@here/db")
+    with pytest.raises(OutputError) as caught:
+        make_tracker("mlflow")
+    assert "nosuch://me:***@here/db" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_no_tracking_by_default_nor_in_any_process_but_the_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert isinstance(make_tracker(None), NoTracker)
+    monkeypatch.setenv("RANK", "1")
+    assert isinstance(make_tracker("mlflow"), NoTracker)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="expected mlflow, found wandb"):
+        make_tracker("wandb")

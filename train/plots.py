@@ -1,0 +1,178 @@
+"""Pictures of a run: learning curves, confusion matrices, ROC curves, reliability.
+
+Figures are made through matplotlib's objects and not through pyplot, which keeps global state and may look for a
+screen. Colours are Okabe and Ito's, told apart by colour-blind readers; lines differ in dash or marker too, so that
+they survive a black-and-white print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from ..runtime.contract import Contract
+from . import yardsticks
+from .checkpoint import write_atomically
+from .metrics import Decisions, Predictions, referable_from
+from .yardsticks import Floats, Indices
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+SPLIT_LINES = {"train": (GREY, ":"), "valid": (ORANGE, "--"), "test": (BLUE, "-")}
+_DPI = 150
+
+
+def learning_curves(history: pd.DataFrame, out_png: Path) -> None:
+    """Loss and accuracy of each head, agreement, and learning rates by epoch; the best epoch marked.
+
+    Args:
+        history: one row an epoch, as in ``history.csv``.
+        out_png: written in one go.
+    """
+    figure, axes = _figure(2, 3, (11.5, 6.2))
+    epoch = history["epoch"]
+    for row, (head, title) in enumerate((("dr", "DR grade"), ("me", "ME risk"))):
+        for column, (measure, label) in enumerate((("loss", "cross-entropy"), ("accuracy", "accuracy"))):
+            ax = axes[row, column]
+            for split, marker in (("train", "o"), ("valid", "s")):
+                colour, dash = SPLIT_LINES[split]
+                ax.plot(
+                    epoch, history[f"{split}_{head}_{measure}"], dash, color=colour, marker=marker, ms=3, label=split
+                )
+            ax.set(title=f"{title}: {label}", ylabel=label)
+    scores = axes[0, 2]
+    for name, label, colour, dash in (
+        ("valid_dr_kappa", "DR quadratic kappa", BLUE, "-"),
+        ("valid_me_auc", "ME AUC", GREEN, "--"),
+        ("valid_score", "score that chooses the best", ORANGE, ":"),
+    ):
+        scores.plot(epoch, history[name], dash, color=colour, marker="o", ms=3, label=label)
+    scores.set(title="Validation: agreement and ranking", ylabel="figure")
+    rates = axes[1, 2]
+    for name, colour, dash in (("backbone", BLUE, "-"), ("heads", ORANGE, "--")):
+        rates.plot(epoch, history[f"lr_{name}"], dash, color=colour, marker="o", ms=3, label=name)
+    rates.set(title="Learning rates", ylabel="rate", yscale="log")
+
+    best = _best_row(history)
+    for ax in axes.flat:
+        if best is not None:
+            ax.axvline(best, color=GREY, lw=1, ls="-.", label=f"best epoch ({best:.0f})", zorder=0)
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        ax.legend(fontsize=7, framealpha=0.9)
+    _save(figure, out_png)
+
+
+def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], title: str, out_png: Path) -> None:
+    """One confusion matrix (K, K), truth in rows; shade and the small figure are the share of the row."""
+    matrix = np.asarray(counts, np.float64)
+    shares = np.nan_to_num(yardsticks.share(matrix, np.repeat(matrix.sum(axis=1, keepdims=True), len(labels), axis=1)))
+    side = 1.6 + 0.62 * len(labels)
+    figure, axes = _figure(1, 1, (side, side))
+    ax = axes[0, 0]
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.ndindex(matrix.shape):
+        colour = "white" if shares[i, j] > 0.55 else "black"
+        ax.text(j, i - 0.08, f"{matrix[i, j]:.0f}", ha="center", va="center", color=colour, fontsize=10)
+        ax.text(j, i + 0.26, f"{shares[i, j]:.0%}", ha="center", va="center", color=colour, fontsize=7)
+    ax.set(title=title, xlabel="predicted", ylabel="true")
+    ax.set_xticks(range(len(labels)), labels)
+    ax.set_yticks(range(len(labels)), labels, rotation=90 if max(map(len, labels)) > 2 else 0, va="center")
+    ax.grid(visible=False)
+    _save(figure, out_png)
+
+
+def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_png: Path) -> None:
+    """ROC curves of ME risk and referable DR for each split, with the point where the contract's rule stands."""
+    figure, axes = _figure(1, 2, (9, 4.6))
+    for split, p in predictions.items():
+        decisions = Decisions.of(p, contract)
+        colour, dash = SPLIT_LINES.get(split, (GREEN, "-."))
+        for ax, true, pred, score in (
+            (axes[0, 0], p.me_true, decisions.me_pred, p.me_probs[:, 1].astype(np.float64)),
+            (axes[0, 1], decisions.referable_true, decisions.referable_pred, decisions.referable_prob),
+        ):
+            if np.unique(true).size < 2:
+                ax.plot([], [], dash, color=colour, label=f"{split}: one class only")
+                continue
+            false_positive, true_positive = roc_points(true, score)
+            area = yardsticks.auc(true, score, np.ones((1, true.size)))[0]
+            ax.plot(false_positive, true_positive, dash, color=colour, label=f"{split}: AUC {area:.3f}")
+            ax.plot(pred[true == 0].mean(), pred[true == 1].mean(), "o", color=colour, ms=6, mec="white")
+    for ax, title in (
+        (axes[0, 0], "ME risk"),
+        (axes[0, 1], f"Referable DR (grade {referable_from(contract)} or worse)"),
+    ):
+        ax.plot([0, 1], [0, 1], color=GREY, lw=0.6)
+        ax.set(title=title, xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        ax.set_aspect("equal")
+        ax.legend(loc="lower right", fontsize=8)
+    _save(figure, out_png)
+
+
+def roc_points(true: Indices, score: Floats) -> tuple[Floats, Floats]:
+    """False and true positive rates at every different score (N,), from (0, 0) to (1, 1)."""
+    order = np.argsort(-score, kind="stable")
+    ranked, positive = score[order], true[order]
+    last_of_tie = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+    hits = np.concatenate([[0], np.cumsum(positive)[last_of_tie]])
+    alarms = np.concatenate([[0], np.cumsum(1 - positive)[last_of_tie]])
+    return alarms / alarms[-1], hits / hits[-1]
+
+
+def reliability_diagrams(p: Predictions, out_png: Path) -> None:
+    """For each head, how often it was right by how sure it was; the diagonal is perfect calibration."""
+    figure, axes = _figure(1, 2, (9, 4.6))
+    width = 1 / yardsticks.CALIBRATION_BINS
+    for ax, title, probs, true in (
+        (axes[0, 0], "DR grade", p.dr_probs, p.dr_true),
+        (axes[0, 1], "ME risk", p.me_probs, p.me_true),
+    ):
+        n, confidence, right = yardsticks.reliability(probs, true)
+        error = yardsticks.calibration_error(probs, true, np.ones((1, true.size)))[0]
+        ax.bar(
+            (np.arange(n.size) + 0.5) * width, n / n.sum(), width * 0.92, color="#cccccc", label="share of photographs"
+        )
+        ax.plot([0, 1], [0, 1], color=GREY, lw=0.8, label="perfect calibration")
+        filled = n > 0
+        ax.plot(confidence[filled], right[filled], "o-", color=BLUE, ms=4, label=f"model (ECE {error:.3f})")
+        ax.set(title=title, xlabel="confidence in the chosen answer", ylabel="share right", xlim=(0, 1), ylim=(0, 1.02))
+        ax.set_aspect("equal")
+        ax.legend(loc="upper left", fontsize=8)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(PercentFormatter(1.0))
+    _save(figure, out_png)
+
+
+def _best_row(history: pd.DataFrame) -> float | None:
+    """Epoch of the highest validation score; the first of equals, as training keeps it."""
+    score = history["valid_score"]
+    return None if score.isna().all() else float(history["epoch"][score.idxmax()])
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:
+    """An empty figure of ``size`` in inches and its (rows, columns) array of axes."""
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        _tidy(ax)
+    return figure, axes
+
+
+def _tidy(ax: Axes) -> None:
+    ax.grid(visible=True, color="#dddddd", lw=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8)
+
+
+def _save(figure: Figure, out_png: Path) -> None:
+    write_atomically(out_png, lambda temporary: figure.savefig(temporary, format="png", dpi=_DPI))

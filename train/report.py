@@ -1,0 +1,342 @@
+"""A run as one page that opens from disk: figures, curves, mistakes with pictures, settings."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from ..runtime.contract import Contract
+from ..runtime.errors import RetinaError
+from ..runtime.picture import decode
+from . import plots
+from .checkpoint import current_versions, write_atomically
+from .metrics import HEADLINES, Decisions, Predictions, classification_report
+from .page import PAGE, STYLE
+from .yardsticks import CALIBRATION_BINS
+
+REPORT_NAME = "report.html"
+MISTAKES_SHOWN = 12
+"""For each head."""
+_THUMBNAIL = 320
+"""Longer side in pixels."""
+_FIGURES = (
+    ("dr", "accuracy", "DR accuracy"),
+    ("dr", "balanced_accuracy", "DR balanced accuracy"),
+    ("dr", "kappa", "DR quadratic kappa"),
+    ("dr", "calibration_error", "DR calibration error"),
+    ("referable_dr", "auc", "Referable DR AUC"),
+    ("referable_dr", "sensitivity", "Referable DR sensitivity"),
+    ("referable_dr", "specificity", "Referable DR specificity"),
+    ("me", "accuracy", "ME accuracy"),
+    ("me", "balanced_accuracy", "ME balanced accuracy"),
+    ("me", "auc", "ME AUC"),
+    ("me", "sensitivity", "ME sensitivity"),
+    ("me", "specificity", "ME specificity"),
+    ("me", "calibration_error", "ME calibration error"),
+)
+"""Rows of the tables: task, figure, and what people call it."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A photograph that a head got wrong."""
+
+    name: str
+    path: str
+    source: str
+    said: str
+    true: str
+    confidence: float
+    """Probability of what was said, in [0, 1]."""
+
+
+def worst_mistakes(p: Predictions, contract: Contract, limit: int = MISTAKES_SHOWN) -> dict[str, list[Mistake]]:
+    """The worst mistakes of ``dr`` and ``me``: farthest from the true grade first, then the most confident."""
+    decisions = Decisions.of(p, contract)
+    worst = {}
+    for task, true, pred, probs, values, labels in (
+        (
+            "dr",
+            p.dr_true,
+            decisions.dr_pred,
+            p.dr_probs,
+            contract.dr_grades,
+            [str(grade) for grade in contract.dr_grades],
+        ),
+        ("me", p.me_true, decisions.me_pred, p.me_probs, (0, 1), list(contract.me_labels)),
+    ):
+        distance = np.abs(np.array(values)[pred] - np.array(values)[true])
+        confidence = probs[np.arange(true.size), pred]
+        order = [i for i in np.lexsort((-confidence, -distance)) if distance[i] > 0]
+        worst[task] = [
+            Mistake(p.image_names[i], p.paths[i], p.sources[i], labels[pred[i]], labels[true[i]], float(confidence[i]))
+            for i in order[:limit]
+        ]
+    return worst
+
+
+def write_report(
+    run_dir: Path,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    history: pd.DataFrame,
+    predictions: Mapping[str, Predictions],
+    contract: Contract,
+) -> Path:
+    """Write ``report.html`` into the run's folder, and beside it the pictures and text tables that it shows.
+
+    Those are ``learning_curves.png``, ``roc.png``, and for each split ``confusion_dr_<split>.png``,
+    ``confusion_me_<split>.png``, ``reliability_<split>.png`` and ``classification_report_<split>.txt``.
+
+    Args:
+        run_dir: the run's folder; its name heads the page.
+        config: what the run should be remembered by: options, versions, data fingerprint, leaks; may be nested.
+        metrics: as ``metrics.json`` holds it.
+        history: one row an epoch, as in ``history.csv``.
+        predictions: the best checkpoint's answers on each split of ``metrics``.
+        contract: the best checkpoint's.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full.
+    """
+    _write_pictures(run_dir, metrics, history, predictions, contract)
+    for split, p in predictions.items():
+        _write_text(run_dir / f"classification_report_{split}.txt", classification_report(p, contract))
+
+    judged = "test" if "test" in predictions else list(predictions)[-1]
+    figures = metrics["splits"][judged]
+    mistakes = worst_mistakes(predictions[judged], contract)
+    splits = list(predictions)[::-1]
+    page = PAGE.substitute(
+        style=STYLE,
+        run=escape(run_dir.name),
+        epoch=metrics["epoch"],
+        epochs=len(history),
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        links="".join(f'<a href="#split-{escape(split)}">{escape(split.capitalize())}</a>' for split in splits),
+        judged=escape(judged),
+        n=figures["all"]["n"],
+        patients=figures["all"]["patients"],
+        resamples=figures["bootstrap"]["resamples"],
+        cards="".join(_card(figures["all"][task][name], title) for task, name, title in HEADLINES),
+        figures=_figures_table(figures),
+        sources=_source_note(figures),
+        counts=_counts_table(predictions, contract),
+        leaks=_leak_list(config.get("leaks")),
+        curves=_picture(run_dir / "learning_curves.png", "Loss, accuracy, agreement and learning rates by epoch"),
+        roc=_picture(run_dir / "roc.png", "ROC curves of ME risk and referable DR"),
+        rules=escape("; ".join(rule_text(contract, task) for task in ("me", "referable_dr"))),
+        splits="\n".join(
+            _split(run_dir, split, metrics["splits"][split], heads_the_page=split == judged) for split in splits
+        ),
+        dr_mistakes=_gallery(mistakes["dr"]),
+        me_mistakes=_gallery(mistakes["me"]),
+        bins=CALIBRATION_BINS,
+        settings=_settings(config, contract),
+        version=escape(current_versions()["retina-edge"]),
+    )
+    _write_text(run_dir / REPORT_NAME, page)
+    return run_dir / REPORT_NAME
+
+
+def rule_text(contract: Contract, task: str) -> str:
+    """A contract's decision rule for ``dr``, ``me`` or ``referable_dr``, in words."""
+    rule, name = contract.thresholds[task], {"dr": "DR grade", "me": "ME risk", "referable_dr": "referable DR"}[task]
+    if rule.rule == "argmax":
+        return f"{name}: the most probable answer"
+    what = "risk" if task == "me" else f"the grades from {rule.from_grade} up"
+    return f"{name}: where the probability of {what} reaches {rule.threshold:g}"
+
+
+def _write_pictures(
+    run_dir: Path,
+    metrics: Mapping[str, Any],
+    history: pd.DataFrame,
+    predictions: Mapping[str, Predictions],
+    contract: Contract,
+) -> None:
+    plots.learning_curves(history, run_dir / "learning_curves.png")
+    plots.roc_curves(predictions, contract, run_dir / "roc.png")
+    for split, p in predictions.items():
+        plots.reliability_diagrams(p, run_dir / f"reliability_{split}.png")
+        for task, title in (("dr", "DR grade"), ("me", "ME risk")):
+            body = metrics["splits"][split]["all"][task]
+            out_png = run_dir / f"confusion_{task}_{split}.png"
+            plots.confusion_matrix(body["confusion_matrix"], body["labels"], f"{title}, {split}", out_png)
+
+
+def _write_text(path: Path, text: str) -> None:
+    # A file name that is not UTF-8 holds surrogates, which no page can show.
+    body = text.encode("utf-8", "replace")
+    write_atomically(path, lambda temporary: temporary.write_bytes(body))
+
+
+def _card(figure: Mapping[str, Any], title: str) -> str:
+    if figure["value"] is None:
+        return f'<div class="card"><h3>{title}</h3><p class="big">–</p><p>{escape(figure["why"])}</p></div>'
+    strip = ""
+    if figure["low"] is not None:
+        # The strip runs from 0 to 1; only a kappa worse than chance lies outside.
+        low, high, value = (100 * max(0.0, figure[key]) for key in ("low", "high", "value"))
+        bar = f'<i style="left:{low:.1f}%;width:{high - low:.1f}%"></i><b style="left:{value:.1f}%"></b>'
+        strip = f'<div class="strip" aria-hidden="true">{bar}</div>'
+    return (
+        f'<div class="card"><h3>{title}</h3><p class="big">{figure["value"]:.3f}</p>{strip}'
+        f"<p>{_interval(figure)}</p></div>"
+    )
+
+
+def _interval(figure: Mapping[str, Any]) -> str:
+    return escape(figure["why"]) if figure["low"] is None else f"({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def _figures_table(figures: Mapping[str, Any]) -> str:
+    bodies = {"all": figures["all"], **figures["sources"]}
+    rows = [["photographs", *(str(body["n"]) for body in bodies.values())]]
+    rows += [["patients", *(str(body["patients"]) for body in bodies.values())]]
+    for task, name, title in _FIGURES:
+        rows.append([title, *(_cell(body[task][name]) for body in bodies.values())])
+    return _table(["", *map(escape, bodies)], rows, "Over all photographs" + " and by source" * (len(bodies) > 1))
+
+
+def _cell(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return f"–<small>{escape(figure['why'])}</small>"
+    return f"{figure['value']:.3f}<small>{_interval(figure)}</small>"
+
+
+def _source_note(figures: Mapping[str, Any]) -> str:
+    """What a model that only recognises the camera would gain from, in numbers."""
+    shares = {
+        source: sum(c["support"] for c in body["me"]["classes"][1:]) / body["n"]
+        for source, body in figures["sources"].items()
+    }
+    if not shares:
+        return ""
+    said = ", ".join(f"{share:.0%} of {escape(source)}" for source, share in shares.items())
+    return (
+        f'<p class="soft">ME risk is {said}. Where such shares differ, a model that only recognises the camera looks '
+        "better over all than it is: read each source's own column.</p>"
+    )
+
+
+def _counts_table(predictions: Mapping[str, Predictions], contract: Contract) -> str:
+    rows = []
+    for split, whole in predictions.items():
+        sources = sorted(set(whole.sources))
+        parts = {split: whole}
+        if len(sources) > 1:
+            parts |= {f"{split}, {source or 'unknown'}": whole.of_source(source) for source in sources}
+        for name, p in parts.items():
+            grades = np.bincount(p.dr_true, minlength=len(contract.dr_grades))
+            risks = np.bincount(p.me_true, minlength=2)
+            numbers = [p.dr_true.size, len(set(p.patients)), *grades, *risks]
+            rows.append([escape(name), *(f"{number:d}" for number in numbers)])
+    grades_head = [f"DR {grade}" for grade in contract.dr_grades]
+    head = ["", "photographs", "patients", *grades_head, *(f"ME {escape(label)}" for label in contract.me_labels)]
+    return _table(head, rows, "Photographs by split, source and label")
+
+
+def _leak_list(leaks: Sequence[str] | None) -> str:
+    if leaks is None:
+        return ""
+    if not leaks:
+        return "<p>No photograph or patient was found in two splits.</p>"
+    items = "".join(f"<li>{escape(str(leak))}</li>" for leak in leaks)
+    return (
+        f'<p class="warning"><strong>Leakage: {len(leaks)} found.</strong> What stands in two splits makes the figures '
+        f"look better than they are.</p><ul>{items}</ul>"
+    )
+
+
+def _split(run_dir: Path, split: str, figures: Mapping[str, Any], *, heads_the_page: bool) -> str:
+    name = escape(split)
+    table = "" if heads_the_page else _figures_table(figures)
+    columns = ""
+    for task, title in (("dr", "DR grade"), ("me", "ME risk")):
+        path = run_dir / f"confusion_{task}_{split}.png"
+        matrix = _picture(path, f"Confusion matrix of {title} on {split}", "square", 0.45)
+        columns += f"<div><h3>{title}</h3>{matrix}{_class_table(figures['all'][task])}</div>"
+    reliability = _picture(run_dir / f"reliability_{split}.png", f"Reliability of both heads on {split}")
+    return (
+        f'<section id="split-{name}"><h2>{name.capitalize()}: confusion, classes, calibration</h2>'
+        f'{table}<div class="side">{columns}</div>{reliability}</section>'
+    )
+
+
+def _class_table(body: Mapping[str, Any]) -> str:
+    rows = []
+    for row in body["classes"]:
+        numbers = ["–" if row[key] is None else f"{row[key]:.3f}" for key in ("precision", "recall", "f1")]
+        why = f"<small>{row['why']}</small>" if "why" in row else ""
+        rows.append([escape(row["label"]) + why, *numbers, str(row["support"])])
+    return _table(["", "precision", "recall", "F1", "support"], rows, "Classification report")
+
+
+def _gallery(mistakes: Iterable[Mistake]) -> str:
+    tiles = "".join(
+        f"<figure>{_thumbnail(mistake)}<figcaption>"
+        f"<strong>Predicted {escape(mistake.said)}, true {escape(mistake.true)}</strong>{mistake.confidence:.0%} sure"
+        f"<br>{escape(' · '.join(filter(None, (mistake.name, mistake.source))))}</figcaption></figure>"
+        for mistake in mistakes
+    )
+    return f'<div class="gallery">{tiles}</div>' if tiles else "<p>None.</p>"
+
+
+def _thumbnail(mistake: Mistake) -> str:
+    try:
+        picture = Image.fromarray(decode(Path(mistake.path), at_least=_THUMBNAIL))
+    except RetinaError as err:
+        # The photograph was there while training; the rest of the report is worth having without it.
+        return f'<div class="missing">{escape(str(err))}</div>'
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=82)
+    source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f'<img src="{source}" alt="{escape(mistake.name)}" width="{picture.width}" height="{picture.height}">'
+
+
+def _picture(path: Path, alt: str, kind: str = "wide", scale: float = 0.6) -> str:
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data)) as picture:
+        width, height = (round(side * scale) for side in picture.size)
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return f'<figure class="{kind}"><img src="{source}" alt="{escape(alt)}" width="{width}" height="{height}"></figure>'
+
+
+def _settings(config: Mapping[str, Any], contract: Contract) -> str:
+    shown_above = ("counts", "leaks")
+    facts = {"versions": current_versions(), **{key: config[key] for key in config if key not in shown_above}}
+    provenance = {key: value for key, value in contract.provenance.items() if key != "metrics"}
+    pairs = [*_flatten(facts), *_flatten({"provenance": provenance})]
+    pairs += [("decision rule", rule_text(contract, task)) for task in ("dr", "referable_dr", "me")]
+    rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in pairs)
+    return f'<div class="scroll"><table class="pairs">{rows}</table></div>'
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key} · ")
+        else:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
+    """Cells are HTML already."""
+    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{top}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )

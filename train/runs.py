@@ -1,0 +1,151 @@
+"""The runs so far, side by side: what ``retina-train --list`` shows."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .metrics import HEADLINES, headline
+
+State = Literal["finished", "unfinished"]
+"""``unfinished``: under way, interrupted or failed; a folder cannot tell which."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One folder under ``artifacts/runs``, as far as it can be read."""
+
+    name: str
+    state: State
+    epochs: int
+    """Epochs trained."""
+    epochs_planned: int | None
+    best_epoch: int | None
+    valid_score: float | None
+    """Of the best epoch, in [0, 1]."""
+    test: Mapping[str, float | None] = field(default_factory=dict)
+    """Headline figures on test, under names like ``dr_accuracy``."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    damage: tuple[str, ...] = ()
+    """Files that could not be read, and why."""
+
+
+def list_runs(artifacts: Path) -> list[RunSummary]:
+    """Every run under ``artifacts/runs``, by name; folders that hold nothing of a run are passed over.
+
+    A run cut short while writing, or damaged since, is listed with what can be read of it.
+    """
+    folders = sorted((artifacts / "runs").glob("*/"))
+    return [_summary(folder) for folder in folders if any((folder / name).exists() for name in _SIGNS)]
+
+
+_SIGNS = ("config.json", "history.csv", "metrics.json", "resume.pth")
+
+
+def format_table(runs: list[RunSummary]) -> str:
+    """The runs as text, a line each, with the options in which they differ; then what could not be read."""
+    if not runs:
+        return "No runs yet. Start one:  retina-train DATA"
+    differing = _differing_options(runs)
+    head = [
+        "run",
+        "state",
+        "epochs",
+        "best",
+        "valid score",
+        *(f"test {title}" for _, _, title in HEADLINES),
+        *differing,
+    ]
+    rows = [
+        [
+            run.name,
+            run.state,
+            f"{run.epochs}/{'?' if run.epochs_planned is None else run.epochs_planned}",
+            "-" if run.best_epoch is None else str(run.best_epoch),
+            _number(run.valid_score),
+            *(_number(run.test.get(f"{task}_{name}")) for task, name, _ in HEADLINES),
+            *(str(run.config.get(option, "-")) for option in differing),
+        ]
+        for run in runs
+    ]
+    rows = [[_printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+    lines += [_printable(f"{run.name}: {what}") for run in runs for what in run.damage]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _summary(folder: Path) -> RunSummary:
+    damage: list[str] = []
+    config = _read_json(folder / "config.json", damage)
+    metrics = _read_json(folder / "metrics.json", damage)
+    history = _read_history(folder / "history.csv", damage)
+    best = max(history, key=lambda row: row["valid_score"], default=None)
+    test: dict[str, float | None] = {}
+    if metrics:
+        try:
+            test = headline(metrics["splits"]["test"]["all"])
+        except (KeyError, TypeError):
+            damage.append("metrics.json holds no test figures")
+    planned = config.get("epochs")
+    return RunSummary(
+        name=folder.name,
+        state="finished" if test and not (folder / "resume.pth").exists() else "unfinished",
+        epochs=len(history),
+        epochs_planned=planned if isinstance(planned, int) else None,
+        best_epoch=None if best is None else int(best["epoch"]),
+        valid_score=None if best is None else best["valid_score"],
+        test=test,
+        config=config,
+        damage=tuple(damage),
+    )
+
+
+def _read_json(path: Path, damage: list[str]) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none, with a note where it cannot be read."""
+    if not path.exists():
+        return {}
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        damage.append(f"{path.name} cannot be read: {err}")
+        return {}
+    if not isinstance(body, dict):
+        damage.append(f"{path.name}: expected a JSON object, found {type(body).__name__}")
+        return {}
+    return body
+
+
+def _read_history(path: Path, damage: list[str]) -> list[dict[str, float]]:
+    """Epoch and validation score of each whole row of ``history.csv``."""
+    if not path.exists():
+        return []
+    rows = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                rows.append({key: float(row[key]) for key in ("epoch", "valid_score")})
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as err:
+        damage.append(f"history.csv cannot be read beyond {len(rows)} epochs: {err}")
+    return [row for row in rows if all(map(math.isfinite, row.values()))]
+
+
+def _differing_options(runs: list[RunSummary]) -> list[str]:
+    """Options that are not the same in all runs whose options are known."""
+    known = [run.config for run in runs if run.config]
+    options = dict.fromkeys(option for config in known for option in config)
+    return [option for option in options if len({str(config.get(option)) for config in known}) > 1]
+
+
+def _number(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else "-"
+
+
+def _printable(text: str) -> str:
+    """A folder may be called anything, a terminal's escape codes included."""
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -1,0 +1,260 @@
+"""Experiment tracking: nothing by default, MLflow on request."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from ..runtime.errors import OutputError, UsageError, require_extra
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+EXPERIMENT = "retina-edge"
+REGISTERED_MODEL = "retina-multitask"
+_RUN_TAG = "retina.run_folder"
+_LOGGED = ("*.html", "*.png", "*.txt", "*.csv", "*.json")
+"""Files of a run's folder that go along as artefacts; the best checkpoint goes as the registered model."""
+
+
+class Tracker(Protocol):
+    """Where a run's figures go beside its own folder."""
+
+    def start(self, run: str, config: Mapping[str, Any], facts: Mapping[str, Any], *, resume: bool = False) -> None:
+        """Begin, or with ``resume`` go on with, the run of this name; ``facts`` may be nested."""
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """One row of ``history.csv``."""
+
+    def stop(self) -> None:
+        """The run was interrupted and may be resumed."""
+
+    def finish(self, folder: Path, metrics: Mapping[str, Any]) -> None:
+        """The run's folder is complete: ``metrics`` as in ``metrics.json``, ``best.pth`` the model to register."""
+
+
+class NoTracker:
+    """The default: a run's own folder is record enough."""
+
+    def start(self, run: str, config: Mapping[str, Any], facts: Mapping[str, Any], *, resume: bool = False) -> None: ...
+
+    def epoch(self, row: Mapping[str, float]) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def finish(self, folder: Path, metrics: Mapping[str, Any]) -> None: ...
+
+
+def make_tracker(kind: str | None, artifacts: Path = Path("artifacts")) -> Tracker:
+    """The tracker for ``--track``: None or ``mlflow``. Under ``torchrun`` only the first process tracks.
+
+    MLflow's store is the one that MLFLOW_TRACKING_URI names, else ``mlflow.db`` (SQLite) in ``artifacts``.
+
+    Raises:
+        MissingExtraError: the extra ``mlflow`` is not installed.
+        OutputError: the store cannot be reached.
+        UsageError: another kind.
+    """
+    if kind not in (None, "mlflow"):
+        raise UsageError(f"--track: expected mlflow, found {kind}")
+    if kind is None or os.environ.get("RANK", "0") != "0":
+        return NoTracker()
+    require_extra("mlflow", "mlflow", "sqlalchemy", "alembic")
+    return MlflowTracker(artifacts, os.environ.get("MLFLOW_TRACKING_URI"))
+
+
+class MlflowTracker:
+    """Parameters, figures of each epoch, final figures, artefacts and the registered best model, in MLflow.
+
+    Works through a client of its own and changes none of MLflow's global state.
+    """
+
+    def __init__(self, artifacts: Path, uri: str | None = None) -> None:
+        self._runs = (artifacts / "runs").resolve()
+        self._run_id = ""
+        files = None
+        if not uri:
+            # SQLite because MLflow no longer writes to plain folders; by default it would put files in ./mlruns.
+            artifacts.mkdir(parents=True, exist_ok=True)
+            uri = f"sqlite:///{artifacts.resolve() / 'mlflow.db'}"
+            files = (artifacts.resolve() / "mlflow").as_uri()
+        self.uri = uri
+        # MLflow reports usage to its makers unless told otherwise: not from a clinic's computer, unasked.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        with self._reaching():
+            from mlflow import MlflowClient
+
+            for chatty in ("mlflow", "alembic"):
+                logging.getLogger(chatty).setLevel(logging.WARNING)
+            self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            experiment = self._client.get_experiment_by_name(EXPERIMENT)
+            self._experiment = (
+                experiment.experiment_id
+                if experiment is not None
+                else self._client.create_experiment(EXPERIMENT, artifact_location=files)
+            )
+
+    def start(self, run: str, config: Mapping[str, Any], facts: Mapping[str, Any], *, resume: bool = False) -> None:
+        """Begin a run, or with ``resume`` go on with the unfinished one of the same folder."""
+        folder = str(self._runs / run)
+        with self._reaching():
+            before = self._unfinished(folder) if resume else None
+            if before is not None:
+                self._run_id = before
+                self._client.update_run(before, status="RUNNING")
+                return
+            tags = {_RUN_TAG: folder, **{f"retina.{key}": value for key, value in _flat(facts)}}
+            if facts.get("git_commit"):
+                tags["mlflow.source.git.commit"] = str(facts["git_commit"])
+            self._run_id = self._client.create_run(self._experiment, run_name=run, tags=tags).info.run_id
+            for key, value in _flat(config):
+                self._client.log_param(self._run_id, key, value)
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        self._log({key: value for key, value in row.items() if key != "epoch"}, step=int(row["epoch"]))
+
+    def stop(self) -> None:
+        with self._reaching():
+            self._client.set_terminated(self._run_id, status="KILLED")
+
+    def finish(self, folder: Path, metrics: Mapping[str, Any]) -> None:
+        """Log final figures and files, register ``best.pth`` as a new version of the model, end the run."""
+        figures: dict[str, float] = {}
+        for split, evaluation in metrics["splits"].items():
+            bodies = {split: evaluation["all"]}
+            bodies |= {f"{split}/{source}": body for source, body in evaluation["sources"].items()}
+            for name, body in bodies.items():
+                figures |= dict(_figures(name, body))
+        self._log(figures, step=int(metrics["epoch"]))
+        with self._reaching():
+            for pattern in _LOGGED:
+                for file in sorted(folder.glob(pattern)):
+                    self._client.log_artifact(self._run_id, str(file))
+            self._register(folder / "best.pth")
+            self._client.set_terminated(self._run_id, status="FINISHED")
+
+    def _unfinished(self, folder: str) -> str | None:
+        runs = self._client.search_runs([self._experiment], filter_string="attributes.status != 'FINISHED'")
+        return next((run.info.run_id for run in runs if run.data.tags.get(_RUN_TAG) == folder), None)
+
+    def _log(self, figures: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        batch = [Metric(_metric_name(key), float(value), now, step) for key, value in figures.items()]
+        with self._reaching():
+            self._client.log_batch(self._run_id, metrics=batch)
+
+    def _register(self, checkpoint: Path) -> None:
+        """A model that ``mlflow.pyfunc.load_model("models:/retina-multitask/<version>")`` opens, without pickle."""
+        from importlib.metadata import version
+
+        import mlflow.pyfunc
+        import numpy as np
+        from mlflow.exceptions import MlflowException
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        pixels = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])
+        with tempfile.TemporaryDirectory() as temporary:
+            model = Path(temporary) / "model"
+            mlflow.pyfunc.save_model(
+                model,
+                loader_module=__name__,
+                data_path=str(checkpoint),
+                signature=ModelSignature(inputs=pixels),
+                pip_requirements=[f"retina-edge[train]=={version('retina-edge')}"],
+            )
+            self._client.log_artifacts(self._run_id, str(model), "model")
+        try:
+            self._client.get_registered_model(REGISTERED_MODEL)
+        except MlflowException as err:
+            if err.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self._client.create_registered_model(REGISTERED_MODEL)
+        source = f"{self._client.get_run(self._run_id).info.artifact_uri}/model"
+        self._client.create_model_version(REGISTERED_MODEL, source, self._run_id)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Say what failed and where; keep MLflow's and its libraries' notices to their own developers quiet."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from mlflow.exceptions import MlflowException
+            from sqlalchemy.exc import SQLAlchemyError
+
+            try:
+                yield
+            except (MlflowException, SQLAlchemyError, OSError) as err:
+                said = str(err).strip().splitlines()[0]
+                message = (
+                    f"{self.uri}: MLflow cannot write there: {said}\n"
+                    "Mend MLFLOW_TRACKING_URI or the server, or train without --track. A run that was under way is "
+                    "saved up to its last epoch: retina-train --resume"
+                )
+                password = urlsplit(self.uri).password
+                raise OutputError(message.replace(f":{password}@", ":***@") if password else message) from None
+
+
+class _Scorer:
+    """What MLflow hands out for the registered model."""
+
+    def __init__(self, checkpoint: str) -> None:
+        from .checkpoint import load_checkpoint
+        from .framing import make_preprocess
+
+        loaded = load_checkpoint(Path(checkpoint))
+        self._grades = loaded.contract.dr_grades
+        self._preprocess = make_preprocess(loaded.contract.preprocessing).eval()
+        self._model = loaded.build_model()
+
+    def predict(self, images: NDArray[np.uint8], params: object = None) -> pd.DataFrame:
+        """(N, H, W, 3) uint8 RGB -> one row a photograph: ``dr_prob_<grade>`` and ``me_prob``, in [0, 1]."""
+        import pandas as pd
+        import torch
+
+        with torch.inference_mode():
+            dr, me = self._model(self._preprocess(torch.from_numpy(images)))
+        table = pd.DataFrame(dr.softmax(1).numpy(), columns=[f"dr_prob_{grade}" for grade in self._grades])
+        return table.assign(me_prob=me.softmax(1)[:, 1].numpy())
+
+
+def _load_pyfunc(path: str) -> _Scorer:
+    """MLflow's name for a loader: https://mlflow.org/docs/latest/python_api/mlflow.pyfunc.html."""
+    return _Scorer(path)
+
+
+def _figures(prefix: str, body: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for task in ("dr", "me", "referable_dr"):
+        for name, figure in body[task].items():
+            if isinstance(figure, Mapping):
+                ends = {"": "value", "_low": "low", "_high": "high"}
+                yield from (
+                    (f"{prefix}/{task}_{name}{end}", figure[key])
+                    for end, key in ends.items()
+                    if figure[key] is not None
+                )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield _metric_name(f"{prefix}{key}"), str(value)[:5000]  # MLflow refuses values beyond 6000
+
+
+def _metric_name(name: str) -> str:
+    """MLflow's names hold letters, digits, ``_-. /`` and no more; a source may be called anything."""
+    return re.sub(r"[^\w\-. /]", "_", name)
