@@ -91,7 +91,7 @@ def _explain(
     photographs = list_photographs(inputs)
     explainer = _open(head, artifacts, **source)
     gallery = Gallery(out, scale, npy)
-    with click.progressbar(length=2 * len(photographs), label="Grad-CAM", file=sys.stderr) as bar:
+    with _progress("Grad-CAM", 2 * len(photographs)) as bar:
         done = gallery.make(explainer, photographs, lambda: bar.update(1))
     failed = [photograph for photograph in done if photograph.answer is None]
     for photograph in failed:
@@ -124,7 +124,7 @@ def _evaluate(
 
     photographs = read_lesions(lesions)
     explainer = _open_checkpoint(head, artifacts, **source)
-    with click.progressbar(length=steps(photographs), label="Faithfulness", file=sys.stderr) as bar:
+    with _progress("Faithfulness", steps(photographs)) as bar:
         found = measure(explainer, photographs, lambda: bar.update(1))
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -162,6 +162,10 @@ def _open_checkpoint(head: str, artifacts: Path, *, checkpoint: Path | None, **h
     from .explainer import CheckpointExplainer
 
     return CheckpointExplainer(checkpoint or artifacts / CHECKPOINT, _heads(head), **how)
+
+
+def _progress(label: str, length: int) -> Any:
+    return click.progressbar(length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty())
 
 
 def _heads(head: str) -> list[Head]:

@@ -1,0 +1,239 @@
+"""Overlays: the map lies where the network looked, the photograph stays readable, and everybody can read the scale."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from PIL import Image
+from retina.runtime.contract import Decision, Preprocessing
+from retina.runtime.field import Field
+from retina.runtime.overlay import HeadMap, colours, draw, peak_at, place
+from retina.runtime.panel import TILE, draw_panel, in_words
+from retina.runtime.picture import decode
+from retina.runtime.png import encode_png, write_png
+from retina.train.framing import lit_box, make_frame
+from retina.train.synthetic import photograph
+
+PREP = Preprocessing(image_size=96)
+WHOLE = Field(0.0, 0.0, 1.0, 1.0, np.ones((64, 64), np.float32))
+
+
+def disc(height: int, width: int, centre: tuple[int, int], radius: int, level: int = 120) -> NDArray[np.uint8]:
+    rows, columns = np.ogrid[:height, :width]
+    lit = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
+    return np.where(lit[..., None], np.array([level, level // 2, level // 4]), 3).astype(np.uint8)
+
+
+PICTURES = {
+    "wide black borders": disc(300, 500, (150, 320), 90),
+    "3:2, cut above and below": disc(200, 300, (100, 150), 130),
+    "odd sides": disc(131, 97, (60, 40), 35),
+    "all black": np.zeros((120, 180, 3), np.uint8),
+    "lit everywhere": np.full((90, 140, 3), 90, np.uint8),
+    "drawn, square": photograph(2, 1, 256, seed=1, source="ronda").picture,
+    "drawn, 3:2": photograph(3, 0, 301, seed=2, source="larga").picture,
+    "much larger than the network's square": photograph(1, 0, 1200, seed=3).picture,
+}
+
+
+def framing_edges(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float64]:
+    """Left, top, right, bottom in shares of the photograph, from train/framing.py's own box."""
+    side = preprocessing.intermediate_size
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    squashed = torch.nn.functional.interpolate(image, size=(side, side), mode="bilinear", antialias=True)
+    left, right, top, bottom = (float(edge) for edge in lit_box(squashed))
+    height, width = pixels.shape[:2]
+    square = max((right - left) * width, (bottom - top) * height)
+    x, y = (left + right) / 2, (top + bottom) / 2
+    half_x, half_y = square / width / 2, square / height / 2
+    return np.array([x - half_x, y - half_y, x + half_x, y + half_y])
+
+
+def assert_same_square(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> None:
+    field = Field.find(pixels, preprocessing)
+    mine = np.array([field.left, field.top, field.right, field.bottom])
+    np.testing.assert_allclose(mine, framing_edges(pixels, preprocessing), atol=1.5 / preprocessing.intermediate_size)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_square_is_the_one_that_the_network_sees(name: str) -> None:
+    assert_same_square(PICTURES[name], PREP)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("framing", ["field", "squash"])
+def test_cut_out_of_the_photograph_it_is_what_the_network_sees(name: str, framing: str) -> None:
+    """The same, through the pixels: nothing of framing's insides is used."""
+    preprocessing = Preprocessing(framing=framing, image_size=96)  # type: ignore[arg-type]
+    pixels = PICTURES[name]
+    seen = make_frame(preprocessing)(torch.from_numpy(pixels)[None])[0].permute(1, 2, 0).numpy()
+    field = Field.find(pixels, preprocessing)
+    height, width = pixels.shape[:2]
+    x = (field.left + (np.arange(96) + 0.5) / 96 * (field.right - field.left)) * width
+    y = (field.top + (np.arange(96) + 0.5) / 96 * (field.bottom - field.top)) * height
+    inside = (y[:, None] > 0) & (y[:, None] < height) & (x[None] > 0) & (x[None] < width)
+    rows, columns = np.clip(y, 0, height - 1).astype(int), np.clip(x, 0, width - 1).astype(int)
+    cut = pixels[rows][:, columns] * inside[..., None]
+    assert np.abs(cut.astype(float) - seen).mean() < 4  # sampled without a filter, so edges and noise differ
+
+
+@pytest.mark.skipif("RETINA_DATA" not in os.environ, reason="RETINA_DATA: real photographs")
+def test_the_square_on_real_photographs() -> None:
+    root = Path(os.environ["RETINA_DATA"])
+    files = sorted((root / "retina/test/images").iterdir())[::30] + sorted((root / "fullsize").glob("*.jpg"))[:3]
+    assert len(files) > 10
+    for file in files:
+        assert_same_square(decode(file), Preprocessing())
+
+
+def test_a_map_lands_where_the_network_looked() -> None:
+    """A bright dot, found in the framed square, marked in a map there, must be found again on the photograph."""
+    pixels = disc(300, 500, (150, 320), 90, level=80)
+    for row, column in ((100, 320), (150, 250), (190, 380)):
+        dotted = pixels.copy()
+        dotted[row - 4 : row + 5, column - 4 : column + 5] = 255
+        seen = make_frame(PREP)(torch.from_numpy(dotted)[None])[0].mean(dim=0).numpy()
+        framed = np.zeros((96, 96), np.float32)
+        framed[seen > 200] = 1
+        laid = place(framed, Field.find(dotted, PREP), (500, 300))
+        rows, columns = np.nonzero(laid > 0.5)
+        assert rows.mean() == pytest.approx(row, abs=1.5)
+        assert columns.mean() == pytest.approx(column, abs=1.5)
+
+
+def test_a_map_is_laid_bilinearly() -> None:
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    laid = place(values, WHOLE, (40, 30))
+    expected = torch.nn.functional.interpolate(torch.from_numpy(values)[None, None], size=(30, 40), mode="bilinear")
+    np.testing.assert_allclose(laid, expected[0, 0].numpy(), atol=1e-5)
+
+
+def test_nothing_is_drawn_outside_the_lit_field() -> None:
+    pixels = disc(300, 500, (150, 320), 90)
+    flat = HeadMap("dr", np.ones((3, 3), np.float32), 2, 0.8)
+    drawn = np.asarray(draw(Image.fromarray(pixels), flat, Field.find(pixels, PREP)))
+    rows, columns = np.ogrid[:300, :500]
+    away = (rows - 150) ** 2 + (columns - 320) ** 2
+    changed = (drawn != pixels).any(axis=2)
+    assert not changed[away > 93**2].any()
+    assert changed[away < 85**2].all()
+
+
+def test_dark_vessels_and_haemorrhages_belong_to_the_field() -> None:
+    pixels = disc(200, 200, (100, 100), 90)
+    pixels[80:110, 90:120] = 0
+    lit = Field.find(pixels, PREP).lit
+    assert lit[95, 105] == 1
+    assert lit[2, 2] == 0
+
+
+def test_the_photograph_itself_is_not_touched_and_a_blank_map_changes_nothing() -> None:
+    original = Image.fromarray(PICTURES["drawn, square"])
+    before = original.tobytes()
+    spot = np.zeros((3, 3), np.float32)
+    spot[1, 1] = 0.5
+    field = Field.find(PICTURES["drawn, square"], PREP)
+    drawn = draw(original, HeadMap("dr", spot, 3, 0.9), field)
+    assert original.tobytes() == before != drawn.tobytes()
+    assert drawn.size == original.size
+    for weak in (np.zeros((3, 3), np.float32), np.full((3, 3), 0.001, np.float32)):
+        noise = HeadMap("me", weak, 1, 0.6)
+        assert noise.is_blank
+        assert draw(original, noise, field).tobytes() == before
+        assert peak_at(noise, field, original.size) is None
+
+
+def test_a_shared_scale_keeps_a_weak_map_weak() -> None:
+    original = Image.fromarray(np.full((90, 90, 3), (150, 70, 30), np.uint8))
+    weak = HeadMap("dr", np.full((3, 3), 0.2, np.float32), 1, 0.5)
+    own, shared = (np.asarray(draw(original, weak, WHOLE, top))[45, 45].astype(int) for top in (None, 0.4))
+    table = colours().astype(float)
+    for found, level in ((own, 255), (shared, 128)):
+        alpha = table[level, 3] / 255
+        expected = table[level, :3] * alpha + np.array([150, 70, 30]) * (1 - alpha)
+        np.testing.assert_allclose(found, expected, atol=3)
+
+
+def test_the_peak_is_reported_in_pixels_of_the_photograph() -> None:
+    spot = np.zeros((4, 4), np.float32)
+    spot[1, 2] = 1
+    assert peak_at(HeadMap("dr", spot, 1, 0.5), WHOLE, (400, 200)) == pytest.approx((250, 75), abs=2)
+    assert peak_at(HeadMap("dr", spot, 1, 0.5), WHOLE, (4000, 2000)) == pytest.approx((2500, 750), abs=8)
+
+
+# Machado et al., 2009, full strength: linear RGB as seen without the long- or middle-wave cones.
+VISIONS = {
+    "all cones": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+}
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_the_scale_only_gets_lighter_for_every_vision_and_in_grey(vision: str) -> None:
+    srgb = colours()[:, :3] / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ VISIONS[vision].T, 0, 1)
+    lightness = np.cbrt(seen @ np.array([0.2126, 0.7152, 0.0722]))  # CIE L*, up to scale and offset
+    steps = np.diff(lightness)
+    assert steps.min() > -1e-3
+    assert lightness[-1] - lightness[0] > 0.4
+
+
+def test_the_top_of_the_scale_stands_out_from_the_retina_for_every_vision() -> None:
+    retina, top = np.array([150, 72, 34]) / 255, colours()[160, :3] / 255
+    for matrix in VISIONS.values():
+        difference = np.clip(matrix @ top**2.2, 0, 1) - np.clip(matrix @ retina**2.2, 0, 1)
+        assert np.abs(difference).max() > 0.4
+
+
+@settings(max_examples=20, deadline=None)
+@given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))))
+def test_png_is_lossless(pixels: NDArray[np.uint8]) -> None:
+    with Image.open(io.BytesIO(encode_png(pixels))) as image:
+        assert image.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+def test_png_of_a_photograph_is_no_larger_than_pillows(tmp_path: Path) -> None:
+    pixels = PICTURES["drawn, 3:2"]
+    write_png(tmp_path / "a.png", pixels)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), pixels)
+    Image.fromarray(pixels).save(tmp_path / "b.png", compress_level=1)
+    assert (tmp_path / "a.png").stat().st_size < 1.2 * (tmp_path / "b.png").stat().st_size
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_the_panel_shows_the_photograph_and_each_map() -> None:
+    picture = Image.fromarray(PICTURES["drawn, 3:2"])
+    field = Field.find(PICTURES["drawn, 3:2"], PREP)
+    spot = np.zeros((3, 3), np.float32)
+    spot[1, 1] = 0.5
+    maps = {"dr": HeadMap("dr", spot, 3, 0.91), "me": HeadMap("me", np.zeros((3, 3), np.float32), 0, 0.7)}
+    panel = draw_panel(picture, "eye.jpg", Decision(3, 0, True, 0.95), maps, field)  # type: ignore[arg-type]
+    left, dr, me = (
+        np.asarray(panel)[62 : 62 + TILE, 20 + i * (TILE + 20) : 20 + i * (TILE + 20) + TILE] for i in range(3)
+    )
+    np.testing.assert_array_equal(left, me)  # a blank map
+    assert (left != dr).any()
+    alone = draw_panel(picture, "eye.jpg", Decision(3, 0, True, 0.95), {"dr": maps["dr"]}, field)
+    assert alone.width == panel.width - TILE - 20
+
+
+def test_answers_in_words() -> None:
+    assert in_words("dr", 2) == "DR grade 2 (moderate)"
+    assert in_words("dr", 7) == "DR grade 7"
+    assert in_words("me", 0) == "macular edema: no risk"

@@ -1,0 +1,5 @@
+"""``python -m retina.train``: what torchrun starts."""
+
+from .cli import main
+
+main()

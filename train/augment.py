@@ -1,0 +1,58 @@
+"""What training photographs go through and evaluation's never do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+Augment = Callable[[Tensor], Tensor]
+
+
+def make_augment(kind: Literal["notebook", "strong"]) -> Augment:
+    """A random change of one framed photograph, (3, S, S) uint8 in and out, drawn from torch's global generator.
+
+    ``notebook``: the original's flips, rotation and colour jitter. ``strong`` adds what other cameras and operators
+    change: scale, position, colour cast, blur and JPEG compression.
+    """
+    flips = [v2.RandomHorizontalFlip(0.5), v2.RandomVerticalFlip(0.1)]
+    if kind == "notebook":
+        return v2.Compose(
+            [
+                *flips,
+                v2.RandomRotation(10.0, interpolation=InterpolationMode.BILINEAR),  # type: ignore[arg-type]
+                v2.ColorJitter(brightness=0.1, contrast=0.1),
+            ]
+        )
+    return v2.Compose(
+        [
+            *flips,
+            v2.RandomAffine(
+                20.0,  # type: ignore[arg-type]
+                translate=(0.05, 0.05),
+                scale=(0.85, 1.15),
+                interpolation=InterpolationMode.BILINEAR,
+            ),
+            v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.2, hue=0.03),
+            v2.RandomApply([v2.GaussianBlur(5, sigma=(0.1, 1.5))], p=0.2),
+            v2.RandomApply([v2.JPEG((40, 95))], p=0.2),
+        ]
+    )
+
+
+def draw_seed(seed: int, epoch: int, position: int) -> int:
+    """The augmentation seed of one draw: a pure function, so that neither workers nor a resume can change it."""
+    # Odd 64-bit constants of splitmix64 (Steele, Lea, Flood 2014), to spread neighbouring counters.
+    mixed = (seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9 + position * 0x94D049BB133111EB) % 2**64
+    mixed ^= mixed >> 31
+    return (mixed * 0xBF58476D1CE4E5B9) % 2**63
+
+
+def augment_with_seed(augment: Augment, picture: Tensor, seed: int) -> Tensor:
+    """Augment with a seed of its own, leaving torch's global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return augment(picture)

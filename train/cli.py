@@ -1,0 +1,183 @@
+"""retina-train: options, exit codes and printing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import click
+from click.core import ParameterSource
+
+from ..runtime.errors import OutputError, RetinaError, UsageError, require_extra
+from .config import TrainConfig
+
+DEFAULTS = TrainConfig(data="")
+_TYPES = get_type_hints(TrainConfig)
+EXTRA_MODULES = ("torch", "torchvision", "lightning_fabric", "sklearn", "pandas", "matplotlib", "tqdm", "imagehash")
+
+
+def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) -> Any:
+    """An option whose default and choices are those of TrainConfig."""
+    field = name.replace("-", "_")
+    choices = [choice for choice in get_args(_TYPES[field]) if isinstance(choice, str)]
+    default = getattr(DEFAULTS, field)
+    return click.option(
+        f"--{name}",
+        type=click.Choice(choices) if choices else kind,
+        default=default,
+        show_default=default is not None,
+        metavar=metavar,
+        help=text,
+    )
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("data", required=False, type=click.Path(path_type=Path))
+@_option("epochs", "Passes over the training photographs.", click.IntRange(min=1))
+@_option("batch-size", "Photographs a forward pass and device.", click.IntRange(min=1))
+@_option("accumulate", "Forward passes whose gradients make one step.", click.IntRange(min=1))
+@_option("image-size", "Side in pixels of the square that the network sees.", click.IntRange(min=32))
+@_option("framing", "field: cut out the lit field. squash: the whole picture, as the original notebook did.")
+@_option("backbone", "Any ResNet of torchvision: resnet18, resnet50, resnext50_32x4d, ...", str)
+@_option("weights", "Start of the backbone: imagenet, none, or a torchvision state_dict.", str, "imagenet|none|FILE")
+@_option("lr-backbone", "Learning rate of the backbone.", click.FloatRange(min=0))
+@_option("lr-heads", "Learning rate of the two heads.", click.FloatRange(min=0))
+@_option("dr-weight", "Weight of the DR cross-entropy in the loss.", click.FloatRange(min=0))
+@_option("me-weight", "Weight of the ME cross-entropy in the loss.", click.FloatRange(min=0))
+@_option("class-weights", "inverse: rare DR grades count more in the loss.")
+@_option("sampler", "weighted: rare DR grades are drawn more often.")
+@_option("augment", "notebook: flips, rotation, colour jitter. strong: also scale, shift, hue, blur, JPEG.")
+@_option(
+    "unfreeze-epoch",
+    "Epoch at which the frozen first layers open, the backbone going on at a tenth of its rate.",
+    click.IntRange(min=1),
+    "N",
+)
+@_option(
+    "me-positive-from", "ME grades from N up are risk, where annotations grade it 0/1/2.", click.IntRange(min=1), "N"
+)
+@_option("seed", "Of weights, sampling and augmentation.", click.IntRange(min=0))
+@_option("precision", "auto: bf16 where the device computes it in hardware. Evaluation is always fp32.")
+@_option("cache", "Where framed photographs are kept, so that originals are decoded once.")
+@_option("workers", "Processes that load photographs beside training.", click.IntRange(min=0))
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to train.")
+@click.option("--name", metavar="RUN", help="Name of the run's folder.  [default: the date and time]")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run --name, or with the latest one.")
+@click.option("--allow-leakage", is_flag=True, help="Train although the same photograph stands in two splits.")
+@click.option("--track", type=click.Choice(["mlflow"]), help="Also log to MLflow, at MLFLOW_TRACKING_URI.")
+@click.option("--list", "list_only", is_flag=True, help="Show the runs so far side by side, and do nothing else.")
+@click.option(
+    "--artifacts",
+    type=click.Path(path_type=Path),
+    envvar="RETINA_ARTIFACTS",
+    default=Path("artifacts"),
+    show_default=True,
+    metavar="DIR",
+    help="Where runs and models are kept; also RETINA_ARTIFACTS.",
+)
+@click.version_option(package_name="retina-edge")
+@click.pass_context
+def main(context: click.Context, /, **options: Any) -> None:
+    """Train on fundus photographs: one ResNet, two heads, DR grade and macular edema risk.
+
+    DATA holds train/, valid/ and test/, each with images/ and annotations.csv (Image name, Retinopathy grade, Risk of
+    macular edema; Caption, Source and Patient are used where present).
+
+    \b
+    Examples:
+      retina-train data/
+      retina-train data/ --weights resnet50.pth --image-size 256 --name small
+      retina-train --resume
+      torchrun --nproc-per-node 2 -m retina.train data/
+
+    Leaves retina_multitask_best.pth, retina_multitask_final.pth and test_predictions.csv in artifacts/, and all about
+    the run, report.html first, in artifacts/runs/RUN/. Ctrl-C saves everything; --resume goes on as if nothing had
+    happened. Next: retina-export --format onnx.
+
+    Exit code 0: finished. 2: nothing could be done. 130: stopped, and resumable.
+    """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
+    try:
+        require_extra("train", *EXTRA_MODULES)
+        finished = _run(context, **options)
+    except RetinaError as err:
+        click.echo(f"retina-train: {err}", err=True)
+        sys.exit(2)
+    sys.exit(0 if finished else 130)
+
+
+def _run(
+    context: click.Context,
+    data: Path | None,
+    device: str,
+    name: str | None,
+    resume: bool,
+    allow_leakage: bool,
+    track: str | None,
+    list_only: bool,
+    artifacts: Path,
+    **recipe: Any,
+) -> bool:
+    if list_only:
+        from .runs import format_table, list_runs
+
+        click.echo(format_table(list_runs(artifacts)))
+        return True
+    from .pipeline import Run, pick_device, train
+    from .tracking import make_tracker
+
+    # Libraries' notices about their own choices are not news for whoever trains.
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="PIL")
+    if resume:
+        run = _interrupted(artifacts, name)
+        config = TrainConfig.from_dict(json.loads(run.config_file.read_text()))
+        _refuse_changes(context, config, data, recipe)
+    else:
+        if data is None:
+            raise UsageError("name the data folder, for example:  retina-train data/   (retina-train --help)")
+        config = TrainConfig(data=str(data.resolve()), **recipe)
+        run = Run(artifacts, name or f"{datetime.now():%Y%m%d-%H%M%S}")
+        if run.folder.exists():
+            raise OutputError(
+                f"{run.folder}: expected a new run, found one there. Give another --name, or --resume it."
+            )
+    return train(
+        config,
+        run,
+        device=pick_device(device),
+        resume=resume,
+        allow_leakage=allow_leakage,
+        tracker=make_tracker(track),
+        say=lambda line: click.echo(line),
+    )
+
+
+def _interrupted(artifacts: Path, name: str | None) -> Any:
+    from .pipeline import Run
+
+    if name is not None:
+        run = Run(artifacts, name)
+        if not run.resume_file.is_file():
+            raise UsageError(f"{run.folder}: expected an interrupted run, found no resume.pth there")
+        return run
+    files = sorted(artifacts.glob("runs/*/resume.pth"), key=lambda file: file.stat().st_mtime)
+    if not files:
+        raise UsageError(f"{artifacts / 'runs'}: expected an interrupted run, found none. Start one: retina-train DATA")
+    return Run(artifacts, files[-1].parent.name)
+
+
+def _refuse_changes(context: click.Context, config: TrainConfig, data: Path | None, recipe: dict[str, Any]) -> None:
+    asked = {field.name for field in fields(TrainConfig)} & recipe.keys()
+    given = [key for key in asked if context.get_parameter_source(key) is ParameterSource.COMMANDLINE]
+    changes = [(key, getattr(config, key), recipe[key]) for key in given if recipe[key] != getattr(config, key)]
+    if data is not None and str(data.resolve()) != config.data:
+        changes.append(("data", config.data, str(data)))
+    if changes:
+        listed = "; ".join(f"{key}: expected {old} as the run began, found {new}" for key, old, new in changes)
+        raise UsageError(f"--resume goes on as the run began. {listed}. Leave these out, or start a new run.")

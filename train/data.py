@@ -1,0 +1,270 @@
+"""The photographs of a data set and what people said about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ..runtime.annotations import NameIndex, scan_annotations
+from ..runtime.errors import AnnotationError
+from .augment import Augment, augment_with_seed, draw_seed
+from .frames import Frames
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One annotated photograph."""
+
+    path: Path
+    image_name: str
+    """As the annotations write it."""
+    line: int
+    """Its line in annotations.csv, for errors."""
+    dr_grade: int
+    """Original grade."""
+    me_label: int
+    """0 or 1."""
+    caption: str = ""
+    source: str = ""
+    """Camera or collection; empty where unknown."""
+    patient: str = ""
+    """Empty where unknown."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One of train, valid and test."""
+
+    name: str
+    annotations: Path
+    photos: tuple[Photo, ...]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The three splits, and the grades that the training split has."""
+
+    root: Path
+    splits: dict[str, Split]
+    dr_grades: tuple[int, ...]
+    """Original grade of each DR index, rising."""
+
+    def dr_index(self, grade: int) -> int:
+        return self.dr_grades.index(grade)
+
+
+def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataSet, list[str]]:
+    """Read ``root/{train,valid,test}/annotations.csv`` and find the pictures in ``images/`` beside each.
+
+    Args:
+        root: the data folder.
+        me_positive_from: ME grades from this one up count as risk; None accepts 0 and 1 only.
+
+    Returns:
+        the sound photographs, and every fault as a line that names file, line and value.
+
+    Raises:
+        AnnotationError: ``root`` lacks a split altogether.
+    """
+    if not root.is_dir():
+        raise AnnotationError(f"{root}: expected a folder with train/, valid/ and test/, found none there")
+    absent = [name for name in SPLITS if not (root / name / "annotations.csv").is_file()]
+    if absent:
+        raise AnnotationError(
+            f"{root}: expected train/, valid/ and test/, each with annotations.csv and images/; "
+            f"found no annotations.csv in {', '.join(f'{name}/' for name in absent)}"
+        )
+    faults: list[str] = []
+    splits = {name: _read_split(root / name, name, me_positive_from, faults) for name in SPLITS}
+    dr_grades = tuple(sorted({photo.dr_grade for photo in splits["train"].photos}))
+    for name in SPLITS[1:]:
+        for photo in splits[name].photos:
+            if photo.dr_grade not in dr_grades:
+                faults.append(
+                    f"{splits[name].annotations}, line {photo.line}: Retinopathy grade: expected one of "
+                    f"{', '.join(map(str, dr_grades))} as in train, found {photo.dr_grade} ({photo.image_name})"
+                )
+    if len(dr_grades) < 2 and splits["train"].photos:
+        faults.append(f"{splits['train'].annotations}: expected two or more DR grades, found {list(dr_grades)}")
+    return DataSet(root, splits, dr_grades), faults
+
+
+MAX_DR_GRADE = 4
+"""Of the International Clinical Diabetic Retinopathy scale (Wilkinson et al., Ophthalmology 2003)."""
+
+
+def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: list[str]) -> Split:
+    annotations, found = scan_annotations(folder / "annotations.csv")
+    faults += [f"{annotations.path}, {fault}" for fault in found]
+    images = folder / "images"
+    if not images.is_dir():
+        faults.append(f"{images}: expected a folder of photographs, found none there")
+        return Split(name, annotations.path, ())
+    index = NameIndex(images)
+    photos: list[Photo] = []
+    owner: dict[str, int] = {}  # file -> line that named it first
+    for row in annotations.rows:
+        where = f"{annotations.path}, line {row.line}"
+        try:
+            file = index.find(row.image)
+        except AnnotationError as err:
+            faults.append(f"{where}: {err}")
+            continue
+        me_label = _me_label(row.me_grade, me_positive_from)
+        problems = []
+        if file is None:
+            problems.append(f"expected a photograph named {row.image!r} in {images}, found none")
+        elif file in owner:
+            problems.append(f"{row.image!r} means {file}, which line {owner[file]} already labels")
+        if row.dr_grade > MAX_DR_GRADE:
+            problems.append(f"Retinopathy grade: expected 0 to {MAX_DR_GRADE}, found {row.dr_grade} ({row.image})")
+        if me_label is None:
+            problems.append(
+                f"Risk of macular edema: expected 0 or 1, found {row.me_grade} ({row.image}); "
+                "--me-positive-from N makes graded risk binary"
+            )
+        faults += [f"{where}: {problem}" for problem in problems]
+        if file is not None:
+            owner.setdefault(file, row.line)
+        if not problems and file is not None and me_label is not None:
+            extra = {key.casefold(): value for key, value in row.extra.items()}
+            caption, source, patient = (extra.get(key, "") for key in ("caption", "source", "patient"))
+            photos.append(Photo(images / file, row.image, row.line, row.dr_grade, me_label, caption, source, patient))
+    unlisted = [file for file in index.names if file not in owner]
+    faults += [f"{images / file}: expected a row in {annotations.path}, found none" for file in unlisted]
+    return Split(name, annotations.path, tuple(photos))
+
+
+def _me_label(grade: int, positive_from: int | None) -> int | None:
+    if positive_from is not None:
+        return int(grade >= positive_from)
+    return grade if grade in (0, 1) else None
+
+
+class Item(NamedTuple):
+    """What the data set yields, as the original notebook's did."""
+
+    image: Tensor
+    """(3, S, S): uint8 from the training split after augmentation, float32 in [0, 255] for evaluation."""
+    dr_index: int
+    me_label: int
+    filename: str
+    caption: str
+
+
+class Batch(NamedTuple):
+    """A micro-batch of items."""
+
+    image: Tensor
+    """(B, 3, S, S)"""
+    dr_index: Tensor
+    """(B,) int64"""
+    me_label: Tensor
+    """(B,) int64"""
+    filenames: list[str]
+    captions: list[str]
+
+
+def collate(items: list[Item]) -> Batch:
+    image, dr_index, me_label, filenames, captions = zip(*items, strict=True)
+    return Batch(torch.stack(image), torch.tensor(dr_index), torch.tensor(me_label), list(filenames), list(captions))
+
+
+class Draw(NamedTuple):
+    """One draw of a photograph in an epoch."""
+
+    index: int
+    epoch: int
+    position: int
+    """Its place in the epoch, over all devices."""
+
+
+class TrainItems(Dataset[Item]):
+    """Training photographs, augmented; a draw's augmentation depends on (seed, epoch, position) alone."""
+
+    def __init__(self, data: DataSet, frames: Frames, augment: Augment, seed: int) -> None:
+        self.photos = data.splits["train"].photos
+        self.dr_index = [data.dr_index(photo.dr_grade) for photo in self.photos]
+        self.frames, self.augment, self.seed = frames, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, draw: Draw) -> Item:
+        photo = self.photos[draw.index]
+        picture = self.frames[draw.index].round().to(torch.uint8)
+        picture = augment_with_seed(self.augment, picture, draw_seed(self.seed, draw.epoch, draw.position))
+        return Item(picture, self.dr_index[draw.index], photo.me_label, photo.image_name, photo.caption)
+
+
+class EvalItems(Dataset[Item]):
+    """A split's photographs as evaluation, export and scoring see them."""
+
+    def __init__(self, data: DataSet, split: str, frames: Frames) -> None:
+        self.photos = data.splits[split].photos
+        self.dr_index = [data.dr_index(photo.dr_grade) for photo in self.photos]
+        self.frames = frames
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, index: int) -> Item:
+        photo = self.photos[index]
+        return Item(self.frames[index].float(), self.dr_index[index], photo.me_label, photo.image_name, photo.caption)
+
+
+class EpochPlan(Sampler[list[Draw]]):
+    """The micro-batches of one epoch, a pure function of (seed, epoch), dealt to the devices like cards.
+
+    Device r of R takes micro-batches r, r + R, ...: R devices with one micro-batch a step see what one device sees
+    with R micro-batches a step. ``shuffle`` visits every photograph once; ``weighted`` draws as many with replacement,
+    each DR grade equally often on average. ``start`` skips micro-batches that an interrupted epoch has behind it.
+    """
+
+    def __init__(
+        self, dr_index: Sequence[int], batch_size: int, kind: str, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.dr_index = np.asarray(dr_index)
+        self.batch_size, self.kind, self.seed = batch_size, kind, seed
+        self.rank, self.world = rank, world
+        self.epoch, self.start = 1, 0
+        sizes = [len(self.dr_index[i : i + batch_size]) for i in range(0, len(self.dr_index), batch_size)]
+        if sizes[-1] < 2 <= len(sizes):
+            sizes.pop()  # batch-norm has no variance of one photograph; another one is left out each epoch
+        self.n_batches = max(len(sizes) // world, 1)
+        """Micro-batches an epoch and device; devices never wait for one that has none."""
+
+    def draws(self) -> NDArray[np.int64]:
+        """Photograph of each position of the epoch."""
+        n = len(self.dr_index)
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.kind == "shuffle":
+            return rng.permutation(n)
+        weights = 1.0 / np.bincount(self.dr_index)[self.dr_index]
+        return rng.choice(n, size=n, p=weights / weights.sum())
+
+    def __len__(self) -> int:
+        return self.n_batches - self.start
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        draws = self.draws()
+        for batch in range(self.start, self.n_batches):
+            first = (batch * self.world + self.rank) * self.batch_size
+            places = range(first, min(first + self.batch_size, len(draws)))
+            yield [Draw(int(draws[place]), self.epoch, place) for place in places]
+
+
+def class_weights(dr_index: Sequence[int], n_grades: int) -> Tensor:
+    """(K,) float32: total / (K x count) of each grade, scikit-learn's "balanced"."""
+    counts = np.bincount(np.asarray(dr_index), minlength=n_grades)
+    return torch.tensor(counts.sum() / (n_grades * np.maximum(counts, 1)), dtype=torch.float32)

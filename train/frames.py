@@ -1,0 +1,148 @@
+"""Framed photographs, decoded once: what training reads every epoch instead of camera originals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import imagehash
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..runtime.contract import Preprocessing
+from ..runtime.errors import OutputError, PictureError
+from ..runtime.picture import decode
+from .framing import make_frame
+
+PHASH_SIDE = 16
+"""256 bits: imagehash's default of 64 sees little but the lit disc, which all fundus photographs share."""
+
+
+class Frames(Protocol):
+    """Framed photographs by index: (3, S, S), uint8 or float32, in [0, 255]."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Tensor: ...
+
+
+class DecodedFrames:
+    """Decodes and frames on every access: the reference that the cached kinds must equal."""
+
+    def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing) -> None:
+        self.paths, self.preprocessing = tuple(paths), preprocessing
+        self._frame = make_frame(preprocessing)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @torch.inference_mode()
+    def __getitem__(self, index: int) -> Tensor:
+        pixels = torch.from_numpy(decode(self.paths[index]))
+        return self._frame(pixels.unsqueeze(0))[0].clone()  # type: ignore[no-any-return]
+
+
+class ArrayFrames:
+    """Frames held in one array, (N, 3, S, S), in memory or mapped from disk."""
+
+    def __init__(self, array: NDArray[np.uint8] | NDArray[np.float32]) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(np.array(self.array[index]))
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at a photograph's file found, for the leakage check and the data fingerprint."""
+
+    sha256: str
+    phash: str
+    """Perceptual hash of the framed photograph, 16 x 16 bits in hex; empty for a file that cannot be read."""
+    fault: str = ""
+
+
+def look_through(
+    paths: Sequence[Path],
+    preprocessing: Preprocessing,
+    dtype: Literal["uint8", "float32"],
+    cache: Literal["disk", "memory", "off"],
+    folder: Path,
+    progress: Callable[[], object] = lambda: None,
+) -> tuple[Frames, list[Look]]:
+    """Decode every photograph once, keep its frame as ``cache`` says, and report what cannot be read.
+
+    Args:
+        paths: photographs.
+        preprocessing: how they are framed.
+        dtype: uint8 for training, whose augmentation works on whole grey levels; float32 for evaluation, which must
+            see exactly what the exported graph computes.
+        cache: ``disk`` maps an array under ``folder``, found again by the next run; ``memory`` keeps it for this run;
+            ``off`` decodes on every access.
+        folder: where ``disk`` keeps its arrays.
+        progress: called once a photograph.
+
+    Raises:
+        OutputError: the cache folder cannot be written.
+    """
+    key = _key(paths, preprocessing, dtype)
+    looks_file, array_file = folder / f"{key}.json", folder / f"{key}.npy"
+    if cache == "disk" and looks_file.is_file() and array_file.is_file():
+        looks = [Look(**look) for look in json.loads(looks_file.read_text())]
+        return ArrayFrames(np.load(array_file, mmap_mode="r")), looks
+    size = preprocessing.image_size
+    shape = (len(paths), 3, size, size)
+    array: NDArray[np.uint8] | NDArray[np.float32] | None = None
+    if cache == "memory":
+        array = np.empty(shape, dtype=dtype)
+    elif cache == "disk":
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            array = np.lib.format.open_memmap(array_file.with_suffix(".part"), mode="w+", dtype=dtype, shape=shape)
+        except OSError as err:
+            raise OutputError(f"{folder}: cannot keep the cache: {err.strerror or err}; try --cache memory") from None
+    frames = DecodedFrames(paths, preprocessing)
+
+    def look(index: int) -> Look:
+        digest = ""
+        try:
+            digest = hashlib.sha256(paths[index].read_bytes()).hexdigest()
+            frame = frames[index]
+        except OSError as err:
+            return Look(digest, "", f"{paths[index]}: cannot be read: {err.strerror or err}")
+        except PictureError as err:
+            return Look(digest, "", str(err))
+        finally:
+            progress()
+        whole = frame.round().to(torch.uint8).numpy()
+        if array is not None:
+            array[index] = whole if dtype == "uint8" else frame.numpy()
+        return Look(digest, str(imagehash.phash(Image.fromarray(whole.transpose(1, 2, 0)), PHASH_SIDE)))
+
+    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+        looks = list(pool.map(look, range(len(paths))))
+    if cache == "disk" and not any(look.fault for look in looks):
+        assert isinstance(array, np.memmap)
+        array.flush()
+        array_file.with_suffix(".part").replace(array_file)
+        looks_file.write_text(json.dumps([vars(look) for look in looks]))
+    elif cache == "disk":
+        array_file.with_suffix(".part").unlink(missing_ok=True)
+    return (frames if array is None else ArrayFrames(array)), looks
+
+
+def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: str) -> str:
+    """Changes with any file's place, size or time, and with the framing."""
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    text = json.dumps([stats, preprocessing.framing, preprocessing.image_size, dtype, PHASH_SIDE])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

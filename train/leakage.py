@@ -1,0 +1,87 @@
+"""Photographs that stand in two splits: figures from such a split flatter the model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .data import SPLITS, DataSet, Photo
+from .frames import Look
+
+NEAR_BITS = 16
+"""Perceptual hashes that differ in at most this many of 256 bits are reported. Copies of 84 photographs of the valid
+split at 150 px, JPEG quality 50 and 10% brighter differed from their originals in 16 bits at most; of its half a
+million pairs with the train split, all but one differ in 18 or more (``docs/training.md``)."""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One photograph, or patient, found in two splits."""
+
+    kind: Literal["same bytes", "near-identical", "same patient"]
+    first: str
+    """``split/name``, or for a patient ``split (count photographs)``."""
+    second: str
+    patient: str = ""
+    conflict: str = ""
+    """How the labels of the two differ; empty where they agree or for patients."""
+
+    def __str__(self) -> str:
+        who = f"patient {self.patient}: " if self.patient else ""
+        return f"{self.kind}: {who}{self.first} and {self.second}" + (f"; {self.conflict}" if self.conflict else "")
+
+
+def find_leaks(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]:
+    """Compare all pairs of splits by bytes, by perceptual hash and by patient.
+
+    Args:
+        data: the splits.
+        looks: of each split, one a photograph in order.
+    """
+    leaks: list[Leak] = []
+    for a, b in combinations(SPLITS, 2):
+        left = list(zip(data.splits[a].photos, looks[a], strict=True))
+        right = list(zip(data.splits[b].photos, looks[b], strict=True))
+        hashes = [_bits(look for _, look in side) for side in (left, right)]
+        # bits are +-1, so a dot product counts agreements minus disagreements
+        distance = (hashes[0].shape[1] - hashes[0] @ hashes[1].T) / 2  # (n_a, n_b)
+        for i, j in np.argwhere(distance <= NEAR_BITS):
+            (photo_a, look_a), (photo_b, look_b) = left[i], right[j]
+            kind: Literal["same bytes", "near-identical"] = (
+                "same bytes" if look_a.sha256 == look_b.sha256 else "near-identical"
+            )
+            leaks.append(_leak(kind, a, photo_a, b, photo_b))
+        patients_a, patients_b = _by_patient(data.splits[a].photos), _by_patient(data.splits[b].photos)
+        for patient in sorted(set(patients_a) & set(patients_b)):
+            sides = [f"{split} ({len(group[patient])} photographs)" for split, group in ((a, patients_a), (b, patients_b))]
+            leaks.append(Leak("same patient", *sides, patient=patient))
+    return leaks
+
+
+def _leak(kind: Literal["same bytes", "near-identical"], a: str, photo_a: Photo, b: str, photo_b: Photo) -> Leak:
+    labels = [
+        (name, getattr(photo_a, field), getattr(photo_b, field))
+        for name, field in (("DR grade", "dr_grade"), ("ME risk", "me_label"))
+    ]
+    conflict = ", ".join(f"{name} {x} and {y}" for name, x, y in labels if x != y)
+    return Leak(kind, f"{a}/{photo_a.image_name}", f"{b}/{photo_b.image_name}", conflict=conflict)
+
+
+def _bits(looks: Iterable[Look]) -> NDArray[np.float32]:
+    """(n, 256), each -1 or 1."""
+    hashes = np.array([np.frombuffer(bytes.fromhex(look.phash), dtype=np.uint8) for look in looks])
+    return np.unpackbits(hashes, axis=1).astype(np.float32) * 2 - 1
+
+
+def _by_patient(photos: Sequence[Photo]) -> dict[str, list[Photo]]:
+    groups: dict[str, list[Photo]] = defaultdict(list)
+    for photo in photos:
+        if photo.patient:
+            groups[photo.patient].append(photo)
+    return dict(groups)

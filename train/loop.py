@@ -1,0 +1,370 @@
+"""The training loop: forward, two losses, backward, step, log; every epoch judged on valid and made resumable."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader, Dataset
+
+from .checkpoint import write_atomically
+from .config import TrainConfig
+from .data import Batch, EpochPlan, EvalItems, TrainItems, collate
+from .metrics import Predictions, epoch_scores
+from .model import RetinaNet, read_state_dict
+
+UNFROZEN_RATE = 0.1
+"""Factor on the backbone's learning rate once ``--unfreeze-epoch`` has opened all of it."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss that is not a number, with the files of its batch."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that ``--resume`` needs beside weights and optimiser state."""
+
+    epoch: int = 1
+    """The epoch under way, from 1."""
+    batch: int = 0
+    """Micro-batches of it that are done."""
+    totals: list[float] = field(default_factory=lambda: [0.0] * 6)
+    """Of the epoch under way: summed weighted DR loss, DR weights, summed ME loss, photographs, right DR, right ME."""
+    seconds: float = 0.0
+    """Training time of the epoch under way."""
+    best_score: float = -1.0
+    best_epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class Trainer:
+    """Everything that changes while training, with its way to disk and back."""
+
+    fabric: Fabric
+    config: TrainConfig
+    net: RetinaNet
+    normalize: nn.Module
+    dr_weights: Tensor
+    """(K,) float32: what each grade counts in the DR loss."""
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self.net.to(self.fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.normalize.to(self.fabric.device)
+        self.dr_weights = self.dr_weights.to(self.fabric.device)
+        heads = [*self.net.dr_head.parameters(), *self.net.me_head.parameters()]
+        groups = [
+            {"params": list(self.net.backbone.parameters()), "lr": self.config.lr_backbone},
+            {"params": heads, "lr": self.config.lr_heads},
+        ]
+        self.optimizer = self.fabric.setup_optimizers(torch.optim.Adam(groups, fused=True))
+        self.scheduler = ReduceLROnPlateau(self.optimizer.optimizer, patience=2, factor=0.5)
+        self._wrap(frozen=True)
+
+    def _wrap(self, frozen: bool) -> None:
+        # Wrapped anew when the frozen layers open: DDP fixes at construction which gradients it exchanges.
+        self.net.set_frozen(frozen)
+        self.model = self.fabric.setup_module(self.net, move_to_device=False)
+
+    def loss(self, batch: Batch, dr_total: Tensor, n_total: Tensor, totals: Tensor) -> Tensor:
+        """One micro-batch's share of the step's loss: w1 x DR cross-entropy + w2 x ME cross-entropy.
+
+        Sums over the micro-batch divided by the totals of the whole step, so that accumulated and sharded steps
+        equal the larger batch's. Adds what the epoch's log needs to ``totals``.
+        """
+        dr_true = batch.dr_index.to(self.fabric.device)
+        me_true = batch.me_label.to(self.fabric.device)
+        dr_logits, me_logits = self.model(self._network_input(batch.image))  # (B, K), (B, 2)
+        dr_loss = F.cross_entropy(dr_logits, dr_true, self.dr_weights, reduction="sum")
+        me_loss = F.cross_entropy(me_logits, me_true, reduction="sum")
+        with torch.no_grad():
+            totals[0] += dr_loss
+            totals[1] += self.dr_weights[dr_true].sum()
+            totals[2] += me_loss
+            totals[3] += len(dr_true)
+            totals[4] += (dr_logits.argmax(1) == dr_true).sum()
+            totals[5] += (me_logits.argmax(1) == me_true).sum()
+        loss = self.config.dr_weight * dr_loss / dr_total + self.config.me_weight * me_loss / n_total
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(
+                f"epoch {self.progress.epoch}: expected a finite loss, found DR {dr_loss.item():.4g} and "
+                f"ME {me_loss.item():.4g} on the batch of {', '.join(batch.filenames)}. "
+                "Lower --lr-backbone and --lr-heads, or try --precision fp32."
+            )
+        return loss
+
+    def _network_input(self, image: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 255], uint8 or float32 -> normalised float32 on the device, channels last."""
+        image = image.to(self.fabric.device, non_blocking=True)
+        return self.normalize(image.float()).contiguous(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+
+    def train_epoch(
+        self, loader: DataLoader[Batch], stop: StopRequest, show: Callable[[int, list[float]], None]
+    ) -> None:
+        """Finish the epoch under way, or stop at a step's end."""
+        fabric, progress = self.fabric, self.progress
+        start = perf_counter()
+        totals = torch.tensor(progress.totals, dtype=torch.float64, device="cpu")
+        running = torch.zeros(6, device=fabric.device)
+        self.model.train()
+        for step in steps(loader, self.config.accumulate):
+            labels = torch.cat([batch.dr_index for batch in step]).to(fabric.device)
+            counted = torch.stack(
+                [self.dr_weights[labels].sum(), torch.tensor(float(len(labels)), device=fabric.device)]
+            )
+            dr_total, n_total = fabric.all_reduce(counted, reduce_op="sum")
+            for i, batch in enumerate(step):
+                with fabric.no_backward_sync(self.model, enabled=i < len(step) - 1):
+                    # DDP averages gradients over devices; our shares are already parts of one sum.
+                    fabric.backward(self.loss(batch, dr_total, n_total, running) * fabric.world_size)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            progress.batch += len(step)
+            totals += running.double().cpu()
+            running.zero_()
+            progress.totals = totals.tolist()
+            show(len(step), progress.totals)
+            if stop.agreed(fabric):
+                break
+        progress.seconds += perf_counter() - start
+
+    @torch.inference_mode()
+    def predict(self, loader: DataLoader[Batch], n: int) -> tuple[Tensor, Tensor]:
+        """Logits (n, K) and (n, 2) of a split in its order, each photograph once however many devices share it.
+
+        In float32: autocast is for training, and evaluation must see what the exported file will compute.
+        """
+        self.net.eval()
+        logits = [
+            torch.cat(self.net(self._network_input(batch.image)), dim=1).float() for batch in loader
+        ]
+        width = len(self.dr_weights) + 2
+        rows = torch.cat([*logits, torch.zeros(0, width, device=self.fabric.device)])
+        world = self.fabric.world_size
+        padding = torch.zeros(-(-n // world) - len(rows), width, device=self.fabric.device)
+        shards = self.fabric.all_gather(torch.cat([rows, padding])).reshape(world, -1, width)  # type: ignore[union-attr]
+        both = shards.transpose(0, 1).reshape(-1, width)[:n].cpu()  # device r held photographs r, r + world, ...
+        return both[:, :-2], both[:, -2:]
+
+    def judge(self, items: EvalItems, loader: DataLoader[Batch]) -> dict[str, float]:
+        """Losses and scores on a split."""
+        dr_logits, me_logits = self.predict(loader, len(items))
+        predictions = as_predictions(items, dr_logits, me_logits)
+        dr_true, me_true = torch.from_numpy(predictions.dr_true), torch.from_numpy(predictions.me_true)
+        dr_loss = F.cross_entropy(dr_logits, dr_true, self.dr_weights.cpu()).item()
+        me_loss = F.cross_entropy(me_logits, me_true).item()
+        loss = self.config.dr_weight * dr_loss + self.config.me_weight * me_loss
+        return {"loss": loss, "dr_loss": dr_loss, "me_loss": me_loss, **epoch_scores(predictions)}
+
+    def unfreeze(self) -> None:
+        """Open the whole backbone, which goes on at a tenth of its rate."""
+        self._wrap(frozen=False)
+        self.optimizer.param_groups[0]["lr"] *= UNFROZEN_RATE
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "kind": "retina-edge resume state",
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "progress": vars(self.progress),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.fabric.device.type == "cuda" else [],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.progress = Progress(**state["progress"])
+        if self._is_open(self.progress.epoch):
+            self._wrap(frozen=False)
+        self.net.load_state_dict(state["net"])
+        self.optimizer.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+    def _is_open(self, epoch: int) -> bool:
+        """Whether ``unfreeze`` has happened before the saved state of ``epoch`` was written."""
+        opens = self.config.unfreeze_epoch
+        return opens is not None and (epoch > opens or (epoch == opens and self.progress.batch > 0))
+
+
+def fit(
+    trainer: Trainer,
+    train_items: TrainItems,
+    valid_items: EvalItems,
+    resume_file: Path,
+    on_best: Callable[[dict[str, float]], None],
+    on_epoch: Callable[[list[dict[str, float]]], None],
+    show_epoch: Callable[[int, int], Callable[[int, list[float]], None]],
+) -> bool:
+    """Train to the end of the last epoch.
+
+    Args:
+        trainer: fresh, or with a resume state loaded.
+        train_items: with their sampler's grades.
+        valid_items: what each epoch is judged on.
+        resume_file: written after each epoch and at a stop.
+        on_best: called with the epoch's row when its score is the best so far.
+        on_epoch: called with the history after each epoch.
+        show_epoch: makes the epoch's progress callback from its number and its count of micro-batches.
+
+    Returns:
+        True at the end; False where SIGINT or SIGTERM asked to stop, with everything saved.
+
+    Raises:
+        NonFiniteLossError: naming the batch's files.
+    """
+    config, fabric, progress = trainer.config, trainer.fabric, trainer.progress
+    plan = EpochPlan(
+        train_items.dr_index, config.batch_size, config.sampler, config.seed, fabric.global_rank, fabric.world_size
+    )
+    train_loader = make_loader(train_items, config.workers, fabric, batch_sampler=plan)
+    valid_loader = eval_loader(valid_items, config, fabric)
+
+    with StopRequest() as stop:
+        while progress.epoch <= config.epochs:
+            if progress.batch == 0 and progress.epoch == config.unfreeze_epoch:
+                trainer.unfreeze()
+            plan.epoch, plan.start = progress.epoch, progress.batch
+            trainer.train_epoch(train_loader, stop, show_epoch(progress.epoch, len(plan)))
+            if stop.requested:
+                save_resume(trainer, resume_file)
+                return False
+
+            row = {"epoch": progress.epoch, **_train_row(trainer)}
+            valid = trainer.judge(valid_items, valid_loader)
+            row |= {f"valid_{name}": value for name, value in valid.items()}
+            backbone, heads = trainer.optimizer.param_groups
+            row |= {"lr_backbone": backbone["lr"], "lr_heads": heads["lr"]}
+            row["seconds"] = progress.seconds
+            trainer.scheduler.step(valid["loss"])
+            progress.history.append(row)
+            if valid["score"] > progress.best_score:
+                progress.best_score, progress.best_epoch = valid["score"], progress.epoch
+                on_best(row)
+            progress.epoch += 1
+            progress.batch, progress.totals, progress.seconds = 0, [0.0] * 6, 0.0
+            save_resume(trainer, resume_file)
+            on_epoch(progress.history)
+    return True
+
+
+def _train_row(trainer: Trainer) -> dict[str, float]:
+    sums = trainer.fabric.all_reduce(
+        torch.tensor(trainer.progress.totals, device=trainer.fabric.device), reduce_op="sum"
+    )
+    dr_sum, dr_weights, me_sum, n, dr_right, me_right = sums.tolist()  # type: ignore[union-attr]
+    dr_loss, me_loss = dr_sum / dr_weights, me_sum / n
+    return {
+        "train_loss": trainer.config.dr_weight * dr_loss + trainer.config.me_weight * me_loss,
+        "train_dr_loss": dr_loss,
+        "train_me_loss": me_loss,
+        "train_dr_accuracy": dr_right / n,
+        "train_me_accuracy": me_right / n,
+    }
+
+
+def save_resume(trainer: Trainer, file: Path) -> None:
+    if trainer.fabric.is_global_zero:
+        write_atomically(file, lambda temporary: torch.save(trainer.state(), temporary))
+
+
+def load_resume(trainer: Trainer, file: Path) -> None:
+    """Raises ModelFileError where the file is no resume state."""
+    trainer.load_state(read_state_dict(file))
+
+
+def steps(loader: Iterable[Batch], accumulate: int) -> Iterator[list[Batch]]:
+    """Micro-batches in groups of ``accumulate``; the last group may be shorter."""
+    micro_batches = iter(loader)
+    while step := list(islice(micro_batches, accumulate)):
+        yield step
+
+
+def make_loader(items: Dataset[Any], workers: int, fabric: Fabric, **kwargs: Any) -> DataLoader[Batch]:
+    return DataLoader(
+        items,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=fabric.device.type == "cuda",
+        collate_fn=collate,
+        worker_init_fn=_leave_ctrl_c_to_parent,
+        **kwargs,
+    )
+
+
+def _leave_ctrl_c_to_parent(_worker: int) -> None:
+    # A terminal sends Ctrl-C to the whole process group; the parent needs its workers until the step's end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Inherited from StopRequest with the fork; a worker that outlives SIGTERM would hang its parent's exit.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def eval_loader(items: EvalItems, config: TrainConfig, fabric: Fabric) -> DataLoader[Batch]:
+    """One device's share of a split: photographs rank, rank + world, ..."""
+    share = range(fabric.global_rank, len(items), fabric.world_size)
+    return make_loader(items, 0, fabric, batch_size=config.batch_size, sampler=share)
+
+
+def as_predictions(items: EvalItems, dr_logits: Tensor, me_logits: Tensor) -> Predictions:
+    photos = items.photos
+    return Predictions(
+        image_names=tuple(photo.image_name for photo in photos),
+        paths=tuple(str(photo.path) for photo in photos),
+        dr_true=torch.tensor(items.dr_index).numpy(),
+        me_true=torch.tensor([photo.me_label for photo in photos]).numpy(),
+        dr_probs=dr_logits.softmax(1).numpy(),
+        me_probs=me_logits.softmax(1).numpy(),
+        sources=tuple(photo.source for photo in photos),
+        patients=tuple(photo.patient or photo.image_name for photo in photos),
+    )
+
+
+class StopRequest:
+    """Turns SIGINT and SIGTERM into a flag that the loop reads at a step's end; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._old[number] = signal.signal(number, self._request)
+            except ValueError:  # not the main thread: a notebook server's business then
+                break
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def agreed(self, fabric: Fabric) -> bool:
+        """Whether any device was asked to stop: all stop at the same step, or none."""
+        flag = torch.tensor(float(self.requested), device=fabric.device)
+        self.requested = bool(fabric.all_reduce(flag, reduce_op="max"))
+        return self.requested
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old.clear()

@@ -1,0 +1,405 @@
+"""A training run from a data folder to published artifacts, step by step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from tqdm import tqdm
+
+from ..runtime.annotations import Annotation
+from ..runtime.contract import Contract, Preprocessing
+from ..runtime.errors import AnnotationError, UsageError
+from ..runtime.model import Prediction
+from ..runtime.table import Row, Table, cells, columns
+from . import plots, report
+from .augment import make_augment
+from .checkpoint import BEST_NAME, FINAL_NAME, Checkpoint, current_versions, load_checkpoint, write_atomically
+from .config import TrainConfig
+from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights, read_dataset
+from .frames import DecodedFrames, Frames, Look, look_through
+from .framing import Normalize
+from .leakage import Leak, find_leaks
+from .loop import Trainer, as_predictions, eval_loader, fit, load_resume
+from .metrics import Predictions, evaluate, write_metrics
+from .model import RetinaNet, load_backbone_weights
+from .tracking import Tracker
+
+TEST_PREDICTIONS = "test_predictions.csv"
+
+Say = Callable[[str], None]
+"""Where a line for the person at the terminal goes."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder under ``artifacts/runs``."""
+
+    artifacts: Path
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return self.artifacts / "runs" / self.name
+
+    @property
+    def resume_file(self) -> Path:
+        return self.folder / "resume.pth"
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.json"
+
+    def write(self, name: str, text: str) -> None:
+        write_atomically(self.folder / name, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A data set that has been read, decoded and checked."""
+
+    data: DataSet
+    frames: dict[str, Frames]
+    fingerprint: str
+    """sha256 over every file's bytes and labels: the same data, the same fingerprint."""
+    leaks: list[Leak]
+
+
+def train(
+    config: TrainConfig,
+    run: Run,
+    *,
+    device: str,
+    resume: bool,
+    allow_leakage: bool,
+    tracker: Tracker,
+    say: Say,
+    quiet: bool = False,
+) -> bool:
+    """Check the data, train, evaluate the best checkpoint on every split, publish.
+
+    Returns:
+        True when finished; False when stopped by Ctrl-C, with everything saved for ``--resume``.
+
+    Raises:
+        RetinaError: anything a user can mend, before training where it can be known.
+    """
+    fabric = make_fabric(device, config.precision)
+    say_once = say if fabric.is_global_zero else (lambda _line: None)
+    torch.manual_seed(config.seed)
+
+    preprocessing = Preprocessing(framing=config.framing, image_size=config.image_size)
+    survey = survey_data(config, preprocessing, run.artifacts / "cache", allow_leakage, say_once, fabric, quiet)
+    data = survey.data
+    contract = Contract(preprocessing, dr_grades=data.dr_grades)
+
+    net = RetinaNet(len(data.dr_grades), config.backbone)
+    if not resume:
+        load_backbone_weights(net, config.backbone, config.weights)
+    train_items = TrainItems(data, survey.frames["train"], make_augment(config.augment), config.seed)
+    valid_items = EvalItems(data, "valid", survey.frames["valid"])
+    dr_weights = class_weights(train_items.dr_index, len(data.dr_grades))
+    if config.class_weights == "none":
+        dr_weights = torch.ones_like(dr_weights)
+    trainer = Trainer(fabric, config, net, Normalize(preprocessing.mean, preprocessing.std), dr_weights)
+
+    facts = run_facts(survey, fabric, dr_weights)
+    if resume:
+        _check_same_data(run, survey)
+        load_resume(trainer, run.resume_file)
+        say_once(f"Resuming {run.name} in epoch {trainer.progress.epoch} of {config.epochs}.")
+    elif fabric.is_global_zero:
+        run.write("config.json", config.to_json())
+        run.write("run.json", json.dumps(facts, indent=1))
+    tracker.start(run.name, config.to_dict(), facts)
+
+    def checkpoint(metrics: dict[str, Any]) -> Checkpoint:
+        versions = current_versions()
+        provenance = {"run": run.name, "data_fingerprint": survey.fingerprint}
+        weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        return Checkpoint(
+            weights, config.backbone, contract.with_(provenance=provenance), config.to_dict(), metrics,
+            trainer.progress.epoch, versions,
+        )  # fmt: skip
+
+    def on_best(row: dict[str, float]) -> None:
+        if fabric.is_global_zero:
+            checkpoint({"valid": row}).save(run.folder / "best.pth")
+
+    def on_epoch(history: list[dict[str, float]]) -> None:
+        if fabric.is_global_zero:
+            _write_history(run, history)
+            tracker.epoch(history[-1])
+            say_once(_epoch_line(history[-1], trainer.progress.best_epoch))
+
+    finished = fit(
+        trainer, train_items, valid_items, run.resume_file, on_best, on_epoch,
+        lambda epoch, n: _progress_bar(epoch, config.epochs, n, quiet or not fabric.is_global_zero),
+    )  # fmt: skip
+    if not finished:
+        say_once(f"Stopped in epoch {trainer.progress.epoch}, everything saved. Go on with:  retina-train --resume")
+        return False
+    if fabric.is_global_zero:
+        checkpoint({"valid": trainer.progress.history[-1]}).save(run.folder / "final.pth")
+    fabric.barrier()
+
+    say_once(f"Evaluating the best checkpoint (epoch {trainer.progress.best_epoch}) on train, valid and test.")
+    best = load_checkpoint(run.folder / "best.pth")
+    net.load_state_dict(best.weights)
+    predictions = {}
+    for name in SPLITS:
+        frames = survey.frames["valid"] if name == "valid" else DecodedFrames(_paths(data, name), preprocessing)
+        items = EvalItems(data, name, frames)
+        loader = eval_loader(items, config, fabric)
+        bar = tqdm(loader, desc=name, leave=False, disable=quiet or not fabric.is_global_zero or None)
+        predictions[name] = as_predictions(items, *trainer.predict(bar, len(items)))
+    if fabric.is_global_zero:
+        _finish(run, data, trainer, best, predictions, tracker, say_once)
+    fabric.barrier()
+    return True
+
+
+def make_fabric(device: str, precision: str) -> Fabric:
+    """Lightning Fabric for this device, or for the group that ``torchrun`` started."""
+    accelerator = device.split(":", maxsplit=1)[0]
+    world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    devices: Any = local if ":" not in device else [int(device.split(":")[1])]
+    if precision == "auto":
+        precision = "bf16" if bf16_is_faster(accelerator) else "fp32"
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=max(world // local, 1),
+        strategy="ddp" if world > 1 else "auto",
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+    )
+    fabric.launch()
+    return fabric
+
+
+def pick_device(asked: str) -> str:
+    """``auto`` to the best device here.
+
+    Raises:
+        UsageError: a device that is not here.
+    """
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return next(name for name, here in have.items() if here)
+    if not have.get(asked.split(":", maxsplit=1)[0], False):
+        here = ", ".join(name for name, is_here in have.items() if is_here)
+        raise UsageError(f"--device {asked}: expected one of auto, {here} on this machine")
+    return asked
+
+
+def bf16_is_faster(accelerator: str) -> bool:
+    """Whether bfloat16 runs in hardware: on a CPU through AVX512-BF16 or AMX (2.7 times here), on CUDA from Ampere."""
+    if accelerator == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if accelerator == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
+
+
+def survey_data(
+    config: TrainConfig,
+    preprocessing: Preprocessing,
+    cache_folder: Path,
+    allow_leakage: bool,
+    say: Say,
+    fabric: Fabric,
+    quiet: bool = False,
+) -> Survey:
+    """Read annotations, decode every photograph once, look for leakage.
+
+    Raises:
+        AnnotationError: listing all faults of annotations and photographs together, or copies in two splits.
+    """
+    data, faults = read_dataset(Path(config.data), config.me_positive_from)
+    frames: dict[str, Frames] = {}
+    looks: dict[str, list[Look]] = {}
+    total = sum(len(split.photos) for split in data.splits.values())
+    with tqdm(
+        total=total, desc="reading photographs", leave=False, disable=quiet or not fabric.is_global_zero or None
+    ) as bar:
+        for name in SPLITS:
+            # The first device fills the cache, the others map what it wrote.
+            with fabric.rank_zero_first(local=True):
+                frames[name], looks[name] = look_through(
+                    _paths(data, name),
+                    preprocessing,
+                    "uint8" if name == "train" else "float32",
+                    "off" if name == "test" else config.cache,
+                    cache_folder,
+                    bar.update,
+                )
+    for name in SPLITS:
+        photos = data.splits[name].photos
+        where = data.splits[name].annotations
+        faults += [
+            f"{where}, line {p.line}: {look.fault}" for p, look in zip(photos, looks[name], strict=True) if look.fault
+        ]
+    leaks = find_leaks(data, looks) if not faults else []
+    copies = [leak for leak in leaks if leak.kind == "same bytes"]
+    if copies and not allow_leakage:
+        faults += [f"{leak} (keep it in one split, or train anyway with --allow-leakage)" for leak in copies]
+    if faults:
+        raise AnnotationError(
+            f"{data.root}: {len(faults)} fault{'s' if len(faults) > 1 else ''}; nothing was trained. Mend and run again:\n  "
+            + "\n  ".join(faults)
+        )
+    counts = ", ".join(f"{name} {len(data.splits[name].photos)}" for name in SPLITS)
+    say(f"Photographs: {counts}. DR grades {list(data.dr_grades)}.")
+    for leak in leaks:
+        say(f"Warning: {leak}")
+    return Survey(data, frames, _fingerprint(data, looks), leaks)
+
+
+def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor) -> dict[str, Any]:
+    """What a run should remember beside its options: data, imbalance, machine, versions."""
+    counts = {
+        name: {
+            "photographs": len(split.photos),
+            "dr_grades": {str(g): sum(p.dr_grade == g for p in split.photos) for g in survey.data.dr_grades},
+            "me_risk": sum(p.me_label for p in split.photos),
+        }
+        for name, split in survey.data.splits.items()
+    }
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "data_fingerprint": survey.fingerprint,
+        "counts": counts,
+        "dr_class_weights": [round(float(weight), 6) for weight in dr_weights],
+        "leaks": [str(leak) for leak in survey.leaks],
+        "device": str(fabric.device),
+        "devices": fabric.world_size,
+        "precision": str(fabric._precision.precision),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": current_versions(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _finish(
+    run: Run,
+    data: DataSet,
+    trainer: Trainer,
+    best: Checkpoint,
+    predictions: dict[str, Predictions],
+    tracker: Tracker,
+    say: Say,
+) -> None:
+    """Figures, pictures, the test CSV, and the names at the top of ``artifacts/``."""
+    contract = best.contract
+    splits = {name: evaluate(p, contract) for name, p in predictions.items()}
+    metrics = write_metrics(run.folder / "metrics.json", trainer.progress.best_epoch, splits)
+    best = replace(best, metrics=metrics)
+    best.save(run.folder / "best.pth")
+    write_test_predictions(run.folder / TEST_PREDICTIONS, data.splits["test"], predictions["test"], contract)
+    history = pd.DataFrame(trainer.progress.history)
+    facts = json.loads((run.folder / "run.json").read_text())
+    page = report.write_report(
+        run.folder, {**trainer.config.to_dict(), **facts}, metrics, history, predictions, contract
+    )
+    tracker.finish(run.folder, metrics)
+    for source, name in (("best.pth", BEST_NAME), ("final.pth", FINAL_NAME), (TEST_PREDICTIONS, TEST_PREDICTIONS)):
+        publish(run.folder / source, run.artifacts / name)
+    run.resume_file.unlink(missing_ok=True)
+    say(f"Report: {page}")
+
+
+def publish(source: Path, target: Path) -> None:
+    """Give ``source`` a second name, never half-written."""
+    write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+
+
+def write_test_predictions(path: Path, split: Split, p: Predictions, contract: Contract) -> None:
+    """The same table that ``retina-score images/ --annotations annotations.csv`` writes for the exported model."""
+    images = split.annotations.parent / "images"
+    rows = []
+    for photo, dr, me in zip(split.photos, p.dr_probs, p.me_probs, strict=True):
+        truth = Annotation(photo.line, photo.image_name, photo.dr_grade, photo.me_label, {})
+        name = photo.path.relative_to(images).as_posix()
+        rows.append((name, cells(Row(name, Prediction.of(contract, dr, me)), contract.dr_grades, truth)))
+    with Table(path, columns(contract.dr_grades)) as table:
+        for _, line in sorted(rows):
+            table.write(line)
+
+
+def _paths(data: DataSet, split: str) -> list[Path]:
+    return [photo.path for photo in data.splits[split].photos]
+
+
+def _fingerprint(data: DataSet, looks: dict[str, list[Look]]) -> str:
+    lines = [
+        f"{name} {look.sha256} {photo.dr_grade} {photo.me_label}"
+        for name in SPLITS
+        for photo, look in zip(data.splits[name].photos, looks[name], strict=True)
+    ]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _check_same_data(run: Run, survey: Survey) -> None:
+    before = json.loads((run.folder / "run.json").read_text())["data_fingerprint"]
+    if before != survey.fingerprint:
+        raise UsageError(
+            f"{run.folder}: expected the photographs and labels the run was started with (fingerprint {before[:12]}), "
+            f"found others ({survey.fingerprint[:12]}). Restore them, or start a new run without --resume."
+        )
+
+
+def _git_commit() -> str:
+    """Of the working folder, which is where an experiment's own code would be; empty outside a repository."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _write_history(run: Run, history: list[dict[str, float]]) -> None:
+    frame = pd.DataFrame(history)
+    run.write("history.csv", frame.to_csv(index=False))
+    plots.learning_curves(frame, run.folder / "learning_curves.png")
+
+
+def _epoch_line(row: dict[str, float], best_epoch: int) -> str:
+    mark = "  best so far" if row["epoch"] == best_epoch else ""
+    return (
+        f"epoch {row['epoch']:>3.0f}  train loss {row['train_loss']:.3f} DR {row['train_dr_accuracy']:.3f} "
+        f"ME {row['train_me_accuracy']:.3f}  valid loss {row['valid_loss']:.3f} DR {row['valid_dr_accuracy']:.3f} "
+        f"kappa {row['valid_dr_kappa']:.3f} ME {row['valid_me_accuracy']:.3f} AUC {row['valid_me_auc']:.3f}  "
+        f"{row['seconds']:.0f} s{mark}"
+    )
+
+
+def _progress_bar(epoch: int, epochs: int, n: int, quiet: bool) -> Callable[[int, list[float]], None]:
+    bar = tqdm(total=n, desc=f"epoch {epoch}/{epochs}", leave=False, disable=quiet or None)
+
+    def show(done: int, totals: list[float]) -> None:
+        dr_sum, dr_weights, me_sum, n_seen, dr_right, me_right = totals
+        bar.set_postfix_str(
+            f"DR loss {dr_sum / dr_weights:.3f} acc {dr_right / n_seen:.3f}  "
+            f"ME loss {me_sum / n_seen:.3f} acc {me_right / n_seen:.3f}",
+            refresh=False,
+        )
+        bar.update(done)
+        if bar.n >= n:
+            bar.close()
+
+    return show
