@@ -1,0 +1,301 @@
+"""Maps: equal to the grad-cam package and to the explain export, on a model that is left as it was found."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_grad_cam as package
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from pytorch_grad_cam.utils.image import scale_cam_image
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from retina.export.graph import DeployedModel
+from retina.export.to_onnx import OnnxFile
+from retina.gradcam import GradCAM, find_layer, head_logit
+from retina.gradcam.cli import main
+from retina.gradcam.explainer import CheckpointExplainer, OnnxExplainer
+from retina.runtime.contract import Contract, Preprocessing
+from retina.runtime.errors import UsageError
+from retina.runtime.picture import decode
+from retina.train.checkpoint import Checkpoint
+from retina.train.framing import make_preprocess
+from retina.train.model import RetinaNet
+from retina.train.synthetic import photograph
+from torch import Tensor, nn
+
+CONTRACT = Contract(Preprocessing(image_size=96))
+PACKAGE = {"gradcam": package.GradCAM, "gradcam++": package.GradCAMPlusPlus, "hirescam": package.HiResCAM}
+
+
+def network(backbone: str = "resnet18", seed: int = 0) -> RetinaNet:
+    torch.manual_seed(seed)
+    return RetinaNet(5, backbone).eval()
+
+
+@pytest.fixture(scope="module")
+def batch() -> Tensor:
+    pictures = [photograph(grade, 0, 128, seed=grade).picture for grade in range(4)]
+    preprocess = make_preprocess(CONTRACT.preprocessing)
+    return torch.cat([preprocess(torch.from_numpy(picture)[None]) for picture in pictures])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "retina_multitask_best.pth"
+    Checkpoint(network().state_dict(), "resnet18", CONTRACT).save(path)
+    return path
+
+
+class OneHead(nn.Module):
+    """The package explains models with one output."""
+
+    def __init__(self, model: RetinaNet, index: int) -> None:
+        super().__init__()
+        self.model, self.index = model, index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)[self.index]
+
+
+def by_package(
+    model: RetinaNet, head: str, layers: list[str], method: str, x: Tensor, classes: list[int]
+) -> np.ndarray:
+    """(N, h, w) before any resizing: of one layer raw, of several aggregated as the package does."""
+    modules = [find_layer(model, layer) for layer in layers]
+    targets = [ClassifierOutputTarget(index) for index in classes]
+    with PACKAGE[method](OneHead(model, 0 if head == "dr" else 1), modules) as cam:
+        cam(x, targets)
+        recorded = cam.activations_and_grads
+        raw = [
+            np.maximum(cam.get_cam_image(x, module, targets, a.numpy(), g.numpy(), False), 0)
+            for module, a, g in zip(modules, recorded.activations, recorded.gradients, strict=True)
+        ]
+        if len(raw) == 1:
+            return raw[0]
+        return cam.aggregate_multi_layers([scale_cam_image(each)[:, None] for each in raw])
+
+
+@pytest.fixture(scope="module")
+def twenty() -> Tensor:
+    """Model input of 20 photographs: real ones where there are any, else drawn ones."""
+    if "RETINA_DATA" in os.environ:
+        files = sorted((Path(os.environ["RETINA_DATA"]) / "retina/test/images").iterdir())[::16][:20]
+        pictures = [decode(file) for file in files]
+    else:
+        pictures = [photograph(seed % 5, 0, 128, seed=seed).picture for seed in range(20)]
+    assert len(pictures) == 20
+    preprocess = make_preprocess(CONTRACT.preprocessing)
+    return torch.cat([preprocess(torch.from_numpy(picture)[None]) for picture in pictures])
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50"])
+def test_equals_the_grad_cam_package(backbone: str, twenty: Tensor) -> None:
+    model = network(backbone)
+    with torch.no_grad():
+        classes = [logits.argmax(dim=1).tolist() for logits in model(twenty)]
+    mine = GradCAM(model)(twenty, [head_logit("dr"), head_logit("me")])
+    for head, maps, of_head in zip(("dr", "me"), mine, classes, strict=True):
+        theirs = by_package(model, head, ["layer4"], "gradcam", twenty, of_head)
+        assert maps.shape == theirs.shape == (20, 3, 3)
+        assert maps.dtype == np.float32
+        assert theirs.max() > 0
+        assert np.abs(maps - theirs).max() <= 1e-4 * min(1, theirs.max())
+
+
+@pytest.mark.parametrize("method", sorted(PACKAGE))
+@pytest.mark.parametrize("layers", [["layer3"], ["layer4[-1].conv2"], ["layer4.0", "layer4.1"]])
+def test_every_method_equals_the_package(method: str, layers: list[str], batch: Tensor) -> None:
+    model, classes = network(), [1, 1, 4, 0]
+    (mine,) = GradCAM(model, layers, method)(batch, [head_logit("dr", classes)])
+    np.testing.assert_allclose(mine, by_package(model, "dr", layers, method, batch, classes), atol=1e-4, rtol=1e-4)
+
+
+def test_layers_of_different_size_come_back_at_the_largest(batch: Tensor) -> None:
+    (maps,) = GradCAM(network(), ["layer3", "layer4"])(batch, [head_logit("dr")])
+    assert maps.shape == (4, 6, 6)
+    np.testing.assert_allclose(maps.max(axis=(1, 2)), 1, atol=1e-5)
+    np.testing.assert_allclose(maps.min(axis=(1, 2)), 0, atol=1e-5)
+
+
+def test_a_batch_is_explained_as_its_pictures_one_by_one(batch: Tensor) -> None:
+    cam = GradCAM(network())
+    (together,) = cam(batch, [head_logit("me", 1)])
+    singles = np.concatenate([cam(x[None], [head_logit("me", 1)])[0] for x in batch])
+    np.testing.assert_allclose(together, singles, atol=1e-6)
+
+
+def test_the_sum_is_the_logit_without_biases(batch: Tensor) -> None:
+    """What the documented unit means: without biases and negative evidence the cells add up to the logit."""
+    model = network()
+    for layer in (model.dr_head[0], model.dr_head[3]):
+        layer.weight.data.abs_()
+        layer.bias.data.zero_()
+    cam = GradCAM(model)
+    (maps,) = cam(batch, [head_logit("dr", 3)])
+    np.testing.assert_allclose(maps.sum(axis=(1, 2)), cam.output[0][:, 3].numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [["layer4"], ["bn1", "layer2"]], ids=["last", "followed by an in-place ReLU"])
+def test_the_model_is_left_as_it_was_found(layers: list[str], batch: Tensor) -> None:
+    model = network().train()
+    model.set_frozen(True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    cam = GradCAM(model, layers)
+    with torch.inference_mode():  # as a caller might
+        cam(batch, [head_logit("dr")])
+
+    def fails(_output: object) -> Tensor:
+        raise KeyError("interrupted")
+
+    with pytest.raises(KeyError):
+        cam(batch, [fails])
+    assert [module.training for module in model.modules()] == modes
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [p.requires_grad for p in model.parameters()] != [True] * len(list(model.parameters()))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_layer_is_found_by_name_and_a_wrong_one_says_what_there_is(batch: Tensor) -> None:
+    model = network("resnet50")
+    assert find_layer(model, "layer4[-1].conv3") is model.backbone.layer4[2].conv3
+    assert find_layer(model, "backbone.layer4.0") is model.backbone.layer4[0]
+    with pytest.raises(UsageError, match=r"layer layer5: expected one of conv1, bn1.*layer4.* found 'layer5'"):
+        GradCAM(model, ["layer5"])
+    with pytest.raises(UsageError, match=r"expected one of conv1.*relu, downsample, found '7'"):
+        find_layer(model, "layer4[0].7")
+    with pytest.raises(UsageError, match="3 outputs"):
+        GradCAM(model, ["layer4.2.relu"])(batch, [head_logit("dr")])
+    with pytest.raises(UsageError, match=r"shape \(4, 512\)"):
+        GradCAM(model, [model.dr_head[0]])(batch, [head_logit("dr")])
+    with pytest.raises(UsageError, match="gradcam, gradcam"):
+        GradCAM(model, method="scorecam")  # type: ignore[arg-type]
+
+
+def test_equals_the_explain_export(checkpoint: Path, tmp_path: Path) -> None:
+    contract = CONTRACT.with_(explain=True)
+    OnnxFile.of(DeployedModel(network(), contract), contract).write(tmp_path / "explain.onnx", contract)
+    by_torch, by_onnx = CheckpointExplainer(checkpoint), OnnxExplainer(tmp_path / "explain.onnx")
+    pictures = [photograph(grade, 0, size, seed=grade).picture for grade, size in ((0, 97), (2, 300), (4, 160))]
+    for a, b in zip(by_torch.explain(pictures), by_onnx.explain(pictures), strict=True):
+        assert a.decision == pytest.approx(b.decision) or a.decision.dr_grade == b.decision.dr_grade
+        for head in ("dr", "me"):
+            assert a.maps[head].target == b.maps[head].target
+            assert a.maps[head].probability == pytest.approx(b.maps[head].probability, abs=1e-4)
+            largest = a.maps[head].values.max()
+            assert largest > 0
+            np.testing.assert_allclose(a.maps[head].values, b.maps[head].values, atol=1e-3 * largest)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "photographs"
+    (root / "clinic").mkdir(parents=True)
+    for name, size in (("a.jpg", 200), ("a.png", 96), ("clinic/b.png", 150)):
+        Image.fromarray(photograph(2, 1, size, seed=size).picture).save(root / name)
+    (root / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
+    return root
+
+
+def test_a_folder_in_a_gallery_out(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    args = [str(folder), "--out", str(out), "--checkpoint", str(checkpoint), "--npy", "--target", "3"]
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 1, result.output  # one file cannot be read
+    assert "torn.jpg: " in result.stderr
+    assert "3 photographs explained, 1 failed" in result.stdout
+    with (out / "gradcam.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["Image name"] for row in rows] == ["a.jpg", "a.png", "clinic/b.png", "torn.jpg"]
+    assert [row["status"] for row in rows] == ["ok", "ok", "ok", "error"]
+    assert rows[3]["error"]
+    assert not rows[3]["dr_grade"]
+    assert [row["dr_overlay"] for row in rows[:3]] == ["a.jpg_dr.png", "a.png_dr.png", "clinic/b_dr.png"]
+    for row in rows[:3]:
+        assert row["dr_target"] == "3"
+        for head in ("dr", "me"):
+            assert decode(out / row[f"{head}_overlay"]).shape == decode(folder / row["Image name"]).shape
+            values = np.load(out / f"{row[f'{head}_overlay'].removesuffix('.png')}.npy")
+            assert values.shape == (3, 3)
+            assert values.max() == pytest.approx(float(row[f"{head}_peak"]), rel=1e-4)
+            assert values.sum() == pytest.approx(float(row[f"{head}_total"]), rel=1e-4)
+    page = (out / "index.html").read_text()
+    assert page.count("<article>") == 4
+    assert 'href="clinic/b_dr.png"' in page
+    assert "Not read" in page
+
+
+def test_the_default_checkpoint_and_folder(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "retina_multitask_best.pth").write_bytes(checkpoint.read_bytes())
+    args = [str(folder / "a.jpg"), "--artifacts", str(tmp_path / "artifacts"), "--head", "me", "--target", "1"]
+    assert CliRunner().invoke(main, args).exit_code == 0
+    written = sorted(path.name for path in (tmp_path / "artifacts" / "gradcam").iterdir())
+    assert written == ["a_me.png", "a_panel.jpg", "gradcam.csv", "index.html"]
+
+
+def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    changes = {}
+    for scale in ("image", "shared"):
+        args = [str(folder), "--out", str(tmp_path / scale), "--checkpoint", str(checkpoint), "--scale", scale]
+        CliRunner().invoke(main, [*args, "--head", "dr"])
+        with (tmp_path / scale / "gradcam.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["status"] == "ok"]
+        weakest = min(rows, key=lambda row: float(row["dr_peak"]))
+        assert float(weakest["dr_peak"]) < 0.99 * max(float(row["dr_peak"]) for row in rows)
+        original = decode(folder / weakest["Image name"]).astype(int)
+        changes[scale] = np.abs(decode(tmp_path / scale / weakest["dr_overlay"]) - original).mean()
+    assert changes["shared"] < changes["image"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "expected photographs or folders"),
+        (["nowhere.jpg"], "nowhere.jpg: expected a photograph or a folder"),
+        (["{folder}", "--checkpoint", "nowhere.pth"], "nowhere.pth: expected a checkpoint"),
+        (["{folder}", "--checkpoint", "{checkpoint}", "--target", "7"], "expected one of 0, 1, 2, 3, 4"),
+        (["{folder}", "--checkpoint", "{checkpoint}", "--layer", "layer9"], "layer layer9: expected one of conv1"),
+        (["{folder}", "--model", "x.onnx", "--target", "2"], "--target: expected without --model"),
+        (["{folder}", "{folder}", "--checkpoint", "{checkpoint}"], "would have the same name"),
+        (["{folder}", "--checkpoint", "{checkpoint}", "--out", "{folder}/a.png"], "cannot be written"),
+    ],
+)
+def test_what_is_refused(args: list[str], message: str, folder: Path, checkpoint: Path) -> None:
+    result = CliRunner().invoke(main, [arg.format(folder=folder, checkpoint=checkpoint) for arg in args])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("retina-gradcam: ")
+
+
+def test_a_model_file_needs_no_torch(folder: Path, tmp_path: Path) -> None:
+    from tiny_model import CONTRACT as TINY
+    from tiny_model import tiny_model
+
+    for name, contract in (("explain.onnx", TINY.with_(explain=True)), ("plain.onnx", TINY)):
+        (tmp_path / name).write_bytes(tiny_model(contract=contract).SerializeToString())
+    wall = (
+        "import sys\nfor name in ('torch', 'torchvision', 'pandas', 'matplotlib', 'scipy'): sys.modules[name] = None\n"
+    )
+    code = wall + "from retina.gradcam.cli import main\nmain()"
+
+    def run(model: str) -> subprocess.CompletedProcess[str]:
+        args = [str(folder / "clinic"), "--model", str(tmp_path / model), "--out", str(tmp_path / "out"), "--npy"]
+        return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False)
+
+    done = run("explain.onnx")
+    assert done.returncode == 0, done.stderr
+    pixels = decode(folder / "clinic" / "b.png") / 255
+    ramp = np.arange(16).reshape(4, 4) / 16
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "b_dr.npy"), pixels[..., 0].mean() * ramp, rtol=1e-3)
+    refused = run("plain.onnx")
+    assert refused.returncode == 2
+    assert "retina-export --explain" in refused.stderr
