@@ -1,0 +1,234 @@
+"""The report and its pictures, from seeded predictions."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from retina.runtime.contract import Contract
+from retina.train import plots
+from retina.train.metrics import Predictions, evaluate
+from retina.train.report import worst_mistakes, write_report
+from sklearn.metrics import roc_curve
+
+CONTRACT = Contract(provenance={"run": "r", "data_fingerprint": "f00d" * 16})
+EVIL = '<script>alert("x")</script> & co.png'
+HISTORY = pd.DataFrame(
+    {
+        "epoch": [1, 2, 3],
+        **{
+            f"{split}_{name}": [0.5, 0.7, 0.6]
+            for split in ("train", "valid")
+            for name in ("loss", "dr_loss", "me_loss", "dr_accuracy", "me_accuracy", "dr_kappa", "me_auc", "score")
+        },
+        "lr_backbone": [1e-4, 1e-4, 5e-5],
+        "lr_heads": [1e-3, 1e-3, 5e-4],
+        "seconds": [9.0, 8.0, 8.0],
+    }
+)
+
+
+def predictions(folder: Path, dr: list[tuple[int, int, float]]) -> Predictions:
+    """One photograph each for (true index, predicted index, confidence); ME right and wrong in turn."""
+    n = len(dr)
+    dr_probs = np.stack([np.full(5, (1 - sure) / 4) for _, _, sure in dr])
+    for row, (_, pred, sure) in zip(dr_probs, dr, strict=True):
+        row[pred] = sure
+    me_true = np.arange(n) % 2
+    risk = np.where(np.arange(n) % 3 == 0, 1 - me_true, me_true) * 0.6 + 0.2
+    names = [EVIL, *(f"eye {i}.png" for i in range(1, n))]
+    for i in range(n):
+        picture = np.full((48, 64, 3), 10 * i, np.uint8)
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    return Predictions(
+        tuple(names),
+        tuple(str(folder / f"{i}.png") for i in range(n)),
+        np.array([true for true, _, _ in dr]),
+        me_true,
+        dr_probs.astype(np.float32),
+        np.stack([1 - risk, risk], axis=1).astype(np.float32),
+        ("old <cam>", "new") * (n // 2),
+        tuple(f"p{i // 2}" for i in range(n)),
+    )
+
+
+ANSWERS = [(0, 4, 0.5), (0, 0, 0.9), (2, 1, 0.6), (4, 0, 0.8), (2, 2, 0.7), (1, 3, 0.9), (3, 3, 0.8), (1, 0, 0.95)]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artifacts") / "runs" / "first & <best>"
+    folder.mkdir(parents=True)
+    splits = {name: predictions(folder.parent, ANSWERS) for name in ("train", "valid", "test")}
+    Path(splits["test"].paths[5]).unlink()
+    metrics = {
+        "checkpoint": "best",
+        "epoch": 2,
+        "splits": {name: evaluate(p, CONTRACT, n_bootstrap=30) for name, p in splits.items()},
+    }
+    config = {
+        "epochs": 3,
+        "weights": "<img src=x>",
+        "data_fingerprint": "f00d" * 16,
+        "leaks": ["a.png & b.png"],
+        "counts": {"train": {"photographs": 99999}},
+        "versions": {"torch": "9.9"},
+    }
+    assert write_report(folder, config, metrics, HISTORY, splits, CONTRACT) == folder / "report.html"
+    return folder
+
+
+class _Page(HTMLParser):
+    """Collects tags and text, and checks that what is opened is closed."""
+
+    VOID = frozenset({"meta", "link", "img", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_page_is_whole_and_fetches_nothing(run_dir: Path) -> None:
+    text = (run_dir / "report.html").read_text(encoding="utf-8")
+    page = _Page(text)
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "iframe", "object", "embed")
+        for name in ("src", "href"):
+            target = attributes.get(name) or "data:"
+            assert target.startswith(("data:", "#"))
+        if (attributes.get("href") or "").startswith("#"):
+            assert any(other.get("id") == attributes["href"][1:] for _, other in page.tags)
+    assert "url(" not in text
+    assert "@import" not in text
+    for needed in ("prefers-color-scheme: dark", "@media print", "width=device-width"):
+        assert needed in text
+
+
+def test_page_shows_figures_settings_and_the_warning(run_dir: Path) -> None:
+    page = _Page((run_dir / "report.html").read_text(encoding="utf-8"))
+    said = " ".join(page.text)
+    # 3 of 8 DR grades are right: by hand from ANSWERS.
+    assert "0.375" in said
+    assert "Not for clinical use." in said
+    assert "Best checkpoint: epoch 2 of 3" in said
+    assert "Leakage: 1 found." in said
+    for setting in ("f00d" * 16, "<img src=x>", "9.9", "a.png & b.png", "old <cam>", "first & <best>"):
+        assert setting in said
+    assert "99999" not in said, "counts are shown as a table of the predictions"
+
+
+def test_every_picture_can_be_decoded(run_dir: Path) -> None:
+    page = _Page((run_dir / "report.html").read_text(encoding="utf-8"))
+    sources = [str(attributes["src"]) for tag, attributes in page.tags if tag == "img"]
+    sizes = []
+    for source in sources:
+        with Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))) as picture:
+            picture.load()
+            sizes.append(picture.size)
+    # Learning curves, ROC; two confusion matrices and one reliability a split; 5 DR and 3 ME mistakes, one file gone.
+    assert len(sizes) == 2 + 3 * 3 + 5 + 3 - 1
+    assert sizes.count((64, 48)) == 5 + 3 - 1
+
+
+def test_a_mistake_whose_photograph_is_gone_says_so(run_dir: Path) -> None:
+    text = (run_dir / "report.html").read_text(encoding="utf-8")
+    (missing,) = re.findall(r'<div class="missing">(.*?)</div>', text)
+    assert "5.png" in missing
+    assert "eye 5.png" in text
+
+
+def test_worst_mistakes_come_farthest_first_then_surest(tmp_path: Path) -> None:
+    worst = worst_mistakes(predictions(tmp_path, ANSWERS), CONTRACT)
+    assert [(m.said, m.true, round(m.confidence, 2)) for m in worst["dr"]] == [
+        ("0", "4", 0.8),
+        ("4", "0", 0.5),
+        ("3", "1", 0.9),
+        ("0", "1", 0.95),
+        ("1", "2", 0.6),
+    ]
+    assert worst["dr"][1].name == EVIL
+    assert [m.name for m in worst["me"]] == [EVIL, "eye 3.png", "eye 6.png"]
+    assert len(worst_mistakes(predictions(tmp_path, ANSWERS), CONTRACT, limit=2)["dr"]) == 2
+
+
+def test_distance_is_in_grades_and_not_in_indices(tmp_path: Path) -> None:
+    contract = Contract(dr_grades=(0, 1, 2, 3, 9))
+    (first, second) = worst_mistakes(predictions(tmp_path, [(0, 3, 0.9), (3, 4, 0.5)]), contract)["dr"]
+    assert (first.said, second.said) == ("9", "3")
+
+
+def test_pictures_and_tables_stand_beside_the_page(run_dir: Path) -> None:
+    expected = {"report.html", "learning_curves.png", "roc.png"}
+    for split in ("train", "valid", "test"):
+        expected |= {f"confusion_dr_{split}.png", f"confusion_me_{split}.png", f"reliability_{split}.png"}
+        expected.add(f"classification_report_{split}.txt")
+    assert {file.name for file in run_dir.iterdir()} == expected
+    assert "precision" in (run_dir / "classification_report_test.txt").read_text()
+
+
+def test_roc_points_are_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    true, score = rng.integers(0, 2, 200), rng.random(200).round(1)
+    found = plots.roc_points(true, score)
+    expected = roc_curve(true, score, drop_intermediate=False)
+    np.testing.assert_allclose(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1])
+
+
+def test_confusion_matrix_is_dark_where_the_row_is(tmp_path: Path) -> None:
+    plots.confusion_matrix([[9, 1], [0, 0]], ["no", "yes"], "title", tmp_path / "c.png")
+    with Image.open(tmp_path / "c.png") as picture:
+        grey = np.asarray(picture.convert("L"), float)
+    left, top, right, bottom = 0.3, 0.25, 0.8, 0.7  # inside the axes
+    height, width = grey.shape
+
+    def shade(x: float, y: float) -> float:
+        return float(
+            np.median(grey[round((y - 0.02) * height) : round((y + 0.02) * height), round(x * width) :][:, :12])
+        )
+
+    assert shade(left, top) < 120 < shade(right, top)
+    assert shade(left, bottom) > 200, "a class that never occurs has no share"
+
+
+def test_curves_of_one_epoch_and_of_one_class_can_be_drawn(tmp_path: Path) -> None:
+    plots.learning_curves(HISTORY.head(1), tmp_path / "one.png")
+    p = predictions(tmp_path, ANSWERS)
+    healthy = Predictions(**{**vars(p), "me_true": np.zeros(8, np.int64), "dr_true": np.zeros(8, np.int64)})
+    plots.roc_curves({"test": healthy}, CONTRACT, tmp_path / "roc.png")
+    assert (tmp_path / "one.png").exists()
+    assert (tmp_path / "roc.png").exists()
+
+
+@pytest.mark.skipif("RETINA_DATA" not in os.environ, reason="RETINA_DATA names no folder of photographs")
+def test_report_of_real_photographs_stays_small(tmp_path: Path) -> None:
+    files = sorted(Path(os.environ["RETINA_DATA"]).glob("retina/test/images/*"))[:8]
+    p = predictions(tmp_path, ANSWERS)
+    p = Predictions(**{**vars(p), "paths": tuple(map(str, files))})
+    metrics = {"epoch": 1, "splits": {"test": evaluate(p, CONTRACT, n_bootstrap=10)}}
+    page = write_report(tmp_path, {}, metrics, HISTORY, {"test": p}, CONTRACT)
+    assert page.stat().st_size < 1_000_000
