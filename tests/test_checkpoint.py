@@ -1,0 +1,165 @@
+"""Checkpoints: what is written is read, the notebook's files load, and nothing foreign is ever unpickled."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from retina.runtime.contract import Contract, Preprocessing
+from retina.runtime.errors import ModelFileError, OutputError, UsageError
+from retina.train.checkpoint import Checkpoint, load_checkpoint, write_atomically
+from retina.train.model import RetinaNet, backbone_names, load_backbone_weights
+
+CONTRACT = Contract(Preprocessing(image_size=64), dr_grades=(0, 2, 4))
+
+
+@pytest.fixture(scope="module")
+def net() -> RetinaNet:
+    torch.manual_seed(0)
+    return RetinaNet(3, "resnet18").eval()
+
+
+def test_what_is_saved_is_read(net: RetinaNet, tmp_path: Path) -> None:
+    saved = Checkpoint(net.state_dict(), "resnet18", CONTRACT, {"seed": 1}, {"valid": {"score": 0.5}}, 3)
+    saved.save(tmp_path / "a.pth")
+    read = load_checkpoint(tmp_path / "a.pth")
+    assert (read.backbone, read.contract, read.config, read.metrics, read.epoch) == (
+        "resnet18", CONTRACT, {"seed": 1}, {"valid": {"score": 0.5}}, 3,
+    )  # fmt: skip
+    assert read.versions["torch"] == torch.__version__.split("+")[0]
+    x = torch.randn(2, 3, 64, 64)
+    for ours, theirs in zip(read.build_model()(x), net(x), strict=True):
+        assert torch.equal(ours, theirs)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"], "no temporary file is left"
+
+
+def test_model_is_torchvisions_resnet_with_two_heads() -> None:
+    """Parameter names and shapes of the original notebook, and torchvision's own forward pass."""
+    torch.manual_seed(1)
+    net = RetinaNet(5).eval()
+    shapes = {name: tuple(p.shape) for name, p in net.named_parameters() if "head" in name}
+    assert shapes == {
+        "dr_head.0.weight": (512, 2048), "dr_head.0.bias": (512,),
+        "dr_head.3.weight": (5, 512), "dr_head.3.bias": (5,),
+        "me_head.0.weight": (256, 2048), "me_head.0.bias": (256,),
+        "me_head.3.weight": (2, 256), "me_head.3.bias": (2,),
+    }  # fmt: skip
+    assert net.dr_head[2].p == net.me_head[2].p == 0.3
+    reference = torchvision.models.resnet50()
+    reference.fc = torch.nn.Identity()
+    reference.load_state_dict({n.removeprefix("backbone."): t for n, t in net.state_dict().items() if "head" not in n})
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        features = reference.eval()(x)
+        dr = features @ net.dr_head[0].weight.T + net.dr_head[0].bias
+        dr = dr.clamp(min=0) @ net.dr_head[3].weight.T + net.dr_head[3].bias
+        torch.testing.assert_close(net(x)[0], dr, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(net.feature_map(x).mean((2, 3)), features, rtol=1e-4, atol=1e-5)
+
+
+def test_bare_state_dict_of_the_notebook(net: RetinaNet, tmp_path: Path) -> None:
+    torch.save(net.state_dict(), tmp_path / "retina_multitask_best.pth")
+    read = load_checkpoint(tmp_path / "retina_multitask_best.pth")
+    assert read.backbone == "resnet18"
+    assert read.contract.dr_grades == (0, 1, 2)
+    assert (read.contract.preprocessing.framing, read.contract.preprocessing.image_size) == ("squash", 384)
+    other = load_checkpoint(tmp_path / "retina_multitask_best.pth", framing="field", image_size=256)
+    assert (other.contract.preprocessing.framing, other.contract.preprocessing.image_size) == ("field", 256)
+
+
+class Evil:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.target),)
+
+
+def test_foreign_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
+    torch.save({"weights": Evil(tmp_path / "was_run")}, tmp_path / "evil.pth")
+    with pytest.raises(ModelFileError, match=r"evil\.pth: expected a torch file of plain tensors"):
+        load_checkpoint(tmp_path / "evil.pth")
+    assert not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a torch file", "cannot be read safely"),
+        (b"", "cannot be read safely"),
+        (None, "found none there"),
+        ([1, 2], "found list"),
+        ({"model": 1}, "found the entries model"),
+        ({"dr_head.3.weight": torch.zeros(5, 512), "me_head.3.weight": torch.zeros(2, 256)}, "fit none of"),
+        ({"kind": "retina-edge checkpoint"}, "expected a checkpoint with the entry 'weights'"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(content: object, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(ModelFileError, match=message) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
+def test_weights_of_another_shape_are_refused(net: RetinaNet, tmp_path: Path) -> None:
+    Checkpoint(net.state_dict(), "resnet34", CONTRACT).save(tmp_path / "a.pth")
+    with pytest.raises(ModelFileError, match=r"expected \(64, 64, 3, 3\), found nothing"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_backbone_starts_from_a_torchvision_state_dict(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    source = torchvision.models.resnet18()
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    net = RetinaNet(3, "resnet18")
+    load_backbone_weights(net, "resnet18", str(tmp_path / "w.pth"))
+    assert torch.equal(net.backbone.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    with pytest.raises(ModelFileError, match="expected a torchvision state_dict of resnet34"):
+        load_backbone_weights(RetinaNet(3, "resnet34"), "resnet34", str(tmp_path / "w.pth"))
+
+
+def test_imagenet_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A proxy on a port where nothing listens stands for a machine without a network; the loading code is torchvision's."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(UsageError, match=r"--weights FILE .* or --weights none"):
+        load_backbone_weights(RetinaNet(3, "resnet18"), "resnet18", "imagenet")
+
+
+def test_unknown_backbone_lists_the_known() -> None:
+    assert {"resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d"} <= set(backbone_names())
+    with pytest.raises(UsageError, match="resnet50"):
+        RetinaNet(5, "vgg16")
+
+
+def test_frozen_layers_keep_their_statistics(net: RetinaNet) -> None:
+    net.set_frozen(True)
+    net.train()
+    assert not net.backbone.bn1.training
+    assert not net.backbone.layer1[0].bn1.training
+    assert net.backbone.layer2[0].bn1.training
+    assert {n.split(".")[1] for n, p in net.named_parameters() if not p.requires_grad} == {"conv1", "bn1", "layer1"}
+    net.set_frozen(False)
+    assert net.backbone.bn1.training
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.pth"
+    target.write_text("old")
+
+    def half(temporary: Path) -> None:
+        temporary.write_text("ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OutputError, match=r"a\.pth: cannot be written: No space left"):
+        write_atomically(target, half)
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]

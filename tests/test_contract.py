@@ -1,0 +1,74 @@
+"""The contract: JSON both ways, refusals that say what was expected, and the decision rules."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from retina.runtime.contract import Contract, Preprocessing, Rule, decide, default_thresholds
+from retina.runtime.errors import ModelFileError
+
+CONTRACT = Contract(
+    Preprocessing(framing="squash", image_size=256), dr_grades=(0, 1, 3), precision="int8", explain=True,
+    provenance={"run": "a", "nested": {"x": 1.5}}, parity={"images": 3},
+)  # fmt: skip
+
+
+def test_json_both_ways() -> None:
+    assert Contract.from_json(CONTRACT.to_json()) == CONTRACT
+    body = json.loads(CONTRACT.to_json())
+    assert body["input"] == {
+        "name": "image", "dtype": "uint8", "shape": ["N", "H", "W", 3], "colour": "RGB", "min_side": 32,
+    }  # fmt: skip
+    assert body["outputs"][0] == {"name": "dr_probs", "dtype": "float32", "shape": ["N", 3]}
+    assert body["dr_grades"] == [0, 1, 3]
+    assert body["thresholds"]["referable_dr"] == {"rule": "at_least", "threshold": 0.5, "from_grade": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 2}, "schema: expected 1, found 2"),
+        ({"schema": None}, "schema: expected 1, found None"),
+        ({"dr_grades": [0, 0, 1]}, "dr_grades: expected two or more whole numbers in rising order"),
+        ({"dr_grades": "abc"}, "dr_grades"),
+        ({"me_labels": ["risk"]}, "me_labels: expected two labels"),
+        ({"precision": "fp16"}, "precision: expected fp32 or int8, found fp16"),
+        ({"thresholds": {}}, "thresholds: expected rules for dr, me and referable_dr"),
+        ({"input": {"name": "x"}}, "input: expected"),
+        ({"outputs": []}, "outputs: expected"),
+        ({"surprise": 1}, "fields: expected"),
+        ({"preprocessing": {"framing": "crop"}}, "cannot be read"),
+    ],
+)
+def test_what_is_no_contract_is_refused(change: dict[str, Any], message: str) -> None:
+    body = {**json.loads(CONTRACT.to_json()), **change}
+    with pytest.raises(ModelFileError, match=message) as caught:
+        Contract.from_json(json.dumps(body), source="model.onnx")
+    assert str(caught.value).startswith("model.onnx: contract")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "1"])
+def test_other_text_is_refused(text: str) -> None:
+    with pytest.raises(ModelFileError, match=r"model\.onnx: expected a contract"):
+        Contract.from_json(text, source="model.onnx")
+
+
+def test_decisions_by_hand() -> None:
+    """Grades 0, 1, 3: referable is grade 2 or worse, so here the last index alone."""
+    decision = decide(CONTRACT, np.array([0.2, 0.35, 0.45]), np.array([0.6, 0.4]))
+    assert (decision.dr_grade, decision.me_risk, decision.referable) == (3, 0, False)
+    assert decision.referable_prob == pytest.approx(0.45)
+    screening = CONTRACT.with_(
+        thresholds=default_thresholds() | {"me": Rule("at_least", 0.3), "referable_dr": Rule("at_least", 0.45, 1)}
+    )
+    decision = decide(screening, np.array([0.5, 0.25, 0.25]), np.array([0.6, 0.4]))
+    assert (decision.dr_grade, decision.me_risk, decision.referable) == (0, 1, True)
+    assert decision.referable_prob == pytest.approx(0.5)
+
+
+def test_rule_needs_a_threshold() -> None:
+    with pytest.raises(ModelFileError, match="threshold: expected a number from 0 to 1, found None"):
+        Rule("at_least")

@@ -1,0 +1,70 @@
+"""The floors: torch never reaches the ground, commands start quickly, and a missing extra is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ABOVE = (
+    "torch",
+    "torchvision",
+    "pandas",
+    "cv2",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "onnx",
+    "onnxscript",
+    "lightning_fabric",
+)
+
+WALL = f"""
+import sys
+
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {ABOVE!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Wall())
+"""
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_ground_floor_imports_behind_a_wall() -> None:
+    modules = sorted(p.stem for p in (ROOT / "runtime").glob("*.py") if p.stem != "__init__")
+    assert "model" in modules
+    done = python(WALL + "".join(f"import retina.runtime.{module}\n" for module in modules))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_wall_holds() -> None:
+    assert python(WALL + "import retina.train.model").returncode != 0
+
+
+@pytest.mark.parametrize("command", ["train", "export", "gradcam"])
+def test_help_needs_no_extra_and_running_names_it(command: str) -> None:
+    call = f"from retina.{command}.cli import main; main([{{}}])"
+    helped = python(WALL + call.format("'--help'"))
+    assert helped.returncode == 0, helped.stderr
+    assert "Usage:" in helped.stdout
+    # find_spec asks the wall too, so what an empty environment would say is said here
+    ran = python(WALL + "import importlib.util as u\nu.find_spec = lambda name: None\n" + call.format("'x'"))
+    assert ran.returncode == 2
+    assert f"pip install 'retina-edge[{command}]'" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "export", "gradcam", "runtime"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    code = (
+        f"import sys, retina.{command}.cli; print([m for m in {(*ABOVE, 'onnxruntime', 'PIL')!r} if m in sys.modules])"
+    )
+    assert python(code).stdout.strip() == "[]"

@@ -1,0 +1,134 @@
+"""The framing, against Pillow and against boxes that were drawn on purpose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from retina.runtime.contract import Preprocessing
+from retina.runtime.picture import decode
+from retina.train.framing import make_frame, make_preprocess
+
+
+def disc(height: int, width: int, centre: tuple[float, float], radius: float, seed: int = 0) -> np.ndarray:
+    """A lit disc with broad stripes on black, (H, W, 3) uint8: centre (x, y) and radius in pixels."""
+    y, x = (np.mgrid[0.5:height, 0.5:width] - np.array([centre[1], centre[0]])[:, None, None]) / radius
+    stripes = 130 + 60 * np.sin(6 * x + seed)[..., None] * np.cos([4 * y, 5 * y, 6 * y]).transpose(1, 2, 0)
+    return np.where((x**2 + y**2 <= 1)[..., None], stripes, 3).astype(np.uint8)
+
+
+def framed(picture: np.ndarray, framing: str = "field", size: int = 128) -> np.ndarray:
+    frame = make_frame(Preprocessing(framing=framing, image_size=size))  # type: ignore[arg-type]
+    return frame(torch.from_numpy(picture)[None])[0].permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("shape", [(200, 300), (97, 131), (33, 500), (640, 640)])
+def test_squash_is_pillows_bilinear(shape: tuple[int, int]) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    by_pillow = np.asarray(Image.fromarray(picture).resize((128, 128), Image.Resampling.BILINEAR), dtype=np.float32)
+    # Pillow rounds to whole grey levels after each of its two passes, this does not.
+    assert np.abs(framed(picture, "squash") - by_pillow).max() <= 1.01
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "centre", "radius"),
+    [
+        (400, 400, (200, 200), 190),  # fills the frame
+        (400, 600, (300, 200), 190),  # 3:2 sensor
+        (401, 597, (230.5, 170.5), 120),  # odd sizes, off centre, wide black borders
+        (900, 500, (250, 500), 240),  # upright
+    ],
+)
+def test_field_is_the_square_around_the_disc(
+    height: int, width: int, centre: tuple[float, float], radius: float
+) -> None:
+    picture = disc(height, width, centre, radius)
+    left, top = centre[0] - radius, centre[1] - radius
+    box = (left, top, left + 2 * radius, top + 2 * radius)
+    by_pillow = np.asarray(
+        Image.fromarray(picture).resize((128, 128), Image.Resampling.BILINEAR, box=box), dtype=np.float32
+    )
+    ours = framed(picture)
+    y, x = np.mgrid[-1:1:128j, -1:1:128j]
+    inside = x**2 + y**2 < 0.9**2  # the rim itself is antialiased differently
+    # A box that is wrong by one pixel in a hundred moves the stripes by 2 grey levels.
+    assert np.abs(ours - by_pillow)[inside].mean() < 3.0
+    assert (ours.max(axis=2) > 66).sum() == pytest.approx(np.pi / 4 * 128**2, rel=0.04)
+    lit = ours.max(axis=2) > 20
+    assert lit[64, :3].any()
+    assert lit[64, -3:].any()
+    assert lit[:3, 64].any()
+    assert lit[-3:, 64].any()
+    assert not lit[:8, :8].any(), "a disc leaves its square's corners dark"
+
+
+def test_truncated_field_is_centred_in_black() -> None:
+    """A field cut at top and bottom by the sensor keeps its aspect ratio: bars, not a squeeze."""
+    ours = framed(disc(300, 600, (300, 150), 250))  # 500 wide, 300 high
+    lit_rows = (ours.max(axis=2) > 20).any(axis=1)
+    assert abs(lit_rows.sum() - 128 * 300 / 500) <= 2
+    assert abs(np.flatnonzero(lit_rows).mean() - 63.5) <= 1
+
+
+def test_same_eye_framed_differently_looks_alike() -> None:
+    square = disc(400, 400, (200, 200), 199, seed=3)
+    wide = np.zeros((520, 900, 3), dtype=np.uint8)
+    wide[70:470, 300:700] = square
+    assert np.abs(framed(square) - framed(wide)).mean() < 4.0
+    assert np.abs(framed(square, "squash") - framed(wide, "squash")).mean() > 30.0, "what field framing is for"
+
+
+@pytest.mark.parametrize("level", [0, 14])
+def test_picture_without_lit_field_is_left_whole(level: int) -> None:
+    picture = np.full((100, 140, 3), level, dtype=np.uint8)
+    picture[50, 70] = 255  # one hot pixel is no field
+    ours = framed(picture, size=64)
+    # left whole, in its own aspect ratio: bars of black above and below
+    inside = ours[12:52, 4:60]
+    assert np.median(inside) == pytest.approx(level, abs=0.01)
+    assert ours[64 * 20 // 140 // 2, 32].max() == pytest.approx(0.0, abs=1e-3)
+
+
+def test_batch_of_mixed_pictures_equals_each_alone() -> None:
+    batch = np.stack(
+        [disc(180, 240, (120, 90), 80), np.zeros((180, 240, 3), np.uint8), disc(180, 240, (70, 60), 50, seed=5)]
+    )
+    preprocess = make_preprocess(Preprocessing(image_size=96))
+    together = preprocess(torch.from_numpy(batch))
+    for i, picture in enumerate(batch):
+        alone = preprocess(torch.from_numpy(picture)[None])
+        torch.testing.assert_close(together[i], alone[0], rtol=0, atol=1e-5)
+
+
+def test_normalisation_by_hand() -> None:
+    grey = np.full((50, 50, 3), 128, dtype=np.uint8)
+    out = make_preprocess(Preprocessing(framing="squash", image_size=32))(torch.from_numpy(grey)[None])
+    by_hand = [(128 / 255 - mean) / std for mean, std in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))]
+    assert out.shape == (1, 3, 32, 32)
+    assert out[0, :, 7, 9].tolist() == pytest.approx(by_hand, abs=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(height=st.integers(32, 200), width=st.integers(32, 200), seed=st.integers(0, 2**32 - 1), n=st.integers(1, 3))
+def test_any_pixels_give_finite_frames_within_range(height: int, width: int, seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    pictures = rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8) * rng.integers(
+        0, 2, (n, height, 1, 1), dtype=np.uint8
+    )
+    out = make_frame(Preprocessing(image_size=48))(torch.from_numpy(pictures))
+    assert out.shape == (n, 3, 48, 48)
+    assert torch.isfinite(out).all()
+    assert out.min() >= -1e-3
+    assert out.max() <= 255.001
+
+
+def test_camera_original_and_its_square_frame_alike(real_data: Path) -> None:
+    for original in sorted((real_data / "fullsize").glob("*.jpg")):
+        square = real_data / "retina/test/images" / original.name
+        a, b = framed(decode(original), size=256), framed(decode(square), size=256)
+        assert np.abs(a - b).mean() < 4.0, original.name

@@ -1,0 +1,94 @@
+"""What a clinic installs: the wheel has every module, and works where torch never was."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tiny_model import write_tiny_model
+
+ROOT = Path(__file__).parent.parent
+FLOORS = ("runtime", "train", "export", "gradcam")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    run([sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(ROOT)])
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def clinic(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the base install alone."""
+    folder = tmp_path_factory.mktemp("clinic")
+    venv.create(folder, with_pip=True)
+    run([str(folder / "bin/python"), "-m", "pip", "install", "-q", str(wheel)])
+    return folder
+
+
+def run(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)  # type: ignore[call-overload]
+    assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def test_wheel_holds_every_tracked_module(wheel: Path) -> None:
+    tracked = run(["git", "ls-files", *FLOORS], cwd=ROOT).stdout.split()
+    assert len(tracked) > 20
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name.removeprefix("retina/") for name in archive.namelist() if name.startswith("retina/")}
+        others = {name.split("/")[0] for name in archive.namelist() if not name.startswith("retina/")}
+    assert packed == set(tracked)
+    assert all(name.endswith(".dist-info") for name in others)
+
+
+def test_base_install_scores_without_torch(clinic: Path, tmp_path: Path) -> None:
+    python = str(clinic / "bin/python")
+    installed = run([python, "-m", "pip", "list", "--format", "freeze"]).stdout.lower()
+    assert not [name for name in ("torch", "pandas", "opencv", "matplotlib") if name in installed]
+
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    Image.fromarray(np.full((64, 80, 3), 90, np.uint8)).save(folder / "a.png")
+    write_tiny_model(tmp_path / "tiny.onnx")
+    run([str(clinic / "bin/retina-score"), str(folder), "--model", str(tmp_path / "tiny.onnx")], cwd=tmp_path)
+    lines = (tmp_path / "test_predictions.csv").read_text().splitlines()
+    assert lines[0].startswith("Image name,Pred DR grade (orig),True DR grade (orig),Pred ME risk,True ME risk,")
+    assert lines[1].startswith("a.png,")
+    assert lines[1].endswith(",ok,")
+
+
+def test_base_install_is_small(clinic: Path) -> None:
+    # site-packages as an empty environment has it, pip and setuptools included
+    size = sum(f.lstat().st_size for f in clinic.glob("lib/python3*/site-packages/**/*") if f.is_file())
+    assert size <= 240e6
+
+
+def test_base_install_says_which_extra_is_missing(clinic: Path, tmp_path: Path) -> None:
+    for command, extra in (("retina-train", "train"), ("retina-export", "export"), ("retina-gradcam", "gradcam")):
+        assert "Usage:" in run([str(clinic / "bin" / command), "--help"]).stdout
+        done = subprocess.run(
+            [str(clinic / "bin" / command), "x"], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert done.returncode == 2
+        assert f"pip install 'retina-edge[{extra}]'" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_folders_are_no_top_level_modules(clinic: Path, tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    for floor in FLOORS:
+        done = subprocess.run(
+            [str(clinic / "bin/python"), "-c", f"import {floor}"],
+            capture_output=True, text=True, check=False, cwd=tmp_path, env=environment,
+        )  # fmt: skip
+        assert "ModuleNotFoundError" in done.stderr, floor
