@@ -6,6 +6,7 @@ RetinaError                 the root: caught in the four ``cli.py`` files and no
 ├── ModelFileError          an ONNX file that does not keep the contract, or a checkpoint that is not ours
 ├── ParityError             an exported file that does not answer as its source does
 ├── OutputError             a place that cannot be written
+├── NonFiniteLossError      training whose loss is no longer a number
 ├── MissingExtraError       a command whose optional libraries are not installed
 └── UsageError              options that contradict each other or the data
 
@@ -44,6 +45,10 @@ class ParityError(RetinaError):
 
 class OutputError(RetinaError):
     """A place that cannot be written."""
+
+
+class NonFiniteLossError(RetinaError):
+    """Training whose loss is no longer a number, with the files of the batch."""
 
 
 class MissingExtraError(RetinaError):

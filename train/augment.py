@@ -20,27 +20,19 @@ def make_augment(kind: Literal["notebook", "strong"]) -> Augment:
     """
     flips = [v2.RandomHorizontalFlip(0.5), v2.RandomVerticalFlip(0.1)]
     if kind == "notebook":
-        return v2.Compose(
-            [
-                *flips,
-                v2.RandomRotation(10.0, interpolation=InterpolationMode.BILINEAR),  # type: ignore[arg-type]
-                v2.ColorJitter(brightness=0.1, contrast=0.1),
-            ]
-        )
-    return v2.Compose(
-        [
-            *flips,
-            v2.RandomAffine(
-                20.0,  # type: ignore[arg-type]
-                translate=(0.05, 0.05),
-                scale=(0.85, 1.15),
-                interpolation=InterpolationMode.BILINEAR,
-            ),
+        changes = [
+            v2.RandomRotation(10.0, interpolation=InterpolationMode.BILINEAR),
+            v2.ColorJitter(brightness=0.1, contrast=0.1),
+        ]
+    else:
+        changes = [
+            v2.RandomAffine(20.0, translate=(0.05, 0.05), scale=(0.85, 1.15), interpolation=InterpolationMode.BILINEAR),
             v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.2, hue=0.03),
             v2.RandomApply([v2.GaussianBlur(5, sigma=(0.1, 1.5))], p=0.2),
             v2.RandomApply([v2.JPEG((40, 95))], p=0.2),
         ]
-    )
+    augment: Augment = v2.Compose([*flips, *changes])
+    return augment
 
 
 def draw_seed(seed: int, epoch: int, position: int) -> int:
@@ -54,5 +46,5 @@ def draw_seed(seed: int, epoch: int, position: int) -> int:
 def augment_with_seed(augment: Augment, picture: Tensor, seed: int) -> Tensor:
     """Augment with a seed of its own, leaving torch's global generator as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would set the devices' generators too
         return augment(picture)

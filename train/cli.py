@@ -6,10 +6,11 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 from click.core import ParameterSource
@@ -19,10 +20,11 @@ from .config import TrainConfig
 
 DEFAULTS = TrainConfig(data="")
 _TYPES = get_type_hints(TrainConfig)
+Command = TypeVar("Command", bound=Callable[..., Any])
 EXTRA_MODULES = ("torch", "torchvision", "lightning_fabric", "sklearn", "pandas", "matplotlib", "tqdm", "imagehash")
 
 
-def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) -> Any:
+def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) -> Callable[[Command], Command]:
     """An option whose default and choices are those of TrainConfig."""
     field = name.replace("-", "_")
     choices = [choice for choice in get_args(_TYPES[field]) if isinstance(choice, str)]
@@ -153,8 +155,8 @@ def _run(
         device=pick_device(device),
         resume=resume,
         allow_leakage=allow_leakage,
-        tracker=make_tracker(track),
-        say=lambda line: click.echo(line),
+        tracker=make_tracker(track, artifacts),
+        say=click.echo,
     )
 
 
@@ -163,8 +165,9 @@ def _interrupted(artifacts: Path, name: str | None) -> Any:
 
     if name is not None:
         run = Run(artifacts, name)
-        if not run.resume_file.is_file():
-            raise UsageError(f"{run.folder}: expected an interrupted run, found no resume.pth there")
+        for file in (run.resume_file, run.config_file):
+            if not file.is_file():
+                raise UsageError(f"{run.folder}: expected an interrupted run, found no {file.name} there")
         return run
     files = sorted(artifacts.glob("runs/*/resume.pth"), key=lambda file: file.stat().st_mtime)
     if not files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..runtime.annotations import NameIndex, scan_annotations
-from ..runtime.errors import AnnotationError
+from ..runtime.errors import AnnotationError, UsageError
 from .augment import Augment, augment_with_seed, draw_seed
 from .frames import Frames
 
@@ -87,14 +88,14 @@ def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
     faults: list[str] = []
     splits = {name: _read_split(root / name, name, me_positive_from, faults) for name in SPLITS}
     dr_grades = tuple(sorted({photo.dr_grade for photo in splits["train"].photos}))
-    for name in SPLITS[1:]:
+    for name in SPLITS[1:] if dr_grades else ():
         for photo in splits[name].photos:
             if photo.dr_grade not in dr_grades:
                 faults.append(
                     f"{splits[name].annotations}, line {photo.line}: Retinopathy grade: expected one of "
                     f"{', '.join(map(str, dr_grades))} as in train, found {photo.dr_grade} ({photo.image_name})"
                 )
-    if len(dr_grades) < 2 and splits["train"].photos:
+    if len(dr_grades) == 1:
         faults.append(f"{splits['train'].annotations}: expected two or more DR grades, found {list(dr_grades)}")
     return DataSet(root, splits, dr_grades), faults
 
@@ -104,8 +105,8 @@ MAX_DR_GRADE = 4
 
 
 def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: list[str]) -> Split:
-    annotations, found = scan_annotations(folder / "annotations.csv")
-    faults += [f"{annotations.path}, {fault}" for fault in found]
+    annotations, row_faults = scan_annotations(folder / "annotations.csv")
+    faults += [f"{annotations.path}, {fault}" for fault in row_faults]
     images = folder / "images"
     if not images.is_dir():
         faults.append(f"{images}: expected a folder of photographs, found none there")
@@ -140,9 +141,27 @@ def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: l
             extra = {key.casefold(): value for key, value in row.extra.items()}
             caption, source, patient = (extra.get(key, "") for key in ("caption", "source", "patient"))
             photos.append(Photo(images / file, row.image, row.line, row.dr_grade, me_label, caption, source, patient))
-    unlisted = [file for file in index.names if file not in owner]
+    listed = owner.keys() | (_mentioned(annotations.path, index) if row_faults else set())
+    unlisted = [file for file in index.names if file not in listed]
     faults += [f"{images / file}: expected a row in {annotations.path}, found none" for file in unlisted]
     return Split(name, annotations.path, tuple(photos))
+
+
+def _mentioned(path: Path, index: NameIndex) -> set[str]:
+    """Files that any cell names: a photograph whose row has a fault of its own is not unlisted as well."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError:
+        return set(index.names)
+    files = set()
+    for cell in set(re.split(r'[,;\t\r\n"]+', text)):
+        try:
+            file = index.find(cell.strip())
+        except AnnotationError:
+            continue
+        if file is not None:
+            files.add(file)
+    return files
 
 
 def _me_label(grade: int, positive_from: int | None) -> int | None:
@@ -183,7 +202,7 @@ def collate(items: list[Item]) -> Batch:
 class Draw(NamedTuple):
     """One draw of a photograph in an epoch."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple.index, which no one asks of a draw
     epoch: int
     position: int
     """Its place in the epoch, over all devices."""
@@ -227,8 +246,9 @@ class EpochPlan(Sampler[list[Draw]]):
     """The micro-batches of one epoch, a pure function of (seed, epoch), dealt to the devices like cards.
 
     Device r of R takes micro-batches r, r + R, ...: R devices with one micro-batch a step see what one device sees
-    with R micro-batches a step. ``shuffle`` visits every photograph once; ``weighted`` draws as many with replacement,
-    each DR grade equally often on average. ``start`` skips micro-batches that an interrupted epoch has behind it.
+    with R micro-batches a step. What is left when the cards do not come out even is not dealt, since no device may wait
+    for another. ``shuffle`` visits every photograph once; ``weighted`` draws as many with replacement, each DR grade
+    equally often on average. ``start`` skips micro-batches that an interrupted epoch has behind it.
     """
 
     def __init__(
@@ -241,8 +261,13 @@ class EpochPlan(Sampler[list[Draw]]):
         sizes = [len(self.dr_index[i : i + batch_size]) for i in range(0, len(self.dr_index), batch_size)]
         if sizes[-1] < 2 <= len(sizes):
             sizes.pop()  # batch-norm has no variance of one photograph; another one is left out each epoch
-        self.n_batches = max(len(sizes) // world, 1)
-        """Micro-batches an epoch and device; devices never wait for one that has none."""
+        self.n_batches = len(sizes) // world
+        """Micro-batches an epoch and device."""
+        if self.n_batches == 0:
+            raise UsageError(
+                f"--batch-size {batch_size}: expected at least one batch of the {len(self.dr_index)} training "
+                f"photographs for each of {world} devices, found {len(sizes)}. Lower it, or use fewer devices."
+            )
 
     def draws(self) -> NDArray[np.int64]:
         """Photograph of each position of the epoch."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,10 +22,14 @@ from torch import Tensor
 from ..runtime.contract import Preprocessing
 from ..runtime.errors import OutputError, PictureError
 from ..runtime.picture import decode
+from .checkpoint import current_versions, write_atomically
 from .framing import make_frame
 
 PHASH_SIDE = 16
 """256 bits: imagehash's default of 64 sees little but the lit disc, which all fundus photographs share."""
+
+
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
 class Frames(Protocol):
@@ -50,9 +56,9 @@ class DecodedFrames:
 
 
 class ArrayFrames:
-    """Frames held in one array, (N, 3, S, S), in memory or mapped from disk."""
+    """Frames held in one array, (N, 3, S, S)."""
 
-    def __init__(self, array: NDArray[np.uint8] | NDArray[np.float32]) -> None:
+    def __init__(self, array: Pixels) -> None:
         self.array = array
 
     def __len__(self) -> int:
@@ -60,6 +66,17 @@ class ArrayFrames:
 
     def __getitem__(self, index: int) -> Tensor:
         return torch.from_numpy(np.array(self.array[index]))
+
+
+class MappedFrames(ArrayFrames):
+    """Frames in a .npy file; sent to another process as its name, not as its gigabytes."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(np.load(file, mmap_mode="r"))
+        self.file = file
+
+    def __reduce__(self) -> tuple[type[MappedFrames], tuple[Path]]:
+        return MappedFrames, (self.file,)
 
 
 @dataclass(frozen=True)
@@ -97,52 +114,79 @@ def look_through(
     """
     key = _key(paths, preprocessing, dtype)
     looks_file, array_file = folder / f"{key}.json", folder / f"{key}.npy"
-    if cache == "disk" and looks_file.is_file() and array_file.is_file():
-        looks = [Look(**look) for look in json.loads(looks_file.read_text())]
-        return ArrayFrames(np.load(array_file, mmap_mode="r")), looks
+    frames = DecodedFrames(paths, preprocessing)
     size = preprocessing.image_size
     shape = (len(paths), 3, size, size)
-    array: NDArray[np.uint8] | NDArray[np.float32] | None = None
+    if cache == "off":
+        return frames, _look_at_each(frames, None, progress)
     if cache == "memory":
         array = np.empty(shape, dtype=dtype)
-    elif cache == "disk":
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            array = np.lib.format.open_memmap(array_file.with_suffix(".part"), mode="w+", dtype=dtype, shape=shape)
-        except OSError as err:
-            raise OutputError(f"{folder}: cannot keep the cache: {err.strerror or err}; try --cache memory") from None
-    frames = DecodedFrames(paths, preprocessing)
+        return ArrayFrames(array), _look_at_each(frames, array, progress)
+    if looks_file.is_file() and array_file.is_file():
+        return MappedFrames(array_file), [Look(**look) for look in json.loads(looks_file.read_text())]
+    _expect_room(folder, math.prod(shape) * np.dtype(dtype).itemsize)
+    looks: list[Look] = []
+
+    def fill(temporary: Path) -> None:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        looks.extend(_look_at_each(frames, array, progress))
+        array.flush()
+
+    write_atomically(array_file, fill)
+    if any(look.fault for look in looks):
+        array_file.unlink()
+        return frames, looks
+    write_atomically(looks_file, lambda temporary: temporary.write_text(json.dumps([vars(look) for look in looks])))
+    return MappedFrames(array_file), looks
+
+
+def _look_at_each(frames: DecodedFrames, array: Pixels | None, progress: Callable[[], object]) -> list[Look]:
+    """Decode every photograph, into ``array`` where one is given."""
 
     def look(index: int) -> Look:
-        digest = ""
+        digest, path = "", frames.paths[index]
         try:
-            digest = hashlib.sha256(paths[index].read_bytes()).hexdigest()
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
             frame = frames[index]
         except OSError as err:
-            return Look(digest, "", f"{paths[index]}: cannot be read: {err.strerror or err}")
+            return Look(digest, "", f"{path}: cannot be read: {err.strerror or err}")
         except PictureError as err:
             return Look(digest, "", str(err))
         finally:
             progress()
         whole = frame.round().to(torch.uint8).numpy()
         if array is not None:
-            array[index] = whole if dtype == "uint8" else frame.numpy()
+            array[index] = whole if array.dtype == np.uint8 else frame.numpy()
         return Look(digest, str(imagehash.phash(Image.fromarray(whole.transpose(1, 2, 0)), PHASH_SIDE)))
 
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-        looks = list(pool.map(look, range(len(paths))))
-    if cache == "disk" and not any(look.fault for look in looks):
-        assert isinstance(array, np.memmap)
-        array.flush()
-        array_file.with_suffix(".part").replace(array_file)
-        looks_file.write_text(json.dumps([vars(look) for look in looks]))
-    elif cache == "disk":
-        array_file.with_suffix(".part").unlink(missing_ok=True)
-    return (frames if array is None else ArrayFrames(array)), looks
+        return list(pool.map(look, range(len(frames))))
+
+
+def _expect_room(folder: Path, needed: int) -> None:
+    """Raise OutputError where ``needed`` bytes do not fit: a full disk kills whoever writes to a mapped file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as err:
+        raise OutputError(f"{folder}: cannot keep the cache: {err.strerror or err}; try --cache memory") from None
+    if free < needed:
+        raise OutputError(
+            f"{folder}: expected {needed / 1e9:.1f} GB of free space for the cache, found {free / 1e9:.1f} GB; "
+            "make room, or try --cache memory"
+        )
 
 
 def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: str) -> str:
-    """Changes with any file's place, size or time, and with the framing."""
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    text = json.dumps([stats, preprocessing.framing, preprocessing.image_size, dtype, PHASH_SIDE])
+    """Changes with any file's place, size or time, with the framing, and with the libraries that decode and frame."""
+    stats = [(str(path.resolve()), *_size_and_time(path)) for path in paths]
+    text = json.dumps([stats, preprocessing.framing, preprocessing.image_size, dtype, PHASH_SIDE, current_versions()])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:  # a link to nothing: looking at it says so
+        return 0, 0
+    return status.st_size, status.st_mtime_ns

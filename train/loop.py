@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
+from ..runtime.errors import ModelFileError, NonFiniteLossError
+from .augment import draw_seed
 from .checkpoint import write_atomically
 from .config import TrainConfig
 from .data import Batch, EpochPlan, EvalItems, TrainItems, collate
@@ -26,10 +28,7 @@ from .model import RetinaNet, read_state_dict
 
 UNFROZEN_RATE = 0.1
 """Factor on the backbone's learning rate once ``--unfreeze-epoch`` has opened all of it."""
-
-
-class NonFiniteLossError(ArithmeticError):
-    """A loss that is not a number, with the files of its batch."""
+_RESUME_KIND = "retina-edge resume state"
 
 
 @dataclass
@@ -70,8 +69,9 @@ class Trainer:
             {"params": list(self.net.backbone.parameters()), "lr": self.config.lr_backbone},
             {"params": heads, "lr": self.config.lr_heads},
         ]
-        self.optimizer = self.fabric.setup_optimizers(torch.optim.Adam(groups, fused=True))
-        self.scheduler = ReduceLROnPlateau(self.optimizer.optimizer, patience=2, factor=0.5)
+        adam = torch.optim.Adam(groups, fused=True)
+        self.optimizer: Any = self.fabric.setup_optimizers(adam)
+        self.scheduler = ReduceLROnPlateau(adam, patience=2, factor=0.5)
         self._wrap(frozen=True)
 
     def _wrap(self, frozen: bool) -> None:
@@ -102,7 +102,7 @@ class Trainer:
             raise NonFiniteLossError(
                 f"epoch {self.progress.epoch}: expected a finite loss, found DR {dr_loss.item():.4g} and "
                 f"ME {me_loss.item():.4g} on the batch of {', '.join(batch.filenames)}. "
-                "Lower --lr-backbone and --lr-heads, or try --precision fp32."
+                "Start a new run with a lower --lr-backbone and --lr-heads, or with --precision fp32."
             )
         return loss
 
@@ -127,19 +127,40 @@ class Trainer:
             )
             dr_total, n_total = fabric.all_reduce(counted, reduce_op="sum")
             for i, batch in enumerate(step):
+                self._seed_dropout(progress.batch + i)
                 with fabric.no_backward_sync(self.model, enabled=i < len(step) - 1):
                     # DDP averages gradients over devices; our shares are already parts of one sum.
                     fabric.backward(self.loss(batch, dr_total, n_total, running) * fabric.world_size)
             self.optimizer.step()
             self.optimizer.zero_grad()
             progress.batch += len(step)
-            totals += running.double().cpu()
+            totals += running.cpu().double()
             running.zero_()
             progress.totals = totals.tolist()
             show(len(step), progress.totals)
             if stop.agreed(fabric):
                 break
+        self._agree_on_statistics()
         progress.seconds += perf_counter() - start
+
+    def _seed_dropout(self, batch: int) -> None:
+        # A pure function of the micro-batch's place in the run, as the augmentation is of the draw's: what was
+        # drawn before a resume, or on which device, changes nothing.
+        position = batch * self.fabric.world_size + self.fabric.global_rank
+        torch.manual_seed(draw_seed(self.config.seed + 1, self.progress.epoch, position))
+
+    def _agree_on_statistics(self) -> None:
+        """Average the batch-norm statistics that each device kept of its own share."""
+        for buffer in self.net.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(self.fabric.all_reduce(buffer, reduce_op="mean"))  # type: ignore[arg-type]
+
+    def summed_totals(self) -> list[float]:
+        """The epoch's totals over all devices."""
+        if self.fabric.world_size == 1:
+            return self.progress.totals
+        totals = torch.tensor(self.progress.totals, device=self.fabric.device)
+        return self.fabric.all_reduce(totals, reduce_op="sum").tolist()  # type: ignore[union-attr]
 
     @torch.inference_mode()
     def predict(self, loader: DataLoader[Batch], n: int) -> tuple[Tensor, Tensor]:
@@ -148,9 +169,7 @@ class Trainer:
         In float32: autocast is for training, and evaluation must see what the exported file will compute.
         """
         self.net.eval()
-        logits = [
-            torch.cat(self.net(self._network_input(batch.image)), dim=1).float() for batch in loader
-        ]
+        logits = [torch.cat(self.net(self._network_input(batch.image)), dim=1).float() for batch in loader]
         width = len(self.dr_weights) + 2
         rows = torch.cat([*logits, torch.zeros(0, width, device=self.fabric.device)])
         world = self.fabric.world_size
@@ -176,13 +195,11 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         return {
-            "kind": "retina-edge resume state",
+            "kind": _RESUME_KIND,
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "progress": vars(self.progress),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if self.fabric.device.type == "cuda" else [],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -192,9 +209,6 @@ class Trainer:
         self.net.load_state_dict(state["net"])
         self.optimizer.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
 
     def _is_open(self, epoch: int) -> bool:
         """Whether ``unfreeze`` has happened before the saved state of ``epoch`` was written."""
@@ -217,7 +231,7 @@ def fit(
         trainer: fresh, or with a resume state loaded.
         train_items: with their sampler's grades.
         valid_items: what each epoch is judged on.
-        resume_file: written after each epoch and at a stop.
+        resume_file: written at the start, after each epoch and at a stop.
         on_best: called with the epoch's row when its score is the best so far.
         on_epoch: called with the history after each epoch.
         show_epoch: makes the epoch's progress callback from its number and its count of micro-batches.
@@ -227,11 +241,14 @@ def fit(
 
     Raises:
         NonFiniteLossError: naming the batch's files.
+        UsageError: too few photographs for the batch size and the number of devices.
     """
     config, fabric, progress = trainer.config, trainer.fabric, trainer.progress
     plan = EpochPlan(
         train_items.dr_index, config.batch_size, config.sampler, config.seed, fabric.global_rank, fabric.world_size
     )
+    if progress.epoch == 1 and progress.batch == 0:
+        save_resume(trainer, resume_file)  # a run killed in its first epoch can be resumed as well
     train_loader = make_loader(train_items, config.workers, fabric, batch_sampler=plan)
     valid_loader = eval_loader(valid_items, config, fabric)
 
@@ -242,6 +259,8 @@ def fit(
             plan.epoch, plan.start = progress.epoch, progress.batch
             trainer.train_epoch(train_loader, stop, show_epoch(progress.epoch, len(plan)))
             if stop.requested:
+                # Each device goes on from an equal share of the sum.
+                progress.totals = [total / fabric.world_size for total in trainer.summed_totals()]
                 save_resume(trainer, resume_file)
                 return False
 
@@ -264,10 +283,7 @@ def fit(
 
 
 def _train_row(trainer: Trainer) -> dict[str, float]:
-    sums = trainer.fabric.all_reduce(
-        torch.tensor(trainer.progress.totals, device=trainer.fabric.device), reduce_op="sum"
-    )
-    dr_sum, dr_weights, me_sum, n, dr_right, me_right = sums.tolist()  # type: ignore[union-attr]
+    dr_sum, dr_weights, me_sum, n, dr_right, me_right = trainer.summed_totals()
     dr_loss, me_loss = dr_sum / dr_weights, me_sum / n
     return {
         "train_loss": trainer.config.dr_weight * dr_loss + trainer.config.me_weight * me_loss,
@@ -285,7 +301,10 @@ def save_resume(trainer: Trainer, file: Path) -> None:
 
 def load_resume(trainer: Trainer, file: Path) -> None:
     """Raises ModelFileError where the file is no resume state."""
-    trainer.load_state(read_state_dict(file))
+    state = read_state_dict(file)
+    if state.get("kind") != _RESUME_KIND:
+        raise ModelFileError(f"{file}: expected a {_RESUME_KIND}, found another file. Start a new run.")
+    trainer.load_state(state)
 
 
 def steps(loader: Iterable[Batch], accumulate: int) -> Iterator[list[Batch]]:

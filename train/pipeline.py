@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,9 +20,9 @@ import torch
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from ..runtime.annotations import Annotation
+from ..runtime.annotations import MAX_FAULTS_SHOWN, Annotation
 from ..runtime.contract import Contract, Preprocessing
-from ..runtime.errors import AnnotationError, UsageError
+from ..runtime.errors import AnnotationError, OutputError, UsageError
 from ..runtime.model import Prediction
 from ..runtime.table import Row, Table, cells, columns
 from . import plots, report
@@ -96,12 +97,17 @@ def train(
     Raises:
         RetinaError: anything a user can mend, before training where it can be known.
     """
+    _expect_writable(run.artifacts)
     fabric = make_fabric(device, config.precision)
+    run = replace(run, name=fabric.broadcast(run.name))  # devices may have been named by different seconds
     say_once = say if fabric.is_global_zero else (lambda _line: None)
     torch.manual_seed(config.seed)
 
     preprocessing = Preprocessing(framing=config.framing, image_size=config.image_size)
-    survey = survey_data(config, preprocessing, run.artifacts / "cache", allow_leakage, say_once, fabric, quiet)
+    # What stands in two splits was accepted when the run began.
+    survey = survey_data(
+        config, preprocessing, run.artifacts / "cache", allow_leakage or resume, say_once, fabric, quiet
+    )
     data = survey.data
     contract = Contract(preprocessing, dr_grades=data.dr_grades)
 
@@ -123,20 +129,20 @@ def train(
     elif fabric.is_global_zero:
         run.write("config.json", config.to_json())
         run.write("run.json", json.dumps(facts, indent=1))
-    tracker.start(run.name, config.to_dict(), facts)
+    tracker.start(run.name, config.to_dict(), facts, resume=resume)
 
-    def checkpoint(metrics: dict[str, Any]) -> Checkpoint:
+    def checkpoint(row: dict[str, float]) -> Checkpoint:
         versions = current_versions()
         provenance = {"run": run.name, "data_fingerprint": survey.fingerprint}
         weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
         return Checkpoint(
-            weights, config.backbone, contract.with_(provenance=provenance), config.to_dict(), metrics,
-            trainer.progress.epoch, versions,
+            weights, config.backbone, contract.with_(provenance=provenance), config.to_dict(), {"valid": row},
+            int(row["epoch"]), versions,
         )  # fmt: skip
 
     def on_best(row: dict[str, float]) -> None:
         if fabric.is_global_zero:
-            checkpoint({"valid": row}).save(run.folder / "best.pth")
+            checkpoint(row).save(run.folder / "best.pth")
 
     def on_epoch(history: list[dict[str, float]]) -> None:
         if fabric.is_global_zero:
@@ -149,10 +155,15 @@ def train(
         lambda epoch, n: _progress_bar(epoch, config.epochs, n, quiet or not fabric.is_global_zero),
     )  # fmt: skip
     if not finished:
-        say_once(f"Stopped in epoch {trainer.progress.epoch}, everything saved. Go on with:  retina-train --resume")
+        tracker.stop()
+        say_once(
+            f"Stopped in epoch {trainer.progress.epoch}, everything saved. "
+            f"Go on with:  retina-train --resume --name {run.name}"
+        )
         return False
     if fabric.is_global_zero:
-        checkpoint({"valid": trainer.progress.history[-1]}).save(run.folder / "final.pth")
+        checkpoint(trainer.progress.history[-1]).save(run.folder / "final.pth")
+        _write_history(run, trainer.progress.history)  # again: a kill may have come between saving and writing
     fabric.barrier()
 
     say_once(f"Evaluating the best checkpoint (epoch {trainer.progress.best_epoch}) on train, valid and test.")
@@ -169,6 +180,18 @@ def train(
         _finish(run, data, trainer, best, predictions, tracker, say_once)
     fabric.barrier()
     return True
+
+
+def _expect_writable(artifacts: Path) -> None:
+    """Raise OutputError before hours of training, not after."""
+    try:
+        artifacts.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=artifacts):
+            pass
+    except OSError as err:
+        raise OutputError(
+            f"{artifacts}: expected a folder that can be written, found: {err.strerror}. Choose another --artifacts."
+        ) from None
 
 
 def make_fabric(device: str, precision: str) -> Fabric:
@@ -198,16 +221,17 @@ def pick_device(asked: str) -> str:
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if asked == "auto":
         return next(name for name, here in have.items() if here)
-    if not have.get(asked.split(":", maxsplit=1)[0], False):
-        here = ", ".join(name for name, is_here in have.items() if is_here)
-        raise UsageError(f"--device {asked}: expected one of auto, {here} on this machine")
+    here = ["auto", *(name for name, is_here in have.items() if is_here)]
+    here += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if asked not in here:
+        raise UsageError(f"--device {asked}: expected one of {', '.join(here)} on this machine")
     return asked
 
 
 def bf16_is_faster(accelerator: str) -> bool:
     """Whether bfloat16 runs in hardware: on a CPU through AVX512-BF16 or AMX (2.7 times here), on CUDA from Ampere."""
     if accelerator == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if accelerator == "cpu":
         able = torch.cpu.get_capabilities()
         return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
@@ -252,15 +276,15 @@ def survey_data(
         faults += [
             f"{where}, line {p.line}: {look.fault}" for p, look in zip(photos, looks[name], strict=True) if look.fault
         ]
-    leaks = find_leaks(data, looks) if not faults else []
+    leaks = find_leaks(data, looks)
     copies = [leak for leak in leaks if leak.kind == "same bytes"]
     if copies and not allow_leakage:
         faults += [f"{leak} (keep it in one split, or train anyway with --allow-leakage)" for leak in copies]
     if faults:
-        raise AnnotationError(
-            f"{data.root}: {len(faults)} fault{'s' if len(faults) > 1 else ''}; nothing was trained. Mend and run again:\n  "
-            + "\n  ".join(faults)
-        )
+        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+        left = [f"... and {len(faults) - MAX_FAULTS_SHOWN} more"] if len(faults) > MAX_FAULTS_SHOWN else []
+        listed = "\n  ".join(faults[:MAX_FAULTS_SHOWN] + left)
+        raise AnnotationError(f"{data.root}: {count}; nothing was trained. Mend and run again:\n  {listed}")
     counts = ", ".join(f"{name} {len(data.splits[name].photos)}" for name in SPLITS)
     say(f"Photographs: {counts}. DR grades {list(data.dr_grades)}.")
     for leak in leaks:
