@@ -33,7 +33,8 @@ class Field:
     right: float
     bottom: float
     lit: NDArray[np.float32]
-    """(h, w) in [0, 1] on a reduced photograph: the lit field, its dark vessels and haemorrhages included."""
+    """(M, M) in [0, 1] on the photograph squashed to a square: the lit field, its dark vessels and haemorrhages
+    included."""
 
     @classmethod
     def find(cls, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> Field:
@@ -45,11 +46,11 @@ class Field:
         height, width = pixels.shape[:2]
         side = preprocessing.intermediate_size
         reduced = Image.fromarray(pixels).reduce(max(1, min(height, width) // side))
-        lit = _between_lit(_lit_share(np.asarray(reduced)))
+        squashed = _lit_share(np.asarray(reduced.resize((side, side), Image.Resampling.BILINEAR)))
+        lit = _between_lit(squashed)
         if preprocessing.framing == "squash":
             return cls(0.0, 0.0, 1.0, 1.0, lit)
-        squashed = np.asarray(reduced.resize((side, side), Image.Resampling.BILINEAR))
-        left, right, top, bottom = _lit_box(_lit_share(squashed))
+        left, right, top, bottom = _lit_box(squashed)
         square = max((right - left) * width, (bottom - top) * height)
         x, y = (left + right) / 2, (top + bottom) / 2
         half_x, half_y = square / width / 2, square / height / 2

@@ -8,6 +8,7 @@ surround what reaches half of the scale. Nothing is drawn outside the lit field.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -27,7 +28,9 @@ _ANCHORS = ((0.0, (0, 30, 150)), (0.4, (10, 90, 240)), (0.75, (60, 205, 255)), (
 """Share of the scale and RGB: dark blue, blue, light blue, near-white."""
 _CLEAR_BELOW, _OPAQUE_FROM, _MOST_OPAQUE = 0.1, 0.6, 0.62
 _CANVAS = 1024
-"""Longest side in pixels on which a map is shaped before it is enlarged: 12 cells a side need no more."""
+"""Longest side in pixels on which a map is painted before it is enlarged: 12 cells a side need no more."""
+_TILE = 256
+"""Side in pixels of the squares in which a photograph is painted."""
 LINE_AT = 0.5
 
 
@@ -90,7 +93,7 @@ def peak_at(head_map: HeadMap, field: Field, size: tuple[int, int]) -> tuple[int
     """Where a map is largest, x and y in pixels of a photograph of this width and height; None for a blank map."""
     if head_map.is_blank:
         return None
-    canvas = _canvas(size)
+    canvas = _canvas(size, _CANVAS // 2)
     placed = place(head_map.values, field, canvas)
     row, column = np.unravel_index(int(placed.argmax()), placed.shape)
     return int((column + 0.5) * size[0] / canvas[0]), int((row + 0.5) * size[1] / canvas[1])
@@ -109,34 +112,35 @@ def draw(photograph: Image.Image, head_map: HeadMap, field: Field, top: float | 
     drawn = photograph.copy()
     if head_map.is_blank:
         return drawn
-    canvas = _canvas(photograph.size)
+    canvas = _canvas(photograph.size, _CANVAS)
     placed = place(head_map.values, field, canvas) / (top or head_map.peak)
-    level = Image.fromarray((255 * np.clip(placed, 0.0, 1.0)).round().astype(np.uint8))
-    line = Image.fromarray(_outline(np.asarray(level) >= round(255 * LINE_AT)))
-    if (box := level.point(lambda v: 255 * (v > 255 * _CLEAR_BELOW)).getbbox()) is None:
-        return drawn
-    # Only the rectangle that changes is enlarged and painted.
+    level = (255 * np.clip(placed, 0.0, 1.0)).round().astype(np.uint8)
+    painted = colours()[level]  # (H, W, 4)
+    painted[_outline(level >= round(255 * LINE_AT))] = 255
+    tint, opacity = Image.fromarray(painted[..., :3].copy()), Image.fromarray(painted[..., 3].copy())
+    # Most of a photograph is not painted: only the tiles that change are enlarged.
     sx, sy = photograph.width / canvas[0], photograph.height / canvas[1]
-    left, upper = int(box[0] * sx), int(box[1] * sy)
-    right, lower = min(photograph.width, round(box[2] * sx)), min(photograph.height, round(box[3] * sy))
-    area = (left / sx, upper / sy, right / sx, lower / sy)
-    size = (right - left, lower - upper)
-    level = level.resize(size, Image.Resampling.BILINEAR, area)
-    table = colours()
-    tint = Image.frombuffer("P", size, level.tobytes(), "raw", "P", 0, 1)
-    tint.putpalette(table[:, :3].tobytes())
-    drawn.paste(tint.convert("RGB"), (left, upper), level.point(table[:, 3].tolist()))
-    drawn.paste((255, 255, 255), (left, upper, right, lower), line.resize(size, Image.Resampling.BILINEAR, area))
+    for left, right in pairwise(range(0, photograph.width + _TILE, _TILE)):
+        for upper, lower in pairwise(range(0, photograph.height + _TILE, _TILE)):
+            right, lower = min(right, photograph.width), min(lower, photograph.height)  # noqa: PLW2901
+            area = (left / sx, upper / sy, right / sx, lower / sy)
+            around = (int(area[0]) - 1, int(area[1]) - 1, int(area[2]) + 2, int(area[3]) + 2)
+            if opacity.crop(around).getbbox() is None:
+                continue
+            size = (right - left, lower - upper)
+            colour, alpha = (layer.resize(size, Image.Resampling.BILINEAR, area) for layer in (tint, opacity))
+            drawn.paste(colour, (left, upper), alpha)
     return drawn
 
 
-def _canvas(size: tuple[int, int]) -> tuple[int, int]:
-    scale = min(1.0, _CANVAS / max(size))
+def _canvas(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    scale = min(1.0, longest / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _outline(inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """(H, W) -> 255 on the pixels of a region that touch its outside."""
+def _outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(H, W): the pixels of a region that touch its outside."""
     padded = np.pad(inside, 1, mode="edge")
     core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return np.where(inside & ~core, np.uint8(255), np.uint8(0))
+    outline: NDArray[np.bool_] = inside & ~core
+    return outline

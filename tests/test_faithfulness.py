@@ -1,0 +1,231 @@
+"""Faithfulness: each measure against a case whose answer is known."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from retina.gradcam import deletion
+from retina.gradcam.cli import main
+from retina.gradcam.explainer import CheckpointExplainer
+from retina.gradcam.faithfulness import CENTRE, CHANCE, MAP, measure
+from retina.gradcam.interval import bootstrap
+from retina.gradcam.lesions import read_lesions
+from retina.gradcam.pointing import centre_prior, point
+from retina.gradcam.randomisation import STAGE_NAMES, shuffled_models, similarity
+from retina.runtime.contract import Contract, Preprocessing
+from retina.runtime.errors import AnnotationError, PictureError
+from retina.runtime.field import Field
+from retina.train.checkpoint import Checkpoint
+from retina.train.model import RetinaNet
+from retina.train.synthetic import write_lesions
+from scipy.stats import bootstrap as scipy_bootstrap
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+WHOLE = Field(0.0, 0.0, 1.0, 1.0, np.ones((64, 64), np.float32))
+
+
+def spot(row: int, column: int, shape: tuple[int, int] = (8, 8)) -> np.ndarray:
+    values = np.zeros(shape, np.float32)
+    values[row, column] = 1
+    return values
+
+
+def test_pointing_counts_what_can_be_counted_by_hand() -> None:
+    lesion = np.zeros((512, 512), np.bool_)
+    lesion[64:128, 128:192] = True  # cell (1, 2) of 8 x 8
+    found = point(spot(1, 2), WHOLE, lesion)
+    assert found.hit == 1
+    assert found.area == pytest.approx(1 / 64)
+    # A bilinear tent over its own cell: (integral of 1 - |t| over the middle half of [-1, 1])^2 = 0.75^2.
+    assert found.energy == pytest.approx(0.75**2, abs=0.01)
+    # 64 square pixels, widened by 7.5 on each side with rounded corners.
+    assert found.chance_hit == pytest.approx((64**2 + 4 * 64 * 7.5 + np.pi * 7.5**2) / 512**2, rel=0.03)
+    away = point(spot(6, 6), WHOLE, lesion)
+    assert (away.hit, away.energy) == (0, 0)
+    even = point(np.ones((8, 8), np.float32), WHOLE, lesion)
+    assert even.energy == pytest.approx(even.area)
+
+
+def test_a_near_miss_counts_within_the_tolerance() -> None:
+    lesion = np.zeros((512, 512), np.bool_)
+    peak = 1.5 * 64  # centre of cell (1, 1)
+    lesion[:, round(peak) + 6 : round(peak) + 20] = True
+    assert point(spot(1, 1), WHOLE, lesion).hit == 1
+    assert point(spot(1, 1), WHOLE, np.roll(lesion, 6, axis=1)).hit == 0
+
+
+def test_only_the_lit_field_counts() -> None:
+    lit = np.zeros((64, 64), np.float32)
+    lit[:, :32] = 1
+    half = Field(0.0, 0.0, 1.0, 1.0, lit)
+    lesion = np.zeros((512, 512), np.bool_)
+    lesion[:, 128:384] = True  # half of it lit
+    found = point(np.ones((8, 8), np.float32), half, lesion)
+    assert found.area == pytest.approx(0.5, abs=0.02)
+    assert found.energy == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_blank_map_misses() -> None:
+    lesion = np.ones((64, 64), np.bool_)
+    found = point(np.zeros((8, 8), np.float32), WHOLE, lesion)
+    assert (found.hit, found.energy, found.area) == (0, 0, 1)
+
+
+def test_the_centre_prior_is_in_the_centre() -> None:
+    prior = centre_prior((9, 9))
+    assert np.unravel_index(prior.argmax(), prior.shape) == (4, 4)
+    assert prior[4, 4 - 2] / prior[4, 4] == pytest.approx(np.exp(-0.5 * (2 / 9 / 0.25) ** 2))
+
+
+def test_the_interval_is_that_of_scipy() -> None:
+    samples = np.random.default_rng(1).gamma(2.0, size=(20, 2))
+    mine = bootstrap(samples, lambda s: s[..., 0] / s[..., 1])
+    theirs = scipy_bootstrap(
+        (samples[:, 0], samples[:, 1]),
+        lambda a, b, axis: a.mean(axis=axis) / b.mean(axis=axis),
+        paired=True, vectorized=True, method="percentile", n_resamples=5000, rng=np.random.default_rng(2),
+    ).confidence_interval  # fmt: skip
+    assert mine.value == pytest.approx(samples[:, 0].mean() / samples[:, 1].mean())
+    assert (mine.low, mine.high) == pytest.approx((theirs.low, theirs.high), rel=0.06)
+    assert f"{mine:.1f}" == f"{mine.value:.1f} ({mine.low:.1f} to {mine.high:.1f})"
+
+
+class Corner(nn.Module):
+    """Says class 1 by how bright the upper left quarter is against what is around it."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        quarter = x[:, 0, : x.shape[2] // 2, : x.shape[3] // 2].var(dim=(1, 2))
+        logits = torch.stack([torch.zeros_like(quarter), 8 * quarter - 4], dim=1)
+        return logits, logits.flip(1)
+
+
+def test_deletion_falls_and_insertion_rises_early_where_the_map_is_right() -> None:
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    lit = torch.ones(32, 32, dtype=torch.bool)
+    right, wrong = np.zeros((4, 4), np.float32), np.zeros((4, 4), np.float32)
+    right[:2, :2], wrong[2:, 2:] = 1, 1
+    found = deletion.curves(Corner(), x, lit, {"right": right, "wrong": wrong})  # type: ignore[arg-type]
+    (deleted, inserted), (deleted_wrong, inserted_wrong) = found["right"], found["wrong"]
+    with torch.no_grad():
+        whole = Corner()(x)[0].softmax(dim=1)[0].numpy()
+    for curves in found.values():
+        np.testing.assert_allclose(curves[0][0, :2], whole, rtol=1e-6)
+        np.testing.assert_allclose(curves[1][-1, :2], whole, rtol=1e-6)
+        np.testing.assert_array_equal(curves[0][-1], curves[1][0])
+    assert deleted.shape == (len(deletion.FRACTIONS), 4)
+    np.testing.assert_allclose(deleted[:, 2:], deleted[:, 1::-1])  # the other head
+    assert deletion.area_under(deleted[:, 1]) < deletion.area_under(deleted_wrong[:, 1]) - 0.2
+    assert deletion.area_under(inserted[:, 1]) > deletion.area_under(inserted_wrong[:, 1]) + 0.2
+
+
+def test_the_area_under_a_straight_line_is_half() -> None:
+    assert deletion.area_under(deletion.FRACTIONS) == pytest.approx(0.5)
+
+
+def test_shuffling_goes_from_the_heads_down_and_leaves_the_model_alone() -> None:
+    torch.manual_seed(0)
+    model = RetinaNet(5, "resnet18").eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    changed = []
+    for shuffled in shuffled_models(model):
+        state = shuffled.state_dict()
+        names = [name for name in state if not state[name].equal(before[name])]
+        changed.append({name.split(".")[1 if name.startswith("backbone") else 0] for name in names})
+        for name in ("dr_head.3.weight", "backbone.conv1.weight"):
+            assert torch.equal(state[name].flatten().sort().values, before[name].flatten().sort().values)
+    assert len(changed) == len(STAGE_NAMES)
+    assert changed[0] == {"dr_head", "me_head"}
+    assert changed[1] == {"dr_head", "me_head", "layer4"}
+    assert changed[-1] == {"dr_head", "me_head", "layer4", "layer3", "layer2", "layer1", "bn1", "conv1"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_similarity_is_spearmans() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 3, 4, 4), np.float32)
+    b[2] = 0.5  # even
+    expected = [spearmanr(a[0].ravel(), b[0].ravel()).statistic, spearmanr(a[1].ravel(), b[1].ravel()).statistic, 0]
+    np.testing.assert_allclose(similarity(a, b), expected)
+    np.testing.assert_allclose(similarity(a, a**3), 1)
+
+
+@pytest.fixture(scope="module")
+def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lesions") / "masked"
+    write_lesions(folder, 4, size=160)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("checkpoint") / "best.pth"
+    model = RetinaNet(5, "resnet18")
+    Checkpoint(model.state_dict(), "resnet18", Contract(Preprocessing(image_size=64))).save(path)
+    return path
+
+
+def test_every_measure_is_taken_and_can_be_taken_again(lesions: Path, checkpoint: Path) -> None:
+    photographs, explainer = read_lesions(lesions), CheckpointExplainer(checkpoint)
+    found = measure(explainer, photographs)
+    kinds = {kind for photograph in photographs for kind in photograph.masks}
+    assert kinds == {"EX", "HE"}
+    expected = {(kind, head) for kind in kinds for head in ("dr", "me")}
+    for name in ("pointing", "lift"):
+        assert {(f.lesion, f.head) for f in found.figures if f.measure == name and f.of == MAP} == expected
+    for head in ("dr", "me"):
+        own, other = found.get("deletion", "", head, MAP), found.get("deletion", "", head, CHANCE)
+        both = found.get("deletion", "", head, f"{MAP} - {CHANCE}")
+        assert own and other and both
+        assert both.interval.value == pytest.approx(own.interval.value - other.interval.value)
+        areas = [deletion.area_under(curve) for curve in found.curves["deletion", head, MAP]]
+        assert own.interval.value == pytest.approx(np.mean(areas))
+        assert [f.of for f in found.figures if f.measure == "shuffled" and f.head == head] == list(STAGE_NAMES)
+        first = found.get("pointing", "HE", head, CENTRE)
+        assert first
+        assert first.photographs == sum("HE" in photograph.masks for photograph in photographs)
+    assert measure(explainer, photographs).figures == found.figures
+
+
+def test_the_command_writes_one_table_and_one_picture(lesions: Path, checkpoint: Path, tmp_path: Path) -> None:
+    args = ["--evaluate", str(lesions), "--checkpoint", str(checkpoint), "--out", str(tmp_path), "--head", "dr"]
+    result = CliRunner().invoke(main, args)
+    assert "Sanity check" in result.output
+    assert result.exit_code == (0 if "Sanity check passed" in result.output else 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "faithfulness.csv", "faithfulness.md", "faithfulness.png"
+    ]  # fmt: skip
+    with (tmp_path / "faithfulness.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["head"] for row in rows} == {"dr"}
+    assert all(float(row["low"]) <= float(row["value"]) <= float(row["high"]) for row in rows)
+    with Image.open(tmp_path / "faithfulness.png") as picture:
+        assert min(picture.size) > 500
+
+
+def test_what_is_refused(lesions: Path, tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match=r"lesions\.csv: expected a list of photographs"):
+        read_lesions(tmp_path)
+    listing = tmp_path / "lesions.csv"
+    listing.write_text("Name\nx.jpg\n")
+    with pytest.raises(AnnotationError, match="expected the column Image name, found Name"):
+        read_lesions(tmp_path)
+    listing.write_text("Image name\nx.jpg\n")
+    with pytest.raises(AnnotationError, match=r"line 2: x\.jpg: expected the photograph .* found none"):
+        read_lesions(tmp_path)
+    Image.new("RGB", (50, 40)).save(tmp_path / "x.jpg")
+    with pytest.raises(AnnotationError, match=r"expected masks x_EX\.png"):
+        read_lesions(tmp_path)
+    Image.new("L", (40, 50)).save(tmp_path / "x_EX.png")
+    with pytest.raises(PictureError, match="expected a mask of 50 x 40, found 40 x 50"):
+        read_lesions(tmp_path)
+    refused = CliRunner().invoke(main, ["--evaluate", str(lesions), "--model", "explain.onnx"])
+    assert refused.exit_code == 2
+    assert "--evaluate: expected no photographs and no --model" in refused.stderr
