@@ -1,0 +1,155 @@
+"""How fast retina-score is, against the plainest ways and against what the cores could do at best.
+
+    python benchmarks/score.py FOLDER... --model-fp32 F.onnx --model-int8 I.onnx --checkpoint C.pth
+
+For each folder, all contenders take turns on the same photographs, round after round, so that a busy machine slows all:
+
+    a  the original notebook's loop: Pillow decodes whole, resizes; PyTorch eager, batches of 16, no workers
+    b  a plain onnxruntime loop: Pillow decodes whole, resizes; onnxruntime with its defaults, one by one
+    c  retina-score, fp32          d  retina-score, int8
+    e  the bound: cores divided by the core-seconds that decode and model take alone, on one thread
+
+Efficiency is ours by the bound. ``cpu ms`` is the processor time of an image, which other programs hardly move.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from PIL import Image
+from retina.runtime import RetinaModel
+from retina.runtime.folder import find_pictures
+from retina.runtime.workers import usable_cores
+from retina.train.checkpoint import load_checkpoint
+
+BATCH = 16
+
+
+@dataclass
+class Contender:
+    """A way to score files, and what it has taken so far."""
+
+    name: str
+    run: Callable[[Sequence[Path]], object]
+    images: int = 0
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def turn(self, files: Sequence[Path]) -> None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.run(files)
+        self.wall += time.perf_counter() - wall
+        self.cpu += time.process_time() - cpu
+        self.images += len(files)
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self.images / self.wall
+
+    @property
+    def cpu_each(self) -> float:
+        """Processor seconds per image."""
+        return self.cpu / self.images
+
+
+def notebook(checkpoint: Path, cores: int) -> Callable[[Sequence[Path]], object]:
+    """The loop of the original: the network alone in eager mode, on squares that Pillow made."""
+    opened = load_checkpoint(checkpoint)
+    model, preprocessing = opened.build_model(), opened.contract.preprocessing
+    size = preprocessing.image_size
+    mean = torch.tensor(preprocessing.mean)[:, None, None]
+    std = torch.tensor(preprocessing.std)[:, None, None]
+
+    def run(files: Sequence[Path]) -> None:
+        torch.set_num_threads(cores)
+        for start in range(0, len(files), BATCH):
+            batch = []
+            for path in files[start : start + BATCH]:
+                with Image.open(path) as image:
+                    pixels = np.array(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+                batch.append((torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - mean) / std)
+            with torch.no_grad():
+                model(torch.stack(batch))
+
+    return run
+
+
+def plain(model: Path, size: int) -> Callable[[Sequence[Path]], object]:
+    """What one writes first with onnxruntime."""
+    session = ort.InferenceSession(str(model))
+
+    def run(files: Sequence[Path]) -> None:
+        for path in files:
+            with Image.open(path) as image:
+                pixels = np.array(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+            session.run(["dr_probs", "me_probs"], {"image": pixels[None]})
+
+    return run
+
+
+def alone(model: RetinaModel) -> Callable[[Sequence[Path]], object]:
+    """Decode and model on this thread, nothing else."""
+
+    def run(files: Sequence[Path]) -> None:
+        for path in files:
+            model.predict_pixels(model.decode(path))
+
+    return run
+
+
+def compare(folder: Path, args: argparse.Namespace, cores: int) -> None:
+    listing = find_pictures(folder)
+    files = [folder / name for name in listing.names[: args.images]]
+    files = (files * (args.images // len(files) + 1))[: args.images]
+    fp32, int8 = RetinaModel(args.model_fp32), RetinaModel(args.model_int8)
+    size = fp32.contract.preprocessing.image_size
+    a = Contender("a notebook's loop", notebook(args.checkpoint, cores))
+    b = Contender("b plain onnxruntime", plain(args.model_fp32, size))
+    ours = [
+        Contender(
+            f"{letter} retina-score {model.contract.precision}", lambda f, m=model: list(m.score(f, workers=cores))
+        )
+        for letter, model in (("c", fp32), ("d", int8))
+    ]
+    bounds = [Contender(f"e alone {model.contract.precision}", alone(model)) for model in (fp32, int8)]
+    contenders = [a, b, *ours, *bounds]
+    for contender in contenders:  # warm caches and arenas, not counted
+        contender.run(files[:2])
+    for _ in range(args.rounds):
+        for contender in contenders:
+            contender.turn(files)
+    print(f"\n{folder}: {len(files)} photographs, {args.rounds} rounds, {size} px, {cores} cores")
+    print(f"{'':<24}{'per second':>12}{'cpu ms':>9}{'to a':>8}{'to b':>8}{'efficiency':>12}{'by cpu':>9}")
+    for contender in contenders:
+        line = f"{contender.name:<24}{contender.rate:>12.2f}{1000 * contender.cpu_each:>9.1f}"
+        if contender in ours:
+            bound = bounds[ours.index(contender)]
+            efficiency = contender.rate / (cores / bound.cpu_each)
+            line += f"{contender.rate / a.rate:>8.2f}{contender.rate / b.rate:>8.2f}{efficiency:>12.2f}"
+            line += f"{bound.cpu_each / contender.cpu_each:>9.2f}"
+        print(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--model-fp32", type=Path, required=True)
+    parser.add_argument("--model-int8", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=24, help="photographs a turn (default: 24)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default: 5)")
+    args = parser.parse_args()
+    for folder in args.folders:
+        compare(folder, args, usable_cores())
+
+
+if __name__ == "__main__":
+    main()
