@@ -1,0 +1,294 @@
+"""From annotations to batches: names, grades, weights, the epoch's draws, and cached frames."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from eyes import eye, write_annotations, write_set, write_split
+from retina.runtime.contract import Preprocessing
+from retina.runtime.errors import AnnotationError, OutputError, UsageError
+from retina.runtime.picture import decode
+from retina.train.augment import augment_with_seed, make_augment
+from retina.train.data import (
+    DataSet,
+    Draw,
+    EpochPlan,
+    EvalItems,
+    TrainItems,
+    class_weights,
+    collate,
+    read_dataset,
+)
+from retina.train.frames import DecodedFrames, look_through
+from retina.train.framing import make_frame
+from sklearn.utils.class_weight import compute_class_weight
+
+SMALL = Preprocessing(image_size=48)
+GRADES = [0, 2, 4, 0, 2, 4, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def gaps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the DR grades 0, 2 and 4 only."""
+    return write_set(tmp_path_factory.mktemp("gaps"), train=GRADES, others=(0, 2, 4))
+
+
+def sound(root: Path, me_positive_from: int | None = None) -> DataSet:
+    data, faults = read_dataset(root, me_positive_from)
+    assert faults == []
+    return data
+
+
+def frames_of(data: DataSet, split: str) -> DecodedFrames:
+    return DecodedFrames([photo.path for photo in data.splits[split].photos], SMALL)
+
+
+def test_rows_become_photographs(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    header = ["image NAME ", " retinopathy Grade", "Risk of macular edema", "patient", "CAPTION", "Source", "Camera"]
+    rows = [["eye_0.PNG", "2.0", 1, "p7", "a, b", "IDRiD", "x"], ["EYE_1", 0, 0, "", "", "", ""]]
+    rows += [[f"eye_{n}.jpg", 1, 0, "", "", "", ""] for n in range(2, 6)]
+    write_annotations(tmp_path / "train", rows, header)
+    first, second, *_ = sound(tmp_path).splits["train"].photos
+    assert first.path == tmp_path / "train/images/eye_0.jpg"
+    assert (first.image_name, first.line, first.dr_grade, first.me_label) == ("eye_0.PNG", 2, 2, 1)
+    assert (first.caption, first.source, first.patient) == ("a, b", "IDRiD", "p7")
+    assert second.path.name == "eye_1.jpg"
+    assert (second.caption, second.source, second.patient) == ("", "", "")
+
+
+def test_caption_and_further_columns_are_optional(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    for split, n in (("train", 6), ("valid", 3), ("test", 3)):
+        rows = [[f"eye_{i}", i % 3, 0] for i in range(n)]
+        write_annotations(tmp_path / split, rows, ["Image name", "Retinopathy grade", "Risk of macular edema"])
+    assert {photo.caption for photo in sound(tmp_path).splits["train"].photos} == {""}
+
+
+def test_items_are_the_notebooks(gaps: Path) -> None:
+    data = sound(gaps)
+    image, dr_index, me_label, filename, caption = EvalItems(data, "valid", frames_of(data, "valid"))[2]
+    assert (image.shape, image.dtype) == ((3, 48, 48), torch.float32)
+    assert (dr_index, me_label, filename, caption) == (2, 1, "eye_2.jpg", "caption 2")
+    train = TrainItems(data, frames_of(data, "train"), make_augment("notebook"), seed=1)
+    image, dr_index, me_label, filename, caption = train[Draw(4, epoch=1, position=0)]
+    assert (image.shape, image.dtype) == ((3, 48, 48), torch.uint8)
+    assert (dr_index, me_label, filename, caption) == (1, 1, "eye_4.jpg", "caption 4")
+
+
+def test_grades_map_to_contiguous_indices_and_back(gaps: Path) -> None:
+    data = sound(gaps)
+    assert data.dr_grades == (0, 2, 4)
+    items = TrainItems(data, frames_of(data, "train"), make_augment("notebook"), seed=1)
+    assert items.dr_index == [0, 1, 2, 0, 1, 2, 0, 0]
+    assert [data.dr_grades[index] for index in items.dr_index] == GRADES
+
+
+def test_graded_macular_edema_needs_a_threshold(tmp_path: Path) -> None:
+    for seed, split in enumerate(("train", "valid", "test")):
+        write_split(tmp_path / split, [0, 1, 2], seed, me=[0, 1, 2])
+    _, faults = read_dataset(tmp_path)
+    assert len(faults) == 3
+    assert "train/annotations.csv, line 4: Risk of macular edema: expected 0 or 1, found 2" in faults[0]
+    assert "--me-positive-from" in faults[0]
+    for threshold, labels in ((1, [0, 1, 1]), (2, [0, 0, 1])):
+        photos = sound(tmp_path, threshold).splits["valid"].photos
+        assert [photo.me_label for photo in photos] == labels
+
+
+def test_a_grade_that_train_lacks_is_a_fault(tmp_path: Path) -> None:
+    write_set(tmp_path, train=(0, 1, 0, 1), others=(0, 1, 3))
+    _, faults = read_dataset(tmp_path)
+    assert [fault.split("annotations.csv, ")[1] for fault in faults] == [
+        "line 4: Retinopathy grade: expected one of 0, 1 as in train, found 3 (eye_2.jpg)"
+    ] * 2
+
+
+def test_a_missing_column_does_not_make_every_photograph_unlisted(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    write_annotations(tmp_path / "valid", [["eye_0", 1], ["eye_1", 1]], ["Image name", "Retinopathy grade"])
+    _, faults = read_dataset(tmp_path)
+    assert len(faults) == 2  # the column, and eye_2.jpg, which no row names
+    assert "expected a column 'Risk of macular edema'" in faults[0]
+    assert "eye_2.jpg: expected a row" in faults[1]
+
+
+def test_a_folder_without_splits_is_refused(tmp_path: Path) -> None:
+    write_split(tmp_path / "train", [0, 1], 0)
+    with pytest.raises(AnnotationError, match=r"found no annotations\.csv in valid/, test/"):
+        read_dataset(tmp_path)
+    with pytest.raises(AnnotationError, match="found none there"):
+        read_dataset(tmp_path / "nowhere")
+
+
+def test_class_weights_are_scikit_learns_balanced() -> None:
+    dr_index = np.repeat([0, 1, 2, 3, 4], [792, 201, 354, 110, 63])
+    expected = compute_class_weight("balanced", classes=np.arange(5), y=dr_index)
+    np.testing.assert_allclose(class_weights(dr_index.tolist(), 5).numpy(), expected, rtol=1e-6)
+
+
+def plan(kind: str = "shuffle", n: int = 23, batch_size: int = 4, **kwargs: Any) -> EpochPlan:
+    return EpochPlan([i % 3 for i in range(n)], batch_size, kind, 7, **kwargs)
+
+
+def test_shuffle_visits_each_photograph_once() -> None:
+    epoch = plan()
+    batches = list(epoch)
+    assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 3]
+    assert len(epoch) == 6
+    assert sorted(draw.index for batch in batches for draw in batch) == list(range(23))
+    assert [draw.position for batch in batches for draw in batch] == list(range(23))
+    assert list(epoch) == batches  # a pure function of seed and epoch
+    epoch.epoch = 2
+    assert list(epoch) != batches
+
+
+def test_a_lone_last_photograph_is_left_out() -> None:
+    assert [len(batch) for batch in plan(n=21)] == [4] * 5
+
+
+def test_weighted_draws_balance_grades() -> None:
+    dr_index = np.repeat([0, 1, 2, 3, 4], [792, 201, 354, 110, 63])
+    epoch = EpochPlan(dr_index.tolist(), 16, "weighted", seed=3)
+    drawn: Counter[int] = Counter()
+    for number in range(1, 11):
+        epoch.epoch = number
+        drawn.update(dr_index[epoch.draws()].tolist())
+    expected = drawn.total() / 5
+    chi_square = sum((count - expected) ** 2 / expected for count in drawn.values())
+    assert drawn.total() == 15200
+    assert chi_square < 18.5  # 99.9th percentile with 4 degrees of freedom
+    assert len({int(i) for i in epoch.draws()}) < 1520  # with replacement
+
+
+def test_two_devices_share_the_micro_batches_of_one() -> None:
+    one = list(plan(n=32))
+    ranks = [list(plan(n=32, rank=rank, world=2)) for rank in range(2)]
+    assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == one
+    odd = [list(plan(n=36, rank=rank, world=2)) for rank in range(2)]
+    assert [len(share) for share in odd] == [4, 4]  # of nine: no device waits for another
+
+
+def test_more_devices_than_micro_batches_are_refused() -> None:
+    with pytest.raises(UsageError, match="--batch-size 16: expected at least one batch of the 23"):
+        plan(batch_size=16, world=3)
+
+
+def test_start_skips_what_an_interrupted_epoch_has_behind_it() -> None:
+    epoch = plan()
+    whole = list(epoch)
+    epoch.start = 2
+    assert list(epoch) == whole[2:]
+    assert len(epoch) == 4
+
+
+def test_augmentation_depends_on_seed_epoch_and_position_alone(gaps: Path) -> None:
+    data = sound(gaps)
+    items = TrainItems(data, frames_of(data, "train"), make_augment("strong"), seed=1)
+    torch.manual_seed(0)
+    generator = torch.get_rng_state()
+    first = items[Draw(0, 1, 0)].image
+    assert torch.equal(torch.get_rng_state(), generator)
+    torch.manual_seed(99)
+    assert torch.equal(items[Draw(0, 1, 0)].image, first)
+    others = [items[Draw(0, 1, 1)].image, items[Draw(0, 2, 0)].image]
+    items.seed = 2
+    others.append(items[Draw(0, 1, 0)].image)
+    assert not any(torch.equal(other, first) for other in others)
+
+
+@pytest.mark.parametrize(("flip", "share"), [("horizontal", 0.5), ("vertical", 0.1)])
+def test_flips_come_as_often_as_the_notebooks(flip: str, share: float) -> None:
+    picture = torch.zeros(3, 33, 33, dtype=torch.uint8)
+    # A blot right of and above the centre stays in its quadrant under 10 degrees.
+    picture[:, 6:10, 23:27] = 200
+    augment = make_augment("notebook")
+    flipped = 0
+    for seed in range(300):
+        y, x = (
+            axis.float().mean()
+            for axis in torch.nonzero(augment_with_seed(augment, picture, seed)[0] > 60, as_tuple=True)
+        )
+        flipped += int(x < 16) if flip == "horizontal" else int(y > 16)
+    assert abs(flipped / 300 - share) < 4 * np.sqrt(share * (1 - share) / 300)
+
+
+def test_collated_batches() -> None:
+    data_items = [(torch.full((3, 4, 4), n), n, n % 2, f"{n}.jpg", f"c{n}") for n in range(3)]
+    batch = collate(data_items)  # type: ignore[arg-type]
+    assert batch.image.shape == (3, 3, 4, 4)
+    assert (batch.dr_index.tolist(), batch.me_label.tolist()) == ([0, 1, 2], [0, 1, 0])
+    assert batch.dr_index.dtype == torch.int64
+    assert (batch.filenames, batch.captions) == (["0.jpg", "1.jpg", "2.jpg"], ["c0", "c1", "c2"])
+
+
+@pytest.mark.parametrize("framing", ["field", "squash"])
+def test_every_cache_gives_the_same_frames(tmp_path: Path, framing: Literal["field", "squash"]) -> None:
+    paths = [tmp_path / f"{n}.png" for n in range(3)]
+    for n, path in enumerate(paths):
+        eye(n, 80 + n).save(path)
+    preprocessing = Preprocessing(framing=framing, image_size=48)
+    frame = make_frame(preprocessing)
+    expected = torch.cat([frame(torch.from_numpy(decode(path))[None]) for path in paths])
+    looks = []
+    for cache in ("off", "memory", "disk", "disk"):  # the second time found on disk
+        exact, look = look_through(paths, preprocessing, "float32", cache, tmp_path / "cache")  # type: ignore[arg-type]
+        whole, _ = look_through(paths, preprocessing, "uint8", cache, tmp_path / "cache")  # type: ignore[arg-type]
+        for i in range(3):
+            assert torch.equal(exact[i], expected[i])
+            assert torch.equal(whole[i].round().to(torch.uint8), expected[i].round().to(torch.uint8))
+        looks.append(look)
+    assert whole[0].dtype == torch.uint8
+    assert all(look == looks[0] for look in looks)
+    assert len({look.sha256 for look in looks[0]}) == 3
+
+
+def test_frames_on_disk_are_reused_until_a_file_changes(tmp_path: Path) -> None:
+    path = tmp_path / "eye.png"
+    eye(1).save(path)
+    before, (look_before,) = look_through([path], SMALL, "uint8", "disk", tmp_path / "cache")
+    files = sorted((tmp_path / "cache").iterdir())
+    decoded: list[int] = []
+    look_through([path], SMALL, "uint8", "disk", tmp_path / "cache", lambda: decoded.append(1))
+    assert decoded == []
+    assert sorted((tmp_path / "cache").iterdir()) == files
+    eye(2).save(path)
+    os.utime(path, ns=(1, 1))
+    after, (look_after,) = look_through([path], SMALL, "uint8", "disk", tmp_path / "cache")
+    assert look_before.sha256 != look_after.sha256
+    assert not torch.equal(before[0], after[0])
+
+
+def test_mapped_frames_travel_to_a_worker_by_name(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{n}.png" for n in range(4)]
+    for n, path in enumerate(paths):
+        eye(n).save(path)
+    frames, _ = look_through(paths, SMALL, "uint8", "disk", tmp_path / "cache")
+    parcel = pickle.dumps(frames)
+    assert len(parcel) < 1000 < 4 * 3 * 48 * 48
+    assert torch.equal(pickle.loads(parcel)[3], frames[3])
+
+
+def test_a_file_that_cannot_be_read_is_named_and_not_cached(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    eye(1).save(good)
+    bad.write_bytes(good.read_bytes()[:300])
+    _, (fine, faulty) = look_through([good, bad], SMALL, "uint8", "disk", tmp_path / "cache")
+    assert fine.fault == ""
+    assert str(bad) in faulty.fault
+    assert faulty.phash == ""
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "eye.png"
+    eye(1).save(path)
+    with pytest.raises(OutputError, match="try --cache memory"):
+        look_through([path], SMALL, "uint8", "disk", path / "cache")
