@@ -37,6 +37,9 @@ RELEASED = Path(__file__).with_name("released.onnx")
 DECODE_MARGIN = 1.2
 """Sides of a scaled-down decode, as a multiple of the square that the graph resizes to: docs/scoring.md measures it."""
 
+CLOSE_CALL = 0.02
+"""A probability moves by about this much at most when a picture is decoded at a fraction: docs/scoring.md."""
+
 _PROVIDER_PACKAGES = {
     "cuda": "onnxruntime-gpu",
     "tensorrt": "onnxruntime-gpu",
@@ -65,6 +68,26 @@ class Prediction:
     maps: Mapping[str, NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
     """``dr`` and ``me``: Grad-CAM (h, w) float32 of the predicted class over the framed square, not scaled; None where
     the file has none or they were not asked for."""
+
+    @classmethod
+    def of(
+        cls,
+        contract: Contract,
+        dr_probs: NDArray[np.floating],
+        me_probs: NDArray[np.floating],
+        maps: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> Prediction:
+        """By a contract's rules from one photograph's probabilities, (K,) and (2,)."""
+        decision = decide(contract, dr_probs, me_probs)
+        return cls(
+            grade=decision.dr_grade,
+            dr_probs={grade: float(p) for grade, p in zip(contract.dr_grades, dr_probs, strict=True)},
+            me_risk=decision.me_risk,
+            me_prob=float(me_probs[1]),
+            referable=decision.referable,
+            referable_prob=decision.referable_prob,
+            maps=maps,
+        )
 
 
 @dataclass(frozen=True)
@@ -115,6 +138,9 @@ class RetinaModel:
     def predict(self, source: str | Path | bytes | NDArray[np.uint8] | Image, *, maps: bool = True) -> Prediction:
         """Predict for one photograph.
 
+        From a picture decoded at a fraction of its size, unless ``exact``; where that leaves a decision within
+        ``CLOSE_CALL`` of turning, again from the whole picture, so that what is decided does not depend on it.
+
         Args:
             source: a path, the bytes of a file, decoded pixels (H, W, 3) uint8 RGB, or a Pillow image.
             maps: whether to return the Grad-CAM maps, where the file has them.
@@ -124,17 +150,16 @@ class RetinaModel:
             MissingExtraError: a DICOM file without pydicom installed.
             ModelFileError: the file answers with something that is no probability.
         """
-        return self.predict_pixels(self.decode(source), maps=maps)
+        pixels = self.decode(source)
+        prediction = self.predict_pixels(pixels, maps=maps)
+        if self._at_least is None or min(pixels.shape[:2]) < self._at_least or not _is_close(self.contract, prediction):
+            return prediction
+        whole = _pixels(source, at_least=None)
+        return prediction if whole.shape == pixels.shape else self.predict_pixels(whole, maps=maps)
 
     def decode(self, source: str | Path | bytes | NDArray[np.uint8] | Image) -> NDArray[np.uint8]:
-        """The pixels (H, W, 3) uint8 RGB that ``predict`` hands to the graph; errors as there."""
-        if isinstance(source, np.ndarray):
-            return _checked_pixels(source)
-        from .picture import decode, from_image
-
-        if isinstance(source, (str, Path, bytes)):
-            return decode(source, at_least=self._at_least)
-        return from_image(source, at_least=self._at_least)
+        """The pixels (H, W, 3) uint8 RGB that ``predict`` hands to the graph at first; errors as there."""
+        return _pixels(source, at_least=self._at_least)
 
     def predict_pixels(self, pixels: NDArray[np.uint8], *, maps: bool = False) -> Prediction:
         """Predict for decoded pixels (H, W, 3) uint8 RGB, H and W at least 32."""
@@ -148,16 +173,7 @@ class RetinaModel:
         dr, me = outputs[0][0], outputs[1][0]
         if not (np.isfinite(dr).all() and np.isfinite(me).all()):
             raise ModelFileError(f"{self.path}: expected probabilities, found {dr} and {me}")
-        decision = decide(self.contract, dr, me)
-        return Prediction(
-            grade=decision.dr_grade,
-            dr_probs={grade: float(p) for grade, p in zip(self.contract.dr_grades, dr, strict=True)},
-            me_risk=decision.me_risk,
-            me_prob=float(me[1]),
-            referable=decision.referable,
-            referable_prob=decision.referable_prob,
-            maps={"dr": outputs[2][0], "me": outputs[3][0]} if with_maps else None,
-        )
+        return Prediction.of(self.contract, dr, me, {"dr": outputs[2][0], "me": outputs[3][0]} if with_maps else None)
 
     def score(self, paths: Iterable[str | Path], *, workers: int | None = None, maps: bool = False) -> Iterator[Scored]:
         """Score many files, in the order given, as quickly as the usable cores allow.
@@ -294,6 +310,25 @@ def _check_graph(path: Path, session: InferenceSession, contract: Contract) -> N
         free = node in inputs
         if any(wanted != axis for wanted, axis in numbers if free or isinstance(wanted, int)):
             expect(f"shape of {node.name}", expected, list(node.shape))
+
+
+def _pixels(source: str | Path | bytes | NDArray[np.uint8] | Image, at_least: int | None) -> NDArray[np.uint8]:
+    if isinstance(source, np.ndarray):
+        return _checked_pixels(source)
+    from .picture import decode, from_image
+
+    if isinstance(source, (str, Path, bytes)):
+        return decode(source, at_least=at_least)
+    return from_image(source, at_least=at_least)
+
+
+def _is_close(contract: Contract, prediction: Prediction) -> bool:
+    """Whether a change of CLOSE_CALL in a probability, or in the lead of the first grade, could turn a decision."""
+    second, first = sorted(prediction.dr_probs.values())[-2:]
+    me, referable = contract.thresholds["me"].threshold, contract.thresholds["referable_dr"].threshold
+    to_me = abs(prediction.me_prob - (0.5 if me is None else me))
+    to_referable = abs(prediction.referable_prob - (0.5 if referable is None else referable))
+    return min(first - second, to_me, to_referable) < CLOSE_CALL
 
 
 def _checked_pixels(pixels: NDArray[Any]) -> NDArray[np.uint8]:

@@ -311,3 +311,19 @@ def test_session_options_neither_spin_nor_take_more_threads_than_asked() -> None
     options = session_options(3)
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_a_close_call_is_decided_on_the_whole_picture(tmp_path: Path) -> None:
+    """A threshold laid onto the answer itself: the scaled picture's may lie on the other side."""
+    plain = CONTRACT.with_(preprocessing=Preprocessing("squash", 64))
+    smooth = Image.fromarray(pixels(3, 600, 900)).filter(ImageFilter.GaussianBlur(9))
+    path = tmp_path / "eye.jpg"
+    smooth.save(path, quality=60)
+    me_prob = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=plain), exact=True).predict(path).me_prob
+    for offset in (0.0, 0.3):
+        rules = {**plain.thresholds, "me": Rule("at_least", me_prob + offset)}
+        file = write_tiny_model(tmp_path / "b.onnx", contract=plain.with_(thresholds=rules))
+        scaled, exact = RetinaModel(file), RetinaModel(file, exact=True)
+        from_scaled = scaled.predict_pixels(scaled.decode(path))
+        assert from_scaled.me_prob != exact.predict(path).me_prob
+        assert scaled.predict(path) == (exact.predict(path) if offset == 0 else from_scaled)
