@@ -62,7 +62,8 @@ figure img { display: block; max-width: 100%; height: auto; background: #fff; bo
 .gallery figcaption { padding: .5rem .65rem .65rem; line-height: 1.4; }
 .gallery strong { color: var(--ink); display: block; }
 footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line); }
-@media (max-width: 40rem) { td small { display: block; margin: 0 0 0 auto; max-width: 7.5rem; white-space: normal; } th, td { padding-right: .75rem; }
+@media (max-width: 40rem) { td small { display: block; margin: 0 0 0 auto; max-width: 7.5rem; white-space: normal; }
+  th, td { padding-right: .75rem; }
   .card .big { font-size: 1.6rem; } .cards { grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); } }
 @media print { :root { --ink: #000; --soft: #444; --line: #bbb; --back: #fff; --card: #fff; --blue: #00507f;
   --track: #ddd; --warn-ink: #000; --warn-back: #fff; --warn-line: #000; color-scheme: light; }
