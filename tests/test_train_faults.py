@@ -1,0 +1,211 @@
+"""What training refuses, and that it says everything at once before it trains anything."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from eyes import eye, write_annotations, write_set
+from retina.train.cli import main
+from retina.train.config import TrainConfig
+
+QUICK = ["--image-size", "32", "--backbone", "resnet18", "--weights", "none", "--workers", "0", "--epochs", "1"]
+
+
+def retina_train(*arguments: object) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+    return result
+
+
+def refused(artifacts: Path, *arguments: object) -> str:
+    """The message of a command that must exit with 2 and train nothing."""
+    result = retina_train(*arguments, "--artifacts", artifacts)
+    assert result.exit_code == 2, result.output
+    assert not list(artifacts.glob("runs/*/*.pth"))
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("sound"))
+
+
+def rewrite(annotations: Path, change: dict[str, list[object] | None], add: list[list[object]]) -> None:
+    """Replace, drop or add rows by their name."""
+    with annotations.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    kept = [change.get(row[0], row) for row in rows]
+    write_annotations(annotations.parent, [row for row in kept if row is not None] + add, header)
+
+
+def test_every_planted_fault_is_named_in_one_answer(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "data", train=[0, 1, 2] * 6, others=(0, 1, 2, 0, 1))
+    train, valid, test = root / "train", root / "valid", root / "test"
+    images = train / "images"
+    rewrite(
+        train / "annotations.csv",
+        {
+            "eye_0.jpg": None,
+            "eye_1.jpg": ["eye_1.jpg", "mild", 0, "", "", ""],
+            "eye_2.jpg": ["eye_2.jpg", 7, 0, "", "", ""],
+            "eye_3.jpg": ["eye_3.jpg", 0, 2, "", "", ""],
+            "eye_4.jpg": ["eye_4.jpg", 1, 0],
+            "eye_5.jpg": ["eye_5.jpg", 2, "", "", "", ""],
+        },
+        [
+            ["nobody.jpg", 0, 0, "", "", ""],
+            ["eye_6.jpg", 0, 0, "", "", ""],
+            ["EYE_7.PNG", 1, 0, "", "", ""],
+            ["", 1, 0, "", "", ""],
+            ["twin", 1, 0, "", "", ""],
+        ],
+    )
+    for ending in ("jpg", "png"):
+        eye(77).save(images / f"twin.{ending}")
+    whole = (images / "eye_8.jpg").read_bytes()
+    (images / "eye_8.jpg").write_bytes(whole[: len(whole) // 2])
+    (images / "eye_9.jpg").write_bytes(b"")
+    (images / "eye_10.jpg").write_text("not a photograph")
+    eye(5, side=31).save(images / "eye_11.jpg")
+    (images / "eye_12.jpg").unlink()
+    (images / "eye_12.jpg").symlink_to("gone.jpg")
+    shutil.copy(images / "eye_13.jpg", valid / "images" / "eye_1.jpg")
+    rewrite(valid / "annotations.csv", {"eye_2.jpg": ["eye_2.jpg", 4, 1, "", "", ""]}, [])
+    write_annotations(test, [[f"eye_{n}", n % 3] for n in range(5)], ["Image name", "Retinopathy grade"])
+
+    message = refused(tmp_path / "artifacts", root, *QUICK)
+    faults = {
+        "unlisted image": f"{images / 'eye_0.jpg'}: expected a row in",
+        "grade that is no number": "line 2: Retinopathy grade: expected a whole number from 0, found 'mild'",
+        "unknown grade": "line 3: Retinopathy grade: expected 0 to 4, found 7 (eye_2.jpg)",
+        "ME 2": "line 4: Risk of macular edema: expected 0 or 1, found 2 (eye_3.jpg)",
+        "missing cells": "line 5: expected 6 columns, found 3: 'eye_4.jpg'",
+        "no ME": "line 6: Risk of macular edema: expected a whole number from 0, found ''",
+        "missing image": "expected a photograph named 'nobody.jpg'",
+        "row twice": "line 20: Image name: 'eye_6.jpg' is already on line 7",
+        "two names for one file": "line 21: 'EYE_7.PNG' means eye_7.jpg, which line 8 already labels",
+        "no name": "line 22: Image name: expected a name, found nothing",
+        "one name for two files": "line 23: 'twin' in",
+        "the first of the two": f"{images / 'twin.jpg'}: expected a row in",
+        "the second": f"{images / 'twin.png'}: expected a row in",
+        "truncated": f"line 9: {images / 'eye_8.jpg'}: ",
+        "empty file": f"line 10: {images / 'eye_9.jpg'}: ",
+        "no picture": f"line 11: {images / 'eye_10.jpg'}: ",
+        "too small": f"line 12: {images / 'eye_11.jpg'}: ",
+        "link to nothing": f"line 13: {images / 'eye_12.jpg'}: ",
+        "same bytes in two splits": "same bytes: train/eye_13.jpg and valid/eye_1.jpg",
+        "grade that train lacks": "line 4: Retinopathy grade: expected one of 0, 1, 2 as in train, found 4",
+        "missing column": f"{test / 'annotations.csv'}, line 1: expected a column 'Risk of macular edema'",
+    }
+    missing = [kind for kind, text in faults.items() if message.count(text) != 1]
+    assert missing == [], message
+    assert f"{len(faults)} faults; nothing was trained" in message
+    assert len(message.splitlines()) == 1 + len(faults)  # and none is named twice in other words
+    assert not (tmp_path / "artifacts" / "runs").exists()
+
+
+def test_a_thousand_faults_do_not_fill_the_terminal(tmp_path: Path, data: Path) -> None:
+    root = shutil.copytree(data, tmp_path / "data")
+    write_annotations(
+        root / "train",
+        [[f"gone_{n}", n % 3, 0] for n in range(200)],
+        ["Image name", "Retinopathy grade", "Risk of macular edema"],
+    )
+    message = refused(tmp_path / "artifacts", root, *QUICK)
+    assert len(message.splitlines()) == 102
+    assert message.splitlines()[-1].strip().startswith("... and ")
+
+
+def test_a_missing_split_is_named(tmp_path: Path, data: Path) -> None:
+    root = shutil.copytree(data, tmp_path / "data")
+    shutil.rmtree(root / "valid")
+    assert "found no annotations.csv in valid/" in refused(tmp_path / "artifacts", root, *QUICK)
+    assert "name the data folder" in refused(tmp_path / "artifacts")
+
+
+def test_an_artifacts_folder_that_cannot_be_written_is_said_before_anything_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    result = retina_train(tmp_path / "no-data-either", *QUICK, "--artifacts", file / "artifacts")
+    assert result.exit_code == 2
+    assert "expected a folder that can be written" in result.stderr
+    assert "--artifacts" in result.stderr
+
+
+def test_the_name_of_an_earlier_run_is_refused(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    message = refused(tmp_path, data, *QUICK, "--name", "mine")
+    assert "expected a new run, found one there" in message
+    assert "--resume" in message
+
+
+def interrupted(artifacts: Path, data: Path) -> Path:
+    folder = artifacts / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(TrainConfig(data=str(data), seed=5).to_json())
+    (folder / "run.json").write_text('{"data_fingerprint": "other"}')
+    return folder
+
+
+def test_nothing_to_resume(tmp_path: Path, data: Path) -> None:
+    assert "expected an interrupted run, found none" in refused(tmp_path, "--resume")
+    interrupted(tmp_path, data)
+    assert "found no resume.pth there" in refused(tmp_path, "--resume", "--name", "mine")
+
+
+def test_resume_refuses_other_options_and_other_data(tmp_path: Path, data: Path) -> None:
+    folder = interrupted(tmp_path / "a", data)
+    (folder / "resume.pth").touch()
+    result = retina_train("elsewhere", "--resume", "--seed", 6, "--epochs", 12, "--artifacts", tmp_path / "a")
+    assert result.exit_code == 2
+    assert "seed: expected 5 as the run began, found 6" in result.stderr
+    assert f"data: expected {data} as the run began, found elsewhere" in result.stderr
+    assert "epochs" not in result.stderr  # 12 is what the run has
+
+
+def test_resume_refuses_photographs_that_changed(tmp_path: Path, data: Path) -> None:
+    config = TrainConfig(str(data), image_size=32, backbone="resnet18", weights="none", workers=0)
+    folder = interrupted(tmp_path, data)
+    (folder / "config.json").write_text(config.to_json())
+    torch.save({"kind": "something else"}, folder / "resume.pth")
+    result = retina_train("--resume", "--artifacts", tmp_path)
+    assert result.exit_code == 2
+    assert "expected the photographs and labels the run was started with" in result.stderr
+
+
+@pytest.mark.parametrize("device", ["tpu", "cpu:1", "cuda:99"])
+def test_a_device_that_is_not_here(tmp_path: Path, data: Path, device: str) -> None:
+    message = refused(tmp_path, data, *QUICK, "--device", device)
+    assert f"--device {device}: expected one of auto, " in message
+
+
+def test_imagenet_weights_without_a_network(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for proxy in ("http_proxy", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # the discard port: nobody answers
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    message = refused(tmp_path / "a", data, *QUICK, "--weights", "imagenet")
+    assert "--weights imagenet: torchvision could not fetch resnet18" in message
+    assert "--weights FILE" in message
+    assert "--weights none" in message
+    assert not (tmp_path / "a" / "runs").exists()
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path, data: Path) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, file)
+    assert "expected a torchvision state_dict of resnet18" in refused(tmp_path / "a", data, *QUICK, "--weights", file)
+    file.write_bytes(b"PK\x03\x04 nothing")
+    assert "cannot be read safely" in refused(tmp_path / "a", data, *QUICK, "--weights", file)
+
+
+def test_an_unknown_backbone_is_refused(tmp_path: Path, data: Path) -> None:
+    message = refused(tmp_path, data, *QUICK, "--backbone", "resnet19")
+    assert "backbone: expected one of resnet101, " in message
+    assert "found 'resnet19'" in message
