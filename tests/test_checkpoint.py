@@ -126,7 +126,7 @@ def test_backbone_starts_from_a_torchvision_state_dict(tmp_path: Path) -> None:
 
 
 def test_imagenet_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A proxy on a port where nothing listens stands for a machine without a network; the loading code is torchvision's."""
+    """No network: a proxy on a port where nothing listens. The loading code is torchvision's own."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(UsageError, match=r"--weights FILE .* or --weights none"):

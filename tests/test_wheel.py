@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
 from tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent

@@ -41,7 +41,7 @@ class FieldFrame(nn.Module):
     """The lit field, found and centred in a square, so that cameras which frame differently look alike.
 
     The picture is first resized to an intermediate square; there the field's box is read from the rows and columns,
-    and one affine grid samples the square around it, in the picture's own aspect ratio. What lies outside the picture
+    and one grid samples the square around it, in the picture's own aspect ratio. What lies outside the picture
     is black. A picture without a lit field is left whole.
     """
 
@@ -57,15 +57,11 @@ class FieldFrame(nn.Module):
         # The box is in shares of the picture's width and height; the square is a square in the picture's pixels.
         height, width = image.shape[1], image.shape[2]
         side = torch.maximum((right - left) * width, (bottom - top) * height)
-        zero = torch.zeros_like(side)
-        theta = torch.stack(
-            [
-                torch.stack([side / width, zero, left + right - 1.0], dim=1),
-                torch.stack([zero, side / height, top + bottom - 1.0], dim=1),
-            ],
-            dim=1,
-        )  # (N, 2, 3): output coordinates in [-1, 1] to the intermediate square's
-        grid = F.affine_grid(theta, [image.shape[0], 3, self.size, self.size], align_corners=False)
+        # By hand and not by affine_grid, which would leave a table of size x size x 3 floats in the exported file.
+        centres = (torch.arange(self.size, device=x.device, dtype=x.dtype) + 0.5) * (2.0 / self.size) - 1.0
+        columns = (side / width).view(-1, 1, 1) * centres + (left + right - 1.0).view(-1, 1, 1)  # (N, 1, size)
+        rows = (side / height).view(-1, 1, 1) * centres.view(-1, 1) + (top + bottom - 1.0).view(-1, 1, 1)
+        grid = torch.stack(torch.broadcast_tensors(columns, rows), dim=-1)  # type: ignore[no-untyped-call]  # (N, size, size, 2), in [-1, 1] of x
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

@@ -43,10 +43,11 @@ class RetinaNet(nn.Module):
         return self.dr_head(features), self.me_head(features)
 
     def feature_map(self, x: Tensor) -> Tensor:
-        """(N, 3, S, S) -> the last feature map (N, C, h, w), before pooling; ``pooled`` takes it from there."""
+        """(N, 3, S, S) -> the last feature map (N, C, h, w), before it is pooled into the heads' features."""
         b = self.backbone
         x = b.maxpool(b.relu(b.bn1(b.conv1(x))))
-        return b.layer4(b.layer3(b.layer2(b.layer1(x))))
+        feature_map: Tensor = b.layer4(b.layer3(b.layer2(b.layer1(x))))
+        return feature_map
 
     def set_frozen(self, frozen: bool) -> None:
         """Freeze or open conv1, bn1 and layer1; frozen batch-norm keeps its ImageNet statistics (see ``train``)."""
