@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..runtime.contract import Contract, Decision, decide
 from ..runtime.errors import UsageError
 from ..runtime.model import DECODE_MARGIN, RetinaModel
-from ..runtime.overlay import HEADS, Head, HeadMap
+from ..runtime.overlay import HEADS, Head, HeadMap, head_maps
 from ..runtime.picture import decode
 from ..runtime.workers import usable_cores
 
@@ -146,10 +146,8 @@ class OnnxExplainer:
         answers = []
         for pixels in photographs:
             said = self._model.predict_pixels(pixels, maps=True)
-            dr = np.array([said.dr_probs[grade] for grade in self.contract.dr_grades], np.float32)
-            me = np.array([1.0 - said.me_prob, said.me_prob], np.float32)
-            maps = {head: (said.maps or {})[head] for head in self.heads}
-            answers.append(Answer.of(self.contract, {"dr": dr, "me": me}, maps))
+            decision = Decision(said.grade, said.me_risk, said.referable, said.referable_prob)
+            answers.append(Answer(decision, {h: m for h, m in head_maps(said).items() if h in self.heads}))
         return answers
 
 

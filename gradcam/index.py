@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ..runtime.overlay import HEADS
-from ..runtime.panel import NOTE, in_words
+from ..runtime.panel import NOTE, in_words, percent
 
 if TYPE_CHECKING:
     from .gallery import Photograph
@@ -78,7 +78,7 @@ def _article(photograph: Photograph) -> str:
         return f'<article>{title}<p class="error">Not read: {html.escape(photograph.error)}</p></article>'
     links = " · ".join(
         f'<a href="{_link(f"{photograph.stem}_{head}.png")}">{in_words(head, head_map.target)},'
-        f" {head_map.probability:.0%}: full size</a>"
+        f" {percent(head_map.probability)}: full size</a>"
         for head, head_map in photograph.answer.maps.items()
     )
     panel = f'<img loading="lazy" alt="photograph and maps" src="{_link(f"{photograph.stem}_panel.jpg")}">'

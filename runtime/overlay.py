@@ -7,15 +7,22 @@ surround what reaches half of the scale. Nothing is drawn outside the lit field.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .contract import Preprocessing
 from .field import Field
+from .png import write_png
+
+if TYPE_CHECKING:
+    from .model import Prediction
 
 Head = Literal["dr", "me"]
 HEADS: tuple[Head, Head] = ("dr", "me")
@@ -26,7 +33,7 @@ since stretching it to the whole colour scale would show noise as a finding."""
 
 _ANCHORS = ((0.0, (0, 30, 150)), (0.4, (10, 90, 240)), (0.75, (60, 205, 255)), (1.0, (250, 255, 255)))
 """Share of the scale and RGB: dark blue, blue, light blue, near-white."""
-_CLEAR_BELOW, _OPAQUE_FROM, _MOST_OPAQUE = 0.1, 0.6, 0.62
+_CLEAR_BELOW, _OPAQUE_FROM, _MOST_OPAQUE = 0.1, 0.6, 0.5
 _CANVAS = 1024
 """Longest side in pixels on which a map is painted before it is enlarged: 12 cells a side need no more."""
 _TILE = 256
@@ -63,6 +70,42 @@ def colours() -> NDArray[np.uint8]:
     channels = [np.interp(at, stops, [rgb[c] for _, rgb in _ANCHORS]) for c in range(3)]
     opacity = 255 * _MOST_OPAQUE * np.clip((at - _CLEAR_BELOW) / (_OPAQUE_FROM - _CLEAR_BELOW), 0.0, 1.0)
     return np.stack([*channels, opacity], axis=1).round().astype(np.uint8)
+
+
+def head_maps(prediction: Prediction) -> dict[Head, HeadMap]:
+    """The maps of a prediction, each with what it explains: the most probable grade and label; none if it has none."""
+    probs: dict[Head, Mapping[int, float]] = {
+        "dr": prediction.dr_probs,
+        "me": {0: 1.0 - prediction.me_prob, 1: prediction.me_prob},
+    }
+    maps = {}
+    for head in HEADS if prediction.maps else ():
+        target = max(probs[head], key=probs[head].__getitem__)
+        maps[head] = HeadMap(head, (prediction.maps or {})[head], target, probs[head][target])
+    return maps
+
+
+def write_overlays(
+    base: Path, pixels: NDArray[np.uint8], preprocessing: Preprocessing, maps: Iterable[HeadMap]
+) -> list[Path]:
+    """Draw each map on a photograph and write it as ``<base>_dr.png`` or ``<base>_me.png``.
+
+    Args:
+        base: where, without the ending; its folder is there.
+        pixels: the photograph at its own size, (H, W, 3) uint8 RGB.
+        preprocessing: of the model's contract, which says what part of the photograph it saw.
+        maps: ``head_maps(prediction).values()``.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full.
+    """
+    photograph, field = Image.fromarray(pixels), Field.find(pixels, preprocessing)
+    written = []
+    for head_map in maps:
+        path = base.with_name(f"{base.name}_{head_map.head}.png")
+        write_png(path, np.asarray(draw(photograph, head_map, field)))
+        written.append(path)
+    return written
 
 
 def place(values: NDArray[np.float32], field: Field, size: tuple[int, int]) -> NDArray[np.float32]:

@@ -29,6 +29,11 @@ def in_words(head: Head, value: int) -> str:
     return f"DR grade {value}" + (f" ({GRADE_NAMES[value]})" if 0 <= value < len(GRADE_NAMES) else "")
 
 
+def percent(probability: float) -> str:
+    """A probability for people, who should never read that a model is certain."""
+    return ">99%" if probability > 0.99 else "<1%" if probability < 0.01 else f"{probability:.0%}"
+
+
 def draw_panel(
     photograph: Image.Image,
     name: str,
@@ -69,7 +74,7 @@ def draw_panel(
         panel.paste((0, 0, 0), (x, y, x + TILE, y + TILE))
         panel.paste(picture, (x + (TILE - size[0]) // 2, y + (TILE - size[1]) // 2))
         if head is None:
-            _write(pen, (x, y + TILE + 8), "Photograph, lit field", 19, _INK, bold=True)
+            _write(pen, (x, y + TILE + 8), "Photograph, as the model frames it", 19, _INK, bold=True)
         else:
             _caption(panel, (x, y + TILE + 8), maps[head], tops[head] if tops else None)
     _write(pen, (_GAP, panel.height - 24), NOTE, 14, _GREY)
@@ -80,7 +85,7 @@ def _caption(panel: Image.Image, at: tuple[int, int], head_map: HeadMap, top: fl
     pen = ImageDraw.Draw(panel)
     x, y = at
     _write(pen, (x, y), f"Speaks for {in_words(head_map.head, head_map.target)}", 19, _INK, bold=True)
-    _write(pen, (x, y + 25), f"probability {head_map.probability:.0%}", 17, _GREY)
+    _write(pen, (x, y + 25), f"probability {percent(head_map.probability)}", 17, _GREY)
     if head_map.is_blank:
         _write(pen, (x, y + 58), "Blank map: no region speaks for this answer.", 17, _INK)
         return

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from retina.runtime.contract import Decision, Preprocessing
 from retina.runtime.field import Field
-from retina.runtime.overlay import HeadMap, colours, draw, peak_at, place
-from retina.runtime.panel import TILE, draw_panel, in_words
+from retina.runtime.model import Prediction
+from retina.runtime.overlay import HeadMap, colours, draw, head_maps, peak_at, place, write_overlays
+from retina.runtime.panel import TILE, draw_panel, in_words, percent
 from retina.runtime.picture import decode
 from retina.runtime.png import encode_png, write_png
 from retina.train.framing import lit_box, make_frame
@@ -237,3 +238,18 @@ def test_answers_in_words() -> None:
     assert in_words("dr", 2) == "DR grade 2 (moderate)"
     assert in_words("dr", 7) == "DR grade 7"
     assert in_words("me", 0) == "macular edema: no risk"
+    assert [percent(p) for p in (0.001, 0.426, 0.99, 0.9999)] == ["<1%", "43%", "99%", ">99%"]
+
+
+def test_the_overlays_of_a_prediction(tmp_path: Path) -> None:
+    values = np.ones((3, 3), np.float32)
+    said = Prediction(3, {0: 0.1, 3: 0.7, 4: 0.2}, 1, 0.4, True, 0.9, {"dr": values, "me": 2 * values})
+    maps = head_maps(said)
+    assert (maps["dr"].target, maps["dr"].probability) == (3, 0.7)
+    assert (maps["me"].target, maps["me"].probability) == (0, 0.6)  # at most odds, whatever the rule decided
+    pixels = PICTURES["drawn, 3:2"]
+    written = write_overlays(tmp_path / "eye.v2", pixels, PREP, maps.values())
+    assert [path.name for path in written] == ["eye.v2_dr.png", "eye.v2_me.png"]
+    expected = draw(Image.fromarray(pixels), maps["me"], Field.find(pixels, PREP))
+    np.testing.assert_array_equal(decode(written[1]), np.asarray(expected))
+    assert head_maps(Prediction(0, {0: 1.0}, 0, 0.0, False, 0.0)) == {}
