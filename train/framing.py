@@ -61,7 +61,8 @@ class FieldFrame(nn.Module):
         centres = (torch.arange(self.size, device=x.device, dtype=x.dtype) + 0.5) * (2.0 / self.size) - 1.0
         columns = (side / width).view(-1, 1, 1) * centres + (left + right - 1.0).view(-1, 1, 1)  # (N, 1, size)
         rows = (side / height).view(-1, 1, 1) * centres.view(-1, 1) + (top + bottom - 1.0).view(-1, 1, 1)
-        grid = torch.stack(torch.broadcast_tensors(columns, rows), dim=-1)  # type: ignore[no-untyped-call]  # (N, size, size, 2), in [-1, 1] of x
+        both = torch.broadcast_tensors(columns, rows)  # type: ignore[no-untyped-call]
+        grid = torch.stack(both, dim=-1)  # (N, size, size, 2), in [-1, 1] of x
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
