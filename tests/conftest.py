@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from eyes import FinishedRun, write_set
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +18,30 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("RETINA_DATA is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """One run of ``retina-train``, for all tests that look at what a run leaves behind."""
+    from retina.train.cli import main
+
+    root = tmp_path_factory.mktemp("run")
+    data, artifacts = write_set(root / "data", train=[0, 1, 2, 3, 4] * 4, others=[0, 1, 2, 3, 4, 0]), root / "artifacts"
+    shutil.copy(data / "train/images/eye_0.jpg", data / "test/images/eye_3.jpg")
+    options = [
+        "--epochs",
+        "3",
+        "--image-size",
+        "64",
+        "--batch-size",
+        "8",
+        "--backbone",
+        "resnet18",
+        "--lr-backbone",
+        "1e-3",
+    ]
+    options += ["--weights", "none", "--workers", "0", "--allow-leakage", "--name", "a", "--artifacts", str(artifacts)]
+    result = CliRunner().invoke(main, [str(data), *options])
+    assert result.exit_code == 0, result.output
+    leak = "same bytes: train/eye_0.jpg and test/eye_3.jpg; DR grade 0 and 3, ME risk 0 and 1"
+    return FinishedRun(data, artifacts, artifacts / "runs" / "a", result.output, leak)

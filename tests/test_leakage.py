@@ -1,0 +1,91 @@
+"""The same photograph, or patient, in two splits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from eyes import FinishedRun, write_annotations, write_set
+from PIL import Image
+from retina.runtime.contract import Preprocessing
+from retina.train.cli import main
+from retina.train.data import SPLITS, read_dataset
+from retina.train.frames import Look, look_through
+from retina.train.leakage import find_leaks
+from retina.train.synthetic import photograph
+
+
+def leaks_of(root: Path) -> list[str]:
+    data, faults = read_dataset(root)
+    assert faults == []
+    looks: dict[str, list[Look]] = {}
+    for name in SPLITS:
+        paths = [photo.path for photo in data.splits[name].photos]
+        _, looks[name] = look_through(paths, Preprocessing(image_size=128), "uint8", "off", root)
+    return [str(leak) for leak in find_leaks(data, looks)]
+
+
+def test_splits_of_different_eyes_and_patients_have_no_leak(tmp_path: Path) -> None:
+    assert leaks_of(write_set(tmp_path)) == []
+
+
+def test_the_same_bytes_in_two_splits_with_their_label_conflicts(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    images = {name: tmp_path / name / "images" for name in SPLITS}
+    shutil.copy(images["train"] / "eye_4.jpg", images["valid"] / "eye_0.jpg")  # DR 2 ME 1, and DR 0 ME 0
+    shutil.copy(images["valid"] / "eye_1.jpg", images["test"] / "eye_1.jpg")  # labels agree
+    assert leaks_of(tmp_path) == [
+        "same bytes: train/eye_4.jpg and valid/eye_0.jpg; DR grade 2 and 0, ME risk 1 and 0",
+        "same bytes: valid/eye_1.jpg and test/eye_1.jpg",
+    ]
+
+
+@pytest.mark.parametrize(("side", "quality"), [(256, 50), (180, 90)])
+def test_a_recompressed_or_shrunk_copy_is_near_identical(tmp_path: Path, side: int, quality: int) -> None:
+    write_set(tmp_path)
+    original = Image.fromarray(photograph(1, 0, 256, seed=3).picture)
+    original.save(tmp_path / "train/images/eye_2.jpg", quality=95)
+    copy = original.resize((side, round(side * original.height / original.width)))
+    copy.save(tmp_path / "test/images/eye_1.jpg", quality=quality)
+    assert leaks_of(tmp_path) == [
+        "near-identical: train/eye_2.jpg and test/eye_1.jpg; DR grade 2 and 1, ME risk 1 and 0"
+    ]
+
+
+def test_drawn_eyes_are_told_apart(tmp_path: Path) -> None:
+    """Fundus photographs all show a lit disc: only what is in it may count."""
+    write_set(tmp_path)
+    for seed, name in enumerate(SPLITS):
+        for n in range(3):
+            drawn = photograph(n, 0, 256, seed=10 * seed + n, eye="left", source=None)
+            Image.fromarray(drawn.picture).save(tmp_path / name / "images" / f"eye_{n}.jpg", quality=92)
+    assert leaks_of(tmp_path) == []
+
+
+def test_the_same_patient_in_two_splits(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    rows = [[f"eye_{n}", n % 3, 0, "p9" if n < 2 else ""] for n in range(6)]
+    header = ["Image name", "Retinopathy grade", "Risk of macular edema", "Patient"]
+    write_annotations(tmp_path / "train", rows, header)
+    write_annotations(tmp_path / "test", [["eye_0", 0, 0, ""], ["eye_1", 1, 0, "p9"], ["eye_2", 2, 0, ""]], header)
+    assert leaks_of(tmp_path) == ["same patient: patient p9: train (2 photographs) and test (1 photographs)"]
+
+
+def test_copies_stop_the_run(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "data")
+    shutil.copy(root / "train/images/eye_0.jpg", root / "test/images/eye_2.jpg")
+    quick = ["--image-size", "32", "--backbone", "resnet18", "--weights", "none", "--cache", "off"]
+    result = CliRunner().invoke(main, [str(root), *quick, "--artifacts", str(tmp_path / "a")])
+    assert result.exit_code == 2
+    assert "same bytes: train/eye_0.jpg and test/eye_2.jpg; DR grade 0 and 2, ME risk 0 and 1" in result.stderr
+    assert "--allow-leakage" in result.stderr
+    assert not (tmp_path / "a" / "runs").exists()
+
+
+def test_copies_are_trained_on_when_allowed_and_stay_on_record(finished_run: FinishedRun) -> None:
+    assert f"Warning: {finished_run.leak}" in finished_run.output
+    assert finished_run.leak in json.loads((finished_run.folder / "run.json").read_text())["leaks"]
+    assert (finished_run.artifacts / "retina_multitask_best.pth").is_file()
