@@ -70,6 +70,9 @@ def test_only_the_lit_field_counts() -> None:
     found = point(np.ones((8, 8), np.float32), half, lesion)
     assert found.area == pytest.approx(0.5, abs=0.02)
     assert found.energy == pytest.approx(0.5, abs=0.02)
+    lesion[:, :262] = False  # now all of it in the dark, beside the field
+    unseen = point(np.ones((8, 8), np.float32), half, lesion)
+    assert (unseen.hit, unseen.chance_hit, unseen.area) == (0, 0, 0)
 
 
 def test_a_blank_map_misses() -> None:
