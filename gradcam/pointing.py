@@ -40,7 +40,8 @@ def point(values: Floats, field: Field, lesion: NDArray[np.bool_]) -> Pointing:
     laid = place(values, field, (width, height)).astype(np.float64)
     lit = place(np.ones_like(values), field, (width, height)) > 0.5
     lesion = lesion & lit
-    near = distance_transform_edt(~lesion) <= TOLERANCE * max(height, width)
+    # The distance to the nearest of no lesions is undefined.
+    near = distance_transform_edt(~lesion) <= TOLERANCE * max(height, width) if lesion.any() else lesion
     total = laid[lit].sum()
     return Pointing(
         hit=float(total > 0 and near.flat[np.where(lit, laid, -1.0).argmax()]),
