@@ -75,6 +75,13 @@ BAR_SECONDS, LINE_SECONDS = 0.1, 10.0
     help="Decode every picture whole. Slower on camera originals; moves probabilities by less than 0.02.",
 )
 @click.option(
+    "--overlays",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also draw where each answer comes from, on the photograph at its own size. Needs a model made by "
+    "retina-export --explain.",
+)
+@click.option(
     "--resume/--no-resume",
     default=True,
     show_default=True,
@@ -130,6 +137,7 @@ def _run(
     workers: int | None,
     provider: str,
     exact: bool,
+    overlays: Path | None,
     resume: bool,
     as_json: bool,
 ) -> int:
@@ -139,7 +147,7 @@ def _run(
     from .folder import ENDINGS, gather
     from .journal import Journal
     from .model import RELEASED, RetinaModel, find_model
-    from .scoring import depends_on, require_room, score_rows
+    from .scoring import depends_on, require_maps, require_room, score_rows
     from .summary import Summary
     from .table import Table, cells, columns
     from .workers import usable_cores
@@ -153,6 +161,8 @@ def _run(
     require_room(out, len(listing.names))
     truth = read_truth(annotations, listing) if annotations else None
     opened = RetinaModel(find_model(model, artifacts), provider=provider, exact=exact)
+    if overlays is not None:
+        require_maps(opened, overlays)
     workers = workers or usable_cores()
     _tell_start(opened, listing, workers, shipped=opened.path == RELEASED)
     if truth is not None and truth.unmatched:
@@ -170,7 +180,7 @@ def _run(
         elif len(journal):
             click.echo(f"going on: {len(journal)} rows of an earlier run", err=True)
         with Table(out, columns(grades)) as table, _progress(len(listing.names), summary) as advance:
-            for row, known in score_rows(opened, listing, journal, workers):
+            for row, known in score_rows(opened, listing, journal, workers, overlays):
                 true = truth.by_name.get(row.name) if truth else None
                 table.write(cells(row, grades, true))
                 summary.add(row, known=known, truth=true)
@@ -182,6 +192,8 @@ def _run(
         journal.close()
     for line in summary.lines(time.monotonic() - start):
         click.echo(line, err=as_json)
+    if overlays is not None:
+        click.echo(f"wrote overlays into {overlays}", err=as_json)
     click.echo(f"wrote {out}: {len(listing.names)} rows; {listing.ignored} other files ignored", err=as_json)
     return summary.failed
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import MissingExtraError, OutputError, PictureError
+from .errors import MissingExtraError, OutputError, PictureError, UsageError
 from .folder import Listing
 from .journal import Journal, Stamp, stamp
-from .model import RetinaModel
+from .model import Prediction, RetinaModel
 from .table import Row
 from .workers import ordered_map
 
@@ -26,14 +26,18 @@ class _Outcome:
     known: bool
 
 
-def score_rows(model: RetinaModel, listing: Listing, journal: Journal, workers: int) -> Iterator[tuple[Row, bool]]:
+def score_rows(
+    model: RetinaModel, listing: Listing, journal: Journal, workers: int, overlays: Path | None = None
+) -> Iterator[tuple[Row, bool]]:
     """Yield each photograph's row in the order of the listing, and whether an earlier run had it already.
+
+    With ``overlays``, a folder, also draws where each answer comes from: see ``draw_overlays``.
 
     Each worker decodes and predicts one photograph at a time on the shared session: as fast as batches where the
     network takes most of the time, faster where decoding does, and nothing to tune.
 
     Raises:
-        OutputError: the journal cannot be written any more. What it holds stays.
+        OutputError: the journal or an overlay cannot be written any more. What is there stays.
         ModelFileError: the model answers with something that is no probability.
     """
 
@@ -42,9 +46,9 @@ def score_rows(model: RetinaModel, listing: Listing, journal: Journal, workers: 
         # Taken before the file is read: a change in between is then noticed by the next run, not missed.
         before = stamp(path)
         known = journal.row(name, before)
-        if known is not None:
+        if known is not None and (overlays is None or known.prediction is None or _is_drawn(overlays, name)):
             return _Outcome(known, before, known=True)
-        return _Outcome(score_one(model, name, path), before, known=False)
+        return _Outcome(score_one(model, name, path, overlays), before, known=False)
 
     for outcome in ordered_map(work, listing.names, workers):
         if not outcome.known:
@@ -52,14 +56,51 @@ def score_rows(model: RetinaModel, listing: Listing, journal: Journal, workers: 
         yield outcome.row, outcome.known
 
 
-def score_one(model: RetinaModel, name: str, path: Path) -> Row:
+def score_one(model: RetinaModel, name: str, path: Path, overlays: Path | None = None) -> Row:
     """The row of one file, whatever it is."""
     try:
-        return Row(name, model.predict(path, maps=False))
+        prediction = model.predict(path, maps=overlays is not None)
+        if overlays is not None:
+            draw_overlays(model, prediction, path, overlays / name)
+        return Row(name, prediction)
     except PictureError as err:
         return Row(name, None, err.reason)
     except MissingExtraError as err:
         return Row(name, None, str(err).split("\n", 1)[0])
+
+
+def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: Path) -> None:
+    """Write ``<base>_dr.png`` and ``<base>_me.png``: the photograph at its own size with a prediction's maps on it.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full.
+    """
+    from .overlay import head_maps, write_overlays
+    from .picture import decode
+
+    try:
+        base.parent.mkdir(parents=True, exist_ok=True)
+        # Decoded whole once more: the prediction may have been made on fewer pixels.
+        write_overlays(base, decode(path), model.contract.preprocessing, head_maps(prediction).values())
+    except OSError as err:
+        raise OutputError(f"{base}_dr.png: cannot be written: {err.strerror or err}") from None
+
+
+def _is_drawn(overlays: Path, name: str) -> bool:
+    return all((overlays / f"{name}_{head}.png").is_file() for head in ("dr", "me"))
+
+
+def require_maps(model: RetinaModel, overlays: Path) -> None:
+    """Refuse to draw overlays from a model file without maps.
+
+    Raises:
+        UsageError: the file has none.
+    """
+    if not model.contract.explain:
+        raise UsageError(
+            f"--overlays {overlays}: expected a model file with Grad-CAM maps, found {model.path} without. "
+            "Make one with  retina-export --explain"
+        )
 
 
 def depends_on(model: RetinaModel, *, exact: bool, provider: str) -> dict[str, Any]:

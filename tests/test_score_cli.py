@@ -299,3 +299,24 @@ def test_nothing_heavy_is_loaded_for_help() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
+
+
+def test_overlays_are_drawn_beside_the_same_table(score: Score, tmp_path: Path) -> None:
+    photographs(Path("eyes"), 2)
+    Path("eyes/deep").mkdir()
+    Image.fromarray(image(7, 60)).save("eyes/deep/a b.png")
+    Path("eyes/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    refused = score("eyes", "--overlays", "maps")
+    assert refused.returncode == 2
+    assert "expected a model file with Grad-CAM maps" in refused.stderr
+    write_tiny_model(tmp_path / "explain.onnx", contract=CONTRACT.with_(explain=True))
+    assert score("eyes", "--model", "explain.onnx").returncode == 1
+    plain = Path("test_predictions.csv").read_bytes()
+    assert score("eyes", "--model", "explain.onnx", "--overlays", "maps").returncode == 1
+    assert Path("test_predictions.csv").read_bytes() == plain
+    drawn = sorted(str(path.relative_to("maps")) for path in Path("maps").rglob("*.png"))
+    names = ["00000.png", "00001.png", "deep/a b.png"]
+    assert drawn == sorted(f"{name}_{head}.png" for name in names for head in ("dr", "me"))
+    overlay = np.asarray(Image.open("maps/deep/a b.png_dr.png").convert("RGB"))
+    assert overlay.shape == (60, 60, 3)
+    assert (overlay != image(7, 60)).any()
