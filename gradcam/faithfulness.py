@@ -33,7 +33,8 @@ class Figure:
 
     measure: str
     """pointing (hit rate), lift (energy share / area share), deletion, insertion (area under the curve of the explained
-    class's probability), shuffled (rank correlation with the map of the model as it was trained)."""
+    class's probability), shuffled (rank correlation with the map of the model as it was trained), blank (share of
+    photographs whose map the shuffling left without a value, which counts as a correlation of 0)."""
     lesion: str
     """The masks' abbreviation; empty where a measure is not about one kind."""
     head: Head
@@ -177,15 +178,17 @@ def _on_shuffled(
     shuffled = randomisation.shuffled_models(explainer.model)
     for stage, model in zip(randomisation.STAGE_NAMES, shuffled, strict=True):
         cam = replace(explainer.cam, model=model)
-        alike: dict[Head, list[NDArray[np.float64]]] = {head: [] for head in explainer.heads}
+        alike: dict[Head, list[NDArray[np.float64]]] = {head: [] for head in explainer.heads}  # (n, 2) each
         for start in range(0, len(x), 8):
             part = slice(start, start + 8)
             maps = cam(x[part], [head_logit(head, indices[head][part]) for head in explainer.heads])
             for head, of_head in zip(explainer.heads, maps, strict=True):
-                alike[head].append(randomisation.similarity(originals[head][part], of_head))
+                correlation = randomisation.similarity(originals[head][part], of_head)
+                alike[head].append(np.stack([correlation, ~of_head.any(axis=(1, 2))], axis=1))
         for head in explainer.heads:
-            samples = np.concatenate(alike[head])[:, None]
-            figures.append(Figure("shuffled", "", head, stage, len(samples), bootstrap(samples, _first)))
+            for column, name in enumerate(("shuffled", "blank")):
+                samples = np.concatenate(alike[head])[:, [column]]
+                figures.append(Figure(name, "", head, stage, len(samples), bootstrap(samples, _first)))
         on_step()
     return figures
 

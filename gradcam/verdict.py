@@ -41,7 +41,12 @@ def as_markdown(found: Faithfulness) -> str:
     lines += ["", "| shuffled down to | " + " | ".join(HEAD_NAMES[head] for head in heads) + " |"]
     lines += ["|---|" + "---|" * len(heads)]
     for stage in STAGE_NAMES:
-        lines.append(f"| {stage} | " + " | ".join(_cell(found.get("shuffled", "", h, stage)) for h in heads) + " |")
+        cells = []
+        for head in heads:
+            blank = found.get("blank", "", head, stage)
+            share = f", {blank.interval.value:.0%} blank" if blank and blank.interval.value else ""
+            cells.append(_cell(found.get("shuffled", "", head, stage)) + share)
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
     verdict = "passed" if found.depends_on_weights else "FAILED"
     lines += [
         "",
@@ -49,7 +54,7 @@ def as_markdown(found: Faithfulness) -> str:
         "field. Against the centre: pointing, deletion and insertion minus it, lift over it.",
         "deletion, insertion: area under the curve of the probability; deletion: lower is better; insertion: higher.",
         f"Sanity check {verdict}: rank correlation of maps before and after shuffling all weights surely below "
-        f"{ALIKE_BELOW}.",
+        f"{ALIKE_BELOW}; a map that shuffling made blank counts as 0.",
     ]
     return "\n".join(lines)
 
