@@ -163,6 +163,6 @@ def _lines(exported: Exported) -> list[str]:
         f"  largest difference {parity.worst:.1e} in {parity.worst_output} of {parity.worst_image}",
         f"  equal decisions {parity.equal_decisions:.1%}; in a batch as alone within {parity.batch_against_alone:.1e}",
         *cam,
-        *exported.gate_lines,
+        *([] if exported.gate is None else exported.gate.lines()),
         f"wrote {exported.path}, {exported.size / 1e6:.1f} MB, sha256 {exported.sha256[:12]}... (beside it, .sha256)",
     ]

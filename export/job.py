@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,12 +12,18 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..runtime.contract import Contract, Framing, Precision
-from ..runtime.errors import UsageError
+from ..runtime.errors import OutputError, UsageError
 from ..runtime.model import MODEL_NAME
 from ..train.checkpoint import Checkpoint, load_checkpoint, sha256_of, write_atomically
+from .gate import Gate
 from .graph import DeployedModel
+from .int8 import Int8, to_int8
 from .parity import FP32, INT8, Answer, Parity, Reference, check_parity
 from .photographs import choose_photographs
+from .signature import require_key, sign, signature_of
+from .to_onnx import OnnxFile
+from .to_pt2 import Pt2File
+from .to_torchscript import TorchScriptFile
 
 Format = Literal["onnx", "torchscript", "pt2"]
 ENDINGS: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
@@ -68,16 +75,13 @@ class Exported:
     sha256: str
     contract: Contract
     parity: Parity
+    gate: Gate | None
+    """What int8's accuracy gate found; None for fp32."""
 
     @property
     def size(self) -> int:
         """Bytes."""
         return self.path.stat().st_size
-
-    @property
-    def gate_lines(self) -> list[str]:
-        """What int8's accuracy gate found; empty for fp32."""
-        return []
 
     def to_dict(self) -> dict[str, Any]:
         contract = json.loads(self.contract.to_json())
@@ -99,13 +103,16 @@ def run_export(job: ExportJob) -> Exported:
         OutputError: the place cannot be written.
         PictureError, UsageError, AnnotationError: the photographs to compare or calibrate on.
     """
+    require_place(job.out)
+    if job.sign is not None:
+        require_key(job.sign)
     checkpoint = load_checkpoint(job.checkpoint, framing=job.bare_framing, image_size=job.bare_image_size)
     contract = checkpoint.contract.with_(
         explain=job.explain, precision=job.precision, provenance=provenance(job.checkpoint, checkpoint)
     )
     model = checkpoint.build_model()
     photographs = choose_photographs(job.check, checkpoint)
-    file, quantized = _convert(job, DeployedModel(model, contract), contract)
+    file, int8 = _convert(job, checkpoint, DeployedModel(model, contract), contract)
     done: list[tuple[Contract, Parity]] = []
 
     def write_and_check(temporary: Path) -> None:
@@ -113,7 +120,7 @@ def run_export(job: ExportJob) -> Exported:
         answer = file.open(temporary, contract)
         bounds = FP32 if job.precision == "fp32" else INT8
         parity = check_parity(answer, Reference(model, contract), photographs, bounds, photographs.source)
-        final = contract.with_(parity={**parity.to_dict(), **quantized})
+        final = contract.with_(parity=parity.to_dict() | ({} if int8 is None else {"int8": int8.to_dict()}))
         file.write(temporary, final)
         done.append((final, parity))
 
@@ -121,7 +128,24 @@ def run_export(job: ExportJob) -> Exported:
     write_atomically(job.out, write_and_check)
     digest = sha256_of(job.out)
     write_atomically(digest_file, lambda temporary: temporary.write_text(f"{digest}  {job.out.name}\n"))
-    return Exported(job.out, digest, *done[0])
+    signature_of(job.out).unlink(missing_ok=True)  # of the file that was there before
+    if job.sign is not None:
+        sign(job.out, job.sign)
+    return Exported(job.out, digest, *done[0], None if int8 is None else int8.gate)
+
+
+def require_place(out: Path) -> None:
+    """Say before the work starts that a file cannot be written.
+
+    Raises:
+        OutputError: its folder cannot be made or written, or ``out`` is a folder.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(f"{out}: cannot be written: {err.strerror or err}") from None
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise OutputError(f"{out}: cannot be written: expected a file's name in a folder that can be written")
 
 
 def provenance(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -136,19 +160,19 @@ def provenance(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _convert(job: ExportJob, deployed: DeployedModel, contract: Contract) -> tuple[ModelFile, dict[str, Any]]:
-    """The file's content, and for int8 what its accuracy gate found."""
+def _convert(
+    job: ExportJob, checkpoint: Checkpoint, deployed: DeployedModel, contract: Contract
+) -> tuple[ModelFile, Int8 | None]:
     if job.format == "torchscript":
-        from .to_torchscript import TorchScriptFile
-
-        return TorchScriptFile.of(deployed), {}
+        return TorchScriptFile.of(deployed), None
     if job.format == "pt2":
-        from .to_pt2 import Pt2File
-
-        return Pt2File.of(deployed), {}
-    from .to_onnx import OnnxFile
-
-    return OnnxFile.of(deployed, contract), {}
+        return Pt2File.of(deployed), None
+    file = OnnxFile.of(deployed, contract)
+    if job.calibration is None or job.precision == "fp32":
+        return file, None
+    me_positive_from = checkpoint.config.get("me_positive_from")
+    int8 = to_int8(file.model, contract, job.calibration, me_positive_from, force=job.force)
+    return OnnxFile(int8.model), int8
 
 
 def _finite(value: Any) -> Any:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import metadata
 from pathlib import Path
@@ -58,39 +54,21 @@ class OnnxFile:
 
 def to_onnx(deployed: DeployedModel, contract: Contract) -> onnx.ModelProto:
     """Export, with any N, H and W, and without the exporter's debug metadata, which holds source paths."""
-    with _quiet_exporter():
-        program = torch.onnx.export(
-            deployed,
-            (example_input(),),
-            input_names=[INPUT_NAME],
-            output_names=contract.output_names,
-            dynamic_shapes=({0: "N", 1: "H", 2: "W"},),
-            opset_version=OPSET,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+    program = torch.onnx.export(
+        deployed,
+        (example_input(),),
+        input_names=[INPUT_NAME],
+        output_names=contract.output_names,
+        dynamic_shapes=({0: "N", 1: "H", 2: "W"},),
+        opset_version=OPSET,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
     assert program is not None
     model = program.model_proto
     strip_debug(model)
     return model
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Hide what torch's exporter says to its own developers; its errors are exceptions and pass."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        for module in ("torch", "onnxscript", "onnx_ir", "copyreg"):
-            warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def strip_debug(model: onnx.ModelProto) -> None:

@@ -1,0 +1,126 @@
+"""From the fp32 export to the int8 one: calibrate, try the recipes, keep the closest that is as accurate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..runtime.annotations import fault_report
+from ..runtime.contract import DR_PROBS, INPUT_NAME, ME_PROBS, Contract
+from ..runtime.errors import AnnotationError, ParityError, UsageError
+from ..runtime.model import session_options
+from ..runtime.picture import decode
+from ..train.data import DataSet, Photo, read_dataset
+from .calibration import METHODS, measure_ranges
+from .gate import Answers, Gate, judge
+from .quantize import Recipe, quantize, tensors_to_measure
+
+CALIBRATION_PHOTOGRAPHS = 320
+RECIPES = (*(Recipe(method) for method in METHODS), Recipe("mean", fp32_stem=True))
+
+
+@dataclass(frozen=True)
+class Int8:
+    """A quantised model and why it was kept."""
+
+    model: onnx.ModelProto
+    recipe: Recipe
+    calibrated_on: int
+    """Photographs of the training split."""
+    mean_difference: float
+    """Mean absolute difference of a DR probability from fp32 on the validation split."""
+    gate: Gate
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "recipe": str(self.recipe),
+            "calibrated_on": self.calibrated_on,
+            "mean_difference": self.mean_difference,
+            **self.gate.to_dict(),
+        }
+
+
+def to_int8(
+    fp32: onnx.ModelProto, contract: Contract, root: Path, me_positive_from: int | None, *, force: bool
+) -> Int8:
+    """Quantise, by each recipe, and keep the one closest to fp32 among those that pass the gate on valid.
+
+    Args:
+        fp32: the fp32 export.
+        contract: its contract.
+        root: the data folder, with train/ to calibrate on and valid/ to judge on.
+        me_positive_from: as in training.
+        force: keep the closest even where none passes.
+
+    Raises:
+        AnnotationError: the data folder is not one that training would take.
+        UsageError: its grades are not the model's.
+        ParityError: no recipe is accurate enough; the message has the figures.
+    """
+    data = _read(root, contract, me_positive_from)
+    train, valid = data.splits["train"].photos, data.splits["valid"].photos
+    calibration = _spread(train, CALIBRATION_PHOTOGRAPHS)
+    ranges = measure_ranges(fp32, tensors_to_measure(fp32), _pixels(calibration, "Calibrating"))
+    models = [quantize(fp32, ranges, recipe) for recipe in RECIPES]
+    reference, *answers = _answer([fp32, *models], valid)
+    candidates = [
+        Int8(
+            model, recipe, ranges.photographs, float(np.abs(answer.dr_probs - reference.dr_probs).mean()),
+            judge(contract, valid, reference, answer),
+        )
+        for model, recipe, answer in zip(models, RECIPES, answers, strict=True)
+    ]  # fmt: skip
+    accepted = [candidate for candidate in candidates if not candidate.gate.faults]
+    best = min(accepted or candidates, key=lambda candidate: candidate.mean_difference)
+    if not accepted and not force:
+        figures = "\n  ".join([*best.gate.lines(), *best.gate.faults])
+        raise ParityError(
+            f"{root}: expected an int8 file as accurate as fp32, found none among {len(RECIPES)} ways; the closest "
+            f"({best.recipe}):\n  {figures}\n  --force keeps it, marked in the contract."
+        )
+    return best
+
+
+def _read(root: Path, contract: Contract, me_positive_from: int | None) -> DataSet:
+    data, faults = read_dataset(root, me_positive_from)
+    if faults:
+        raise AnnotationError(fault_report(root, faults))
+    unknown = sorted({photo.dr_grade for photo in data.splits["valid"].photos} - set(contract.dr_grades))
+    if unknown:
+        raise UsageError(f"--calibration {root}: expected the model's grades {contract.dr_grades}, found {unknown} too")
+    return data
+
+
+def _spread(photos: Sequence[Photo], count: int) -> list[Photo]:
+    """``count`` photographs evenly over the list, or all where there are fewer: the same ones every time."""
+    places = np.linspace(0, len(photos) - 1, min(count, len(photos)))
+    return [photos[round(place)] for place in places]
+
+
+def _pixels(photos: Sequence[Photo], what: str) -> Iterator[NDArray[np.uint8]]:
+    for photo in tqdm(photos, desc=what, unit="photo", leave=False, disable=None):
+        yield decode(photo.path)
+
+
+def _answer(models: Sequence[onnx.ModelProto], photos: Sequence[Photo]) -> list[Answers]:
+    """Every model's probabilities, each photograph decoded once."""
+    sessions = [
+        ort.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
+        for model in models
+    ]
+    rows = [
+        [session.run([DR_PROBS, ME_PROBS], {INPUT_NAME: pixels[None]}) for session in sessions]
+        for pixels in _pixels(photos, "Judging")
+    ]
+    return [
+        Answers(np.concatenate([dr for dr, _ in column]), np.concatenate([me for _, me in column]))
+        for column in zip(*rows, strict=True)
+    ]

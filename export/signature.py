@@ -1,0 +1,43 @@
+"""Signing a model file, with the ``model-signing`` package of the OpenSSF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..runtime.errors import UsageError, require_extra
+
+
+def signature_of(path: Path) -> Path:
+    """Where a file's signature stands."""
+    return path.with_name(path.name + ".sig")
+
+
+def require_key(key: Path) -> None:
+    """Say before the work starts what would fail after it.
+
+    Raises:
+        MissingExtraError: model-signing is not installed.
+        UsageError: no such key.
+    """
+    require_extra("sign", "model_signing")
+    if not key.is_file():
+        raise UsageError(f"--sign {key}: expected a private key file (PEM, elliptic curve), found none there")
+
+
+def sign(path: Path, key: Path) -> Path:
+    """Write FILE.sig: a signature over the file's name and bytes, with an elliptic-curve private key (PEM).
+
+    Raises:
+        UsageError: not such a key.
+    """
+    import model_signing
+
+    try:
+        config = model_signing.signing.Config()  # type: ignore[no-untyped-call]
+        config.use_elliptic_key_signer(private_key=key)
+        config.sign(path, signature_of(path))
+    except (ValueError, TypeError) as err:
+        raise UsageError(
+            f"--sign {key}: expected an elliptic-curve private key without password, found: {err}"
+        ) from None
+    return signature_of(path)

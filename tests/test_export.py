@@ -1,0 +1,283 @@
+"""retina-export, from the command to the file, against PyTorch, Pillow and plain onnxruntime."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from retina.export.cli import main
+from retina.runtime.contract import METADATA_KEY, Contract
+from retina.runtime.errors import ModelFileError
+from retina.runtime.model import RetinaModel
+from retina.train.checkpoint import load_checkpoint, sha256_of
+from retina.train.framing import make_preprocess
+from small_checkpoint import small_checkpoint
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def export(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_checkpoint(tmp_path_factory.mktemp("artifacts") / "retina_multitask_best.pth")
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint: Path) -> Path:
+    result = export("--artifacts", checkpoint.parent)
+    assert result.exit_code == 0, result.output
+    return checkpoint.parent / "retina_multitask.onnx"
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small pictures to compare on, quicker than drawn photographs."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for seed, name in enumerate(["a.png", "b.png"]):
+        pixels = np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def explained(checkpoint: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("explain") / "explain.onnx"
+    result = export(checkpoint, "--explain", "--check", photographs, "--out", out)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def torch_probs(checkpoint: Path, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The network's own forward, which the exported module does not use."""
+    read = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        logits = read.build_model()(make_preprocess(read.contract.preprocessing)(torch.from_numpy(pixels)))
+    dr, me = (value.softmax(1).numpy() for value in logits)
+    return dr, me
+
+
+def test_bare_export_writes_what_retina_score_looks_for(plain: Path, checkpoint: Path) -> None:
+    model = RetinaModel(plain)
+    assert model.contract.output_names == ["dr_probs", "me_probs"]
+    assert model.contract.provenance["checkpoint_sha256"] == sha256_of(checkpoint)
+    assert model.contract.provenance["metrics"] == {"valid": {"dr_accuracy": 0.5, "me_auc": None}}
+    assert plain.with_name("retina_multitask.onnx.sha256").read_text() == f"{model.sha256}  retina_multitask.onnx\n"
+    parity = model.contract.parity
+    assert parity["worst"] <= 1e-4 and parity["equal_decisions"] == 1.0 and parity["pictures"] >= 12
+    assert sorted(path.name for path in plain.parent.iterdir()) == [
+        "retina_multitask.onnx", "retina_multitask.onnx.sha256", "retina_multitask_best.pth"
+    ]  # fmt: skip
+
+
+@settings(max_examples=8, deadline=None)
+@given(n=st.sampled_from([1, 2, 5]), height=st.integers(32, 300), width=st.integers(32, 300), data=st.data())
+def test_file_answers_as_the_network_for_any_size(
+    plain: Path, checkpoint: Path, n: int, height: int, width: int, data: st.DataObject
+) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    pixels = rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+    pixels[:, : height // 3] = 0  # a border
+    pixels[0] *= data.draw(st.sampled_from([0, 1]))  # sometimes a black picture
+    session = ort.InferenceSession(plain, providers=["CPUExecutionProvider"])
+    found = session.run(["dr_probs", "me_probs"], {"image": pixels})
+    for ours, theirs in zip(torch_probs(checkpoint, pixels), found, strict=True):
+        np.testing.assert_allclose(theirs, ours, atol=1e-4, rtol=0)
+
+
+def test_answers_differ_between_pictures(plain: Path) -> None:
+    """Or the comparisons above would compare constants."""
+    session = ort.InferenceSession(plain, providers=["CPUExecutionProvider"])
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    pixels[1, :, :, 0] = 255
+    dr = session.run(["dr_probs"], {"image": pixels})[0]
+    assert np.abs(dr[0] - dr[1]).max() > 1e-3
+
+
+def test_file_holds_one_checked_graph_and_no_path_of_this_machine(plain: Path, explained: Path) -> None:
+    for path in (plain, explained):
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+        assert not any(tensor.external_data for tensor in model.graph.initializer)
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+        content = path.read_bytes()
+        assert str(REPOSITORY).encode() not in content and b"site-packages" not in content
+        assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+        read = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
+        assert all(any(name in read for name in node.output) for node in model.graph.node), "a node nobody reads"
+
+
+def test_metadata_for_other_tools(plain: Path) -> None:
+    session = ort.InferenceSession(plain, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["names"])["4"] == "DR grade 4"
+    assert json.loads(metadata["imgsz"]) == [64, 64]
+    assert metadata["license"] == "Apache-2.0" and "not for clinical use" in metadata["description"]
+    assert metadata["Image.BitmapPixelFormat"] == "Rgb8"
+    assert Contract.from_json(metadata[METADATA_KEY]).preprocessing.image_size == 64
+
+
+def test_explain_is_autograd_and_leaves_the_probabilities(plain: Path, explained: Path, checkpoint: Path) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (3, 90, 70, 3), dtype=np.uint8)
+    names = ["dr_probs", "me_probs", "dr_cam", "me_cam", "dr_cam_per_grade", "me_cam_per_label"]
+    session = ort.InferenceSession(explained, providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == names
+    found = dict(zip(names, session.run(names, {"image": pixels}), strict=True))
+    without = ort.InferenceSession(plain, providers=["CPUExecutionProvider"]).run(names[:2], {"image": pixels})
+    np.testing.assert_allclose(found["dr_probs"], without[0], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(found["me_probs"], without[1], atol=1e-6, rtol=0)
+
+    read = load_checkpoint(checkpoint)
+    model, preprocess = read.build_model(), make_preprocess(read.contract.preprocessing)
+    kept: list[torch.Tensor] = []
+    model.backbone.layer4.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+    logits = model(preprocess(torch.from_numpy(pixels)))
+    for head, (per_class, predicted, probs) in enumerate(
+        [("dr_cam_per_grade", "dr_cam", "dr_probs"), ("me_cam_per_label", "me_cam", "me_probs")]
+    ):
+        for k in range(logits[head].shape[1]):
+            (gradient,) = torch.autograd.grad(logits[head][:, k].sum(), kept[0], retain_graph=True)
+            cam = (gradient.mean((2, 3), keepdim=True) * kept[0]).sum(1).detach().numpy()
+            difference = np.abs(found[per_class][:, k] - np.maximum(cam, 0)).max()
+            assert difference <= 1e-3 * np.abs(cam).max(), (per_class, k)
+        rows = np.arange(3)
+        np.testing.assert_array_equal(found[predicted], found[per_class][rows, found[probs].argmax(1)])
+    assert found["dr_cam_per_grade"].max() > 0
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "pt2"])
+def test_torch_formats_open_without_this_package(
+    kind: str, checkpoint: Path, photographs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / f"model.{kind}"
+    result = export(checkpoint, "--format", kind, "--check", photographs, "--out", out)
+    assert result.exit_code == 0, result.output
+    with zipfile.ZipFile(out) as archive:
+        assert archive.testzip() is None
+        for name in archive.namelist():
+            content = archive.read(name)
+            assert str(REPOSITORY).encode() not in content and b"site-packages" not in content, name
+    script = f"""
+import warnings, sys; warnings.simplefilter("ignore")
+import numpy as np, torch
+extra = {{"{METADATA_KEY}": ""}}
+if "{kind}" == "torchscript":
+    module = torch.jit.load(r"{out}", _extra_files=extra)
+else:
+    with open(r"{out}", "rb") as file:
+        module = torch.export.load(file, extra_files=extra).module()
+assert not any(name.split(".")[0] == "retina" for name in sys.modules)
+pixels = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (2, 75, 50, 3), dtype=np.uint8))
+dr, me = module(pixels)
+print(repr([dr.tolist(), me.tolist(), len(extra["{METADATA_KEY}"])]))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    dr, me, contract_length = eval(ran.stdout)
+    pixels = np.random.default_rng(5).integers(0, 256, (2, 75, 50, 3), dtype=np.uint8)
+    expected = torch_probs(checkpoint, pixels)
+    np.testing.assert_allclose(dr, expected[0], atol=1e-5)
+    np.testing.assert_allclose(me, expected[1], atol=1e-5)
+    assert contract_length > 500
+    inspected = json.loads(export("--inspect", out, "--json").output)
+    assert inspected["format"] == kind and inspected["contract"]["parity"]["equal_decisions"] == 1.0
+
+
+def test_bare_state_dict_of_the_notebook(checkpoint: Path, photographs: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "notebook.pth"
+    torch.save(load_checkpoint(checkpoint).weights, bare)
+    result = export(bare, "--image-size", 64, "--check", photographs, "--out", tmp_path / "bare.onnx")
+    assert result.exit_code == 0, result.output
+    contract = RetinaModel(tmp_path / "bare.onnx").contract
+    assert (contract.preprocessing.framing, contract.preprocessing.image_size) == ("squash", 64)
+
+
+def test_a_backbone_of_bottlenecks_and_groups_passes_the_same_checks(photographs: Path, tmp_path: Path) -> None:
+    checkpoint = small_checkpoint(tmp_path / "other.pth", backbone="resnext50_32x4d")
+    result = export(checkpoint, "--explain", "--check", photographs, "--out", tmp_path / "other.onnx")
+    assert result.exit_code == 0, result.output
+
+
+def test_inspect_prints_for_a_person_and_a_program(plain: Path) -> None:
+    shown = export("--inspect", plain).output
+    for part in ("image uint8 (N, H, W, 3)", "dr_probs float32 (N, 5)", "opset      18", "equal_decisions: 1.0"):
+        assert part in shown
+    inspected = json.loads(export("--inspect", plain, "--json").output)
+    assert inspected["sha256"] == sha256_of(plain) and inspected["operators"]["Conv"] == 20
+    assert inspected["size"] == plain.stat().st_size
+
+
+class Trap:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("container", ["pickle", "torch"])
+def test_a_checkpoint_that_runs_code_is_refused_without_running_it(container: str, tmp_path: Path) -> None:
+    trap, file = tmp_path / "sprung", tmp_path / "evil.pth"
+    if container == "pickle":
+        file.write_bytes(pickle.dumps({"kind": "retina-edge checkpoint", "weights": Trap(trap)}))
+    else:
+        torch.save({"kind": "retina-edge checkpoint", "weights": Trap(trap)}, file)
+    result = export(file, "--out", tmp_path / "x.onnx")
+    assert result.exit_code == 2
+    assert "evil.pth: expected" in result.output and "Traceback" not in result.output
+    assert not trap.exists() and not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
+def test_what_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    result = export(tmp_path / "x.pth", "--out", tmp_path / "x.onnx")
+    assert result.exit_code == 2 and "x.pth: expected" in result.output
+
+
+def test_another_network_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    result = export(tmp_path / "other.pth")
+    assert result.exit_code == 2 and "expected a retina-edge checkpoint" in result.output
+    result = export("--artifacts", tmp_path)
+    assert result.exit_code == 2 and "retina_multitask_best.pth: expected" in result.output
+
+
+def test_options_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
+    for arguments, reason in (
+        (("--precision", "int8"), "expected --calibration DATA"),
+        (("--precision", "int8", "--format", "pt2", "--calibration", tmp_path), "expected --format onnx"),
+        (("--check", tmp_path), "expected photographs, found none"),
+        (("--out", "/proc/nowhere/x.onnx"), "cannot be written"),
+        (("--sign", tmp_path / "no.key"), "--sign"),
+    ):
+        result = export(checkpoint, *arguments)
+        assert result.exit_code == 2 and reason in result.output, result.output
+
+
+def test_a_flipped_byte_is_refused(plain: Path, tmp_path: Path) -> None:
+    content = bytearray(plain.read_bytes())
+    content[len(content) // 2] ^= 1
+    changed = tmp_path / plain.name
+    changed.write_bytes(content)
+    digest = plain.with_name(plain.name + ".sha256").read_text()
+    changed.with_name(changed.name + ".sha256").write_text(digest)
+    with pytest.raises(ModelFileError, match=r"expected sha256 \w+ .* found"):
+        RetinaModel(changed)
+    assert "expected sha256" in export("--inspect", changed).output

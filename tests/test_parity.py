@@ -1,0 +1,123 @@
+"""The parity ladder says no at each rung, with its own error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from retina.export import parity
+from retina.export.parity import FP32, INT8, Parity, Reference, check_parity
+from retina.runtime.errors import ParityError
+from retina.train.checkpoint import load_checkpoint
+from small_checkpoint import small_checkpoint
+
+Outputs = dict[str, NDArray[np.float32]]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    read = load_checkpoint(small_checkpoint(tmp_path_factory.mktemp("parity") / "c.pth", image_size=32))
+    return Reference(read.build_model(), read.contract.with_(explain=True))
+
+
+@pytest.fixture(autouse=True)
+def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A camera original takes a second each time, and size is not what is tested here."""
+    monkeypatch.setattr(parity, "SIZES", ((32, 32), (33, 57)))
+
+
+def photographs() -> list[tuple[str, NDArray[np.uint8]]]:
+    rng = np.random.default_rng(0)
+    return [(f"eye{i}.png", rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)) for i in range(2)]
+
+
+def check(
+    reference: Reference, spoil: Callable[[Outputs, NDArray[np.uint8]], Outputs], bounds: parity.Bounds
+) -> Parity:
+    """Compare PyTorch with itself, spoilt."""
+    return check_parity(
+        lambda pixels: spoil(dict(reference(pixels).values), pixels), reference, photographs(), bounds, "here"
+    )
+
+
+def test_the_same_passes_and_is_counted(reference: Reference) -> None:
+    found = check(reference, lambda out, _pixels: out, FP32)
+    assert (found.photographs, found.pictures, found.equal_decisions) == (2, 2 + 2 + 5 + 2, 1.0)
+    assert found.worst == 0.0 and found.worst_cam == 0.0 and found.source == "here"
+
+
+def test_another_name_is_named(reference: Reference) -> None:
+    def spoil(out: Outputs, _pixels: NDArray[np.uint8]) -> Outputs:
+        return {("me_risk" if name == "me_probs" else name): value for name, value in out.items()}
+
+    with pytest.raises(ParityError, match=r"outputs for eye0.png: expected .*me_probs.* found .*me_risk"):
+        check(reference, spoil, FP32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda probs: probs[0], r"expected 2 axes, found 1"),
+        (lambda probs: probs[:, :4], r"expected the shape \(1, 5\), found \(1, 4\)"),
+        (lambda probs: probs.astype(np.float64), r"expected float32, found float64"),
+        (lambda probs: probs + np.float32(2e-4), r"at \[\d\]: expected .* found .* difference 0.0002, allowed 0.0001"),
+        (lambda probs: probs * np.float32(np.nan), r"difference nan"),
+    ],
+)
+def test_axes_shape_type_and_value_each_have_their_error(
+    reference: Reference, change: Callable[[NDArray[np.float32]], NDArray[np.float32]], message: str
+) -> None:
+    with pytest.raises(ParityError, match=r"dr_probs (of|for) eye0.png.*" + message):
+        check(reference, lambda out, _pixels: out | {"dr_probs": change(out["dr_probs"])}, FP32)
+
+
+def test_nan_is_refused_where_nothing_else_is(reference: Reference) -> None:
+    with pytest.raises(ParityError, match="nan"):
+        check(reference, lambda out, _pixels: out | {"me_probs": out["me_probs"] * np.float32(np.nan)}, INT8)
+
+
+def test_a_difference_in_a_map_is_relative(reference: Reference) -> None:
+    with pytest.raises(ParityError, match=r"dr_cam of eye0.png .* relative difference .*, allowed 0.001"):
+        check(reference, lambda out, _pixels: out | {"dr_cam": out["dr_cam"] * np.float32(1.01)}, FP32)
+
+
+def test_a_batch_must_answer_as_its_pictures_alone(reference: Reference) -> None:
+    def spoil(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
+        return out | {"me_probs": out["me_probs"] + np.float32(5e-5 * (len(pixels) > 1))}
+
+    with pytest.raises(ParityError, match=r"expected the same in a batch as alone within 1e-05"):
+        check(reference, spoil, FP32)
+
+
+def test_int8_reports_decisions_that_differ(reference: Reference) -> None:
+    def spoil(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
+        return out | ({"dr_probs": np.roll(out["dr_probs"], 1, axis=1)} if pixels.shape[1:3] == (33, 57) else {})
+
+    found = check(reference, spoil, INT8)
+    assert found.equal_decisions == pytest.approx(10 / 11)
+    assert found.worst_output == "dr_probs" and found.worst_image == "the first photograph at 57 x 33"
+
+
+def test_autograd_reference_by_finite_differences(reference: Reference, tmp_path: Path) -> None:
+    """Moving the whole feature map of channel c by e moves the logit by e times the sum of its gradient."""
+    import torch
+
+    pixels = photographs()[0][1][None]
+    from retina.train.framing import make_preprocess
+
+    model = reference.model.double()
+    try:
+        with torch.no_grad():
+            x = make_preprocess(reference.contract.preprocessing)(torch.from_numpy(pixels)).double()
+            feature_map = model.feature_map(x)
+            pooled, step = feature_map.mean((2, 3)), 1e-6
+            moved = pooled + step * torch.eye(pooled.shape[1], dtype=torch.float64)
+            slope = (model.dr_head(moved) - model.dr_head(pooled)) / step  # (C, K)
+            h, w = feature_map.shape[2:]
+            cams = torch.einsum("ck,chw->khw", slope / (h * w), feature_map[0]).relu().numpy()
+    finally:
+        model.float()
+    np.testing.assert_allclose(reference(pixels).values["dr_cam_per_grade"][0], cams, rtol=1e-3, atol=1e-5)

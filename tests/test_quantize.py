@@ -1,0 +1,127 @@
+"""int8: what is stored in eight bits, what stays exact, and the gate that judges it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+from retina.export.calibration import METHODS, measure_ranges
+from retina.export.gate import Answers, judge
+from retina.export.graph import DeployedModel
+from retina.export.quantize import Recipe, body_of, quantize, tensors_to_measure
+from retina.export.to_onnx import to_onnx
+from retina.runtime.contract import Contract
+from retina.train.checkpoint import load_checkpoint
+from retina.train.data import Photo
+from small_checkpoint import small_checkpoint
+
+
+def pictures(count: int) -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, 256, (70, 60, 3), dtype=np.uint8) // np.uint8(1 + i % 3) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+    read = load_checkpoint(small_checkpoint(tmp_path_factory.mktemp("int8") / "c.pth"))
+    contract = read.contract.with_(explain=True)
+    return to_onnx(DeployedModel(read.build_model(), contract), contract)
+
+
+@pytest.fixture(scope="module")
+def int8(fp32: onnx.ModelProto) -> onnx.ModelProto:
+    return quantize(fp32, measure_ranges(fp32, tensors_to_measure(fp32), pictures(6)), Recipe("mean"))
+
+
+def run(model: onnx.ModelProto, pixels: NDArray[np.uint8], names: list[str]) -> list[NDArray[np.float32]]:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    outputs: list[NDArray[np.float32]] = session.run(names, {"image": pixels})
+    return outputs
+
+
+def test_ranges_are_those_of_the_activations(fp32: onnx.ModelProto) -> None:
+    tensor = tensors_to_measure(fp32)[0]  # what the first convolution reads: the framed photograph
+    ranges = measure_ranges(fp32, [tensor], pictures(3))
+    probe = onnx.ModelProto()
+    probe.CopyFrom(fp32)
+    probe.graph.output.append(onnx.ValueInfoProto(name=tensor))
+    values = [run(probe, picture[None], [tensor])[0] for picture in pictures(3)]
+    assert ranges.by("widest")[tensor] == (min(v.min() for v in values), max(v.max() for v in values))
+    assert ranges.by("mean")[tensor][1] == pytest.approx(np.mean([v.max() for v in values]))
+    assert ranges.by("percentile")[tensor][1] <= ranges.by("mean")[tensor][1]
+    assert set(METHODS) == {"widest", "mean", "percentile"}
+
+
+def test_weights_are_int8_per_channel_and_framing_and_softmax_are_not(int8: onnx.ModelProto) -> None:
+    onnx.checker.check_model(int8, full_check=True)
+    tensors = {tensor.name: tensor for tensor in int8.graph.initializer}
+    makers = {output: node for node in int8.graph.node for output in node.output}
+    for node in int8.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            weight = makers[node.input[1]]
+            assert weight.op_type == "DequantizeLinear"
+            assert tensors[weight.input[0]].data_type == TensorProto.INT8
+            rows = tensors[weight.input[0]].dims[0]
+            assert list(tensors[weight.input[1]].dims) == [rows], "one scale per output channel"
+        if node.op_type == "QuantizeLinear":
+            assert tensors[node.input[2]].data_type == TensorProto.UINT8
+    framing, waiting = set(), [makers[makers[body_of(int8)[0].input[0]].input[0]].input[0]]  # what is first quantised
+    while waiting:
+        if node := makers.get(waiting.pop()):
+            framing.add(node.op_type)
+            waiting += node.input
+    assert {"Resize", "GridSample"} <= framing and not framing & {"QuantizeLinear", "DequantizeLinear"}
+    for node in int8.graph.node:
+        if node.op_type == "Softmax":
+            assert makers[node.input[0]].op_type == "Gemm"
+    floats = [t for t in tensors.values() if t.data_type == TensorProto.FLOAT and np.prod(t.dims) > 10_000]
+    assert not floats, [tensor.name for tensor in floats]
+
+
+def test_int8_answers_close_to_fp32_and_smaller(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> None:
+    assert int8.ByteSize() < 0.3 * fp32.ByteSize()
+    for picture in pictures(6):
+        ours, theirs = (run(model, picture[None], ["dr_probs", "me_probs"]) for model in (fp32, int8))
+        assert np.abs(ours[0] - theirs[0]).max() < 0.1 and np.abs(ours[1] - theirs[1]).max() < 0.1
+
+
+def test_head_weights_round_to_the_nearest_of_255_steps(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> None:
+    name = next(node.input[1] for node in body_of(fp32) if node.op_type == "Gemm")
+    before = numpy_helper.to_array(next(t for t in fp32.graph.initializer if t.name == name))
+    after = {t.name: numpy_helper.to_array(t) for t in int8.graph.initializer}
+    restored = after[f"{name}_int8"] * after[f"{name}_scale"][:, None]
+    step = np.abs(before).max(axis=1, keepdims=True) / 127
+    assert (np.abs(restored - before) <= 0.5001 * step).all() and np.abs(restored - before).max() > 0
+
+
+def photo(grade: int, me: int) -> Photo:
+    return Photo(Path("x.jpg"), "x", 2, grade, me)
+
+
+def test_gate_by_hand() -> None:
+    """Four photographs; int8 turns one grade 2 into 1, and turns the order of two ME probabilities."""
+    photos = [photo(0, 0), photo(2, 0), photo(3, 1), photo(4, 1)]
+    right = np.eye(5, dtype=np.float32)[[0, 2, 3, 4]]
+    wrong = np.eye(5, dtype=np.float32)[[0, 1, 3, 4]]
+    fp32 = Answers(right, np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.1, 0.9]], np.float32))
+    int8 = Answers(wrong, np.array([[0.9, 0.1], [0.3, 0.7], [0.4, 0.6], [0.1, 0.9]], np.float32))
+    gate = judge(Contract(), photos, fp32, int8)
+    assert (gate.fp32.dr_accuracy, gate.int8.dr_accuracy, gate.int8.me_accuracy) == (1.0, 0.75, 0.75)
+    assert gate.int8.me_auc == 0.75  # 3 of the 4 pairs in order
+    assert gate.fp32.referable_auc == 1.0 and gate.int8.referable_auc == pytest.approx((2 + 0.5) / 3)
+    assert (gate.dr_agreement, gate.me_agreement) == (0.75, 0.75)
+    assert [fault.split(":")[0] for fault in gate.faults] == [
+        "dr_accuracy", "me_accuracy", "referable_auc", "me_auc", "dr_agreement", "me_agreement"
+    ]  # fmt: skip
+    assert judge(Contract(), photos, fp32, fp32).faults == []
+
+
+def test_gate_without_positives_judges_what_it_can() -> None:
+    answers = Answers(np.eye(5, dtype=np.float32)[[0, 1]], np.array([[1, 0], [1, 0]], np.float32))
+    gate = judge(Contract(), [photo(0, 0), photo(1, 0)], answers, answers)
+    assert gate.int8.me_auc is None and gate.int8.referable_auc is None and gate.faults == []
