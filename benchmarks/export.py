@@ -1,0 +1,122 @@
+"""Latency of one photograph through every form of the same network, interleaved in one run.
+
+    python benchmarks/export.py --checkpoint best.pth --int8 artifacts/retina_multitask.int8.onnx
+
+Each round runs every contender once, so that whatever else the machine does falls on all alike; the table shows the
+median and the quickest round. Framing is part of every contender. Needs the extras ``export`` and, for its rows,
+``pip install openvino``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from retina.export.graph import DeployedModel
+from retina.export.parity import answer_of_module
+from retina.export.to_onnx import OnnxFile
+from retina.export.to_torchscript import TorchScriptFile
+from retina.runtime.contract import INPUT_NAME, Contract, Preprocessing
+from retina.runtime.model import session_options
+from retina.train.checkpoint import load_checkpoint
+from retina.train.model import RetinaNet
+from retina.train.synthetic import photograph
+
+Run = Callable[[NDArray[np.uint8]], object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, help="default: a ResNet-50 with random weights at 384 px")
+    parser.add_argument("--int8", type=Path, help="int8 ONNX file of the same checkpoint")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--compile", action="store_true", help="also torch.compile, which needs a C++ compiler")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", message=r"`torch\.jit", category=FutureWarning)
+
+    if options.checkpoint:
+        read = load_checkpoint(options.checkpoint)
+        model, contract = read.build_model(), read.contract
+    else:
+        model, contract = RetinaNet(5).eval(), Contract(Preprocessing(image_size=384))
+    pixels = photograph(2, 1, 512, seed=0).picture[None]
+    with tempfile.TemporaryDirectory() as folder:
+        runs = contenders(model, contract, Path(folder), options)
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for run in runs.values():
+            run(pixels)
+            run(pixels)
+        for _ in range(options.rounds):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                run(pixels)
+                times[name].append(time.perf_counter() - start)
+    print_table(times, contract, options.threads)
+
+
+def contenders(model: RetinaNet, contract: Contract, folder: Path, options: argparse.Namespace) -> dict[str, Run]:
+    """Name to a function of (1, H, W, 3) uint8."""
+    plain, explain = contract.with_(explain=False), contract.with_(explain=True)
+    deployed = DeployedModel(model, plain)
+    script = TorchScriptFile.of(deployed)
+    paths = {"ONNX fp32": folder / "fp32.onnx", "ONNX fp32 explain": folder / "explain.onnx"}
+    OnnxFile.of(deployed, plain).write(paths["ONNX fp32"], plain)
+    OnnxFile.of(DeployedModel(model, explain), explain).write(paths["ONNX fp32 explain"], explain)
+    if options.int8:
+        paths["ONNX int8"] = options.int8
+    channels_last = DeployedModel(model, plain).to(memory_format=torch.channels_last)
+    runs: dict[str, Run] = {
+        "PyTorch eager": answer_of_module(deployed, plain),
+        "PyTorch channels_last": answer_of_module(channels_last, plain),
+        "TorchScript": answer_of_module(script.module, plain),
+    }
+    if options.compile:
+        runs["torch.compile"] = answer_of_module(torch.compile(deployed), plain)
+    runs |= {name: _onnxruntime(path, options.threads) for name, path in paths.items()}
+    if importlib.util.find_spec("openvino"):
+        runs |= {
+            f"OpenVINO, {name}": _openvino(path, options.threads)
+            for name, path in paths.items()
+            if "explain" not in name
+        }
+    return runs
+
+
+def _onnxruntime(path: Path, threads: int) -> Run:
+    session = ort.InferenceSession(path.read_bytes(), session_options(threads), providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run(None, {INPUT_NAME: pixels})
+
+
+def _openvino(path: Path, threads: int) -> Run:
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    return lambda pixels: compiled({INPUT_NAME: pixels})
+
+
+def print_table(times: dict[str, list[float]], contract: Contract, threads: int) -> None:
+    print(
+        f"one photograph of 512 x 512 at {contract.preprocessing.image_size} px, {threads} threads, "
+        f"{len(next(iter(times.values())))} rounds"
+    )
+    base = float(np.median(times["ONNX fp32"]))
+    print(f"{'':28}{'median ms':>10}{'best ms':>10}{'x ONNX fp32':>13}")
+    for name, seconds in times.items():
+        median = float(np.median(seconds))
+        print(f"{name:28}{1e3 * median:10.1f}{1e3 * min(seconds):10.1f}{base / median:13.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Signatures made by retina-export hold for the file and for no other bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from retina.export.signature import sign
+from retina.runtime.errors import UsageError
+
+model_signing = pytest.importorskip("model_signing")
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    private = ec.generate_private_key(ec.SECP256R1())
+    pem, no_password = serialization.Encoding.PEM, serialization.NoEncryption()
+    (tmp_path / "key.pem").write_bytes(private.private_bytes(pem, serialization.PrivateFormat.PKCS8, no_password))
+    public = private.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.pub").write_bytes(public)
+    return tmp_path / "key.pem", tmp_path / "key.pub"
+
+
+def test_signature_holds_until_a_byte_changes(keys: tuple[Path, Path], tmp_path: Path) -> None:
+    private, public = keys
+    (tmp_path / "m.onnx").write_bytes(b"a model" * 1000)
+    signature = sign(tmp_path / "m.onnx", private)
+    assert signature.name == "m.onnx.sig"
+    verifier = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=public)
+    verifier.verify(tmp_path / "m.onnx", signature)
+    (tmp_path / "m.onnx").write_bytes(b"A model" + b"a model" * 999)
+    with pytest.raises(ValueError, match="mismatch"):
+        verifier.verify(tmp_path / "m.onnx", signature)
+
+
+def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"a model")
+    (tmp_path / "no.pem").write_text("not a key")
+    with pytest.raises(UsageError, match="no.pem: expected an elliptic-curve private key"):
+        sign(tmp_path / "m.onnx", tmp_path / "no.pem")
+    assert not (tmp_path / "m.onnx.sig").exists()
