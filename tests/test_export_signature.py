@@ -39,6 +39,6 @@ def test_signature_holds_until_a_byte_changes(keys: tuple[Path, Path], tmp_path:
 def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"a model")
     (tmp_path / "no.pem").write_text("not a key")
-    with pytest.raises(UsageError, match="no.pem: expected an elliptic-curve private key"):
+    with pytest.raises(UsageError, match=r"no\.pem: expected an elliptic-curve private key"):
         sign(tmp_path / "m.onnx", tmp_path / "no.pem")
     assert not (tmp_path / "m.onnx.sig").exists()
