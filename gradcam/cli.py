@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..runtime.contract import HEADS, Head
 from ..runtime.errors import OutputError, RetinaError, UsageError, require_extra
-from ..runtime.overlay import HEADS, Head
 
 if TYPE_CHECKING:
     from .explainer import CheckpointExplainer, Explainer
@@ -88,6 +88,8 @@ def _explain(
 
     if not inputs:
         raise UsageError("expected photographs or folders to explain, found none. See retina-gradcam --help.")
+    if source["model"] is None:
+        require_extra("gradcam", "torch", "torchvision")
     photographs = list_photographs(inputs)
     explainer = _open(head, artifacts, **source)
     gallery = Gallery(out, scale, npy)

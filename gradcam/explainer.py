@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.contract import Contract, Decision, decide
+from ..runtime.contract import HEADS, Contract, Decision, Head, decide
 from ..runtime.errors import UsageError
 from ..runtime.model import DECODE_MARGIN, RetinaModel
-from ..runtime.overlay import HEADS, Head, HeadMap, head_maps
+from ..runtime.overlay import HeadMap, head_maps
 from ..runtime.picture import decode
 from ..runtime.workers import usable_cores
 

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..runtime.contract import Head
 from ..runtime.field import Field
-from ..runtime.overlay import Head
 from . import deletion, randomisation
 from .cam import head_logit
 from .explainer import Answer, CheckpointExplainer

@@ -12,10 +12,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from ..runtime.contract import Head
 from ..runtime.errors import OutputError, PictureError, UsageError
 from ..runtime.field import Field
 from ..runtime.folder import find_pictures
-from ..runtime.overlay import Head, draw, peak_at
+from ..runtime.overlay import draw, peak_at
 from ..runtime.panel import draw_panel
 from ..runtime.picture import decode
 from ..runtime.png import write_png

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from ..runtime.overlay import HEADS
+from ..runtime.contract import HEADS
 from ..runtime.panel import NOTE, in_words, percent
 
 if TYPE_CHECKING:

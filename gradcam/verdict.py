@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from ..runtime.overlay import HEADS, Head
+from ..runtime.contract import HEADS, Head
 from .deletion import FRACTIONS
 from .faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Figure
 from .lesions import KIND_NAMES

@@ -29,6 +29,8 @@ with, since every runtime can fetch an output, while a browser's and OpenVINO's 
 MIN_SIDE = 32
 """Smallest height or width in pixels: below this a ResNet's last feature map has nothing left to look at."""
 
+Head = Literal["dr", "me"]
+HEADS: tuple[Head, Head] = ("dr", "me")
 Framing = Literal["field", "squash"]
 Precision = Literal["fp32", "int8"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -16,8 +16,10 @@ from PIL import Image
 from .contract import Preprocessing
 
 LIT_FROM, LIT_TO = 15.0, 25.0
+"""Grey levels between which a pixel goes from dark to lit, so half-lit at 20 of 255: above the black of a camera's
+border with its JPEG noise, below the darkest retina. A ramp, not a step, keeps the edge continuous in the pixels."""
 LIT_SHARE = 0.02
-"""As in train/framing.py, which says why."""
+"""A row or column belongs to the field when this share of it is lit."""
 
 
 @dataclass(frozen=True)

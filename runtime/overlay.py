@@ -11,21 +11,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .contract import Preprocessing
+from .contract import HEADS, Head, Preprocessing
 from .field import Field
 from .png import write_png
 
 if TYPE_CHECKING:
     from .model import Prediction
-
-Head = Literal["dr", "me"]
-HEADS: tuple[Head, Head] = ("dr", "me")
 
 BLANK_BELOW = 0.01
 """Logits: a map whose cells add up to less moves a probability by less than 0.25 percentage points; it is drawn blank,

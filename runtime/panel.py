@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .contract import Decision
+from .contract import HEADS, Decision, Head
 from .field import Field
-from .overlay import HEADS, Head, HeadMap, colours, draw
+from .overlay import HeadMap, colours, draw
 
 TILE = 560
 """Longest side of each picture in pixels."""

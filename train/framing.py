@@ -12,12 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime.contract import Preprocessing
-
-LIT_FROM, LIT_TO = 15.0, 25.0
-"""Grey levels between which a pixel goes from dark to lit, so half-lit at 20 of 255: above the black of a camera's
-border with its JPEG noise, below the darkest retina. A ramp, not a step, keeps the edge continuous in the pixels."""
-LIT_SHARE = 0.02
-"""A row or column belongs to the field when this share of it is lit."""
+from ..runtime.field import LIT_FROM, LIT_SHARE, LIT_TO
 
 
 def _resize(x: Tensor, side: int) -> Tensor:

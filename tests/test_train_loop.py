@@ -1,0 +1,326 @@
+"""The loop against hand-made steps, interrupted runs against whole ones, two processes against one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from eyes import FinishedRun, write_set
+from lightning_fabric import Fabric
+from retina.runtime.contract import Preprocessing
+from retina.runtime.errors import ModelFileError, NonFiniteLossError
+from retina.runtime.picture import decode
+from retina.train.augment import make_augment
+from retina.train.checkpoint import Checkpoint, load_checkpoint
+from retina.train.cli import main
+from retina.train.config import TrainConfig
+from retina.train.data import (
+    DataSet,
+    EpochPlan,
+    EvalItems,
+    TrainItems,
+    class_weights,
+    read_dataset,
+)
+from retina.train.frames import DecodedFrames, look_through
+from retina.train.framing import Normalize, make_preprocess
+from retina.train.loop import Trainer, fit, load_resume, make_loader, save_resume
+from retina.train.model import RetinaNet
+from torch import Tensor
+
+SMALL = Preprocessing(image_size=32)
+RECIPE = TrainConfig("", epochs=3, batch_size=4, image_size=32, backbone="resnet18", weights="none", workers=0)
+FROZEN = ("backbone.conv1", "backbone.bn1", "backbone.layer1")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    root = write_set(tmp_path_factory.mktemp("set"), train=[0, 0, 0, 1, 2, 1, 0, 2, 0, 1, 0, 0, 2, 0, 1, 0])
+    dataset, faults = read_dataset(root)
+    assert faults == []
+    return dataset
+
+
+def items(data: DataSet) -> tuple[TrainItems, EvalItems]:
+    paths = {name: [photo.path for photo in split.photos] for name, split in data.splits.items()}
+    frames, _ = look_through(paths["train"], SMALL, "uint8", "memory", Path())
+    train = TrainItems(data, frames, make_augment("notebook"), RECIPE.seed)
+    return train, EvalItems(data, "valid", DecodedFrames(paths["valid"], SMALL))
+
+
+def trainer(train: TrainItems, config: TrainConfig = RECIPE) -> Trainer:
+    torch.manual_seed(config.seed)
+    net = RetinaNet(3, config.backbone)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    return Trainer(fabric, config, net, Normalize(SMALL.mean, SMALL.std), class_weights(train.dr_index, 3))
+
+
+class NeverStop:
+    requested = False
+
+    def agreed(self, _fabric: Fabric) -> bool:
+        return False
+
+
+def train_epoch(t: Trainer, train: TrainItems, plan: EpochPlan | None = None) -> None:
+    plan = plan or EpochPlan(train.dr_index, t.config.batch_size, t.config.sampler, t.config.seed)
+    t.train_epoch(make_loader(train, 0, t.fabric, batch_sampler=plan), NeverStop(), lambda n, totals: None)  # type: ignore[arg-type]
+
+
+def run(
+    t: Trainer, data: DataSet, file: Path, show: Callable[[int, list[float]], None] = lambda n, totals: None
+) -> bool:
+    train, valid = items(data)
+    return fit(t, train, valid, file, lambda row: None, lambda history: None, lambda epoch, n: show)
+
+
+def weights(t: Trainer) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in t.net.state_dict().items()}
+
+
+def assert_same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+@pytest.mark.parametrize("weighting", ["inverse", "none"])
+def test_one_step_is_the_textbooks(data: DataSet, weighting: str) -> None:
+    """Two accumulated micro-batches of 4 against torch's own mean cross-entropy on all 8, and torch's own Adam."""
+    train, _ = items(data)
+    t = trainer(train, replace(RECIPE, accumulate=2, dr_weight=1.5, me_weight=0.5))
+    if weighting == "none":
+        t.dr_weights = torch.ones(3)
+    t.net.train = lambda mode=True: torch.nn.Module.train(t.net, False)  # type: ignore[method-assign,misc]
+    before = weights(t)
+
+    class OneStep(EpochPlan):
+        def __iter__(self) -> Any:
+            return iter(list(super().__iter__())[:2])
+
+    plan = OneStep(train.dr_index, 4, "shuffle", RECIPE.seed)
+    train_epoch(t, train, plan)
+
+    reference = RetinaNet(3, "resnet18").eval()
+    reference.load_state_dict(before)
+    reference.set_frozen(True)
+    reference.eval()
+    batch = [train[draw] for micro_batch in plan for draw in micro_batch]
+    x = Normalize(SMALL.mean, SMALL.std)(torch.stack([item.image for item in batch]).float())
+    dr_true, me_true = torch.tensor([item.dr_index for item in batch]), torch.tensor([item.me_label for item in batch])
+    dr_logits, me_logits = reference(x)
+    loss = 1.5 * F.cross_entropy(dr_logits, dr_true, t.dr_weights) + 0.5 * F.cross_entropy(me_logits, me_true)
+    heads = [*reference.dr_head.parameters(), *reference.me_head.parameters()]
+    adam = torch.optim.Adam([{"params": reference.backbone.parameters(), "lr": 1e-4}, {"params": heads, "lr": 1e-3}])
+    loss.backward()
+    # Adam's first step is the gradient's sign: compare where the gradient is more than rounding.
+    clear = {name: p.grad.abs() > 1e-6 for name, p in reference.named_parameters() if p.grad is not None}
+    adam.step()
+    after = t.net.state_dict()
+    for name, expected in reference.named_parameters():
+        if name in clear:
+            difference = (after[name] - expected).abs()[clear[name]]
+            assert difference.numel() == 0 or difference.max() < 1e-6, name
+            assert not torch.equal(after[name], before[name]), name
+        else:
+            assert name.startswith(FROZEN)
+    assert t.progress.totals[3] == 8
+    np.testing.assert_allclose(
+        t.progress.totals[0] / t.progress.totals[1], F.cross_entropy(dr_logits, dr_true, t.dr_weights).item(), rtol=1e-5
+    )
+    np.testing.assert_allclose(t.progress.totals[2] / 8, F.cross_entropy(me_logits, me_true).item(), rtol=1e-5)
+
+
+def test_frozen_layers_and_their_statistics_wait_for_the_epoch_that_opens_them(data: DataSet, tmp_path: Path) -> None:
+    train, _ = items(data)
+    t = trainer(train, replace(RECIPE, epochs=2, unfreeze_epoch=2))
+    seen: list[dict[str, Tensor]] = [weights(t)]
+    rates: list[float] = []
+
+    def on_epoch(history: list[dict[str, float]]) -> None:
+        seen.append(weights(t))
+        rates.append(history[-1]["lr_backbone"])
+
+    fit(
+        t, *items(data), tmp_path / "resume.pth", lambda row: None, on_epoch, lambda epoch, n: lambda done, totals: None
+    )
+    start, first, second = seen
+    frozen = [name for name in start if name.startswith(FROZEN)]
+    assert any("running_mean" in name for name in frozen)
+    assert_same_bits({name: start[name] for name in frozen}, {name: first[name] for name in frozen})
+    assert not any(torch.equal(first[name], second[name]) for name in frozen)
+    others = [name for name in start if name not in frozen]
+    assert not any(torch.equal(start[name], first[name]) for name in others)
+    assert rates == [1e-4, pytest.approx(1e-5)]
+
+
+def test_a_loss_that_is_no_number_names_the_files(data: DataSet) -> None:
+    train, _ = items(data)
+    t = trainer(train)
+    with torch.no_grad():
+        t.net.dr_head[3].bias[0] = float("nan")
+    first = next(iter(EpochPlan(train.dr_index, 4, "shuffle", RECIPE.seed)))
+    names = ", ".join(train.photos[draw.index].image_name for draw in first)
+    with pytest.raises(NonFiniteLossError, match=rf"epoch 1: expected a finite loss, found DR nan .* {names}\. "):
+        train_epoch(t, train)
+
+
+def test_rates_halve_when_valid_no_longer_improves(data: DataSet, tmp_path: Path) -> None:
+    train, _ = items(data)
+    t = trainer(train, replace(RECIPE, epochs=5, dr_weight=0.0, me_weight=0.0))  # a loss of 0 cannot improve
+    run(t, data, tmp_path / "resume.pth")
+    # Patience 2: the first epoch is the best, two are borne, after the fourth they halve.
+    assert [row["lr_backbone"] for row in t.progress.history] == [1e-4] * 4 + [5e-5]
+    assert [row["lr_heads"] for row in t.progress.history] == [1e-3] * 4 + [5e-4]
+
+
+def test_stopped_at_a_random_step_and_resumed_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path) -> None:
+    config = replace(RECIPE, sampler="weighted", unfreeze_epoch=2, epochs=2)
+    train, _ = items(data)
+    whole = trainer(train, config)
+    assert run(whole, data, tmp_path / "whole.pth")
+    file = tmp_path / "resume.pth"
+    for stop_after in random.sample(range(1, 8), 2):  # of eight steps
+        part, steps = trainer(train, config), 0
+
+        def show(n: int, totals: list[float], stop_after: int = stop_after) -> None:
+            nonlocal steps
+            steps += n
+            if steps == stop_after:
+                signal.raise_signal(signal.SIGINT)
+
+        assert not run(part, data, file, show), stop_after
+        assert (part.progress.epoch, part.progress.batch) == (1 + (stop_after - 1) // 4, 1 + (stop_after - 1) % 4)
+        torch.manual_seed(0)  # whatever another process draws
+        resumed = trainer(train, replace(config, seed=1))  # other first weights
+        resumed.config = config
+        load_resume(resumed, file)
+        assert run(resumed, data, file)
+        assert_same_bits(weights(resumed), weights(whole))
+        without_time = [
+            [{k: v for k, v in row.items() if k != "seconds"} for row in t.progress.history] for t in (resumed, whole)
+        ]
+        assert without_time[0] == without_time[1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_file_that_is_no_resume_state_is_refused(data: DataSet, tmp_path: Path) -> None:
+    train, _ = items(data)
+    t = trainer(train)
+    torch.save({"kind": "retina-edge checkpoint"}, tmp_path / "best.pth")
+    with pytest.raises(ModelFileError, match="expected a retina-edge resume state"):
+        load_resume(t, tmp_path / "best.pth")
+    save_resume(t, tmp_path / "resume.pth")
+    assert list(tmp_path.glob(".*")) == []
+    assert torch.load(tmp_path / "resume.pth", weights_only=True)["progress"]["epoch"] == 1
+
+
+def command(data: DataSet, artifacts: Path, name: str, *options: str) -> list[str]:
+    recipe = ["--epochs", "3", "--image-size", "32", "--batch-size", "4", "--backbone", "resnet18", "--weights", "none"]
+    where = ["--artifacts", str(artifacts), "--name", name]
+    return ["-m", "retina.train", str(data.root), *recipe, *where, *options]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_killed_three_times_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path) -> None:
+    resume = tmp_path / "runs" / "killed" / "resume.pth"
+    saved = 0
+    for attempt in range(3):
+        options = ["--workers", "1", *(["--resume"] if attempt else [])]
+        started = [sys.executable, *command(data, tmp_path, "killed", *options)]
+        process = subprocess.Popen(started, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        # Once something new is saved, at any moment of the epoch after it, writing the next state included.
+        while process.poll() is None and (not resume.exists() or resume.stat().st_mtime_ns == saved):
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.5))
+        process.kill()
+        _, err = process.communicate()
+        assert process.returncode == -signal.SIGKILL, err
+        saved = resume.stat().st_mtime_ns
+    for name, *options in (("killed", "--resume"), ("whole",)):
+        result = CliRunner().invoke(main, command(data, tmp_path, name, "--workers", "1", *options)[2:])
+        assert result.exit_code == 0, result.output
+    for file in ("best.pth", "final.pth"):
+        killed, whole = (load_checkpoint(tmp_path / "runs" / name / file) for name in ("killed", "whole"))
+        assert_same_bits(killed.weights, whole.weights)
+        assert killed.epoch == whole.epoch
+    assert whole.epoch == 3
+
+
+def test_two_processes_are_one_with_twice_the_batch(data: DataSet, tmp_path: Path) -> None:
+    recipe = ["--epochs", "2", "--unfreeze-epoch", "2", "--workers", "0"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--local-addr", "127.0.0.1"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    two = subprocess.run(
+        [sys.executable, *torchrun, *command(data, tmp_path, "two", *recipe)],
+        env={**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "lo"}, check=False, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("epoch   1 ") == 1  # said once
+    one = CliRunner().invoke(main, command(data, tmp_path, "one", *recipe, "--accumulate", "2")[2:])
+    assert one.exit_code == 0, one.output
+    left, right = (load_checkpoint(tmp_path / "runs" / name / "final.pth").weights for name in ("one", "two"))
+    parameters = [name for name, _ in RetinaNet(3, "resnet18").named_parameters()]
+    assert max((left[name] - right[name]).abs().max().item() for name in parameters) < 1e-5
+    histories = [pd.read_csv(tmp_path / "runs" / name / "history.csv") for name in ("one", "two")]
+    for column in ("train_loss", "train_dr_accuracy", "train_me_accuracy"):
+        np.testing.assert_allclose(histories[0][column], histories[1][column], rtol=1e-5)
+    metrics = json.loads((tmp_path / "runs" / "two" / "metrics.json").read_text())
+    counts = {name: len(split.photos) for name, split in data.splits.items()}
+    assert {name: split["all"]["n"] for name, split in metrics["splits"].items()} == counts
+
+
+def test_the_best_checkpoint_is_that_of_the_best_epoch(finished_run: FinishedRun) -> None:
+    history = pd.read_csv(finished_run.folder / "history.csv")
+    best = history.loc[history["valid_score"].idxmax()]
+    checkpoint = load_checkpoint(finished_run.folder / "best.pth")
+    assert checkpoint.epoch == best["epoch"]
+    assert len(history) == 3
+    predictions = answers(finished_run, "valid", checkpoint)
+    assert (predictions[0].argmax(1) == predictions[2]).double().mean().item() == best["valid_dr_accuracy"]
+    assert (predictions[1].argmax(1) == predictions[3]).double().mean().item() == best["valid_me_accuracy"]
+    assert load_checkpoint(finished_run.folder / "final.pth").epoch == 3
+    for name in ("best", "final"):
+        published = finished_run.artifacts / f"retina_multitask_{name}.pth"
+        assert published.read_bytes() == (finished_run.folder / f"{name}.pth").read_bytes()
+    assert not (finished_run.folder / "resume.pth").exists()
+
+
+def test_the_test_csv_is_what_the_best_checkpoint_says(finished_run: FinishedRun) -> None:
+    checkpoint = load_checkpoint(finished_run.artifacts / "retina_multitask_best.pth")
+    dr_probs, me_probs, dr_true, me_true = answers(finished_run, "test", checkpoint)
+    table = pd.read_csv(finished_run.artifacts / "test_predictions.csv")
+    assert table["Image name"].tolist() == [f"eye_{n}.jpg" for n in range(6)]
+    np.testing.assert_allclose(table[[f"dr_prob_{g}" for g in range(5)]], dr_probs, atol=2e-6)
+    np.testing.assert_allclose(table["me_prob"], me_probs[:, 1], atol=2e-6)
+    assert table["Pred DR grade (orig)"].tolist() == dr_probs.argmax(1).tolist()
+    assert table["Pred ME risk"].tolist() == me_probs.argmax(1).tolist()
+    assert table["True DR grade (orig)"].tolist() == dr_true.tolist()
+    assert table["True ME risk"].tolist() == me_true.tolist()
+
+
+def answers(run: FinishedRun, split: str, checkpoint: Checkpoint) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """DR and ME probabilities one photograph at a time, and the true labels."""
+    dataset, _ = read_dataset(run.data)
+    model, preprocess = checkpoint.build_model(), make_preprocess(checkpoint.contract.preprocessing)
+    photos = dataset.splits[split].photos
+    with torch.inference_mode():
+        logits = [model(preprocess(torch.from_numpy(decode(photo.path))[None])) for photo in photos]
+    dr, me = (torch.cat(both).softmax(1) for both in zip(*logits, strict=True))
+    return dr, me, torch.tensor([p.dr_grade for p in photos]), torch.tensor([p.me_label for p in photos])
