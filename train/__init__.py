@@ -1,1 +1,62 @@
+"""Training: one ResNet with two heads, from a data folder to checkpoints, figures and a report.
 
+>>> from retina.train import Run, TrainConfig, train
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .augment import make_augment
+    from .checkpoint import Checkpoint, load_checkpoint
+    from .config import TrainConfig
+    from .data import DataSet, EpochPlan, EvalItems, TrainItems, class_weights, read_dataset
+    from .frames import DecodedFrames, look_through
+    from .framing import Normalize, make_frame, make_preprocess
+    from .loop import Trainer, fit
+    from .model import RetinaNet
+    from .pipeline import Run, train
+
+_HOME = {
+    "augment": ["make_augment"],
+    "checkpoint": ["Checkpoint", "load_checkpoint"],
+    "config": ["TrainConfig"],
+    "data": ["DataSet", "EpochPlan", "EvalItems", "TrainItems", "class_weights", "read_dataset"],
+    "frames": ["DecodedFrames", "look_through"],
+    "framing": ["Normalize", "make_frame", "make_preprocess"],
+    "loop": ["Trainer", "fit"],
+    "model": ["RetinaNet"],
+    "pipeline": ["Run", "train"],
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+__all__ = [
+    "Checkpoint",
+    "DataSet",
+    "DecodedFrames",
+    "EpochPlan",
+    "EvalItems",
+    "Normalize",
+    "RetinaNet",
+    "Run",
+    "TrainConfig",
+    "TrainItems",
+    "Trainer",
+    "class_weights",
+    "fit",
+    "load_checkpoint",
+    "look_through",
+    "make_augment",
+    "make_frame",
+    "make_preprocess",
+    "read_dataset",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: ``retina-train --help`` is quick, and says what to install where torch is missing."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -130,7 +130,7 @@ def _run(
 
         click.echo(format_table(list_runs(artifacts)))
         return True
-    from .pipeline import Run, pick_device, train
+    from .pipeline import Run, train
     from .tracking import make_tracker
 
     # Libraries' notices about their own choices are not news for whoever trains.
@@ -152,7 +152,7 @@ def _run(
     return train(
         config,
         run,
-        device=pick_device(device),
+        device=device,
         resume=resume,
         allow_leakage=allow_leakage,
         tracker=make_tracker(track, artifacts),

@@ -36,7 +36,7 @@ from .leakage import Leak, find_leaks
 from .loop import Trainer, as_predictions, eval_loader, fit, load_resume
 from .metrics import Predictions, evaluate, write_metrics
 from .model import RetinaNet, load_backbone_weights
-from .tracking import Tracker
+from .tracking import NoTracker, Tracker
 
 TEST_PREDICTIONS = "test_predictions.csv"
 
@@ -82,14 +82,24 @@ def train(
     config: TrainConfig,
     run: Run,
     *,
-    device: str,
-    resume: bool,
-    allow_leakage: bool,
-    tracker: Tracker,
-    say: Say,
+    device: str = "auto",
+    resume: bool = False,
+    allow_leakage: bool = False,
+    tracker: Tracker | None = None,
+    say: Say = lambda line: None,
     quiet: bool = False,
 ) -> bool:
     """Check the data, train, evaluate the best checkpoint on every split, publish.
+
+    Args:
+        config: the recipe.
+        run: where everything about it is kept.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        resume: go on with an interrupted run of this name.
+        allow_leakage: train although the same photograph stands in two splits.
+        tracker: where figures go beside the run's folder.
+        say: called with each line for the person at the terminal.
+        quiet: no progress bars, not even on a terminal.
 
     Returns:
         True when finished; False when stopped by Ctrl-C, with everything saved for ``--resume``.
@@ -97,7 +107,9 @@ def train(
     Raises:
         RetinaError: anything a user can mend, before training where it can be known.
     """
+    device = pick_device(device)
     _expect_writable(run.artifacts)
+    tracker = tracker or NoTracker()
     fabric = make_fabric(device, config.precision)
     run = replace(run, name=fabric.broadcast(run.name))  # devices may have been named by different seconds
     say_once = say if fabric.is_global_zero else (lambda _line: None)
