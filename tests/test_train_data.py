@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import retina.train
 import torch
 from eyes import eye, write_annotations, write_set, write_split
 from retina.runtime.contract import Preprocessing
@@ -292,3 +293,10 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     eye(1).save(path)
     with pytest.raises(OutputError, match="try --cache memory"):
         look_through([path], SMALL, "uint8", "disk", path / "cache")
+
+
+def test_every_public_name_is_there() -> None:
+    for name in retina.train.__all__:
+        assert getattr(retina.train, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'optimise'"):
+        _ = retina.train.optimise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,7 +150,7 @@ def interrupted(artifacts: Path, data: Path) -> Path:
     folder = artifacts / "runs" / "mine"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(TrainConfig(data=str(data), seed=5).to_json())
-    (folder / "run.json").write_text('{"data_fingerprint": "other"}')
+    (folder / "run.json").write_text('{"data_fingerprint": "other", "devices": 1}')
     return folder
 
 
@@ -175,7 +177,15 @@ def test_resume_refuses_photographs_that_changed(tmp_path: Path, data: Path) -> 
     torch.save({"kind": "something else"}, folder / "resume.pth")
     result = retina_train("--resume", "--artifacts", tmp_path)
     assert result.exit_code == 2
+    (folder / "run.json").write_text('{"data_fingerprint": "other", "devices": 2}')
+    assert "expected 2 devices as the run began, found 1" in retina_train("--resume", "--artifacts", tmp_path).stderr
     assert "expected the photographs and labels the run was started with" in result.stderr
+
+
+def test_the_command_itself_loads_without_torch() -> None:
+    code = "import sys, retina.train.cli; print(sorted({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("device", ["tpu", "cpu:1", "cuda:99"])

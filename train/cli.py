@@ -165,7 +165,7 @@ def _interrupted(artifacts: Path, name: str | None) -> Any:
 
     if name is not None:
         run = Run(artifacts, name)
-        for file in (run.resume_file, run.config_file):
+        for file in (run.resume_file, run.config_file, run.facts_file):
             if not file.is_file():
                 raise UsageError(f"{run.folder}: expected an interrupted run, found no {file.name} there")
         return run

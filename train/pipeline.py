@@ -63,6 +63,10 @@ class Run:
     def config_file(self) -> Path:
         return self.folder / "config.json"
 
+    @property
+    def facts_file(self) -> Path:
+        return self.folder / "run.json"
+
     def write(self, name: str, text: str) -> None:
         write_atomically(self.folder / name, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
@@ -135,7 +139,7 @@ def train(
 
     facts = run_facts(survey, fabric, dr_weights)
     if resume:
-        _check_same_data(run, survey)
+        _check_same(run, survey, fabric)
         load_resume(trainer, run.resume_file)
         say_once(f"Resuming {run.name} in epoch {trainer.progress.epoch} of {config.epochs}.")
     elif fabric.is_global_zero:
@@ -348,7 +352,7 @@ def _finish(
     best.save(run.folder / "best.pth")
     write_test_predictions(run.folder / TEST_PREDICTIONS, data.splits["test"], predictions["test"], contract)
     history = pd.DataFrame(trainer.progress.history)
-    facts = json.loads((run.folder / "run.json").read_text())
+    facts = json.loads(run.facts_file.read_text())
     page = report.write_report(
         run.folder, {**trainer.config.to_dict(), **facts}, metrics, history, predictions, contract
     )
@@ -390,8 +394,14 @@ def _fingerprint(data: DataSet, looks: dict[str, list[Look]]) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
-def _check_same_data(run: Run, survey: Survey) -> None:
-    before = json.loads((run.folder / "run.json").read_text())["data_fingerprint"]
+def _check_same(run: Run, survey: Survey, fabric: Fabric) -> None:
+    facts = json.loads(run.facts_file.read_text())
+    if facts["devices"] != fabric.world_size:
+        raise UsageError(
+            f"{run.folder}: expected {facts['devices']} devices as the run began, found {fabric.world_size}: another "
+            "number would make other batches. Resume on as many (torchrun --nproc-per-node), or start a new run."
+        )
+    before = facts["data_fingerprint"]
     if before != survey.fingerprint:
         raise UsageError(
             f"{run.folder}: expected the photographs and labels the run was started with (fingerprint {before[:12]}), "
