@@ -14,13 +14,14 @@ from typing import Any, Literal, Protocol
 from ..runtime.contract import Contract, Framing, Precision
 from ..runtime.errors import OutputError, UsageError
 from ..runtime.model import MODEL_NAME
+from ..runtime.signature import signature_of
 from ..train.checkpoint import Checkpoint, load_checkpoint, sha256_of, write_atomically
 from .gate import Gate
 from .graph import DeployedModel
 from .int8 import Int8, to_int8
 from .parity import FP32, INT8, Answer, Parity, Reference, check_parity
 from .photographs import choose_photographs
-from .signature import require_key, sign, signature_of
+from .signature import require_key, sign
 from .to_onnx import OnnxFile
 from .to_pt2 import Pt2File
 from .to_torchscript import TorchScriptFile

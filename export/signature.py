@@ -5,11 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..runtime.errors import UsageError, require_extra
-
-
-def signature_of(path: Path) -> Path:
-    """Where a file's signature stands."""
-    return path.with_name(path.name + ".sig")
+from ..runtime.signature import signature_of
 
 
 def require_key(key: Path) -> None:
@@ -33,7 +29,7 @@ def sign(path: Path, key: Path) -> Path:
     import model_signing
 
     try:
-        config = model_signing.signing.Config()  # type: ignore[no-untyped-call]
+        config = model_signing.signing.Config()
         config.use_elliptic_key_signer(private_key=key)
         config.sign(path, signature_of(path))
     except (ValueError, TypeError) as err:

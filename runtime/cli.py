@@ -75,6 +75,12 @@ BAR_SECONDS, LINE_SECONDS = 0.1, 10.0
     help="Decode every picture whole. Slower on camera originals; moves probabilities by less than 0.02.",
 )
 @click.option(
+    "--verify",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="Score only with a model signed by the holder of this public key (PEM); see retina-export --sign.",
+)
+@click.option(
     "--overlays",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -138,6 +144,7 @@ def _run(
     provider: str,
     exact: bool,
     overlays: Path | None,
+    verify: Path | None,
     resume: bool,
     as_json: bool,
 ) -> int:
@@ -160,7 +167,12 @@ def _run(
         )
     require_room(out, len(listing.names))
     truth = read_truth(annotations, listing) if annotations else None
-    opened = RetinaModel(find_model(model, artifacts), provider=provider, exact=exact)
+    model = find_model(model, artifacts)
+    if verify is not None:
+        from .signature import verify as verify_signature
+
+        verify_signature(model, verify)
+    opened = RetinaModel(model, provider=provider, exact=exact)
     if overlays is not None:
         require_maps(opened, overlays)
     workers = workers or usable_cores()

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
 from retina.export.signature import sign
+from retina.runtime.cli import main
 from retina.runtime.errors import UsageError
+from tiny_model import write_tiny_model
 
 model_signing = pytest.importorskip("model_signing")
 
@@ -42,3 +46,25 @@ def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no\.pem: expected an elliptic-curve private key"):
         sign(tmp_path / "m.onnx", tmp_path / "no.pem")
     assert not (tmp_path / "m.onnx.sig").exists()
+
+
+def test_score_verifies_before_it_opens(keys: tuple[Path, Path], tmp_path: Path) -> None:
+    private, public = keys
+    model = write_tiny_model(tmp_path / "m.onnx")
+    Image.new("RGB", (40, 40), "orange").save(tmp_path / "eye.png")
+
+    def score() -> Result:
+        options = ["--model", str(model), "--verify", str(public), "--out", str(tmp_path / "out.csv")]
+        return CliRunner().invoke(main, [str(tmp_path / "eye.png"), *options])
+
+    unsigned = score()
+    assert unsigned.exit_code == 2
+    assert "expected its signature in" in unsigned.output
+    sign(model, private)
+    assert score().exit_code == 0
+    (tmp_path / "out.csv").unlink()
+    model.write_bytes(model.read_bytes() + b"\0")
+    changed = score()
+    assert changed.exit_code == 2
+    assert "m.onnx: expected the signature of the holder of" in changed.output
+    assert not (tmp_path / "out.csv").exists()

@@ -1,0 +1,43 @@
+"""Checking who made a model file, with the ``model-signing`` package of the OpenSSF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import ModelFileError, UsageError, require_extra
+
+
+def signature_of(path: Path) -> Path:
+    """Where a file's signature stands."""
+    return path.with_name(path.name + ".sig")
+
+
+def verify(path: Path, key: Path) -> None:
+    """Check FILE.sig: that whoever holds the private key to ``key`` signed the file's name and bytes.
+
+    Args:
+        path: the model file.
+        key: elliptic-curve public key, PEM.
+
+    Raises:
+        MissingExtraError: model-signing is not installed.
+        UsageError: no such key.
+        ModelFileError: no signature, or one of another file or by another key.
+    """
+    require_extra("sign", "model_signing")
+    if not key.is_file():
+        raise UsageError(f"--verify {key}: expected a public key file (PEM, elliptic curve), found none there")
+    signature = signature_of(path)
+    if not signature.is_file():
+        raise ModelFileError(
+            f"{path}: expected its signature in {signature}, found none. Sign: retina-export --sign KEY"
+        )
+    import model_signing
+
+    try:
+        verifier = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key)
+        verifier.verify(path, signature)
+    except Exception as err:  # noqa: BLE001 - the package lets its parts' own exceptions out
+        raise ModelFileError(
+            f"{path}: expected the signature of the holder of {key}, found another file, signature or key: {err}"
+        ) from None
