@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from ..runtime.contract import INPUT_NAME
 from ..runtime.model import session_options
 
-METHODS = ("widest", "mean", "percentile")
-"""How a range comes out of many photographs: the extremes over all, the mean of each one's extremes, and the mean of
-each one's ``PERCENTILE``, beyond which values are clipped."""
-PERCENTILE = 0.99999
-STRIDE = 2
-"""Rows and columns of a large map looked at: neighbours are alike, and sorting is most of the work."""
+METHODS = ("mean", "widest")
+"""How a range comes out of many photographs: the mean of each one's extremes, or the extremes over all. Percentiles are
+not among them: in a trained ResNet-50, clipping the first convolution's range to 0.7 of itself took the pooled features
+from 19 dB to 1 dB, since the rare large values are the disc's rim and the edge of the lit field."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +40,11 @@ def measure_ranges(model: onnx.ModelProto, tensors: list[str], photographs: Iter
     del probe.graph.output[:]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
     session = ort.InferenceSession(probe.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
-    seen: list[NDArray[np.float32]] = []  # each (tensors, 4)
+    seen: list[NDArray[np.float32]] = []  # each (tensors, 2)
     for pixels in photographs:
         values = session.run(tensors, {INPUT_NAME: pixels[None]})
-        seen.append(np.stack([_ends(value) for value in values]))
-    each = np.stack(seen)  # (photographs, tensors, 4): least, largest, percentile from below and from above
+        seen.append(np.array([(value.min(), value.max()) for value in values], dtype=np.float32))
+    each = np.stack(seen)  # (photographs, tensors, 2)
     widest = np.stack([each[..., 0].min(axis=0), each[..., 1].max(axis=0)], axis=-1)
-    mean, percentile = each[..., :2].mean(axis=0), each[..., 2:].mean(axis=0)
-    ends = np.stack([widest, mean, percentile], axis=1)  # (tensors, methods, 2)
+    ends = np.stack([each.mean(axis=0), widest], axis=1)  # (tensors, methods, 2)
     return Ranges(dict(zip(tensors, ends, strict=True)), len(seen))
-
-
-def _ends(value: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(4,): least, largest, and the percentile from below and from above."""
-    sample = value[..., ::STRIDE, ::STRIDE].ravel()
-    last = sample.size - 1
-    high = round(PERCENTILE * last)
-    ordered = np.partition(sample, sorted({last - high, high}))
-    return np.array([value.min(), value.max(), ordered[last - high], ordered[high]], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""From the fp32 export to the int8 one: calibrate, try the recipes, keep the closest that is as accurate."""
+"""From the fp32 export to the int8 one: calibrate, try the recipes, keep the quickest that is as accurate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from .gate import Answers, Gate, judge
 from .quantize import Recipe, quantize, tensors_to_measure
 
 CALIBRATION_PHOTOGRAPHS = 320
-RECIPES = (*(Recipe(method) for method in METHODS), Recipe("mean", fp32_stem=True))
+RECIPES = tuple(Recipe(method, float_blocks) for float_blocks in (0, 1, 3) for method in METHODS)
+"""The quickest and smallest first: on a ResNet-50, a block in floats costs a fifth of the time and 0.2 MB, three half of it
+and 0.6 MB."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,14 @@ class Int8:
 def to_int8(
     fp32: onnx.ModelProto, contract: Contract, root: Path, me_positive_from: int | None, *, force: bool
 ) -> Int8:
-    """Quantise, by each recipe, and keep the one closest to fp32 among those that pass the gate on valid.
+    """Quantise by each recipe, and keep the first, and so the quickest, that passes the gate on valid.
 
     Args:
         fp32: the fp32 export.
         contract: its contract.
         root: the data folder, with train/ to calibrate on and valid/ to judge on.
         me_positive_from: as in training.
-        force: keep the closest even where none passes.
+        force: keep the one closest to fp32 even where none passes.
 
     Raises:
         AnnotationError: the data folder is not one that training would take.
@@ -79,7 +81,7 @@ def to_int8(
         for model, recipe, answer in zip(models, RECIPES, answers, strict=True)
     ]  # fmt: skip
     accepted = [candidate for candidate in candidates if not candidate.gate.faults]
-    best = min(accepted or candidates, key=lambda candidate: candidate.mean_difference)
+    best = accepted[0] if accepted else min(candidates, key=lambda candidate: candidate.mean_difference)
     if not accepted and not force:
         figures = "\n  ".join([*best.gate.lines(), *best.gate.faults])
         raise ParityError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
@@ -23,11 +24,13 @@ class Recipe:
 
     method: str
     """How activations' ranges are found, one of calibration.METHODS."""
-    fp32_stem: bool = False
-    """Leave the first convolution, which sees the photograph, in floats."""
+    float_blocks: int = 0
+    """Residual blocks computed in floats, from the first convolution on. In the first block two large terms nearly
+    cancel in the sum, which leaves their rounding: measured on a trained ResNet-50, 28 and 30 dB went in and 18 dB came
+    out, and with one block in floats the pooled features were 19 dB from fp32's and not 14, with three 21 to 23 dB."""
 
     def __str__(self) -> str:
-        return f"{self.method} ranges{', first convolution in fp32' if self.fp32_stem else ''}"
+        return f"{self.method} ranges, {self.float_blocks} residual blocks in floats"
 
 
 def body_of(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -52,10 +55,8 @@ def quantize(model: onnx.ModelProto, ranges: Ranges, recipe: Recipe) -> onnx.Mod
     """
     work = onnx.shape_inference.infer_shapes(model)
     body = body_of(work)
-    inside = {node.name for node in body if node.op_type in QUANTIZED}
+    inside = {node.name for node in body[_end_of_block(body, recipe.float_blocks) :] if node.op_type in QUANTIZED}
     excluded = [node.name for node in work.graph.node if node.name not in inside]
-    if recipe.fp32_stem:
-        excluded.append(body[0].name)
     measured = TensorsData(CalibrationMethod.MinMax, ranges.by(recipe.method))
     quantizer = QDQQuantizer(
         work, True, False, QuantType.QInt8, QuantType.QUInt8, measured, [], excluded, list(QUANTIZED), {}
@@ -63,19 +64,61 @@ def quantize(model: onnx.ModelProto, ranges: Ranges, recipe: Recipe) -> onnx.Mod
     quantizer.quantize_model()
     quantizer.model.topological_sort()  # the new nodes stand at the end, which onnx.checker refuses
     quantized: onnx.ModelProto = quantizer.model.model
-    for weight in {node.input[1] for node in quantized.graph.node if node.op_type == "Gemm"}:
+    _round_again(model, quantized)
+    for weight in {node.input[1]: None for node in quantized.graph.node if node.op_type == "Gemm"}:
         _store_as_int8(quantized.graph, weight)
     _drop_unused(quantized.graph)
     del quantized.graph.value_info[:]
     return quantized
 
 
+def _end_of_block(body: list[onnx.NodeProto], blocks: int) -> int:
+    """Index behind the ``blocks``-th residual sum and its ReLU."""
+    sums = [index for index, node in enumerate(body) if node.op_type == "Add"]
+    return sums[blocks - 1] + 2 if blocks else 0
+
+
+def _round_again(fp32: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
+    """Replace the convolutions' rounded weights by ``round_keeping_sums`` of the same, with the same scales."""
+    weights = {tensor.name: tensor for tensor in fp32.graph.initializer}
+    tensors = {tensor.name: tensor for tensor in quantized.graph.initializer}
+    makers = {output: node for node in quantized.graph.node for output in node.output}
+    for node in fp32.graph.node:
+        stored = tensors.get(f"{node.input[1]}_quantized") if node.op_type == "Conv" else None
+        if stored is not None:
+            scale = numpy_helper.to_array(tensors[makers[f"{node.input[1]}_DequantizeLinear_Output"].input[1]])
+            value = numpy_helper.to_array(weights[node.input[1]])
+            rounded = round_keeping_sums(value / scale.reshape(-1, 1, 1, 1))
+            stored.CopyFrom(numpy_helper.from_array(rounded, stored.name))
+
+
+def round_keeping_sums(kernels: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Round (O, I, h, w) so that the sum of each h x w kernel is off by at most a half.
+
+    Photographs are smooth, so a kernel's sum, its answer to a plain area, matters more than any one of its weights, and
+    49 independent roundings of a 7 x 7 kernel move it by two steps or more. Those weights are rounded the other way
+    that were nearest to it. On a trained ResNet-50, rounding only the first convolution to the nearest left the pooled
+    features 18 dB from fp32's, and this way 34 dB.
+
+    Args:
+        kernels: weights divided by their scales, within [-127, 127].
+    """
+    flat = kernels.reshape(*kernels.shape[:2], -1).astype(np.float64)
+    rounded = np.rint(flat)
+    left = flat - rounded  # in [-0.5, 0.5]
+    steps = np.rint(left.sum(axis=2, keepdims=True))
+    order = np.argsort(np.argsort(-left * np.sign(steps), axis=2), axis=2)  # 0 where a step costs least
+    rounded += np.sign(steps) * (order < np.abs(steps))
+    return np.clip(rounded, -127, 127).astype(np.int8).reshape(kernels.shape)
+
+
 def _store_as_int8(graph: onnx.GraphProto, name: str) -> None:
-    """Replace a float matrix by int8 with a scale per row and a DequantizeLinear, for all who read it."""
+    """Replace a float weight by int8 with a scale per output channel and a DequantizeLinear, for all who read it."""
     tensor = next(tensor for tensor in graph.initializer if tensor.name == name)
-    value = numpy_helper.to_array(tensor)  # (rows, columns)
-    scale = np.maximum(np.abs(value).max(axis=1), np.finfo(np.float32).tiny) / np.float32(127)
-    rounded = np.clip(np.rint(value / scale[:, None]), -127, 127).astype(np.int8)
+    value = numpy_helper.to_array(tensor)
+    rows = value.reshape(len(value), -1)
+    scale = np.maximum(np.abs(rows).max(axis=1), 127 * np.finfo(np.float32).tiny) / np.float32(127)
+    rounded = np.clip(np.rint(rows / scale[:, None]), -127, 127).astype(np.int8).reshape(value.shape)
     graph.initializer.remove(tensor)
     graph.initializer.extend(
         [
