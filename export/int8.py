@@ -25,8 +25,8 @@ from .quantize import Recipe, quantize, tensors_to_measure
 
 CALIBRATION_PHOTOGRAPHS = 320
 RECIPES = tuple(Recipe(method, float_blocks) for float_blocks in (0, 1, 3) for method in METHODS)
-"""The quickest and smallest first: on a ResNet-50, a block in floats costs a fifth of the time and 0.2 MB, three half of it
-and 0.6 MB."""
+"""The quickest and smallest first: on a ResNet-50, one block in floats costs a fifth of the time and 0.2 MB, three cost
+half of it and 0.6 MB."""
 
 
 @dataclass(frozen=True)
