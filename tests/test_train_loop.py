@@ -264,7 +264,8 @@ def test_killed_three_times_a_run_ends_on_the_same_bits(data: DataSet, tmp_path:
 
 
 def test_two_processes_are_one_with_twice_the_batch(data: DataSet, tmp_path: Path) -> None:
-    recipe = ["--epochs", "2", "--unfreeze-epoch", "2", "--workers", "0"]
+    # In bf16 a sum in another order differs by more than what is tested for.
+    recipe = ["--epochs", "2", "--unfreeze-epoch", "2", "--workers", "0", "--precision", "fp32"]
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--local-addr", "127.0.0.1"]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
     two = subprocess.run(
@@ -273,14 +274,21 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, tmp_path: Pat
     )  # fmt: skip
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("epoch   1 ") == 1  # said once
-    one = CliRunner().invoke(main, command(data, tmp_path, "one", *recipe, "--accumulate", "2")[2:])
-    assert one.exit_code == 0, one.output
+    alone = [sys.executable, *command(data, tmp_path, "one", *recipe, "--accumulate", "2")]
+    subprocess.run(alone, env=ENVIRONMENT, check=True, capture_output=True, timeout=280)
+    torch.manual_seed(42)
+    start = RetinaNet(3, "resnet18")
     left, right = (load_checkpoint(tmp_path / "runs" / name / "final.pth").weights for name in ("one", "two"))
-    parameters = [name for name, _ in RetinaNet(3, "resnet18").named_parameters()]
-    assert max((left[name] - right[name]).abs().max().item() for name in parameters) < 1e-5
+
+    def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+        return sum((a[name] - b[name]).square().sum().item() for name, _ in start.named_parameters()) ** 0.5
+
+    # Not parameter by parameter: where a gradient is all but 0, Adam's step has the sign of its rounding. Measured
+    # 0.007; half the batch, which is what one device's share alone would be, is at 0.89.
+    assert distance(left, right) < 0.05 * distance(left, start.state_dict())
     histories = [pd.read_csv(tmp_path / "runs" / name / "history.csv") for name in ("one", "two")]
     for column in ("train_loss", "train_dr_accuracy", "train_me_accuracy"):
-        np.testing.assert_allclose(histories[0][column], histories[1][column], rtol=1e-5)
+        np.testing.assert_allclose(histories[0][column], histories[1][column], rtol=1e-2)
     metrics = json.loads((tmp_path / "runs" / "two" / "metrics.json").read_text())
     counts = {name: len(split.photos) for name, split in data.splits.items()}
     assert {name: split["all"]["n"] for name, split in metrics["splits"].items()} == counts
