@@ -17,7 +17,7 @@ help:
 	@echo "make demo   set up, then the whole path on drawn photographs: train, export, score, explain (in $(DEMO)/)"
 	@echo "make test   set up, then every check and test; RETINA_DATA=folder adds the tests on real photographs"
 	@echo "make check  lint, types and floors only"
-	@echo "make bench  the benchmarks that need nothing but this repository"
+	@echo "make bench  the training benchmark; benchmarks/ has those of a trained model"
 	@echo "make clean  remove the environment and everything made"
 
 $(READY): pyproject.toml
@@ -44,8 +44,7 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/train.py
-	$(BIN)/python benchmarks/export.py
-	$(BIN)/python benchmarks/score.py
+	@echo "benchmarks/export.py, score.py and gradcam.py measure a trained checkpoint and its exports: see their --help"
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info
