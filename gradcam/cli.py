@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CHECKPOINT = "retina_multitask_best.pth"
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("inputs", metavar="IMAGE|FOLDER...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--head", type=click.Choice([*HEADS, "both"]), default="both", help="Which answer to explain.")
 @click.option(
@@ -56,7 +56,7 @@ CHECKPOINT = "retina_multitask_best.pth"
 def main(
     inputs: tuple[Path, ...], head: str, artifacts: Path, out: Path | None, evaluate: Path | None, **options: Any
 ) -> None:
-    r"""Show where the answers come from: Grad-CAM overlays of photographs.
+    """Show where the answers come from: Grad-CAM overlays of photographs.
 
     For each photograph and head OUT gets an overlay at the photograph's own size, a panel with the answers in words,
     and a row in gradcam.csv; index.html shows all panels.
@@ -68,7 +68,7 @@ def main(
       retina-gradcam --evaluate lesions/             do the maps look at the lesions? faithfulness.csv, .md and .png
 
     LESIONS holds lesions.csv (column Image name), photographs X.jpg, and masks X_EX.png, X_HE.png, ...
-    """
+    """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
     out = out or artifacts / "gradcam"
     try:
         if evaluate is None:

@@ -68,3 +68,12 @@ def test_help_loads_nothing_heavy(command: str) -> None:
         f"import sys, retina.{command}.cli; print([m for m in {(*ABOVE, 'onnxruntime', 'PIL')!r} if m in sys.modules])"
     )
     assert python(code).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["train", "export", "gradcam", "runtime"])
+def test_help_shows_its_examples_line_by_line(command: str) -> None:
+    shown = python(f"from retina.{command}.cli import main; main(['-h'])").stdout
+    example = "retina-score" if command == "runtime" else f"retina-{command}"
+    assert sum(line.strip().startswith(f"{example} ") for line in shown.splitlines()) >= 2
+    assert "\b" not in shown, "click's mark for kept lines must not be shown"
+    assert "\\b" not in shown, "nor its letters"
