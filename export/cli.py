@@ -133,7 +133,7 @@ def _run(
         inspection = inspect_file(inspect)
         click.echo(json.dumps(inspection.to_dict(), indent=1) if as_json else "\n".join(inspection.lines()))
         return
-    from ..train.checkpoint import BEST_NAME
+    from ..train.config import BEST_NAME
     from .job import ExportJob, default_out, run_export
 
     job = ExportJob(

@@ -10,11 +10,10 @@ import click
 
 from ..runtime.contract import HEADS, Head
 from ..runtime.errors import OutputError, RetinaError, UsageError, require_extra
+from ..train.config import BEST_NAME
 
 if TYPE_CHECKING:
     from .explainer import CheckpointExplainer, Explainer
-
-CHECKPOINT = "retina_multitask_best.pth"
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -38,9 +37,7 @@ CHECKPOINT = "retina_multitask_best.pth"
     help="Colour scale: each map's own maximum, or one scale for all photographs of this run.",
 )  # fmt: skip
 @click.option("--npy", is_flag=True, help="Write the raw maps as well, (h, w) float32 in logits.")
-@click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help=f"Trained model.  [default: ARTIFACTS/{CHECKPOINT}]"
-)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help=f"Trained model.  [default: ARTIFACTS/{BEST_NAME}]")
 @click.option(
     "--model", type=click.Path(path_type=Path),
     help="Instead of a checkpoint: an ONNX file from `retina-export --explain`; needs no torch.",
@@ -163,7 +160,7 @@ def _open_checkpoint(head: str, artifacts: Path, *, checkpoint: Path | None, **h
     require_extra("gradcam", "torch", "torchvision")
     from .explainer import CheckpointExplainer
 
-    return CheckpointExplainer(checkpoint or artifacts / CHECKPOINT, _heads(head), **how)
+    return CheckpointExplainer(checkpoint or artifacts / BEST_NAME, _heads(head), **how)
 
 
 def _progress(label: str, length: int) -> Any:

@@ -17,8 +17,6 @@ from ..runtime.contract import Contract, Framing, Preprocessing
 from ..runtime.errors import ModelFileError, OutputError
 from .model import RetinaNet, backbone_names, read_state_dict
 
-BEST_NAME = "retina_multitask_best.pth"
-FINAL_NAME = "retina_multitask_final.pth"
 _KIND = "retina-edge checkpoint"
 
 

@@ -6,6 +6,10 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+# Here and not in checkpoint.py, which loads torch: the commands' help names them.
+BEST_NAME = "retina_multitask_best.pth"
+FINAL_NAME = "retina_multitask_final.pth"
+
 
 @dataclass(frozen=True)
 class TrainConfig:

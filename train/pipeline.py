@@ -27,8 +27,8 @@ from ..runtime.model import Prediction
 from ..runtime.table import Row, Table, cells, columns
 from . import plots, report
 from .augment import make_augment
-from .checkpoint import BEST_NAME, FINAL_NAME, Checkpoint, current_versions, load_checkpoint, write_atomically
-from .config import TrainConfig
+from .checkpoint import Checkpoint, current_versions, load_checkpoint, write_atomically
+from .config import BEST_NAME, FINAL_NAME, TrainConfig
 from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights, read_dataset
 from .frames import DecodedFrames, Frames, Look, look_through
 from .framing import Normalize
