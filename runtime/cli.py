@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from .annotations import Annotation
     from .folder import Listing
     from .model import RetinaModel
     from .summary import Summary
-    from .table import Row
 
 BAR_SECONDS, LINE_SECONDS = 0.1, 10.0
 """How often the bar is drawn, and how often a line tells the progress where there is no terminal for a bar."""
@@ -156,7 +154,7 @@ def _run(
     from .model import RELEASED, RetinaModel, find_model
     from .scoring import depends_on, require_maps, require_room, score_rows
     from .summary import Summary
-    from .table import Table, cells, columns
+    from .table import Table, cells, columns, record
     from .workers import usable_cores
 
     listing = gather(paths)
@@ -197,7 +195,7 @@ def _run(
                 table.write(cells(row, grades, true))
                 summary.add(row, known=known, truth=true)
                 if as_json:
-                    click.echo(_json_line(row, true))
+                    click.echo(json.dumps(record(row, true)))
                 advance()
         journal.discard()
     finally:
@@ -266,22 +264,3 @@ def _progress(total: int, summary: Summary) -> Iterator[Any]:
 
     with bar:
         yield advance_bar
-
-
-def _json_line(row: Row, true: Annotation | None) -> str:
-    from .table import utf8
-
-    line: dict[str, Any] = {"image": utf8(row.name), "status": "ok" if row.prediction else "error", "error": row.error}
-    if row.prediction is not None:
-        p = row.prediction
-        line |= {
-            "dr_grade": p.grade,
-            "dr_probs": {grade: round(prob, 6) for grade, prob in p.dr_probs.items()},
-            "me_risk": p.me_risk,
-            "me_prob": round(p.me_prob, 6),
-            "referable": p.referable,
-            "referable_prob": round(p.referable_prob, 6),
-        }
-    if true is not None:
-        line |= {"true_dr_grade": true.dr_grade, "true_me_risk": true.me_grade}
-    return json.dumps(line)

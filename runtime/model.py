@@ -181,16 +181,17 @@ class RetinaModel:
         ``paths`` is read only a little ahead and results are dropped once yielded, so memory does not depend on how
         many there are. A file that cannot be read becomes a ``Scored`` with an error, and never stops the rest.
         """
+        return ordered_map(lambda path: self.score_one(path, maps=maps), paths, workers or usable_cores())
 
-        def one(path: str | Path) -> Scored:
-            try:
-                return Scored(path, self.predict(path, maps=maps), None)
-            except PictureError as err:
-                return Scored(path, None, err.reason)
-            except MissingExtraError as err:
-                return Scored(path, None, str(err).split("\n", 1)[0])
-
-        return ordered_map(one, paths, workers or usable_cores())
+    def score_one(self, source: str | Path | bytes, *, maps: bool = False) -> Scored:
+        """A file, whatever it is: a path, or its bytes (then ``source`` of the result is empty)."""
+        name = "" if isinstance(source, bytes) else source
+        try:
+            return Scored(name, self.predict(source, maps=maps), None)
+        except PictureError as err:
+            return Scored(name, None, err.reason)
+        except MissingExtraError as err:
+            return Scored(name, None, str(err).split("\n", 1)[0])
 
 
 def find_model(path: str | Path | None = None, artifacts: str | Path | None = None) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .annotations import Annotation
 from .errors import OutputError
@@ -47,6 +48,24 @@ def cells(row: Row, grades: Sequence[int], truth: Annotation | None = None) -> l
         return [row.name, "", true_dr, "", true_me, *("" for _ in grades), "", "error", row.error]
     probs = [f"{p.dr_probs[grade]:.6f}" for grade in grades]
     return [row.name, str(p.grade), true_dr, str(p.me_risk), true_me, *probs, f"{p.me_prob:.6f}", "ok", ""]
+
+
+def record(row: Row, truth: Annotation | None = None) -> dict[str, Any]:
+    """The same line as JSON has it, with the referable flag besides; what is not known is left out."""
+    line: dict[str, Any] = {"image": utf8(row.name), "status": "ok" if row.prediction else "error", "error": row.error}
+    if row.prediction is not None:
+        p = row.prediction
+        line |= {
+            "dr_grade": p.grade,
+            "dr_probs": {str(grade): round(prob, 6) for grade, prob in p.dr_probs.items()},
+            "me_risk": p.me_risk,
+            "me_prob": round(p.me_prob, 6),
+            "referable": p.referable,
+            "referable_prob": round(p.referable_prob, 6),
+        }
+    if truth is not None:
+        line |= {"true_dr_grade": truth.dr_grade, "true_me_risk": truth.me_grade}
+    return line
 
 
 def utf8(name: str) -> str:

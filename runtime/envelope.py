@@ -1,0 +1,120 @@
+"""What surrounds every answer of the service: whose name it goes by, its headers, and a line in the log.
+
+The log has no file name, no address and no path but the service's own: nothing in it can point at a patient.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .upload import Limits
+
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    # Two policies hold where there are two: this one adds what the page's own, in its <meta>, cannot say.
+    "content-security-policy": "frame-ancestors 'none'",
+    # With these a browser gives the page threads in WebAssembly.
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-embedder-policy": "require-corp",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",
+}
+DRAINED = 4
+"""Of a refused body, how many times the allowed size is still read, so that the client gets to read why."""
+CLIENT_GONE = 499
+"""In the log alone: the client left before it was answered."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Entry:
+    """A request's line in the log."""
+
+    id: str = field(default_factory=lambda: secrets.token_hex(6))
+    method: str = ""
+    route: str = "other"
+    """The service's own path; ``other`` for any that it does not have: what a client asks for may hold a name."""
+    status: int = CLIENT_GONE
+    received: int = 0
+    """Bytes."""
+    photographs: int = 0
+    unreadable: int = 0
+
+
+class Envelope:
+    """An ASGI application around the service's."""
+
+    def __init__(self, app: ASGIApp, limits: Limits, hosts: Collection[str] | None = None) -> None:
+        """Wrap ``app``; ``hosts`` are the names it may be asked for by, None: any.
+
+        A service on the loopback address that answers to any name could be read by a page of another site, whose
+        name was made to point there.
+        """
+        self._app = app
+        self._limits = limits
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        entry = Entry(method=scope["method"])
+        scope.setdefault("state", {})["entry"] = entry
+        started = time.perf_counter()
+        unread, waits = True, headers.get(b"expect", b"").lower() == b"100-continue"
+
+        async def reading() -> Message:
+            nonlocal unread, waits
+            waits = False
+            message = await receive()
+            entry.received += len(message.get("body", b""))
+            unread = bool(message.get("more_body", False))
+            return message
+
+        async def drain() -> None:
+            while unread and entry.received <= DRAINED * self._limits.body:
+                await reading()
+
+        async def answering(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                entry.status = message["status"]
+                own = {**HEADERS, "x-request-id": entry.id}
+                if unread and not waits:
+                    # A client reads the answer when it has sent all: closed on before that, it would never see it.
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(drain(), self._limits.seconds)
+                    if unread:
+                        own["connection"] = "close"
+                given = {name for name, _ in message["headers"]}
+                own_raw = [(name.encode(), value.encode()) for name, value in own.items()]
+                message["headers"] = [*message["headers"], *(pair for pair in own_raw if pair[0] not in given)]
+            await send(message)
+
+        try:
+            if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
+                refusal = JSONResponse({"detail": f"expected the host name {' or '.join(sorted(self._hosts))}"}, 421)
+                await refusal(scope, reading, answering)
+            else:
+                await self._app(scope, reading, answering)
+        finally:
+            route = getattr(scope.get("route"), "path", None)
+            entry.route = route or entry.route
+            _log.info("request", extra={"fields": {**vars(entry), "ms": round(1000 * (time.perf_counter() - started))}})
+
+
+def _host(header: bytes) -> str:
+    """The name in a Host header, without its port."""
+    text = header.decode("latin-1").lower()
+    return text.partition("]")[0] + "]" if text.startswith("[") else text.partition(":")[0]

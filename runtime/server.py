@@ -1,0 +1,236 @@
+"""retina-serve: options, exit codes and printing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+"""The names of this machine for itself, as they stand in an address."""
+GRACE = 30
+"""Seconds that a stop waits for requests in work."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="NAME", help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0: a free one."
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="ONNX file made by retina-export.  [default: as retina-score]",
+)
+@click.option(
+    "--artifacts",
+    envvar="RETINA_ARTIFACTS",
+    default="artifacts",
+    show_default=True,
+    metavar="DIR",
+    help="Where retina-export wrote its model; also RETINA_ARTIFACTS.",
+)
+@click.option(
+    "--verify",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="Serve only a model signed by the holder of this public key (PEM).",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Photographs scored at once.  [default: the cores this process may use]",
+)
+@click.option("--provider", default="cpu", show_default=True, metavar="NAME", help="onnxruntime execution provider.")
+@click.option("--exact", is_flag=True, help="Decode every picture whole, as with retina-score --exact.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Ask every caller for the token in this file (Authorization: Bearer TOKEN); also RETINA_TOKEN.",
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Requests read, waiting or scored at once; further ones are answered 429.",
+)
+@click.option(
+    "--max-photographs",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Photographs in one request.",
+)
+@click.option(
+    "--max-mib",
+    type=click.FloatRange(min=0, min_open=True),
+    default=64,
+    show_default=True,
+    metavar="MIB",
+    help="Size of one request. Memory is bounded by this times --queue.",
+)
+@click.option(
+    "--page",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the browser page, after npm ci in it.  [default: the page in this package]",
+)
+@click.version_option(package_name="retina-edge")
+def main(**options: Any) -> None:
+    """Serve the model over HTTP: POST /score, GET /model, GET /health, and a page at / for people.
+
+    For software that would rather call than link. Listens on this machine alone unless told otherwise; another
+    address needs a token. A line of JSON per request on standard error, without file names or addresses. /openapi.json
+    describes it all. Ctrl-C or SIGTERM lets requests in work end first.
+
+    \b
+    Examples:
+      retina-serve
+      retina-serve --model model.onnx --port 8080 --token-file token.txt
+      curl --data-binary @eye.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/score
+      curl -F photographs=@left.jpg -F photographs=@right.jpg http://127.0.0.1:8000/score
+
+    Exit code 0: stopped. 2: could not start. Research and demonstration only, not for clinical use.
+    """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
+    from .errors import RetinaError
+
+    try:
+        _serve(**options)
+    except RetinaError as err:
+        click.echo(f"retina-serve: {err}", err=True)
+        sys.exit(2)
+
+
+def _serve(
+    host: str,
+    port: int,
+    model: Path | None,
+    artifacts: str,
+    verify: Path | None,
+    workers: int | None,
+    provider: str,
+    exact: bool,
+    token_file: Path | None,
+    queue: int,
+    max_photographs: int,
+    max_mib: float,
+    page: Path | None,
+) -> None:
+    from .errors import UsageError, require_extra
+    from .model import RetinaModel, find_model
+    from .workers import usable_cores
+
+    require_extra("serve", "fastapi", "uvicorn", "python_multipart")
+    token = _token(token_file)
+    local = host in LOOPBACK or host == "::1"
+    if token is None and not local:
+        raise UsageError(
+            f"--host {host}: expected a token, since other machines can then ask, found none. "
+            "Name a file that holds one (--token-file FILE), or set RETINA_TOKEN."
+        )
+    if page is not None and not (page / "index.html").is_file():
+        raise UsageError(f"--page {page}: expected a folder with index.html, found none")
+    import uvicorn
+
+    from .envelope import Envelope
+    from .service import create_app
+    from .upload import MIB, Limits
+
+    path = find_model(model, artifacts)
+    if verify is not None:
+        from .signature import verify as verify_signature
+
+        verify_signature(path, verify)
+    opened = RetinaModel(path, provider=provider, exact=exact)
+    limits = Limits(requests=queue, photographs=max_photographs, body=round(max_mib * MIB))
+    app = create_app(opened, workers=workers or usable_cores(), limits=limits, token=token, page=page)
+    listening = _listen(host, port)
+    config = uvicorn.Config(
+        Envelope(app, limits, LOOPBACK if local else None),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+    )
+    log = _log_to_stderr()
+    # uvicorn stops gracefully at a signal, and then raises it once more: nothing is left to do by then.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, lambda *_: None)
+    address = listening.getsockname()
+    shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+    click.echo(f"http://{shown}:{address[1]}/ serves {path} ({opened.contract.precision}). Stop with Ctrl-C.")
+    sys.stdout.flush()
+    log.info("started", extra={"fields": {"model": opened.sha256, "version": app.version, "port": address[1]}})
+    uvicorn.Server(config).run(sockets=[listening])
+    log.info("stopped")
+
+
+def _token(file: Path | None) -> str | None:
+    import os
+
+    from .errors import UsageError
+
+    if file is None:
+        return os.environ.get("RETINA_TOKEN") or None
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as err:
+        raise UsageError(f"--token-file {file}: expected a file with a token, found: {err}") from None
+    if not token:
+        raise UsageError(f"--token-file {file}: expected a token, found an empty file")
+    return token
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket, so that an address in use is told before anything starts."""
+    from .errors import UsageError
+
+    name = host.strip("[]")
+    try:
+        family = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((name, port), family=family, backlog=512)
+    except OSError as err:
+        raise UsageError(
+            f"--host {host} --port {port}: expected an address to listen on, found: {err.strerror}. "
+            "Choose another (--port 0: any that is free)."
+        ) from None
+
+
+def _log_to_stderr() -> logging.Logger:
+    """Our own lines and uvicorn's complaints, as JSON; other libraries may quote a file and are left out."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    handler.addFilter(lambda line: line.name.startswith(("retina.", "uvicorn.")))
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    warnings.simplefilter("ignore")
+    return logging.getLogger(__name__)
+
+
+class JsonLines(logging.Formatter):
+    """A line of the log as JSON. Of an exception only its kind and where it was raised: its text may quote a file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z"
+        line: dict[str, Any] = {"time": stamp, "level": record.levelname.lower(), "event": record.getMessage().strip()}
+        line |= getattr(record, "fields", {})
+        if record.exc_info and record.exc_info[0] is not None:
+            frames = traceback.extract_tb(record.exc_info[2])
+            line["error"] = record.exc_info[0].__name__
+            line["at"] = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-8:]]
+        return json.dumps(line)

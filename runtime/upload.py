@@ -1,0 +1,98 @@
+"""Photographs out of a request's body, within bounds and never on disk: one as raw bytes, or many as a form."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+FORM = "multipart/form-data"
+RAW = ("application/octet-stream", "application/dicom", "image/")
+"""Media types of a single photograph; what it is, its own first bytes say."""
+MIB = 1 << 20
+_OTHER_FIELDS = 16
+"""Form fields that are no files: let through, for programs that send some along, and not looked at."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a service takes in, so that its memory is bounded by ``requests * body`` whatever clients do."""
+
+    requests: int = 32
+    """Requests being read, waiting or being scored at once; further ones are answered 429."""
+    photographs: int = 32
+    """In one request."""
+    body: int = 64 * MIB
+    """Bytes of one request."""
+    seconds: float = 60.0
+    """For a body to arrive in: who sends slower would keep a place from others."""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A file as it was sent."""
+
+    name: str
+    content: bytes
+
+
+async def read_photographs(request: Request, limits: Limits) -> list[Photograph]:
+    """All photographs of a request, at least one, in the order sent.
+
+    Raises:
+        HTTPException: 400 a body that is no form or has no or too many files, 408 too slow, 413 too large, 415 another
+            media type.
+        ClientDisconnect: the client went away.
+    """
+    media_type = request.headers.get("content-type", RAW[0]).split(";")[0].strip().lower()
+    if media_type != FORM and not media_type.startswith(RAW):
+        raise HTTPException(415, f"expected {FORM}, image/..., {RAW[0]} or {RAW[1]}, found {media_type[:80]!r}")
+    try:
+        async with asyncio.timeout(limits.seconds):
+            if media_type == FORM:
+                return await _form(request, limits)
+            content = b"".join([chunk async for chunk in _bounded(request, limits.body)])
+    except TimeoutError:
+        raise HTTPException(408, f"expected the whole body within {limits.seconds:g} seconds") from None
+    if not content:
+        raise HTTPException(400, "expected the bytes of a photograph, found an empty body")
+    return [Photograph("photograph", content)]
+
+
+async def _form(request: Request, limits: Limits) -> list[Photograph]:
+    parser = _Form(
+        request.headers, _bounded(request, limits.body), max_files=limits.photographs, max_fields=_OTHER_FIELDS
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as err:
+        raise HTTPException(400, f"expected {FORM} of up to {limits.photographs} files: {err.message}") from None
+    try:
+        files = [item for _, item in form.multi_items() if isinstance(item, UploadFile)]
+        if not files:
+            raise HTTPException(400, f"expected {FORM} with at least one file, found none")
+        return [Photograph(file.filename or f"photograph {n}", await file.read()) for n, file in enumerate(files, 1)]
+    finally:
+        await form.close()
+
+
+class _Form(MultiPartParser):
+    spool_max_size = 1 << 62
+    """Files stay in memory, which the bound on the body keeps small: a patient's picture has no place in /tmp."""
+
+
+async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
+    too_large = HTTPException(413, f"expected a body of at most {most} bytes; send fewer photographs at once")
+    if int(request.headers.get("content-length", 0)) > most:
+        raise too_large
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > most:
+            raise too_large
+        yield chunk
