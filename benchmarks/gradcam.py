@@ -3,7 +3,8 @@
     python benchmarks/gradcam.py --checkpoint artifacts/retina_multitask_best.pth --photographs FOLDER --count 100
 
 Without --photographs it draws one of 12 megapixels. "plain" decodes every photograph at its own size and passes it
-through the network; "overlays" is what retina-gradcam does: two overlay PNGs, a panel and a row for each.
+through the network; "overlays" is what retina-gradcam does: two overlays, a panel and a row for each. They take turns,
+so that a busy machine slows both.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,15 +20,14 @@ import torch
 from PIL import Image
 from retina.gradcam.explainer import CheckpointExplainer
 from retina.gradcam.gallery import BATCH, Gallery, Photograph
-from retina.runtime.picture import decode
+from retina.runtime.picture import load
 from retina.train.synthetic import photograph
 
 
-def plain(explainer: CheckpointExplainer, photographs: list[Photograph]) -> float:
-    """Seconds to decode each photograph whole, decode it as the network wants it, and pass it through, in batches."""
-    start = time.perf_counter()
+def plain(explainer: CheckpointExplainer, photographs: list[Photograph]) -> None:
+    """Decode each photograph whole, decode it as the network wants it, and pass it through, in batches."""
     with ThreadPoolExecutor(2) as pool:
-        whole = [pool.submit(lambda path: decode(path).shape, each.path) for each in photographs]
+        whole = [pool.submit(lambda path: load(path).size, each.path) for each in photographs]
         seen = [pool.submit(explainer.decode, each.path) for each in photographs]
         with torch.inference_mode():
             for i in range(0, len(seen), BATCH):
@@ -34,13 +35,13 @@ def plain(explainer: CheckpointExplainer, photographs: list[Photograph]) -> floa
                 explainer.model(torch.cat([explainer.preprocess(each) for each in pixels]))
         for future in whole:
             future.result()
-    return time.perf_counter() - start
 
 
-def overlays(explainer: CheckpointExplainer, photographs: list[Photograph], folder: Path) -> float:
-    start = time.perf_counter()
-    Gallery(folder).make(explainer, photographs)
-    return time.perf_counter() - start
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """On the clock, and of the processor."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def main() -> None:
@@ -48,7 +49,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=Path("artifacts/retina_multitask_best.pth"))
     parser.add_argument("--photographs", type=Path)
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--format", choices=["jpeg", "png"], default="jpeg")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     explainer = CheckpointExplainer(options.checkpoint)
@@ -59,11 +62,25 @@ def main() -> None:
             )
         files = sorted((options.photographs or Path(folder)).glob("*.jpg"))
         photographs = [Photograph(files[i % len(files)], str(i), str(i)) for i in range(options.count)]
-        plain(explainer, photographs[:BATCH])  # warm up
-        base, drawn = plain(explainer, photographs), overlays(explainer, photographs, Path(folder) / "out")
-    print(f"{options.count} photographs, {explainer.contract.preprocessing.image_size} px, {options.threads} threads")
-    print(f"plain: decoding and forward passes   {base:7.2f} s")
-    print(f"overlays: both heads, at own size    {drawn:7.2f} s   x {drawn / base:.2f}")
+        gallery = Gallery(Path(folder) / "out", image_format=options.format)
+        contenders = {
+            "plain: decoding and forward passes": lambda part: plain(explainer, part),
+            f"overlays of both heads, {options.format}": lambda part: gallery.make(explainer, part),
+        }
+        found = {}
+        for name, work in contenders.items():
+            work(photographs[:BATCH])  # warm up
+            found[name] = []
+        for _ in range(options.rounds):
+            for name, work in contenders.items():
+                found[name].append(seconds(lambda work=work: work(photographs)))
+    size = explainer.contract.preprocessing.image_size
+    print(f"{options.count} photographs, {size} px, {options.threads} threads, {options.rounds} rounds")
+    print(f"{'':<38}{'seconds':>8}{'cpu seconds':>18}")
+    totals = {name: [sum(column) for column in zip(*each, strict=True)] for name, each in found.items()}
+    base, *_ = totals.values()
+    for name, (wall, cpu) in totals.items():
+        print(f"{name:<38}{wall:8.2f}  x {wall / base[0]:.2f}{cpu:10.2f}  x {cpu / base[1]:.2f}")
 
 
 if __name__ == "__main__":

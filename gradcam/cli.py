@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     "--scale", type=click.Choice(["image", "shared"]), default="image",
     help="Colour scale: each map's own maximum, or one scale for all photographs of this run.",
 )  # fmt: skip
+@click.option(
+    "--format", "image_format", type=click.Choice(["jpeg", "png"]), default="jpeg",
+    help="Of the overlays: jpeg is quick and small; png keeps every pixel, at ten times the size.",
+)  # fmt: skip
 @click.option("--npy", is_flag=True, help="Write the raw maps as well, (h, w) float32 in logits.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help=f"Trained model.  [default: ARTIFACTS/{BEST_NAME}]")
 @click.option(
@@ -79,7 +83,15 @@ def main(
 
 
 def _explain(
-    inputs: tuple[Path, ...], head: str, out: Path, artifacts: Path, *, scale: Any, npy: bool, **source: Any
+    inputs: tuple[Path, ...],
+    head: str,
+    out: Path,
+    artifacts: Path,
+    *,
+    scale: Any,
+    npy: bool,
+    image_format: Any,
+    **source: Any,
 ) -> int:
     from .gallery import Gallery, list_photographs
 
@@ -89,7 +101,7 @@ def _explain(
         require_extra("gradcam", "torch", "torchvision")
     photographs = list_photographs(inputs)
     explainer = _open(head, artifacts, **source)
-    gallery = Gallery(out, scale, npy)
+    gallery = Gallery(out, scale, npy, image_format)
     with _progress("Grad-CAM", 2 * len(photographs)) as bar:
         done = gallery.make(explainer, photographs, lambda: bar.update(1))
     failed = [photograph for photograph in done if photograph.answer is None]
@@ -109,13 +121,14 @@ def _evaluate(
     model: Path | None,
     scale: str,
     npy: bool,
+    image_format: str,
     **source: Any,
 ) -> int:
     require_extra("gradcam", "torch", "torchvision", "scipy", "matplotlib")
-    if inputs or model is not None or npy or scale != "image":
+    if inputs or model is not None or npy or scale != "image" or image_format != "jpeg":
         raise UsageError(
-            "--evaluate: expected no photographs and no --model, --npy or --scale beside it, since it reads LESIONS, "
-            "draws nothing and shuffles the checkpoint's weights. Run two commands."
+            "--evaluate: expected no photographs and no --model, --npy, --scale or --format beside it, since it reads "
+            "LESIONS, draws nothing and redraws the checkpoint's weights. Run two commands."
         )
     from .faithfulness import measure, steps
     from .lesions import read_lesions
@@ -144,16 +157,15 @@ def _open(head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | 
         return _open_checkpoint(head, artifacts, checkpoint=checkpoint, **how)
     given = {
         "--checkpoint": checkpoint is not None,
-        "--target": how["target"] is not None,
         "--layer": how["layers"] != ("layer4",),
         "--method": how["method"] != "gradcam",
     }
     if any(given.values()):
         raise UsageError(
             f"{', '.join(option for option, is_given in given.items() if is_given)}: expected without --model, whose "
-            "file holds Grad-CAM of layer4 and of the most probable classes. Explain from the checkpoint instead."
+            "file holds Grad-CAM of layer4. Explain from the checkpoint instead."
         )
-    return OnnxExplainer(model, _heads(head))
+    return OnnxExplainer(model, _heads(head), how["target"])
 
 
 def _open_checkpoint(head: str, artifacts: Path, *, checkpoint: Path | None, **how: Any) -> CheckpointExplainer:

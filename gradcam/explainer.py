@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..runtime.contract import HEADS, Contract, Decision, Head, decide
 from ..runtime.errors import UsageError
 from ..runtime.model import DECODE_MARGIN, RetinaModel
-from ..runtime.overlay import HeadMap, head_maps
+from ..runtime.overlay import HeadMap
 from ..runtime.picture import decode
 from ..runtime.workers import usable_cores
 
@@ -119,14 +119,14 @@ class CheckpointExplainer:
 
 
 class OnnxExplainer:
-    """What an export with ``--explain`` gives: maps of the most probable classes at the last layer, without torch."""
+    """What an export with ``--explain`` gives: Grad-CAM of any class at the last layer, without torch."""
 
-    def __init__(self, path: Path, heads: Sequence[Head] = HEADS) -> None:
-        """Open the file.
+    def __init__(self, path: Path, heads: Sequence[Head] = HEADS, target: int | None = None) -> None:
+        """Open the file; ``target`` as for a checkpoint.
 
         Raises:
             ModelFileError: not a model that keeps its contract.
-            UsageError: a model that gives no maps.
+            UsageError: a model that gives no maps, or no such grade.
         """
         self._model = RetinaModel(path, threads=usable_cores())
         self.contract = self._model.contract
@@ -136,6 +136,7 @@ class OnnxExplainer:
                 f"{path}: expected a model that gives maps, found one that gives probabilities alone. "
                 "Make one with:  retina-export --explain"
             )
+        self._asked = _asked_for(self.contract, heads, target)
 
     def decode(self, path: Path) -> Pixels:
         """See Explainer."""
@@ -143,11 +144,17 @@ class OnnxExplainer:
 
     def explain(self, photographs: Sequence[Pixels]) -> list[Answer]:
         """One after the other, since they may differ in size; see Explainer."""
+        labels = self.contract.dr_grades
+        of: dict[Head, int] = {h: labels[i] if h == "dr" else i for h, i in self._asked.items()}
         answers = []
         for pixels in photographs:
-            said = self._model.predict_pixels(pixels, maps=True)
-            decision = Decision(said.grade, said.me_risk, said.referable, said.referable_prob)
-            answers.append(Answer(decision, {h: m for h, m in head_maps(said).items() if h in self.heads}))
+            said = self._model.predict_pixels(pixels, maps=True, of=of)
+            probs: dict[Head, Floats] = {
+                "dr": np.array(list(said.dr_probs.values()), np.float32),
+                "me": np.array([1.0 - said.me_prob, said.me_prob], np.float32),
+            }
+            values = {head: said.maps[head] for head in self.heads} if said.maps else {}
+            answers.append(Answer.of(self.contract, probs, values, self._asked))
         return answers
 
 

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from ..runtime.contract import Head
 from ..runtime.errors import OutputError, PictureError, UsageError
 from ..runtime.field import Field
 from ..runtime.folder import find_pictures
-from ..runtime.overlay import draw, peak_at
+from ..runtime.image_file import ImageFormat, write_image
+from ..runtime.overlay import peak_at, write_overlays
 from ..runtime.panel import draw_panel
-from ..runtime.picture import decode
-from ..runtime.png import write_png
+from ..runtime.picture import load
 from .explainer import Answer, Explainer, Pixels
 from .index import write_index, write_rows
 
@@ -39,6 +38,8 @@ class Photograph:
     answer: Answer | None = None
     peaks: Mapping[Head, tuple[int, int] | None] = field(default_factory=dict)
     """x and y in pixels of the photograph where each map is largest; None for a blank map."""
+    overlays: Mapping[Head, str] = field(default_factory=dict)
+    """Each overlay's file, relative to the output folder, with ``/``."""
     error: str = ""
 
 
@@ -49,6 +50,8 @@ class Gallery:
     folder: Path
     scale: Literal["image", "shared"] = "image"
     npy: bool = False
+    image_format: ImageFormat = "jpeg"
+    """Of the overlays."""
     workers: int = 2
     """Threads that decode, draw and pack."""
 
@@ -133,21 +136,21 @@ class Gallery:
         if answer is None:
             return photograph
         try:
-            pixels = decode(photograph.path)
+            picture = load(photograph.path)
         except PictureError as err:  # gone or replaced since it was explained
             return replace(photograph, answer=None, error=err.reason)
-        lit = Field.find(pixels, explainer.contract.preprocessing)
-        picture = Image.fromarray(pixels)
+        lit = Field.find(picture, explainer.contract.preprocessing)
         base = self.folder / photograph.stem
         base.parent.mkdir(parents=True, exist_ok=True)
-        for head, head_map in answer.maps.items():
-            overlay = draw(picture, head_map, lit, tops[head] if tops else None)
-            write_png(base.with_name(f"{base.name}_{head}.png"), np.asarray(overlay))
-            if self.npy:
-                np.save(base.with_name(f"{base.name}_{head}.npy"), head_map.values)
+        overlays = write_overlays(base, picture, lit, answer.maps.values(), self.image_format, tops)
+        if self.npy:
+            for overlay, head_map in zip(overlays, answer.maps.values(), strict=True):
+                np.save(overlay.with_suffix(".npy"), head_map.values)
         panel = draw_panel(picture, photograph.name, answer.decision, answer.maps, lit, tops)
-        panel.save(base.with_name(f"{base.name}_panel.jpg"), quality=90)
-        return replace(photograph, peaks={h: peak_at(m, lit, picture.size) for h, m in answer.maps.items()})
+        write_image(base.with_name(f"{base.name}_panel.jpg"), panel)
+        peaks = {head: peak_at(head_map, lit, picture.size) for head, head_map in answer.maps.items()}
+        written = dict(zip(answer.maps, (path.relative_to(self.folder).as_posix() for path in overlays), strict=True))
+        return replace(photograph, peaks=peaks, overlays=written)
 
 
 def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:

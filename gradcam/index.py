@@ -41,7 +41,7 @@ def _row(photograph: Photograph) -> dict[str, object]:
         x, y = photograph.peaks[head] or ("", "")
         of_head = (
             head_map.target, f"{head_map.probability:.6f}", f"{head_map.peak:.6g}", f"{head_map.values.sum():.6g}",
-            int(head_map.is_blank), x, y, f"{photograph.stem}_{head}.png",
+            int(head_map.is_blank), x, y, photograph.overlays[head],
         )  # fmt: skip
         row |= {f"{head}_{name}": value for name, value in zip(_OF_HEAD, of_head, strict=True)}
     return row
@@ -77,7 +77,7 @@ def _article(photograph: Photograph) -> str:
     if photograph.answer is None:
         return f'<article>{title}<p class="error">Not read: {html.escape(photograph.error)}</p></article>'
     links = " · ".join(
-        f'<a href="{_link(f"{photograph.stem}_{head}.png")}">{in_words(head, head_map.target)},'
+        f'<a href="{_link(photograph.overlays[head])}">{in_words(head, head_map.target)},'
         f" {percent(head_map.probability)}: full size</a>"
         for head, head_map in photograph.answer.maps.items()
     )

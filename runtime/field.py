@@ -39,15 +39,16 @@ class Field:
     included."""
 
     @classmethod
-    def find(cls, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> Field:
-        """Find it on (H, W, 3) uint8 RGB pixels.
+    def find(cls, photograph: NDArray[np.uint8] | Image.Image, preprocessing: Preprocessing) -> Field:
+        """Find it on a photograph: (H, W, 3) uint8 RGB, or a Pillow image in RGB.
 
         The edges are right to about a pixel of the intermediate square that the framing looks at, because Pillow
         rounds to grey levels.
         """
-        height, width = pixels.shape[:2]
+        image = photograph if isinstance(photograph, Image.Image) else Image.fromarray(photograph)
+        width, height = image.size
         side = preprocessing.intermediate_size
-        reduced = Image.fromarray(pixels).reduce(max(1, min(height, width) // side))
+        reduced = image.reduce(max(1, min(height, width) // side))
         squashed = _lit_share(np.asarray(reduced.resize((side, side), Image.Resampling.BILINEAR)))
         lit = _between_lit(squashed)
         if preprocessing.framing == "squash":
@@ -61,7 +62,8 @@ class Field:
 
 def _lit_share(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(H, W) in [0, 1]: how lit each pixel is, by its brightest channel."""
-    brightest = pixels.max(axis=2).astype(np.float32)
+    # Channel by channel: numpy's maximum over an axis of three takes twenty times as long.
+    brightest = np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2]).astype(np.float32)
     share: NDArray[np.float32] = np.clip((brightest - LIT_FROM) / (LIT_TO - LIT_FROM), 0.0, 1.0)
     return share
 

@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .contract import (
-    DR_CAM,
+    DR_CAM_PER_GRADE,
     DR_PROBS,
     INPUT_NAME,
-    ME_CAM,
+    ME_CAM_PER_LABEL,
     ME_PROBS,
     METADATA_KEY,
     MIN_SIDE,
     Contract,
+    Head,
     decide,
 )
 from .errors import MissingExtraError, ModelFileError, PictureError, UsageError
@@ -161,10 +162,16 @@ class RetinaModel:
         """The pixels (H, W, 3) uint8 RGB that ``predict`` hands to the graph at first; errors as there."""
         return _pixels(source, at_least=self._at_least)
 
-    def predict_pixels(self, pixels: NDArray[np.uint8], *, maps: bool = False) -> Prediction:
-        """Predict for decoded pixels (H, W, 3) uint8 RGB, H and W at least 32."""
+    def predict_pixels(
+        self, pixels: NDArray[np.uint8], *, maps: bool = False, of: Mapping[Head, int] | None = None
+    ) -> Prediction:
+        """Predict for decoded pixels (H, W, 3) uint8 RGB, H and W at least 32.
+
+        ``of`` names what a head's map shall explain where that is not the most probable answer: a DR grade, or 0 or 1
+        for the ME risk.
+        """
         with_maps = maps and self.contract.explain
-        names = [DR_PROBS, ME_PROBS, *([DR_CAM, ME_CAM] if with_maps else [])]
+        names = [DR_PROBS, ME_PROBS, *([DR_CAM_PER_GRADE, ME_CAM_PER_LABEL] if with_maps else [])]
         try:
             outputs = self._session.run(names, {INPUT_NAME: pixels[None]})
         except Exception as err:  # noqa: BLE001 - onnxruntime's exceptions share no other root
@@ -173,7 +180,12 @@ class RetinaModel:
         dr, me = outputs[0][0], outputs[1][0]
         if not (np.isfinite(dr).all() and np.isfinite(me).all()):
             raise ModelFileError(f"{self.path}: expected probabilities, found {dr} and {me}")
-        return Prediction.of(self.contract, dr, me, {"dr": outputs[2][0], "me": outputs[3][0]} if with_maps else None)
+        if not with_maps:
+            return Prediction.of(self.contract, dr, me)
+        asked = of or {}
+        grade = self.contract.dr_grades.index(asked["dr"]) if "dr" in asked else int(dr.argmax())
+        label = asked.get("me", int(me.argmax()))
+        return Prediction.of(self.contract, dr, me, {"dr": outputs[2][0, grade], "me": outputs[3][0, label]})
 
     def score(self, paths: Iterable[str | Path], *, workers: int | None = None, maps: bool = False) -> Iterator[Scored]:
         """Score many files, in the order given, as quickly as the usable cores allow.

@@ -59,7 +59,9 @@ def draw_panel(
     )  # fmt: skip
     factor = TILE / max(seen[2] - seen[0], seen[3] - seen[1])
     size = (max(1, round((seen[2] - seen[0]) * factor)), max(1, round((seen[3] - seen[1]) * factor)))
-    tile = photograph.resize(size, Image.Resampling.BOX, seen, reducing_gap=2.0)
+    # By whole factors first, which is quick, then smoothly.
+    whole = max(1, int(1 / factor))
+    tile = photograph.reduce(whole, seen).resize(size, Image.Resampling.BICUBIC)
     tile_field = _cut(field, seen, photograph.size)
     shown = [head for head in HEADS if head in maps]
     width = _GAP + (1 + len(shown)) * (TILE + _GAP)

@@ -75,8 +75,16 @@ def decode(source: str | Path | bytes, *, at_least: int | None = None) -> NDArra
         PictureError: not such a file, cut short, damaged, below 32 px on a side or above 100 megapixels.
         MissingExtraError: a DICOM file without pydicom installed.
     """
+    return _array(load(source, at_least=at_least), "picture" if isinstance(source, bytes) else os.fsdecode(source))
+
+
+def load(source: str | Path | bytes, *, at_least: int | None = None) -> Image.Image:
+    """The same picture as ``decode``, with the same errors, as a Pillow image in RGB.
+
+    For who draws on it: copying 12 megapixels into an array takes longer than decoding them.
+    """
     if isinstance(source, bytes):
-        return _decode_file(io.BytesIO(source), "picture", at_least)
+        return _load_file(io.BytesIO(source), "picture", at_least)
     name = os.fsdecode(source)
     try:
         status = os.stat(name)  # noqa: PTH116 - as quick as it gets: once per file
@@ -84,7 +92,7 @@ def decode(source: str | Path | bytes, *, at_least: int | None = None) -> NDArra
         _require(stat.S_ISREG(status.st_mode), name, "expected a file, found something else")
         _require(status.st_size <= MAX_BYTES, name, f"expected at most {MAX_BYTES} bytes, found {status.st_size}")
         with open(name, "rb") as file:  # noqa: PTH123
-            return _decode_file(file, name, at_least)
+            return _load_file(file, name, at_least)
     except FileNotFoundError:
         raise _refusal(name, "no such file") from None
     except (OSError, ValueError) as err:
@@ -93,6 +101,17 @@ def decode(source: str | Path | bytes, *, at_least: int | None = None) -> NDArra
 
 def from_image(image: Image.Image, name: str = "picture", *, at_least: int | None = None) -> NDArray[np.uint8]:
     """Convert a Pillow image by the rules of ``decode``; same result and errors. It is loaded, else unchanged."""
+    return _array(_upright(image, name, at_least), name)
+
+
+def _array(rgb: Image.Image, name: str) -> NDArray[np.uint8]:
+    try:
+        return np.array(rgb)
+    except MemoryError:
+        raise _refusal(name, f"too large for the memory at hand: {rgb.width} x {rgb.height}") from None
+
+
+def _upright(image: Image.Image, name: str, at_least: int | None) -> Image.Image:
     _require_size(name, *image.size)
     try:
         image.load()
@@ -103,21 +122,20 @@ def from_image(image: Image.Image, name: str = "picture", *, at_least: int | Non
             rgb = rgb.reduce(factor)
         if method is not None:
             rgb = rgb.transpose(method)
-        pixels = np.array(rgb)
     except RetinaError:
         raise
     except Exception as err:  # noqa: BLE001 - Pillow's formats let out anything on damaged files: KeyError, struct.error
         raise _refusal(name, _reason(err)) from None
-    _require_size(name, pixels.shape[1], pixels.shape[0])
-    return pixels
+    _require_size(name, *rgb.size)
+    return rgb
 
 
-def _decode_file(file: BinaryIO, name: str, at_least: int | None) -> NDArray[np.uint8]:
+def _load_file(file: BinaryIO, name: str, at_least: int | None) -> Image.Image:
     head = file.read(132)
     file.seek(0)
     _require(bool(head), name, "empty file")
     if head[_DICOM_MAGIC] == b"DICM":
-        return from_image(Image.fromarray(_dicom_pixels(file, name)), name, at_least=at_least)
+        return _upright(Image.fromarray(_dicom_pixels(file, name)), name, at_least)
     for label, is_format, opener in _OPENERS:
         if is_format(head):
             try:
@@ -127,7 +145,7 @@ def _decode_file(file: BinaryIO, name: str, at_least: int | None) -> NDArray[np.
             _require_size(name, *image.size)
             if at_least is not None:
                 image.draft(image.mode, (at_least, at_least))
-            return from_image(image, name, at_least=at_least)
+            return _upright(image, name, at_least)
     formats = ", ".join(label for label, _, _ in _OPENERS)
     raise _refusal(name, f"expected {formats} or DICOM, found a file that starts with {head[:8].hex(' ')}")
 

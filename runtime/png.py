@@ -1,10 +1,9 @@
-"""Write PNG quickly: an overlay of a camera original is 12 megapixels, and there are two for each photograph."""
+"""Encode PNG quickly: an overlay of a camera original is 12 megapixels, and there are two for each photograph."""
 
 from __future__ import annotations
 
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,16 +27,6 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     packed = packer.compress(filtered.data) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
-
-
-def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write a PNG file whole or not at all; see ``encode_png``."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(encode_png(pixels))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .contract import HEADS
 from .errors import MissingExtraError, OutputError, PictureError, UsageError
 from .folder import Listing
 from .journal import Journal, Stamp, stamp
@@ -70,24 +71,29 @@ def score_one(model: RetinaModel, name: str, path: Path, overlays: Path | None =
 
 
 def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: Path) -> None:
-    """Write ``<base>_dr.png`` and ``<base>_me.png``: the photograph at its own size with a prediction's maps on it.
+    """Write ``<base>_dr.jpg`` and ``<base>_me.jpg``: the photograph at its own size with a prediction's maps on it.
 
     Raises:
         OutputError: the folder cannot be written or the disk is full.
     """
+    from .field import Field
     from .overlay import head_maps, write_overlays
-    from .picture import decode
+    from .picture import load
 
+    # Decoded whole once more: the prediction may have been made on fewer pixels.
+    photograph = load(path)
+    field = Field.find(photograph, model.contract.preprocessing)
     try:
         base.parent.mkdir(parents=True, exist_ok=True)
-        # Decoded whole once more: the prediction may have been made on fewer pixels.
-        write_overlays(base, decode(path), model.contract.preprocessing, head_maps(prediction).values())
+        write_overlays(base, photograph, field, head_maps(prediction).values())
     except OSError as err:
-        raise OutputError(f"{base}_dr.png: cannot be written: {err.strerror or err}") from None
+        raise OutputError(f"{base}: overlays cannot be written: {err.strerror or err}") from None
 
 
 def _is_drawn(overlays: Path, name: str) -> bool:
-    return all((overlays / f"{name}_{head}.png").is_file() for head in ("dr", "me"))
+    from .overlay import overlay_path
+
+    return all(overlay_path(overlays / name, head).is_file() for head in HEADS)
 
 
 def require_maps(model: RetinaModel, overlays: Path) -> None:

@@ -218,18 +218,18 @@ def test_a_folder_in_a_gallery_out(folder: Path, checkpoint: Path, tmp_path: Pat
     assert [row["status"] for row in rows] == ["ok", "ok", "ok", "error"]
     assert rows[3]["error"]
     assert not rows[3]["dr_grade"]
-    assert [row["dr_overlay"] for row in rows[:3]] == ["a.jpg_dr.png", "a.png_dr.png", "clinic/b_dr.png"]
+    assert [row["dr_overlay"] for row in rows[:3]] == ["a.jpg_dr.jpg", "a.png_dr.jpg", "clinic/b_dr.jpg"]
     for row in rows[:3]:
         assert row["dr_target"] == "3"
         for head in ("dr", "me"):
             assert decode(out / row[f"{head}_overlay"]).shape == decode(folder / row["Image name"]).shape
-            values = np.load(out / f"{row[f'{head}_overlay'].removesuffix('.png')}.npy")
+            values = np.load(out / f"{row[f'{head}_overlay'].removesuffix('.jpg')}.npy")
             assert values.shape == (3, 3)
             assert values.max() == pytest.approx(float(row[f"{head}_peak"]), rel=1e-4)
             assert values.sum() == pytest.approx(float(row[f"{head}_total"]), rel=1e-4)
     page = (out / "index.html").read_text()
     assert page.count("<article>") == 4
-    assert 'href="clinic/b_dr.png"' in page
+    assert 'href="clinic/b_dr.jpg"' in page
     assert "Not read" in page
 
 
@@ -239,14 +239,14 @@ def test_the_default_checkpoint_and_folder(folder: Path, checkpoint: Path, tmp_p
     args = [str(folder / "a.jpg"), "--artifacts", str(tmp_path / "artifacts"), "--head", "me", "--target", "1"]
     assert CliRunner().invoke(main, args).exit_code == 0
     written = sorted(path.name for path in (tmp_path / "artifacts" / "gradcam").iterdir())
-    assert written == ["a_me.png", "a_panel.jpg", "gradcam.csv", "index.html"]
+    assert written == ["a_me.jpg", "a_panel.jpg", "gradcam.csv", "index.html"]
 
 
 def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
     changes = {}
     for scale in ("image", "shared"):
         args = [str(folder), "--out", str(tmp_path / scale), "--checkpoint", str(checkpoint), "--scale", scale]
-        CliRunner().invoke(main, [*args, "--head", "dr"])
+        CliRunner().invoke(main, [*args, "--head", "dr", "--format", "png"])
         with (tmp_path / scale / "gradcam.csv").open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["status"] == "ok"]
         weakest = min(rows, key=lambda row: float(row["dr_peak"]))
@@ -264,7 +264,7 @@ def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_
         (["{folder}", "--checkpoint", "nowhere.pth"], "nowhere.pth: expected a checkpoint"),
         (["{folder}", "--checkpoint", "{checkpoint}", "--target", "7"], "expected one of 0, 1, 2, 3, 4"),
         (["{folder}", "--checkpoint", "{checkpoint}", "--layer", "layer9"], "layer layer9: expected one of conv1"),
-        (["{folder}", "--model", "x.onnx", "--target", "2"], "--target: expected without --model"),
+        (["{folder}", "--model", "x.onnx", "--layer", "layer3"], "--layer: expected without --model"),
         (["{folder}", "{folder}", "--checkpoint", "{checkpoint}"], "would have the same name"),
         (["{folder}", "--checkpoint", "{checkpoint}", "--out", "{folder}/a.png"], "cannot be written"),
     ],

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from retina.runtime.contract import Decision, Preprocessing
 from retina.runtime.field import Field
+from retina.runtime.image_file import write_image
 from retina.runtime.model import Prediction
 from retina.runtime.overlay import HeadMap, colours, draw, head_maps, peak_at, place, write_overlays
 from retina.runtime.panel import TILE, draw_panel, in_words, percent
 from retina.runtime.picture import decode
-from retina.runtime.png import encode_png, write_png
+from retina.runtime.png import encode_png
 from retina.train.framing import lit_box, make_frame
 from retina.train.synthetic import photograph
 
@@ -211,7 +212,7 @@ def test_png_is_lossless(pixels: NDArray[np.uint8]) -> None:
 
 def test_png_of_a_photograph_is_no_larger_than_pillows(tmp_path: Path) -> None:
     pixels = PICTURES["drawn, 3:2"]
-    write_png(tmp_path / "a.png", pixels)
+    write_image(tmp_path / "a.png", Image.fromarray(pixels))
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), pixels)
     Image.fromarray(pixels).save(tmp_path / "b.png", compress_level=1)
     assert (tmp_path / "a.png").stat().st_size < 1.2 * (tmp_path / "b.png").stat().st_size
@@ -248,8 +249,12 @@ def test_the_overlays_of_a_prediction(tmp_path: Path) -> None:
     assert (maps["dr"].target, maps["dr"].probability) == (3, 0.7)
     assert (maps["me"].target, maps["me"].probability) == (0, 0.6)  # at most odds, whatever the rule decided
     pixels = PICTURES["drawn, 3:2"]
-    written = write_overlays(tmp_path / "eye.v2", pixels, PREP, maps.values())
+    photograph, field = Image.fromarray(pixels), Field.find(pixels, PREP)
+    expected = np.asarray(draw(photograph, maps["me"], field))
+    written = write_overlays(tmp_path / "eye.v2", photograph, field, maps.values(), "png")
     assert [path.name for path in written] == ["eye.v2_dr.png", "eye.v2_me.png"]
-    expected = draw(Image.fromarray(pixels), maps["me"], Field.find(pixels, PREP))
-    np.testing.assert_array_equal(decode(written[1]), np.asarray(expected))
+    np.testing.assert_array_equal(decode(written[1]), expected)
+    written = write_overlays(tmp_path / "eye.v2", photograph, field, maps.values())
+    assert [path.name for path in written] == ["eye.v2_dr.jpg", "eye.v2_me.jpg"]
+    assert np.abs(decode(written[1]).astype(int) - expected).mean() < 2
     assert head_maps(Prediction(0, {0: 1.0}, 0, 0.0, False, 0.0)) == {}

@@ -314,9 +314,9 @@ def test_overlays_are_drawn_beside_the_same_table(score: Score, tmp_path: Path) 
     plain = Path("test_predictions.csv").read_bytes()
     assert score("eyes", "--model", "explain.onnx", "--overlays", "maps").returncode == 1
     assert Path("test_predictions.csv").read_bytes() == plain
-    drawn = sorted(str(path.relative_to("maps")) for path in Path("maps").rglob("*.png"))
+    drawn = sorted(str(path.relative_to("maps")) for path in Path("maps").rglob("*.*"))
     names = ["00000.png", "00001.png", "deep/a b.png"]
-    assert drawn == sorted(f"{name}_{head}.png" for name in names for head in ("dr", "me"))
-    overlay = np.asarray(Image.open("maps/deep/a b.png_dr.png").convert("RGB"))
+    assert drawn == sorted(f"{name}_{head}.jpg" for name in names for head in ("dr", "me"))
+    overlay = np.asarray(Image.open("maps/deep/a b.png_dr.jpg").convert("RGB"))
     assert overlay.shape == (60, 60, 3)
     assert (overlay != image(7, 60)).any()
