@@ -1,0 +1,121 @@
+/**
+ * What a model file promises, read from the file itself, and what its probabilities amount to.
+ */
+
+const METADATA_KEY = "retina.contract";
+const SCHEMA = 1;
+export const MIN_SIDE = 32;
+/** Of the grades 0 to 4 of the International Clinical Diabetic Retinopathy scale. */
+const GRADE_NAMES = ["no retinopathy", "mild", "moderate", "severe", "proliferative"];
+
+/** A file that does not keep the contract; the message is for people. */
+export class ModelFileError extends Error {}
+
+/**
+ * The contract in an ONNX file's metadata. onnxruntime-web does not give it out, so the file's outermost protobuf fields
+ * are walked here: field 14 of a ModelProto is a pair of strings.
+ * @param {Uint8Array} bytes the whole file
+ * @throws {ModelFileError} no ONNX file, none of ours, or another schema
+ */
+export function readContract(bytes) {
+  const text = new TextDecoder();
+  try {
+    for (const entry of fieldsOf(bytes)) {
+      if (entry.number !== 14) continue;
+      const pair = [...fieldsOf(entry.content)].map((part) => text.decode(part.content));
+      if (pair[0] === METADATA_KEY) return checked(JSON.parse(pair[1]));
+    }
+  } catch (err) {
+    if (err instanceof ModelFileError) throw err;
+    throw new ModelFileError("expected an ONNX model, found a damaged file or one of another kind");
+  }
+  throw new ModelFileError(
+    `expected a contract under the metadata key ${METADATA_KEY}, found none: only files made by retina-export can be used`,
+  );
+}
+
+/** The contract, if this page can keep to it. */
+export function checked(contract) {
+  if (contract.schema !== SCHEMA) {
+    throw new ModelFileError(`contract schema: expected ${SCHEMA}, found ${contract.schema}`);
+  }
+  const { dr, me, referable_dr: referable } = contract.thresholds;
+  if (dr.rule !== "argmax" || !["argmax", "at_least"].includes(me.rule) || referable.rule !== "at_least") {
+    throw new ModelFileError("contract thresholds: expected the rules argmax and at_least, found others");
+  }
+  return contract;
+}
+
+/**
+ * Apply the contract's rules.
+ * @param {object} contract
+ * @param {ArrayLike<number>} drProbs one for each of contract.dr_grades
+ * @param {ArrayLike<number>} meProbs of "no risk" and "risk"
+ * @returns an answer: what a row of the table and the page's figures are made of
+ */
+export function decide(contract, drProbs, meProbs) {
+  const { me, referable_dr: referable } = contract.thresholds;
+  const from = referable.from_grade ?? 2;
+  const grades = contract.dr_grades;
+  const referableProb = grades.reduce((sum, grade, index) => sum + (grade >= from ? drProbs[index] : 0), 0);
+  return {
+    grade: grades[argmax(drProbs)],
+    drProbs: [...drProbs],
+    meRisk: me.rule === "argmax" ? argmax(meProbs) : Number(meProbs[1] >= me.threshold),
+    meProb: meProbs[1],
+    referable: referableProb >= referable.threshold,
+    referableProb,
+    maps: null,
+  };
+}
+
+/** Probability from which ME counts as a risk. */
+export const meThreshold = (contract) => contract.thresholds.me.threshold ?? 0.5;
+
+/** Side in pixels of the square that the graph first resizes a photograph to. */
+export const intermediateSize = ({ framing, image_size: size }) => (framing === "field" ? Math.ceil(1.5 * size) : size);
+
+export function argmax(values) {
+  let best = 0;
+  for (let index = 1; index < values.length; index += 1) if (values[index] > values[best]) best = index;
+  return best;
+}
+
+/** "grade 2 (moderate)" */
+export const gradeInWords = (grade) => `grade ${grade}` + (grade in GRADE_NAMES ? ` (${GRADE_NAMES[grade]})` : "");
+
+export const gradeName = (grade) => GRADE_NAMES[grade] ?? "";
+
+/** A probability for people, who should never read that a model is certain. */
+export function percent(probability) {
+  if (probability > 0.99) return ">99%";
+  return probability < 0.01 ? "<1%" : `${Math.round(100 * probability)}%`;
+}
+
+/** The fields of one protobuf message: their numbers, and the contents of those that have a length. */
+function* fieldsOf(bytes) {
+  let at = 0;
+  const varint = () => {
+    let value = 0;
+    for (let scale = 1; ; scale *= 128) {
+      if (at >= bytes.length || scale > 2 ** 63) throw new RangeError("varint");
+      const byte = bytes[at++];
+      value += (byte & 127) * scale;
+      if (byte < 128) return value;
+    }
+  };
+  while (at < bytes.length) {
+    const tag = varint();
+    const number = Math.floor(tag / 8);
+    const kind = tag % 8;
+    if (kind === 2) {
+      const length = varint();
+      if (at + length > bytes.length) throw new RangeError("length");
+      yield { number, content: bytes.subarray(at, at + length) };
+      at += length;
+    } else if (kind === 0) varint();
+    else if (kind === 1) at += 8;
+    else if (kind === 5) at += 4;
+    else throw new RangeError("wire type");
+  }
+}
