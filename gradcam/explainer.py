@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -84,11 +85,14 @@ class CheckpointExplainer:
         """
         from ..train.checkpoint import load_checkpoint
         from ..train.framing import make_preprocess
+        from ..train.model import RetinaNet
         from .cam import GradCAM, head_logit
 
         checkpoint = load_checkpoint(path)
         self.contract = checkpoint.contract
         self.model = checkpoint.build_model()
+        self.untrained = partial(RetinaNet, len(self.contract.dr_grades), checkpoint.backbone)
+        """Makes the same network as it is before training."""
         self.preprocess = make_preprocess(self.contract.preprocessing)
         self.heads = heads
         self._asked = _asked_for(self.contract, heads, target)

@@ -33,13 +33,13 @@ class Figure:
 
     measure: str
     """pointing (hit rate), lift (energy share / area share), deletion, insertion (area under the curve of the explained
-    class's probability), shuffled (rank correlation with the map of the model as it was trained), blank (share of
-    photographs whose map the shuffling left without a value, which counts as a correlation of 0)."""
+    class's probability), redrawn (rank correlation with the map of the model as it was trained, over the maps that are
+    not blank; not a number where all are), blank (share of the redrawn models' maps without a value)."""
     lesion: str
     """The masks' abbreviation; empty where a measure is not about one kind."""
     head: Head
     of: str
-    """MAP, CHANCE, CENTRE, a difference or ratio of two; for ``shuffled``: down to which layer."""
+    """MAP, CHANCE, CENTRE, a difference or ratio of two; for ``redrawn`` and ``blank``: down to which layer."""
     photographs: int
     interval: Interval
 
@@ -59,8 +59,11 @@ class Faithfulness:
 
     @property
     def depends_on_weights(self) -> bool:
-        """The sanity check: with all weights shuffled every head's maps have become others."""
-        last = [f for f in self.figures if f.measure == "shuffled" and f.of == randomisation.STAGE_NAMES[-1]]
+        """The sanity check: with all weights redrawn every head's maps have become others.
+
+        Not passed where all of them are blank, which nothing can be told from.
+        """
+        last = [f for f in self.figures if f.measure == "redrawn" and f.of == randomisation.STAGE_NAMES[-1]]
         return all(figure.interval.high < randomisation.ALIKE_BELOW for figure in last)
 
 
@@ -98,13 +101,13 @@ def measure(
     stacked = {key: np.stack(each) for key, each in curves.items()}
     figures = [figure for (kind, head), pairs in sorted(pointings.items()) for figure in _on_lesions(kind, head, pairs)]
     figures += [figure for head in explainer.heads for figure in _on_curves(head, stacked)]
-    figures += _on_shuffled(explainer, torch.cat(inputs), answers, on_step)
+    figures += _on_redrawn(explainer, torch.cat(inputs), answers, on_step)
     return Faithfulness(figures, stacked)
 
 
 def steps(photographs: Sequence[MaskedPhotograph]) -> int:
     """How often ``measure`` calls ``on_step``."""
-    return len(photographs) + len(randomisation.STAGES)
+    return len(photographs) + len(randomisation.STAGES) * randomisation.DRAWS
 
 
 def _lit(explainer: CheckpointExplainer, image: Tensor) -> Tensor:
@@ -165,7 +168,7 @@ def _on_curves(head: Head, curves: Mapping[tuple[str, Head, str], NDArray[np.flo
     return figures
 
 
-def _on_shuffled(
+def _on_redrawn(
     explainer: CheckpointExplainer, x: Tensor, answers: Sequence[Answer], on_step: Callable[[], object]
 ) -> list[Figure]:
     grades = explainer.contract.dr_grades
@@ -174,23 +177,39 @@ def _on_shuffled(
         for head in explainer.heads
     }
     originals = {head: np.stack([answer.maps[head].values for answer in answers]) for head in explainer.heads}
-    figures = []
-    shuffled = randomisation.shuffled_models(explainer.model)
-    for stage, model in zip(randomisation.STAGE_NAMES, shuffled, strict=True):
-        cam = replace(explainer.cam, model=model)
-        alike: dict[Head, list[NDArray[np.float64]]] = {head: [] for head in explainer.heads}  # (n, 2) each
-        for start in range(0, len(x), 8):
-            part = slice(start, start + 8)
-            maps = cam(x[part], [head_logit(head, indices[head][part]) for head in explainer.heads])
-            for head, of_head in zip(explainer.heads, maps, strict=True):
-                correlation = randomisation.similarity(originals[head][part], of_head)
-                alike[head].append(np.stack([correlation, ~of_head.any(axis=(1, 2))], axis=1))
-        for head in explainer.heads:
-            for column, name in enumerate(("shuffled", "blank")):
-                samples = np.concatenate(alike[head])[:, [column]]
-                figures.append(Figure(name, "", head, stage, len(samples), bootstrap(samples, _first)))
-        on_step()
-    return figures
+    # For each head and stage: by photograph the sum of its correlations and how many maps they are of.
+    sums = {(head, stage): np.zeros((len(x), 2)) for head in explainer.heads for stage in randomisation.STAGE_NAMES}
+    for seed in range(randomisation.DRAWS):
+        models = randomisation.redrawn_models(explainer.model, explainer.untrained, seed)
+        for stage, model in zip(randomisation.STAGE_NAMES, models, strict=True):
+            cam = replace(explainer.cam, model=model)
+            for start in range(0, len(x), 8):
+                part = slice(start, start + 8)
+                maps = cam(x[part], [head_logit(head, indices[head][part]) for head in explainer.heads])
+                for head, of_head in zip(explainer.heads, maps, strict=True):
+                    seen = of_head.any(axis=(1, 2))
+                    correlation = randomisation.similarity(originals[head][part], of_head)
+                    sums[head, stage][part] += np.stack([correlation * seen, seen], axis=1)
+            on_step()
+
+    def figure(head: Head, stage: str, name: str, of: Callable[[NDArray[np.floating]], NDArray[np.floating]]) -> Figure:
+        return Figure(name, "", head, stage, len(x), bootstrap(sums[head, stage], of))
+
+    return [
+        figure(head, stage, name, of)
+        for head in explainer.heads
+        for stage in randomisation.STAGE_NAMES
+        for name, of in (("redrawn", _mean_of_seen), ("blank", _share_of_blank))
+    ]
+
+
+def _mean_of_seen(columns: NDArray[np.floating]) -> NDArray[np.floating]:
+    with np.errstate(invalid="ignore"):
+        return columns[..., 0] / columns[..., 1]
+
+
+def _share_of_blank(columns: NDArray[np.floating]) -> NDArray[np.floating]:
+    return 1.0 - columns[..., 1] / randomisation.DRAWS
 
 
 def _first(columns: NDArray[np.floating]) -> NDArray[np.floating]:

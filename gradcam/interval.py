@@ -30,10 +30,13 @@ def bootstrap(
 
     Args:
         samples: (photographs, columns), what was measured on each.
-        of: means of resampled columns (..., columns) -> the figure (...); for example a ratio of two columns.
+        of: means of resampled columns (..., columns) -> the figure (...); for example a ratio of two columns. Where it
+            is not a number, the resample is left out.
         seed: of the resampling, so that a table can be made again.
     """
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(samples), size=(RESAMPLES, len(samples)))
-    low, high = np.quantile(of(samples[drawn].mean(axis=1)), (0.025, 0.975))
+    figures = of(samples[drawn].mean(axis=1))
+    known = figures[~np.isnan(figures)]
+    low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
     return Interval(float(of(samples.mean(axis=0))), float(low), float(high))

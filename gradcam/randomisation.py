@@ -1,13 +1,13 @@
 """Does the map depend on what was learned? The cascading randomisation of Adebayo et al., NeurIPS 2018.
 
-Layer by layer from the answer down to the pixels, each weight tensor is shuffled. A map that stays the same would be a
-picture of the photograph and not of the model.
+Layer by layer from the answer down to the pixels, weights are drawn anew as before any training. A map that stays the
+same would be a picture of the photograph and not of the model.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -22,20 +22,29 @@ STAGES = (
     ("backbone.bn1", "backbone.conv1"),
 )  # fmt: skip
 STAGE_NAMES = ("heads", "layer4", "layer3", "layer2", "layer1", "conv1")
+DRAWS = 4
+"""How often all is drawn anew: of an untrained network about every second map is blank, and says nothing."""
 ALIKE_BELOW = 0.5
-"""The check passes when the correlation of original and fully shuffled maps is surely (95%) below this."""
+"""The check passes when the correlation of original and fully redrawn maps is surely (95%) below this."""
 
 
-def shuffled_models(model: RetinaNet, seed: int = 0) -> Iterator[nn.Module]:
-    """A copy of the model after each of STAGES, earlier ones included; the model itself is left alone."""
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = copy.deepcopy(model)
+def redrawn_models(model: RetinaNet, untrained: Callable[[], RetinaNet], seed: int) -> Iterator[nn.Module]:
+    """A copy of the model after each of STAGES, earlier ones included; the model itself is left alone.
+
+    Args:
+        model: trained.
+        untrained: makes the same network as it is before training; what it draws is the layers' own initialisation.
+        seed: of the drawing; torch's own generator is left as it was found.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = untrained()
+    redrawn = copy.deepcopy(model)
     for stage in STAGES:
         for name in stage:
-            for weights in shuffled.get_submodule(name).parameters():
-                order = torch.randperm(weights.numel(), generator=generator)
-                weights.data = weights.data.flatten()[order].view_as(weights)
-        yield shuffled
+            # Batch-norm's statistics are learned as well: they come along.
+            redrawn.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
+        yield redrawn
 
 
 def similarity(maps: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:

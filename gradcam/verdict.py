@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+from math import isnan
 from pathlib import Path
 
 from ..runtime.contract import HEADS, Head
 from .deletion import FRACTIONS
 from .faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Figure
 from .lesions import KIND_NAMES
-from .randomisation import ALIKE_BELOW, STAGE_NAMES
+from .randomisation import ALIKE_BELOW, DRAWS, STAGE_NAMES
 
 HEAD_NAMES: dict[Head, str] = {"dr": "DR grade", "me": "ME risk"}
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#7f7f7f"
@@ -38,14 +39,14 @@ def as_markdown(found: Faithfulness) -> str:
         lines += [_line(found, name, kind, head, versus) for kind in kinds for head in heads]
     for name in ("deletion", "insertion"):
         lines += [_line(found, name, "", head, f"{MAP} - {CENTRE}") for head in heads]
-    lines += ["", "| shuffled down to | " + " | ".join(HEAD_NAMES[head] for head in heads) + " |"]
+    lines += ["", "| redrawn down to | " + " | ".join(HEAD_NAMES[head] for head in heads) + " |"]
     lines += ["|---|" + "---|" * len(heads)]
     for stage in STAGE_NAMES:
         cells = []
         for head in heads:
             blank = found.get("blank", "", head, stage)
-            share = f", {blank.interval.value:.0%} blank" if blank and blank.interval.value else ""
-            cells.append(_cell(found.get("shuffled", "", head, stage)) + share)
+            share = f"{blank.interval.value:.0%} blank" if blank and blank.interval.value else ""
+            cells.append(", ".join(filter(None, (_cell(found.get("redrawn", "", head, stage)), share))))
         lines.append(f"| {stage} | {' | '.join(cells)} |")
     verdict = "passed" if found.depends_on_weights else "FAILED"
     lines += [
@@ -53,8 +54,8 @@ def as_markdown(found: Faithfulness) -> str:
         "pointing: how often the map's peak meets a lesion. lift: the map's share on lesions, over their share of the",
         "field. Against the centre: pointing, deletion and insertion minus it, lift over it.",
         "deletion, insertion: area under the curve of the probability; deletion: lower is better; insertion: higher.",
-        f"Sanity check {verdict}: rank correlation of maps before and after shuffling all weights surely below "
-        f"{ALIKE_BELOW}; a map that shuffling made blank counts as 0.",
+        f"Sanity check {verdict}: rank correlation of maps before and after drawing all weights anew surely below "
+        f"{ALIKE_BELOW}, over {DRAWS} drawings; blank maps are left out.",
     ]
     return "\n".join(lines)
 
@@ -71,7 +72,7 @@ def _line(found: Faithfulness, name: str, kind: str, head: Head, versus: str) ->
 
 
 def _cell(figure: Figure | None) -> str:
-    return "" if figure is None else f"{figure.interval:.2f}"
+    return "" if figure is None or isnan(figure.interval.value) else f"{figure.interval:.2f}"
 
 
 def write_picture(path: Path, found: Faithfulness) -> None:
@@ -115,7 +116,7 @@ def write_picture(path: Path, found: Faithfulness) -> None:
     axes[1, 0].set_title("Probability of the explained class, mean of the heads")
     axes[1, 0].set_xlabel("share of the lit field blurred (deletion) or given back (insertion)")
     for head, colour in zip(heads, (_BLUE, _ORANGE), strict=False):
-        at_stage = [f.interval for stage in STAGE_NAMES if (f := found.get("shuffled", "", head, stage))]
+        at_stage = [f.interval for stage in STAGE_NAMES if (f := found.get("redrawn", "", head, stage))]
         errors = [[i.value - i.low for i in at_stage], [i.high - i.value for i in at_stage]]
         axes[1, 1].errorbar(
             STAGE_NAMES,
@@ -129,7 +130,7 @@ def write_picture(path: Path, found: Faithfulness) -> None:
     axes[1, 1].axhline(ALIKE_BELOW, color=_GREY, linestyle="--")
     axes[1, 1].set_ylim(-1, 1)
     axes[1, 1].set_title("Rank correlation with the map of the trained model")
-    axes[1, 1].set_xlabel("weights shuffled from the heads down to")
+    axes[1, 1].set_xlabel("weights drawn anew from the heads down to")
     for axis in axes[1]:
         axis.grid(alpha=0.3)
         axis.legend(loc="best", fontsize=8, framealpha=0.6)

@@ -13,11 +13,11 @@ from PIL import Image
 from retina.gradcam import deletion
 from retina.gradcam.cli import main
 from retina.gradcam.explainer import CheckpointExplainer
-from retina.gradcam.faithfulness import CENTRE, CHANCE, MAP, measure
+from retina.gradcam.faithfulness import CENTRE, CHANCE, MAP, _mean_of_seen, measure
 from retina.gradcam.interval import bootstrap
 from retina.gradcam.lesions import read_lesions
 from retina.gradcam.pointing import centre_prior, point
-from retina.gradcam.randomisation import STAGE_NAMES, shuffled_models, similarity
+from retina.gradcam.randomisation import STAGE_NAMES, redrawn_models, similarity
 from retina.runtime.contract import Contract, Preprocessing
 from retina.runtime.errors import AnnotationError, PictureError
 from retina.runtime.field import Field
@@ -132,22 +132,40 @@ def test_the_area_under_a_straight_line_is_half() -> None:
     assert deletion.area_under(deletion.FRACTIONS) == pytest.approx(0.5)
 
 
-def test_shuffling_goes_from_the_heads_down_and_leaves_the_model_alone() -> None:
+def test_redrawing_goes_from_the_heads_down_and_leaves_the_model_alone() -> None:
     torch.manual_seed(0)
     model = RetinaNet(5, "resnet18").eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as training leaves them
+            module.weight.data.uniform_(0.5, 1.5)
+            module.running_mean.uniform_(-1, 1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state_of_torch = torch.random.get_rng_state()
     changed = []
-    for shuffled in shuffled_models(model):
-        state = shuffled.state_dict()
+    for redrawn in redrawn_models(model, lambda: RetinaNet(5, "resnet18"), seed=3):
+        state = redrawn.state_dict()
         names = [name for name in state if not state[name].equal(before[name])]
         changed.append({name.split(".")[1 if name.startswith("backbone") else 0] for name in names})
-        for name in ("dr_head.3.weight", "backbone.conv1.weight"):
-            assert torch.equal(state[name].flatten().sort().values, before[name].flatten().sort().values)
     assert len(changed) == len(STAGE_NAMES)
     assert changed[0] == {"dr_head", "me_head"}
     assert changed[1] == {"dr_head", "me_head", "layer4"}
-    assert changed[-1] == {"dr_head", "me_head", "layer4", "layer3", "layer2", "layer1", "conv1"}  # bn1 starts as ones
+    assert changed[-1] == {"dr_head", "me_head", "layer4", "layer3", "layer2", "layer1", "conv1", "bn1"}
+    torch.manual_seed(3)
+    untrained = RetinaNet(5, "resnet18").state_dict()
+    assert all(torch.equal(tensor, untrained[name]) for name, tensor in state.items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    torch.random.set_rng_state(state_of_torch)
+    list(redrawn_models(model, lambda: RetinaNet(5, "resnet18"), seed=3))
+    assert torch.equal(torch.random.get_rng_state(), state_of_torch)
+
+
+def test_blank_maps_are_left_out_of_the_mean_and_all_blank_is_no_number() -> None:
+    columns = np.array([[1.5, 3], [0.2, 1], [0, 0], [0.6, 2]])  # sums of correlations, and of how many maps
+    found = bootstrap(columns, _mean_of_seen)
+    assert found.value == pytest.approx(2.3 / 6)
+    assert 0.2 <= found.low <= found.value <= found.high <= 0.5
+    assert np.isnan(bootstrap(np.zeros((4, 2)), _mean_of_seen).high)
+    assert not np.isnan(bootstrap(columns[1:3], _mean_of_seen).high)  # a resample of the blank one alone is left out
 
 
 def test_similarity_is_spearmans() -> None:
@@ -190,7 +208,7 @@ def test_every_measure_is_taken_and_can_be_taken_again(lesions: Path, checkpoint
         assert both.interval.value == pytest.approx(own.interval.value - other.interval.value)
         areas = [deletion.area_under(curve) for curve in found.curves["deletion", head, MAP]]
         assert own.interval.value == pytest.approx(np.mean(areas))
-        assert [f.of for f in found.figures if f.measure == "shuffled" and f.head == head] == list(STAGE_NAMES)
+        assert [f.of for f in found.figures if f.measure == "redrawn" and f.head == head] == list(STAGE_NAMES)
         first = found.get("pointing", "HE", head, CENTRE)
         assert first
         assert first.photographs == sum("HE" in photograph.masks for photograph in photographs)

@@ -21,7 +21,7 @@ from retina.export.to_onnx import OnnxFile
 from retina.gradcam import GradCAM, find_layer, head_logit
 from retina.gradcam.cli import main
 from retina.gradcam.explainer import CheckpointExplainer, OnnxExplainer
-from retina.runtime.contract import Contract, Preprocessing
+from retina.runtime.contract import Contract, Head, Preprocessing
 from retina.runtime.errors import UsageError
 from retina.runtime.picture import decode
 from retina.train.checkpoint import Checkpoint
@@ -180,18 +180,32 @@ def test_a_layer_is_found_by_name_and_a_wrong_one_says_what_there_is(batch: Tens
         GradCAM(model, method="scorecam")  # type: ignore[arg-type]
 
 
-def test_equals_the_explain_export(checkpoint: Path, tmp_path: Path) -> None:
-    contract = CONTRACT.with_(explain=True)
-    OnnxFile.of(DeployedModel(network(), contract), contract).write(tmp_path / "explain.onnx", contract)
-    by_torch, by_onnx = CheckpointExplainer(checkpoint), OnnxExplainer(tmp_path / "explain.onnx")
+@pytest.fixture(scope="module")
+def explain_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path, contract = tmp_path_factory.mktemp("explain") / "explain.onnx", CONTRACT.with_(explain=True)
+    OnnxFile.of(DeployedModel(network(), contract), contract).write(path, contract)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("heads", "target"), [(("dr", "me"), None), (("dr", "me"), 0), (("dr",), 4), (("me",), 0), (("me",), 1)]
+)
+def test_equals_the_explain_export(
+    heads: tuple[Head, ...], target: int | None, checkpoint: Path, explain_file: Path
+) -> None:
+    by_torch, by_onnx = CheckpointExplainer(checkpoint, heads, target), OnnxExplainer(explain_file, heads, target)
     pictures = [photograph(grade, 0, size, seed=grade).picture for grade, size in ((0, 97), (2, 300), (4, 160))]
-    for a, b in zip(by_torch.explain(pictures), by_onnx.explain(pictures), strict=True):
+    by_torch_said = by_torch.explain(pictures)
+    assert any(a.maps[head].values.any() for a in by_torch_said for head in heads)
+    for a, b in zip(by_torch_said, by_onnx.explain(pictures), strict=True):
         assert a.decision == pytest.approx(b.decision) or a.decision.dr_grade == b.decision.dr_grade
-        for head in ("dr", "me"):
+        assert set(a.maps) == set(b.maps) == set(heads)
+        if target is not None:
+            assert b.maps[heads[0]].target == target
+        for head in heads:
             assert a.maps[head].target == b.maps[head].target
             assert a.maps[head].probability == pytest.approx(b.maps[head].probability, abs=1e-4)
             largest = a.maps[head].values.max()
-            assert largest > 0
             np.testing.assert_allclose(a.maps[head].values, b.maps[head].values, atol=1e-3 * largest)
 
 
@@ -265,12 +279,14 @@ def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_
         (["{folder}", "--checkpoint", "{checkpoint}", "--target", "7"], "expected one of 0, 1, 2, 3, 4"),
         (["{folder}", "--checkpoint", "{checkpoint}", "--layer", "layer9"], "layer layer9: expected one of conv1"),
         (["{folder}", "--model", "x.onnx", "--layer", "layer3"], "--layer: expected without --model"),
+        (["{folder}", "--model", "{explain_file}", "--target", "5"], "expected one of 0, 1, 2, 3, 4 for the dr head"),
         (["{folder}", "{folder}", "--checkpoint", "{checkpoint}"], "would have the same name"),
         (["{folder}", "--checkpoint", "{checkpoint}", "--out", "{folder}/a.png"], "cannot be written"),
     ],
 )
-def test_what_is_refused(args: list[str], message: str, folder: Path, checkpoint: Path) -> None:
-    result = CliRunner().invoke(main, [arg.format(folder=folder, checkpoint=checkpoint) for arg in args])
+def test_what_is_refused(args: list[str], message: str, folder: Path, checkpoint: Path, explain_file: Path) -> None:
+    names = {"folder": folder, "checkpoint": checkpoint, "explain_file": explain_file}
+    result = CliRunner().invoke(main, [arg.format(**names) for arg in args])
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.startswith("retina-gradcam: ")

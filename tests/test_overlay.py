@@ -130,6 +130,20 @@ def test_nothing_is_drawn_outside_the_lit_field() -> None:
     assert changed[away < 83**2].all()
 
 
+def test_a_large_photograph_is_painted_as_a_small_one() -> None:
+    """Enlarging in tiles and by doubling shows nowhere: against every pixel's own colour, computed at full size."""
+    flat = np.full((1700, 2600, 3), (150, 70, 30), np.uint8)
+    values = np.array([[0.0, 0.2, 0.1], [0.3, 1.0, 0.4], [0.0, 0.5, 0.2]], np.float32)
+    drawn = np.asarray(draw(Image.fromarray(flat), HeadMap("dr", values, 2, 0.8), WHOLE)).astype(float)
+    level = (255 * place(values, WHOLE, (2600, 1700))).round().astype(int)
+    table = colours().astype(float)[level]
+    alpha = table[..., 3:] / 255
+    expected = table[..., :3] * alpha + flat * (1 - alpha)
+    off_the_line = np.abs(level - 128) > 12
+    assert np.abs(drawn - expected).max(axis=2)[off_the_line].max() <= 6
+    assert np.abs(drawn - expected)[off_the_line].mean() < 0.5
+
+
 def test_dark_vessels_and_haemorrhages_belong_to_the_field() -> None:
     pixels = disc(200, 200, (100, 100), 90)
     pixels[80:110, 90:120] = 0
