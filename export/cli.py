@@ -60,6 +60,12 @@ if TYPE_CHECKING:
     help="Sign with an elliptic-curve private key (PEM) into FILE.sig; retina-score --verify checks it.",
 )
 @click.option(
+    "--conformance",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write a conformance kit (ONNX only): raw pixels and the answers expected; with --inspect, of that file.",
+)
+@click.option(
     "--framing",
     type=click.Choice(get_args(Framing)),
     default="squash",
@@ -89,7 +95,7 @@ def main(**options: Any) -> None:
     CHECKPOINT is one of retina-train, or a state_dict of the original notebook; by default
     artifacts/retina_multitask_best.pth. Framing, resizing and normalising are inside the file. It is compared with
     PyTorch on photographs, alone, in batches and at sizes from 32 px to a camera original, and takes its name only when
-    it answers the same; its sha256 is written beside it.
+    it answers the same; its sha256 and contract are written beside it.
 
     \b
     Examples:
@@ -97,6 +103,7 @@ def main(**options: Any) -> None:
       retina-export best.pth --explain --check photographs/ --out eye.onnx
       retina-export --precision int8 --calibration data/
       retina-export --inspect artifacts/retina_multitask.onnx
+      retina-export --conformance kit/                  # to prove an embedding right: docs/embedding.md
 
     Exit code 0: exported. 2: refused, with the reason. Research and demonstration only, not for clinical use.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
@@ -120,6 +127,7 @@ def _run(
     out: Path | None,
     force: bool,
     sign: Path | None,
+    conformance: Path | None,
     framing: Framing,
     image_size: int,
     artifacts: Path,
@@ -131,6 +139,11 @@ def _run(
         from .inspection import inspect_file
 
         inspection = inspect_file(inspect)
+        if conformance is not None:
+            from ..runtime.model import RetinaModel
+            from .conformance import write_kit
+
+            write_kit(RetinaModel(inspect), conformance)
         click.echo(json.dumps(inspection.to_dict(), indent=1) if as_json else "\n".join(inspection.lines()))
         return
     from ..train.config import BEST_NAME
@@ -146,6 +159,7 @@ def _run(
         calibration=calibration,
         force=force,
         sign=sign,
+        conformance=conformance,
         bare_framing=framing,
         bare_image_size=image_size,
     )
@@ -164,5 +178,6 @@ def _lines(exported: Exported) -> list[str]:
         f"  equal decisions {parity.equal_decisions:.1%}; in a batch as alone within {parity.batch_against_alone:.1e}",
         *cam,
         *([] if exported.gate is None else exported.gate.lines()),
-        f"wrote {exported.path}, {exported.size / 1e6:.1f} MB, sha256 {exported.sha256[:12]}... (beside it, .sha256)",
+        f"wrote {exported.path}, {exported.size / 1e6:.1f} MB, sha256 {exported.sha256[:12]}...",
+        "beside it .sha256 and .contract.json",
     ]

@@ -13,9 +13,10 @@ from typing import Any, Literal, Protocol
 
 from ..runtime.contract import Contract, Framing, Precision
 from ..runtime.errors import OutputError, UsageError
-from ..runtime.model import MODEL_NAME
+from ..runtime.model import MODEL_NAME, RetinaModel
 from ..runtime.signature import signature_of
 from ..train.checkpoint import Checkpoint, load_checkpoint, sha256_of, write_atomically
+from .conformance import INDEX, write_kit
 from .gate import Gate
 from .graph import DeployedModel
 from .int8 import Int8, to_int8
@@ -28,6 +29,8 @@ from .to_torchscript import TorchScriptFile
 
 Format = Literal["onnx", "torchscript", "pt2"]
 ENDINGS: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
+CONTRACT_ENDING = ".contract.json"
+"""The contract once more beside the file, for bindings that do not give out a model's metadata."""
 
 
 class ModelFile(Protocol):
@@ -57,6 +60,8 @@ class ExportJob:
     """Keep an int8 file that fails its accuracy gate, marked in the contract."""
     sign: Path | None = None
     """Private key (PEM, elliptic curve) to sign the file with."""
+    conformance: Path | None = None
+    """Folder for a conformance kit of the file."""
     bare_framing: Framing = "squash"
     bare_image_size: int = 384
     """How a bare state_dict was trained, which says nothing of its preprocessing."""
@@ -66,6 +71,8 @@ class ExportJob:
             raise UsageError(f"--precision int8: expected --format onnx, found {self.format}")
         if self.precision == "int8" and self.calibration is None:
             raise UsageError("--precision int8: expected --calibration DATA, the folder that retina-train was given")
+        if self.conformance is not None and self.format != "onnx":
+            raise UsageError(f"--conformance: expected --format onnx, found {self.format}")
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ def default_out(artifacts: Path, format: Format, precision: Precision) -> Path:
 
 
 def run_export(job: ExportJob) -> Exported:
-    """Export, compare with PyTorch, and only then give the file its name and write its sha256 beside it.
+    """Export, compare with PyTorch, and only then give the file its name; write its sha256 and contract beside it.
 
     Raises:
         ModelFileError: the checkpoint is not ours.
@@ -105,6 +112,8 @@ def run_export(job: ExportJob) -> Exported:
         PictureError, UsageError, AnnotationError: the photographs to compare or calibrate on.
     """
     require_place(job.out)
+    if job.conformance is not None:
+        require_place(job.conformance / INDEX)
     if job.sign is not None:
         require_key(job.sign)
     checkpoint = load_checkpoint(job.checkpoint, framing=job.bare_framing, image_size=job.bare_image_size)
@@ -125,13 +134,17 @@ def run_export(job: ExportJob) -> Exported:
         file.write(temporary, final)
         done.append((final, parity))
 
-    digest_file = job.out.with_name(job.out.name + ".sha256")
     write_atomically(job.out, write_and_check)
     digest = sha256_of(job.out)
-    write_atomically(digest_file, lambda temporary: temporary.write_text(f"{digest}  {job.out.name}\n"))
+    beside = {".sha256": f"{digest}  {job.out.name}\n", CONTRACT_ENDING: done[0][0].to_json() + "\n"}
+    for ending, text in beside.items():
+        path = job.out.with_name(job.out.name + ending)
+        write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
     signature_of(job.out).unlink(missing_ok=True)  # of the file that was there before
     if job.sign is not None:
         sign(job.out, job.sign)
+    if job.conformance is not None:
+        write_kit(RetinaModel(job.out), job.conformance)
     return Exported(job.out, digest, *done[0], None if int8 is None else int8.gate)
 
 

@@ -153,7 +153,9 @@ class RetinaModel:
         """
         pixels = self.decode(source)
         prediction = self.predict_pixels(pixels, maps=maps)
-        if self._at_least is None or min(pixels.shape[:2]) < self._at_least or not _is_close(self.contract, prediction):
+        if self._at_least is None or min(pixels.shape[:2]) < self._at_least:
+            return prediction
+        if not is_close_call(self.contract, prediction):
             return prediction
         whole = _pixels(source, at_least=None)
         return prediction if whole.shape == pixels.shape else self.predict_pixels(whole, maps=maps)
@@ -335,7 +337,7 @@ def _pixels(source: str | Path | bytes | NDArray[np.uint8] | Image, at_least: in
     return from_image(source, at_least=at_least)
 
 
-def _is_close(contract: Contract, prediction: Prediction) -> bool:
+def is_close_call(contract: Contract, prediction: Prediction) -> bool:
     """Whether a change of CLOSE_CALL in a probability, or in the lead of the first grade, could turn a decision."""
     second, first = sorted(prediction.dr_probs.values())[-2:]
     me, referable = contract.thresholds["me"].threshold, contract.thresholds["referable_dr"].threshold

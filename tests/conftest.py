@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from eyes import FinishedRun, write_set
+from small_export import SmallExport
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +46,9 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     assert result.exit_code == 0, result.output
     leak = "same bytes: train/eye_0.jpg and test/eye_3.jpg; DR grade 0 and 3, ME risk 0 and 1"
     return FinishedRun(data, artifacts, artifacts / "runs" / "a", result.output, leak)
+
+
+@pytest.fixture(scope="session")
+def small_export(tmp_path_factory: pytest.TempPathFactory) -> SmallExport:
+    """A small model as ``retina-export --conformance`` writes it."""
+    return SmallExport.make(tmp_path_factory.mktemp("export"))

@@ -81,7 +81,8 @@ def test_bare_export_writes_what_retina_score_looks_for(plain: Path, checkpoint:
     parity = model.contract.parity
     assert parity["worst"] <= 1e-4 and parity["equal_decisions"] == 1.0 and parity["pictures"] >= 12
     assert sorted(path.name for path in plain.parent.iterdir()) == [
-        "retina_multitask.onnx", "retina_multitask.onnx.sha256", "retina_multitask_best.pth"
+        "retina_multitask.onnx", "retina_multitask.onnx.contract.json", "retina_multitask.onnx.sha256",
+        "retina_multitask_best.pth",
     ]  # fmt: skip
 
 

@@ -1,0 +1,87 @@
+"""A conformance kit: pictures as raw pixels and the answers expected for them, to prove an embedding right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..runtime.contract import DR_PROBS, INPUT, ME_PROBS, MIN_SIDE, Precision
+from ..runtime.model import Prediction, RetinaModel, is_close_call
+from ..train.checkpoint import write_atomically
+from ..train.synthetic import photograph
+
+Pixels = NDArray[np.uint8]
+
+SCHEMA = 1
+INDEX = "index.json"
+TOLERANCES: dict[Precision, float] = {"fp32": 1e-3, "int8": 2e-2}
+"""Largest difference of a probability. fp32: ten times what export allows itself, for another runtime's order of sums.
+int8: processors differ in their integer kernels, where a rounding may fall to the other side."""
+
+
+def write_kit(model: RetinaModel, folder: Path) -> int:
+    """Write ``index.json`` and a file of raw pixels for each picture; returns how many there are.
+
+    The answers are those of the model file in onnxruntime, which export has compared with PyTorch. A picture whose
+    decision is a close call has null for its decisions: an embedding may be right and still decide otherwise.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    entries = []
+    for name, pixels in pictures():
+        content = pixels.tobytes()
+        write_atomically(folder / f"{name}.rgb", lambda temporary, content=content: temporary.write_bytes(content))
+        entries.append(_entry(name, pixels, model.predict_pixels(pixels), model))
+    index = {
+        "schema": SCHEMA,
+        "model": {"name": model.path.name, "sha256": model.sha256},
+        "layout": "rows from top to bottom, pixels from left to right, R G B, one byte each",
+        "tolerance": TOLERANCES[model.contract.precision],
+        "pictures": entries,
+    }
+    text = json.dumps(index, indent=1) + "\n"
+    # Last, so that an index never names a picture that is not there.
+    write_atomically(folder / INDEX, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return len(entries)
+
+
+def pictures() -> Iterator[tuple[str, Pixels]]:
+    """Name and (H, W, 3) uint8 RGB: what an embedding can get wrong shows on at least one of them.
+
+    Sizes on both sides of the network's, odd ones, no two axes alike, a field cut off by the frame, none at all, and
+    noise, on which another interpolation of the same name shows most.
+    """
+    wide = photograph(4, 1, 360, seed=1, source="larga").picture  # 3:2
+    yield "square", photograph(0, 0, 256, seed=3, source="ronda").picture
+    yield "landscape", wide
+    yield "portrait", np.ascontiguousarray(np.rot90(photograph(2, 1, 360, seed=4, source="larga").picture))
+    yield "large", photograph(3, 1, 960, seed=2, source="larga").picture
+    yield "odd", _resized(photograph(1, 0, 256, seed=5, source="ronda").picture, height=131, width=97)
+    yield "smallest", _resized(wide, height=MIN_SIDE, width=MIN_SIDE)
+    yield "strip", wide[100 : 100 + MIN_SIDE].copy()
+    yield "black", np.zeros((48, 64, 3), np.uint8)
+    yield "noise", np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8)
+
+
+def _entry(name: str, pixels: Pixels, answer: Prediction, model: RetinaModel) -> dict[str, Any]:
+    decisions = {"dr_grade": answer.grade, "me_risk": answer.me_risk, "referable": answer.referable}
+    return {
+        "name": name,
+        "file": f"{name}.rgb",
+        "dtype": INPUT["dtype"],
+        "shape": list(pixels.shape),
+        DR_PROBS: list(answer.dr_probs.values()),
+        ME_PROBS: [1 - answer.me_prob, answer.me_prob],
+        "decisions": None if is_close_call(model.contract, answer) else decisions,
+    }
+
+
+def _resized(picture: Pixels, *, height: int, width: int) -> Pixels:
+    return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))

@@ -1,0 +1,104 @@
+"""The conformance kit: what it holds, where its answers come from, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from numpy.typing import NDArray
+from retina.export.cli import main
+from retina.export.conformance import write_kit
+from retina.export.graph import DeployedModel
+from retina.runtime.model import RetinaModel
+from retina.train.checkpoint import load_checkpoint
+from small_export import SmallExport
+from tiny_model import CONTRACT, expected_probs, write_tiny_model
+
+
+def read_index(kit: Path) -> dict[str, Any]:
+    index: dict[str, Any] = json.loads((kit / "index.json").read_text(encoding="utf-8"))
+    return index
+
+
+def read_pixels(kit: Path, picture: dict[str, Any]) -> NDArray[np.uint8]:
+    content = (kit / picture["file"]).read_bytes()
+    return np.frombuffer(content, picture["dtype"]).reshape(picture["shape"])
+
+
+def test_answers_are_pytorchs(small_export: SmallExport) -> None:
+    """The kit is written from the ONNX file; the checkpoint it was made of says the same of the same bytes."""
+    index = read_index(small_export.kit)
+    checkpoint = load_checkpoint(small_export.checkpoint)
+    network = DeployedModel(checkpoint.build_model(), checkpoint.contract)
+    for picture in index["pictures"]:
+        pixels = read_pixels(small_export.kit, picture)
+        with torch.inference_mode():
+            dr, me = network(torch.from_numpy(pixels[None].copy()))
+        assert np.abs(dr[0].numpy() - picture["dr_probs"]).max() < index["tolerance"] / 10, picture["name"]
+        assert np.abs(me[0].numpy() - picture["me_probs"]).max() < index["tolerance"] / 10, picture["name"]
+
+
+def test_pictures_differ_in_what_an_embedding_can_get_wrong(small_export: SmallExport) -> None:
+    index = read_index(small_export.kit)
+    shapes = {picture["name"]: tuple(picture["shape"]) for picture in index["pictures"]}
+    assert len(shapes) == 9 and all(shape[2] == 3 for shape in shapes.values())
+    assert shapes["smallest"] == (32, 32, 3) and shapes["odd"] == (131, 97, 3)
+    assert shapes["landscape"] == (240, 360, 3) and shapes["portrait"] == (360, 240, 3)
+    assert not read_pixels(small_export.kit, next(p for p in index["pictures"] if p["name"] == "black")).any()
+    assert index["model"]["sha256"] == RetinaModel(small_export.model).sha256
+    # Wrong colour order, wrong axes, or pixels scaled by the caller would be seen.
+    model = RetinaModel(small_export.model)
+    for wrong in (lambda p: p[..., ::-1], lambda p: p.transpose(1, 0, 2), lambda p: p // 255):
+        far = [
+            np.abs(np.subtract(list(model.predict_pixels(np.ascontiguousarray(wrong(pixels))).dr_probs.values()), dr))
+            for pixels, dr in ((read_pixels(small_export.kit, p), p["dr_probs"]) for p in index["pictures"])
+        ]
+        assert np.max(far) > 10 * index["tolerance"]
+
+
+def test_decisions_follow_the_rules(tmp_path: Path) -> None:
+    write_kit(RetinaModel(write_tiny_model(tmp_path / "m.onnx")), tmp_path / "kit")
+    decided = 0
+    for picture in read_index(tmp_path / "kit")["pictures"]:
+        dr, me = expected_probs(read_pixels(tmp_path / "kit", picture))
+        assert picture["dr_probs"] == pytest.approx(dr, abs=1e-5)
+        if picture["decisions"] is not None:
+            grade, risk, referable = int(dr.argmax()), int(me.argmax()), bool(dr[2:].sum() >= 0.5)
+            assert picture["decisions"] == {"dr_grade": grade, "me_risk": risk, "referable": referable}
+            decided += 1
+    assert decided >= 5
+
+
+def test_a_close_call_is_left_to_the_embedding(tmp_path: Path) -> None:
+    """Noise is grey on average: with a threshold at the ME probability of grey, either decision is right."""
+    _, me = expected_probs(np.full((1, 1, 3), 127.5))
+    thresholds = CONTRACT.thresholds | {"me": type(CONTRACT.thresholds["me"])("at_least", float(me[1]))}
+    path = write_tiny_model(tmp_path / "m.onnx", contract=CONTRACT.with_(thresholds=thresholds))
+    write_kit(RetinaModel(path), tmp_path / "kit")
+    decisions = {p["name"]: p["decisions"] for p in read_index(tmp_path / "kit")["pictures"]}
+    assert decisions["noise"] is None and decisions["black"] is not None
+
+
+def test_the_tolerance_is_the_precisions(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "m.onnx", contract=CONTRACT.with_(precision="int8"))
+    result = CliRunner().invoke(main, ["--inspect", str(path), "--conformance", str(tmp_path / "kit")])
+    assert result.exit_code == 0, result.output
+    assert read_index(tmp_path / "kit")["tolerance"] == 2e-2
+
+
+def test_what_cannot_be_done_is_said_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = CliRunner().invoke(main, ["none.pth", "--conformance", str(tmp_path / "file")])
+    assert result.exit_code == 2 and "file/index.json: cannot be written" in result.output
+    result = CliRunner().invoke(main, ["none.pth", "--format", "pt2", "--conformance", str(tmp_path / "kit")])
+    assert result.exit_code == 2 and "--conformance: expected --format onnx, found pt2" in result.output
+
+
+def test_the_contract_stands_beside_the_file(small_export: SmallExport) -> None:
+    beside = small_export.model.with_name(small_export.model.name + ".contract.json").read_text(encoding="utf-8")
+    assert beside == RetinaModel(small_export.model).contract.to_json() + "\n"
