@@ -93,8 +93,16 @@ class Rule:
 
 
 def default_thresholds() -> dict[str, Rule]:
-    """The plain rules: the most probable DR grade and ME label, and referable DR (grade >= 2) at even odds."""
-    return {"dr": Rule(), "me": Rule(), "referable_dr": Rule("at_least", 0.5, from_grade=2)}
+    """The plain rules: the most probable DR grade and ME label, and what to refer (DR grade >= 2, ME risk) at even odds.
+
+    A model with fitted ones refers at a screening operating point: see ``retina.train.screening``.
+    """
+    return {
+        "dr": Rule(),
+        "me": Rule(),
+        "referable_dr": Rule("at_least", 0.5, from_grade=2),
+        "referable_me": Rule("at_least", 0.5),
+    }
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ class Contract:
     """Original grade of each DR index."""
     me_labels: tuple[str, ...] = ("no risk", "risk")
     thresholds: Mapping[str, Rule] = field(default_factory=default_thresholds)
-    """The decision rule of each task: ``dr``, ``me``, ``referable_dr``."""
+    """The decision rule of each task: ``dr``, ``me``, ``referable_dr``, ``referable_me``."""
     precision: Precision = "fp32"
     explain: bool = False
     """Whether the file also has the Grad-CAM outputs: ``dr_cam`` and ``me_cam`` of the predicted class, and
@@ -124,8 +132,10 @@ class Contract:
         _expect("dr_grades", ok, "two or more whole numbers in rising order", list(grades))
         _expect("me_labels", len(self.me_labels) == 2, "two labels", list(self.me_labels))
         _expect("precision", self.precision in get_args(Precision), "fp32 or int8", self.precision)
-        missing = sorted({"dr", "me", "referable_dr"} - set(self.thresholds))
-        _expect("thresholds", not missing, "rules for dr, me and referable_dr", sorted(self.thresholds))
+        tasks = sorted(default_thresholds())
+        _expect(
+            "thresholds", sorted(self.thresholds) == tasks, f"rules for {', '.join(tasks)}", sorted(self.thresholds)
+        )
 
     @property
     def outputs(self) -> list[dict[str, Any]]:
@@ -172,7 +182,8 @@ class Contract:
             outputs = body.pop("outputs", None)
             known = {f.name for f in fields(cls)}
             _expect("fields", set(body) == known, sorted(known), sorted(body))
-            thresholds = {task: Rule(**rule) for task, rule in body.pop("thresholds").items()}
+            # A file from before there were rules for all tasks decides the others by the plain ones.
+            thresholds = default_thresholds() | {task: Rule(**rule) for task, rule in body.pop("thresholds").items()}
             prep = dict(body.pop("preprocessing"))
             prep["mean"], prep["std"] = tuple(prep["mean"]), tuple(prep["std"])
             grades, labels = tuple(body.pop("dr_grades")), tuple(body.pop("me_labels"))
@@ -197,6 +208,8 @@ class Decision:
     """Whether DR is referable (by default: grade 2 or worse at even odds)."""
     referable_prob: float
     """Summed probability of the referable grades, in [0, 1]."""
+    referable_me: bool
+    """Whether the macular-edema risk is to be referred (by default: at even odds)."""
 
 
 def decide(contract: Contract, dr_probs: NDArray[np.floating], me_probs: NDArray[np.floating]) -> Decision:
@@ -207,10 +220,14 @@ def decide(contract: Contract, dr_probs: NDArray[np.floating], me_probs: NDArray
     grade_rule, me_rule = contract.thresholds["dr"], contract.thresholds["me"]
     if grade_rule.rule != "argmax":
         raise ModelFileError(f"contract thresholds.dr: expected the rule argmax, found {grade_rule.rule}")
-    me_risk = int(np.argmax(me_probs)) if me_rule.rule == "argmax" else int(me_probs[1] >= (me_rule.threshold or 0.0))
-    threshold = 0.5 if referable.threshold is None else referable.threshold
+    me_risk = int(np.argmax(me_probs)) if me_rule.rule == "argmax" else int(_reaches(me_probs[1], me_rule))
     grade = contract.dr_grades[int(np.argmax(dr_probs))]
-    return Decision(grade, me_risk, not math.isnan(referable_prob) and referable_prob >= threshold, referable_prob)
+    referable_me = _reaches(me_probs[1], contract.thresholds["referable_me"])
+    return Decision(grade, me_risk, _reaches(referable_prob, referable), referable_prob, referable_me)
+
+
+def _reaches(prob: float | np.floating, rule: Rule) -> bool:
+    return bool(prob >= (0.5 if rule.threshold is None else rule.threshold))
 
 
 def _expect(what: str, holds: bool, expected: object, found: object) -> None:

@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from .cameras import as_another_camera
+
 Augment = Callable[[Tensor], Tensor]
 
 
-def make_augment(kind: Literal["notebook", "strong"]) -> Augment:
+def make_augment(kind: Literal["notebook", "strong", "cameras"]) -> Augment:
     """A random change of one framed photograph, (3, S, S) uint8 in and out, drawn from torch's global generator.
 
-    ``notebook``: the original's flips, rotation and colour jitter. ``strong`` adds what other cameras and operators
-    change: scale, position, colour cast, blur and JPEG compression.
+    ``notebook``: the original's flips, rotation and colour jitter. ``strong`` adds scale, position, colour cast, blur
+    and JPEG compression. ``cameras``: what other cameras, operators and eyes do to a photograph (cameras.py).
     """
+    if kind == "cameras":
+        return as_another_camera
     flips = [v2.RandomHorizontalFlip(0.5), v2.RandomVerticalFlip(0.1)]
     if kind == "notebook":
         changes = [

@@ -41,6 +41,9 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("data", required=False, type=click.Path(path_type=Path))
+@_option(
+    "recipe", "Where other options' values come from: the original notebook, or how the released model was trained."
+)
 @_option("epochs", "Passes over the training photographs.", click.IntRange(min=1))
 @_option("batch-size", "Photographs a forward pass and device.", click.IntRange(min=1))
 @_option("accumulate", "Forward passes whose gradients make one step.", click.IntRange(min=1))
@@ -53,8 +56,21 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @_option("dr-weight", "Weight of the DR cross-entropy in the loss.", click.FloatRange(min=0))
 @_option("me-weight", "Weight of the ME cross-entropy in the loss.", click.FloatRange(min=0))
 @_option("class-weights", "inverse: rare DR grades count more in the loss.")
+@_option("dr-targets", "ordinal: a near miss costs less than a far one.")
+@_option("optimizer", "adamw decays weights.")
+@_option("schedule", "plateau: halve the rates when valid stands still. cosine: warm up, then fall to nothing.")
+@_option(
+    "ema",
+    "Keep and judge a running average of the weights: the share a step keeps; 0 is off.",
+    click.FloatRange(0, 1, max_open=True),
+)
+@_option("calibrate", "valid: fit temperatures and screening thresholds on valid.")
 @_option("sampler", "weighted: rare DR grades are drawn more often.")
-@_option("augment", "notebook: flips, rotation, colour jitter. strong: also scale, shift, hue, blur, JPEG.")
+@_option(
+    "augment",
+    "notebook: flips, rotation, colour jitter. strong: also scale, shift, hue, blur, JPEG. cameras: as other "
+    "cameras, operators and eyes would have it.",
+)
 @_option(
     "unfreeze-epoch",
     "Epoch at which the frozen first layers open, the backbone going on at a tenth of its rate.",
@@ -143,7 +159,8 @@ def _run(
     else:
         if data is None:
             raise UsageError("name the data folder, for example:  retina-train data/   (retina-train --help)")
-        config = TrainConfig(data=str(data.resolve()), **recipe)
+        asked = {key: value for key, value in recipe.items() if _is_given(context, key)}
+        config = TrainConfig.of_recipe(recipe["recipe"], {**asked, "data": str(data.resolve())})
         run = Run(artifacts, name or f"{datetime.now():%Y%m%d-%H%M%S}")
         if run.folder.exists():
             raise OutputError(
@@ -175,9 +192,13 @@ def _interrupted(artifacts: Path, name: str | None) -> Any:
     return Run(artifacts, files[-1].parent.name)
 
 
+def _is_given(context: click.Context, key: str) -> bool:
+    return context.get_parameter_source(key) is ParameterSource.COMMANDLINE
+
+
 def _refuse_changes(context: click.Context, config: TrainConfig, data: Path | None, recipe: dict[str, Any]) -> None:
     asked = {field.name for field in fields(TrainConfig)} & recipe.keys()
-    given = [key for key in asked if context.get_parameter_source(key) is ParameterSource.COMMANDLINE]
+    given = [key for key in asked if _is_given(context, key)]
     changes = [(key, getattr(config, key), recipe[key]) for key in given if recipe[key] != getattr(config, key)]
     if data is not None and str(data.resolve()) != config.data:
         changes.append(("data", config.data, str(data)))

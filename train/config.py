@@ -17,6 +17,8 @@ class TrainConfig:
 
     data: str
     """Folder with train/, valid/ and test/, each with annotations.csv and images/."""
+    recipe: Literal["notebook", "released"] = "notebook"
+    """Where what was not asked for came from: see ``RECIPES``."""
     epochs: int = 12
     batch_size: int = 16
     """Photographs a micro-batch and device; a step sees batch_size x accumulate x devices."""
@@ -32,19 +34,34 @@ class TrainConfig:
     """Factors of the two cross-entropies in the loss."""
     class_weights: Literal["inverse", "none"] = "inverse"
     """``inverse``: the DR loss counts each grade by total / (grades x its count), scikit-learn's "balanced"."""
+    dr_targets: Literal["hard", "ordinal"] = "hard"
+    """``ordinal``: a grade's neighbours get a share of its target, so that near misses cost less (loss.py)."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """``adamw``: with ``loop.WEIGHT_DECAY``."""
+    schedule: Literal["plateau", "cosine"] = "plateau"
+    """``cosine``: a short warm-up, then half a cosine down to nothing, batch by batch."""
+    ema: float = 0.0
+    """Share of the running average of weights that a step keeps; the average is judged and kept. 0: the weights."""
     sampler: Literal["shuffle", "weighted"] = "shuffle"
     """``weighted`` draws with replacement so that each DR grade comes up equally often."""
-    augment: Literal["notebook", "strong"] = "notebook"
+    augment: Literal["notebook", "strong", "cameras"] = "notebook"
     accumulate: int = 1
     """Micro-batches whose gradients make one optimiser step."""
     unfreeze_epoch: int | None = None
     """Epoch (from 1) at which conv1, bn1 and layer1 open, the backbone going on at a tenth of its rate."""
     me_positive_from: int | None = None
     """ME grades from this one up count as risk, where annotations grade beyond 0/1 (IDRiD: 0/1/2)."""
+    calibrate: Literal["none", "valid"] = "none"
+    """``valid``: temperatures and screening thresholds fitted on valid to the best checkpoint (calibration.py)."""
     seed: int = 42
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     cache: Literal["disk", "memory", "off"] = "disk"
     workers: int = 1
+
+    @classmethod
+    def of_recipe(cls, recipe: str, asked: dict[str, Any]) -> TrainConfig:
+        """A recipe's values, where ``asked`` does not say otherwise; ``asked`` holds no None for "not asked"."""
+        return cls(**{"recipe": recipe, **RECIPES[recipe], **asked})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,3 +73,22 @@ class TrainConfig:
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "notebook": {},
+    "released": {
+        "epochs": 15,
+        "image_size": 384,
+        "lr_backbone": 2e-4,
+        "class_weights": "none",
+        "dr_targets": "ordinal",
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "ema": 0.99,
+        "augment": "cameras",
+        "calibrate": "valid",
+    },
+}
+"""What each recipe changes. ``released`` is how the model that ships was trained; docs/recipe.md has what each change
+gave on valid."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from ..runtime.errors import ModelFileError, NonFiniteLossError
@@ -25,9 +27,14 @@ from .config import TrainConfig
 from .data import Batch, EpochPlan, EvalItems, TrainItems, collate
 from .metrics import Predictions, epoch_scores
 from .model import RetinaNet, read_state_dict
+from .targets import dr_targets
 
 UNFROZEN_RATE = 0.1
 """Factor on the backbone's learning rate once ``--unfreeze-epoch`` has opened all of it."""
+WEIGHT_DECAY = 0.02
+"""Of ``--optimizer adamw``."""
+WARM_UP = 0.05
+"""Share of the training over which ``--schedule cosine`` rises to the full rates."""
 _RESUME_KIND = "retina-edge resume state"
 
 
@@ -64,15 +71,28 @@ class Trainer:
         self.net.to(self.fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.normalize.to(self.fabric.device)
         self.dr_weights = self.dr_weights.to(self.fabric.device)
+        self.dr_targets = dr_targets(self.config.dr_targets, len(self.dr_weights)).to(self.fabric.device)
         heads = [*self.net.dr_head.parameters(), *self.net.me_head.parameters()]
         groups = [
             {"params": list(self.net.backbone.parameters()), "lr": self.config.lr_backbone},
             {"params": heads, "lr": self.config.lr_heads},
         ]
-        adam = torch.optim.Adam(groups, fused=True)
+        adam = (
+            torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)
+            if self.config.optimizer == "adamw"
+            else torch.optim.Adam(groups, fused=True)
+        )
         self.optimizer: Any = self.fabric.setup_optimizers(adam)
         self.scheduler = ReduceLROnPlateau(adam, patience=2, factor=0.5)
+        self.average: Any = None
+        if self.config.ema:
+            self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(self.config.ema), use_buffers=True)
         self._wrap(frozen=True)
+
+    @property
+    def judged(self) -> RetinaNet:
+        """The network that is evaluated and kept: the running average where there is one."""
+        return self.average.module if self.average is not None else self.net  # type: ignore[no-any-return]
 
     def _wrap(self, frozen: bool) -> None:
         # Wrapped anew when the frozen layers open: DDP fixes at construction which gradients it exchanges.
@@ -88,7 +108,7 @@ class Trainer:
         dr_true = batch.dr_index.to(self.fabric.device)
         me_true = batch.me_label.to(self.fabric.device)
         dr_logits, me_logits = self.model(self._network_input(batch.image))  # (B, K), (B, 2)
-        dr_loss = F.cross_entropy(dr_logits, dr_true, self.dr_weights, reduction="sum")
+        dr_loss = (self.dr_weights[dr_true] * self._dr_losses(dr_logits, dr_true)).sum()
         me_loss = F.cross_entropy(me_logits, me_true, reduction="sum")
         with torch.no_grad():
             totals[0] += dr_loss
@@ -106,21 +126,26 @@ class Trainer:
             )
         return loss
 
+    def _dr_losses(self, dr_logits: Tensor, dr_true: Tensor) -> Tensor:
+        """(N,) cross-entropy of each photograph against its grade's target distribution, grades not weighted."""
+        return F.cross_entropy(dr_logits.float(), self.dr_targets[dr_true], reduction="none")
+
     def _network_input(self, image: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 255], uint8 or float32 -> normalised float32 on the device, channels last."""
         image = image.to(self.fabric.device, non_blocking=True)
         return self.normalize(image.float()).contiguous(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
     def train_epoch(
-        self, loader: DataLoader[Batch], stop: StopRequest, show: Callable[[int, list[float]], None]
+        self, loader: DataLoader[Batch], stop: StopRequest, show: Callable[[int, list[float]], None], n_batches: int = 1
     ) -> None:
-        """Finish the epoch under way, or stop at a step's end."""
+        """Finish the epoch of ``n_batches`` micro-batches that is under way, or stop at a step's end."""
         fabric, progress = self.fabric, self.progress
         start = perf_counter()
         totals = torch.tensor(progress.totals, dtype=torch.float64, device="cpu")
         running = torch.zeros(6, device=fabric.device)
         self.model.train()
         for step in steps(loader, self.config.accumulate):
+            self._set_rates(progress.batch / n_batches)
             labels = torch.cat([batch.dr_index for batch in step]).to(fabric.device)
             counted = torch.stack(
                 [self.dr_weights[labels].sum(), torch.tensor(float(len(labels)), device=fabric.device)]
@@ -133,6 +158,8 @@ class Trainer:
                     fabric.backward(self.loss(batch, dr_total, n_total, running) * fabric.world_size)
             self.optimizer.step()
             self.optimizer.zero_grad()
+            if self.average is not None:
+                self.average.update_parameters(self.net)
             progress.batch += len(step)
             totals += running.cpu().double()
             running.zero_()
@@ -143,6 +170,19 @@ class Trainer:
         self._agree_on_statistics()
         progress.seconds += perf_counter() - start
 
+    def _set_rates(self, epoch_share: float) -> None:
+        """Set the learning rates of ``--schedule cosine``: a pure function of the place in the run, so that a resume
+        finds them again.
+        """
+        if self.config.schedule != "cosine":
+            return
+        done = (self.progress.epoch - 1 + epoch_share) / self.config.epochs
+        factor = min(1.0, done / WARM_UP + 1e-3) * 0.5 * (1.0 + math.cos(math.pi * done))
+        open_factor = UNFROZEN_RATE if self._is_open(self.progress.epoch, started=True) else 1.0
+        backbone, heads = self.optimizer.param_groups
+        backbone["lr"] = self.config.lr_backbone * factor * open_factor
+        heads["lr"] = self.config.lr_heads * factor
+
     def _seed_dropout(self, batch: int) -> None:
         # A pure function of the micro-batch's place in the run, as the augmentation is of the draw's: what was
         # drawn before a resume, or on which device, changes nothing.
@@ -151,7 +191,7 @@ class Trainer:
 
     def _agree_on_statistics(self) -> None:
         """Average the batch-norm statistics that each device kept of its own share."""
-        for buffer in self.net.buffers():
+        for buffer in (*self.net.buffers(), *(self.judged.buffers() if self.average is not None else ())):
             if buffer.is_floating_point():
                 buffer.copy_(self.fabric.all_reduce(buffer, reduce_op="mean"))  # type: ignore[arg-type]
 
@@ -168,8 +208,8 @@ class Trainer:
 
         In float32: autocast is for training, and evaluation must see what the exported file will compute.
         """
-        self.net.eval()
-        logits = [torch.cat(self.net(self._network_input(batch.image)), dim=1).float() for batch in loader]
+        net = self.judged.eval()
+        logits = [torch.cat(net(self._network_input(batch.image)), dim=1).float() for batch in loader]
         width = len(self.dr_weights) + 2
         rows = torch.cat([*logits, torch.zeros(0, width, device=self.fabric.device)])
         world = self.fabric.world_size
@@ -182,8 +222,12 @@ class Trainer:
         """Losses and scores on a split."""
         dr_logits, me_logits = self.predict(loader, len(items))
         predictions = as_predictions(items, dr_logits, me_logits)
-        dr_true, me_true = torch.from_numpy(predictions.dr_true), torch.from_numpy(predictions.me_true)
-        dr_loss = F.cross_entropy(dr_logits, dr_true, self.dr_weights.cpu()).item()
+        device = self.fabric.device
+        dr_logits, me_logits = dr_logits.to(device), me_logits.to(device)
+        dr_true = torch.from_numpy(predictions.dr_true).to(device)
+        me_true = torch.from_numpy(predictions.me_true).to(device)
+        weights = self.dr_weights[dr_true]
+        dr_loss = ((weights * self._dr_losses(dr_logits, dr_true)).sum() / weights.sum()).item()
         me_loss = F.cross_entropy(me_logits, me_true).item()
         loss = self.config.dr_weight * dr_loss + self.config.me_weight * me_loss
         return {"loss": loss, "dr_loss": dr_loss, "me_loss": me_loss, **epoch_scores(predictions)}
@@ -197,6 +241,7 @@ class Trainer:
         return {
             "kind": _RESUME_KIND,
             "net": self.net.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "progress": vars(self.progress),
@@ -204,16 +249,18 @@ class Trainer:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.progress = Progress(**state["progress"])
-        if self._is_open(self.progress.epoch):
+        if self._is_open(self.progress.epoch, started=self.progress.batch > 0):
             self._wrap(frozen=False)
         self.net.load_state_dict(state["net"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.optimizer.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
 
-    def _is_open(self, epoch: int) -> bool:
-        """Whether ``unfreeze`` has happened before the saved state of ``epoch`` was written."""
+    def _is_open(self, epoch: int, *, started: bool) -> bool:
+        """Whether ``unfreeze`` has happened once ``epoch`` is under way (``started``), or as it begins."""
         opens = self.config.unfreeze_epoch
-        return opens is not None and (epoch > opens or (epoch == opens and self.progress.batch > 0))
+        return opens is not None and (epoch > opens or (epoch == opens and started))
 
 
 def fit(
@@ -257,7 +304,7 @@ def fit(
             if progress.batch == 0 and progress.epoch == config.unfreeze_epoch:
                 trainer.unfreeze()
             plan.epoch, plan.start = progress.epoch, progress.batch
-            trainer.train_epoch(train_loader, stop, show_epoch(progress.epoch, len(plan)))
+            trainer.train_epoch(train_loader, stop, show_epoch(progress.epoch, len(plan)), plan.n_batches)
             if stop.requested:
                 # Each device goes on from an equal share of the sum.
                 progress.totals = [total / fabric.world_size for total in trainer.summed_totals()]
@@ -270,7 +317,8 @@ def fit(
             backbone, heads = trainer.optimizer.param_groups
             row |= {"lr_backbone": backbone["lr"], "lr_heads": heads["lr"]}
             row["seconds"] = progress.seconds
-            trainer.scheduler.step(valid["loss"])
+            if config.schedule == "plateau":
+                trainer.scheduler.step(valid["loss"])
             progress.history.append(row)
             if valid["score"] > progress.best_score:
                 progress.best_score, progress.best_epoch = valid["score"], progress.epoch

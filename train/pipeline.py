@@ -21,7 +21,7 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from ..runtime.annotations import MAX_FAULTS_SHOWN, Annotation
-from ..runtime.contract import Contract, Preprocessing
+from ..runtime.contract import Contract, Preprocessing, Rule
 from ..runtime.errors import AnnotationError, OutputError, UsageError
 from ..runtime.model import Prediction
 from ..runtime.table import Row, Table, cells, columns
@@ -34,8 +34,10 @@ from .frames import DecodedFrames, Frames, Look, look_through
 from .framing import Normalize
 from .leakage import Leak, find_leaks
 from .loop import Trainer, as_predictions, eval_loader, fit, load_resume
-from .metrics import Predictions, evaluate, write_metrics
+from .metrics import Decisions, Predictions, evaluate, write_metrics
 from .model import RetinaNet, load_backbone_weights
+from .screening import screening_threshold
+from .temperature import fit_temperature, scale_head
 from .tracking import NoTracker, Tracker
 
 TEST_PREDICTIONS = "test_predictions.csv"
@@ -150,7 +152,7 @@ def train(
     def checkpoint(row: dict[str, float]) -> Checkpoint:
         versions = current_versions()
         provenance = {"run": run.name, "data_fingerprint": survey.fingerprint}
-        weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        weights = {name: tensor.clone() for name, tensor in trainer.judged.state_dict().items()}
         return Checkpoint(
             weights, config.backbone, contract.with_(provenance=provenance), config.to_dict(), {"valid": row},
             int(row["epoch"]), versions,
@@ -184,14 +186,20 @@ def train(
 
     say_once(f"Evaluating the best checkpoint (epoch {trainer.progress.best_epoch}) on train, valid and test.")
     best = load_checkpoint(run.folder / "best.pth")
-    net.load_state_dict(best.weights)
-    predictions = {}
-    for name in SPLITS:
+    trainer.judged.load_state_dict(best.weights)
+
+    def predict(name: str) -> tuple[EvalItems, torch.Tensor, torch.Tensor]:
         frames = survey.frames["valid"] if name == "valid" else DecodedFrames(_paths(data, name), preprocessing)
         items = EvalItems(data, name, frames)
         loader = eval_loader(items, config, fabric)
         bar = tqdm(loader, desc=name, leave=False, disable=quiet or not fabric.is_global_zero or None)
-        predictions[name] = as_predictions(items, *trainer.predict(bar, len(items)))
+        return items, *trainer.predict(bar, len(items))
+
+    if config.calibrate == "valid":
+        best = calibrated(best, *predict("valid"))
+        trainer.judged.load_state_dict(best.weights)
+        say_once(f"Calibrated on valid: {_calibration_line(best)}.")
+    predictions = {name: as_predictions(*predict(name)) for name in SPLITS}
     if fabric.is_global_zero:
         _finish(run, data, trainer, best, predictions, tracker, say_once)
     fabric.barrier()
@@ -333,6 +341,48 @@ def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor) -> dict[
         "versions": current_versions(),
         "git_commit": _git_commit(),
     }
+
+
+def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_logits: torch.Tensor) -> Checkpoint:
+    """The checkpoint with a temperature folded into each head, and its referral rules at the screening operating point.
+
+    Args:
+        best: the checkpoint.
+        items: photographs that it was not trained on: valid.
+        dr_logits: (N, K), its answers to them.
+        me_logits: (N, 2), likewise.
+
+    Raises:
+        UsageError: one of the conditions does not occur among ``items``.
+    """
+    raw = as_predictions(items, dr_logits, me_logits)
+    dr_temperature = fit_temperature(dr_logits, torch.from_numpy(raw.dr_true))
+    me_temperature = fit_temperature(me_logits, torch.from_numpy(raw.me_true))
+    weights = scale_head(scale_head(best.weights, "dr_head", dr_temperature), "me_head", me_temperature)
+    p = as_predictions(items, dr_logits / dr_temperature, me_logits / me_temperature)
+    decisions = Decisions.of(p, best.contract)
+    rules = {
+        "referable_dr": replace(
+            best.contract.thresholds["referable_dr"],
+            threshold=screening_threshold(decisions.referable_true, decisions.referable_prob),
+        ),
+        "referable_me": Rule("at_least", screening_threshold(p.me_true, p.me_probs[:, 1])),
+    }
+    contract = best.contract.with_(
+        thresholds={**best.contract.thresholds, **rules},
+        provenance={
+            **best.contract.provenance, "dr_temperature": dr_temperature, "me_temperature": me_temperature
+        },
+    )  # fmt: skip
+    return replace(best, weights=weights, contract=contract)
+
+
+def _calibration_line(best: Checkpoint) -> str:
+    facts, rules = best.contract.provenance, best.contract.thresholds
+    return (
+        f"temperatures DR {facts['dr_temperature']:.3f}, ME {facts['me_temperature']:.3f}; referral from "
+        f"DR {rules['referable_dr'].threshold:.3f}, ME {rules['referable_me'].threshold:.3f}"
+    )
 
 
 def _finish(

@@ -1,0 +1,109 @@
+"""A photograph as another camera, another operator and another eye would have it: for training that has to generalise.
+
+Each change has its chance and its range, drawn from torch's global generator; ranges are what was seen to leave a
+photograph gradable. Colours are changed in [0, 1] and multiplicatively, so that the black around the field stays black.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from ..runtime.field import LIT_FROM, LIT_TO
+
+_FLIPS = v2.Compose([v2.RandomHorizontalFlip(0.5), v2.RandomVerticalFlip(0.3)])
+_POSE = v2.RandomAffine(
+    25.0,
+    translate=(0.05, 0.05),
+    scale=(0.8, 1.2),
+    shear=(-4.0, 4.0, -4.0, 4.0),
+    interpolation=InterpolationMode.BILINEAR,
+)
+_JPEG = v2.JPEG((25, 90))
+_HAZE = torch.tensor([0.70, 0.55, 0.40]).view(3, 1, 1)
+"""The colour of light that a clouded lens scatters back."""
+_REFERENCE_SIDE = 384
+"""Blur is in pixels of a square of this side, so that the recipe means the same at every image size."""
+
+
+def as_another_camera(picture: Tensor) -> Tensor:
+    """Change one framed photograph, (3, S, S) uint8 in and out."""
+    picture = _POSE(_FLIPS(picture))
+    if _chance(0.3):
+        picture = _other_mask(picture)
+    x = picture.float() / 255.0
+    lit = ((picture.amax(dim=0, keepdim=True).float() - LIT_FROM) / (LIT_TO - LIT_FROM)).clamp(0.0, 1.0)
+    if _chance(0.9):
+        x = _other_colours(x, lit)
+    if _chance(0.4):
+        x = x * (1.0 + _uneven(x, -0.5, 0.5))
+    if _chance(0.2):
+        veil = _uneven(x, 0.0, 1.0).clamp(0.0, 1.0) * _between(0.0, 0.5)
+        x = x * (1.0 - veil) + _HAZE * _spread(3, 0.3) * veil * lit
+    x = _other_sharpness(x.clamp(0.0, 1.0))
+    if _chance(0.2):
+        x = x + torch.randn_like(x) * _between(0.005, 0.04) * lit
+    picture = (x.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+    return _JPEG(picture) if _chance(0.3) else picture  # type: ignore[no-any-return]
+
+
+def _other_mask(picture: Tensor) -> Tensor:
+    """Cut the field off at top and bottom, as many sensors do, or to a smaller circle."""
+    size = picture.shape[-1]
+    if _chance(0.5):
+        rows = torch.arange(size).view(-1, 1)
+        return picture * ((rows >= _between(0.0, 0.14) * size) & (rows < (1.0 - _between(0.0, 0.14)) * size))
+    centred = torch.linspace(-1.0, 1.0, size)
+    return picture * (centred.view(-1, 1) ** 2 + centred**2 < _between(0.8, 1.0) ** 2)
+
+
+def _other_colours(x: Tensor, lit: Tensor) -> Tensor:
+    """Exposure, gamma, white balance, saturation and contrast."""
+    gamma = math.exp(_between(-0.5, 0.5)) * _spread(3, 0.2)
+    gain = math.exp(_between(-0.3, 0.3)) * _spread(3, 0.25)
+    x = x.clamp(min=1e-4) ** gamma * gain
+    grey = x.mean(dim=0, keepdim=True)
+    x = grey + (x - grey) * _between(0.5, 1.5)
+    mean = (x * lit).sum(dim=(1, 2), keepdim=True) / lit.sum().clamp(min=1.0)
+    return (mean + (x - mean) * math.exp(_between(-0.4, 0.4))) * lit
+
+
+def _other_sharpness(x: Tensor) -> Tensor:
+    """Out of focus, of fewer pixels, or sharpened by the camera."""
+    size = x.shape[-1]
+    what = torch.rand(()).item()
+    if what < 0.18:
+        sigma = _between(0.3, 2.2) * size / _REFERENCE_SIDE
+        side = 2 * math.ceil(2.5 * sigma) + 1
+        return v2.functional.gaussian_blur(x, [side, side], [sigma, sigma])
+    if what < 0.36:
+        few = int(_between(0.35, 0.8) * size)
+        x = F.interpolate(x[None], size=(few, few), mode="bilinear", antialias=True)
+        return F.interpolate(x, size=(size, size), mode="bilinear")[0]
+    if what < 0.46:
+        blurred = v2.functional.gaussian_blur(x, [5, 5], [1.2, 1.2])
+        return (x + _between(0.3, 1.5) * (x - blurred)).clamp(0.0, 1.0)
+    return x
+
+
+def _uneven(x: Tensor, low: float, high: float) -> Tensor:
+    """(1, S, S): values that change slowly over the picture, from 3 x 3 random ones."""
+    corners = low + (high - low) * torch.rand(1, 1, 3, 3)
+    return F.interpolate(corners, size=x.shape[-2:], mode="bicubic", align_corners=True)[0]
+
+
+def _spread(n: int, width: float) -> Tensor:
+    """(n, 1, 1): factors between exp(-width) and exp(width), one a channel."""
+    return torch.exp((2.0 * torch.rand(n, 1, 1) - 1.0) * width)
+
+
+def _between(low: float, high: float) -> float:
+    return low + (high - low) * torch.rand(()).item()
+
+
+def _chance(share: float) -> bool:
+    return torch.rand(()).item() < share

@@ -1,0 +1,36 @@
+"""The screening operating point: the threshold that misses few."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.errors import UsageError
+
+SENSITIVITY = 0.90
+"""Share of the photographs with the condition that screening should find; more than the 0.80 that the British Diabetic
+Association's standard asks of a screening test."""
+
+
+def screening_threshold(true: NDArray[np.integer], prob: NDArray[np.floating]) -> float:
+    """The threshold of the highest specificity among those of at least ``SENSITIVITY``.
+
+    Args:
+        true: (N,) 0 or 1.
+        prob: (N,) in [0, 1]; at or above the threshold means yes.
+
+    Returns:
+        Half-way between the lowest probability that has to mean yes and the next one below it, so that rounding in
+        another runtime turns no decision.
+
+    Raises:
+        UsageError: no photograph with the condition.
+    """
+    positives = np.sort(prob[true == 1])[::-1]
+    if positives.size == 0:
+        raise UsageError("expected photographs with the condition in valid, to find a screening threshold, found none")
+    last_found = float(positives[math.ceil(SENSITIVITY * positives.size) - 1])
+    below = prob[prob < last_found]
+    return (last_found + (float(below.max()) if below.size else 0.0)) / 2
