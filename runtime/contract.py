@@ -182,8 +182,9 @@ class Contract:
             outputs = body.pop("outputs", None)
             known = {f.name for f in fields(cls)}
             _expect("fields", set(body) == known, sorted(known), sorted(body))
-            # A file from before there were rules for all tasks decides the others by the plain ones.
-            thresholds = default_thresholds() | {task: Rule(**rule) for task, rule in body.pop("thresholds").items()}
+            thresholds = {task: Rule(**rule) for task, rule in body.pop("thresholds").items()}
+            # A file from before ME was referred by a rule of its own does so at even odds.
+            thresholds.setdefault("referable_me", default_thresholds()["referable_me"])
             prep = dict(body.pop("preprocessing"))
             prep["mean"], prep["std"] = tuple(prep["mean"]), tuple(prep["std"])
             grades, labels = tuple(body.pop("dr_grades")), tuple(body.pop("me_labels"))

@@ -36,7 +36,7 @@ def test_json_both_ways() -> None:
         ({"dr_grades": "abc"}, "dr_grades"),
         ({"me_labels": ["risk"]}, "me_labels: expected two labels"),
         ({"precision": "fp16"}, "precision: expected fp32 or int8, found fp16"),
-        ({"thresholds": {}}, "thresholds: expected rules for dr, me and referable_dr"),
+        ({"thresholds": {}}, "thresholds: expected rules for dr, me, referable_dr, referable_me"),
         ({"input": {"name": "x"}}, "input: expected"),
         ({"outputs": []}, "outputs: expected"),
         ({"surprise": 1}, "fields: expected"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from .cameras import as_another_camera
+from .cameras import as_another_camera, recompressed
 
 Augment = Callable[[Tensor], Tensor]
 
@@ -33,7 +33,7 @@ def make_augment(kind: Literal["notebook", "strong", "cameras"]) -> Augment:
             v2.RandomAffine(20.0, translate=(0.05, 0.05), scale=(0.85, 1.15), interpolation=InterpolationMode.BILINEAR),
             v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.2, hue=0.03),
             v2.RandomApply([v2.GaussianBlur(5, sigma=(0.1, 1.5))], p=0.2),
-            v2.RandomApply([v2.JPEG((40, 95))], p=0.2),
+            v2.RandomApply([v2.Lambda(lambda picture: recompressed(picture, 40, 95))], p=0.2),
         ]
     augment: Augment = v2.Compose([*flips, *changes])
     return augment

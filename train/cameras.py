@@ -6,10 +6,13 @@ photograph gradable. Colours are changed in [0, 1] and multiplicatively, so that
 
 from __future__ import annotations
 
+import io
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -23,7 +26,6 @@ _POSE = v2.RandomAffine(
     shear=(-4.0, 4.0, -4.0, 4.0),
     interpolation=InterpolationMode.BILINEAR,
 )
-_JPEG = v2.JPEG((25, 90))
 _HAZE = torch.tensor([0.70, 0.55, 0.40]).view(3, 1, 1)
 """The colour of light that a clouded lens scatters back."""
 _REFERENCE_SIDE = 384
@@ -48,7 +50,15 @@ def as_another_camera(picture: Tensor) -> Tensor:
     if _chance(0.2):
         x = x + torch.randn_like(x) * _between(0.005, 0.04) * lit
     picture = (x.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
-    return _JPEG(picture) if _chance(0.3) else picture  # type: ignore[no-any-return]
+    return recompressed(picture, 25, 90) if _chance(0.3) else picture
+
+
+def recompressed(picture: Tensor, lowest: int, highest: int) -> Tensor:
+    """(3, S, S) uint8 through a JPEG of some quality from ``lowest`` to ``highest``, as Pillow counts it."""
+    file = io.BytesIO()
+    quality = int(torch.randint(lowest, highest + 1, ()))
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality)
+    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).contiguous()
 
 
 def _other_mask(picture: Tensor) -> Tensor:

@@ -81,6 +81,8 @@ class Decisions:
     """0 or 1."""
     referable_prob: Floats
     """Summed probability of the referable grades, in [0, 1]."""
+    referable_me_pred: Indices
+    """0 or 1: whether ME risk is to be referred."""
 
     @classmethod
     def of(cls, p: Predictions, contract: Contract) -> Decisions:
@@ -93,6 +95,7 @@ class Decisions:
             is_referable[p.dr_true],
             np.array([d.referable for d in made], np.int64),
             np.array([d.referable_prob for d in made], np.float64),
+            np.array([d.referable_me for d in made], np.int64),
         )
 
 
@@ -138,7 +141,8 @@ def evaluate(p: Predictions, contract: Contract, *, n_bootstrap: int = 1000, see
 
     Returns:
         JSON-able ``{"all": body, "sources": {source: body}, "bootstrap": {...}}``, with no sources where all
-        photographs are of one. A body has ``n``, ``patients`` and an entry each for ``dr``, ``me``, ``referable_dr``.
+        photographs are of one. A body has ``n``, ``patients`` and an entry each for ``dr``, ``me``, ``referable_dr``
+        and ``referable_me``.
     """
     sources = sorted(set(p.sources))
     if len(sources) == 1:
@@ -197,6 +201,10 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
         "threshold": contract.thresholds["referable_dr"].threshold,
         "positives": int(decisions.referable_true.sum()),
     }
+    body["referable_me"] = {
+        "threshold": contract.thresholds["referable_me"].threshold,
+        "positives": int(p.me_true.sum()),
+    }
     for (task, name), value in _figures(p, decisions, weights).items():
         why = _WHY_UNDEFINED.get(name, "no photographs")
         body[task][name] = _with_interval(float(value[0]), resampled[task, name], body["patients"], why)
@@ -216,6 +224,7 @@ def _figures(p: Predictions, d: Decisions, weights: Floats) -> dict[tuple[str, s
     dr = yardsticks.confusion(p.dr_true, d.dr_pred, p.dr_probs.shape[1], weights)
     me = yardsticks.confusion(p.me_true, d.me_pred, 2, weights)
     referable = yardsticks.confusion(d.referable_true, d.referable_pred, 2, weights)
+    referable_me = yardsticks.confusion(p.me_true, d.referable_me_pred, 2, weights)
     return {
         ("dr", "accuracy"): yardsticks.accuracy(dr),
         ("dr", "balanced_accuracy"): yardsticks.balanced_accuracy(dr),
@@ -224,6 +233,8 @@ def _figures(p: Predictions, d: Decisions, weights: Floats) -> dict[tuple[str, s
         ("referable_dr", "auc"): yardsticks.auc(d.referable_true, d.referable_prob, weights),
         ("referable_dr", "sensitivity"): yardsticks.share(referable[:, 1, 1], referable[:, 1].sum(axis=1)),
         ("referable_dr", "specificity"): yardsticks.share(referable[:, 0, 0], referable[:, 0].sum(axis=1)),
+        ("referable_me", "sensitivity"): yardsticks.share(referable_me[:, 1, 1], referable_me[:, 1].sum(axis=1)),
+        ("referable_me", "specificity"): yardsticks.share(referable_me[:, 0, 0], referable_me[:, 0].sum(axis=1)),
         ("me", "accuracy"): yardsticks.accuracy(me),
         ("me", "balanced_accuracy"): yardsticks.balanced_accuracy(me),
         ("me", "auc"): yardsticks.auc(p.me_true, p.me_probs[:, 1], weights),

@@ -29,7 +29,7 @@ MISTAKES_SHOWN = 12
 """For each head."""
 _THUMBNAIL = 320
 """Longer side in pixels."""
-_FIGURES = (
+FIGURES = (
     ("dr", "accuracy", "DR accuracy"),
     ("dr", "balanced_accuracy", "DR balanced accuracy"),
     ("dr", "kappa", "DR quadratic kappa"),
@@ -43,6 +43,8 @@ _FIGURES = (
     ("me", "sensitivity", "ME sensitivity"),
     ("me", "specificity", "ME specificity"),
     ("me", "calibration_error", "ME calibration error"),
+    ("referable_me", "sensitivity", "Referred for ME, sensitivity"),
+    ("referable_me", "specificity", "Referred for ME, specificity"),
 )
 """Rows of the tables: task, figure, and what people call it."""
 
@@ -204,7 +206,7 @@ def _figures_table(figures: Mapping[str, Any]) -> str:
     bodies = {"all": figures["all"], **figures["sources"]}
     rows = [["photographs", *(str(body["n"]) for body in bodies.values())]]
     rows += [["patients", *(str(body["patients"]) for body in bodies.values())]]
-    for task, name, title in _FIGURES:
+    for task, name, title in FIGURES:
         rows.append([title, *(_cell(body[task][name]) for body in bodies.values())])
     return _table(["", *map(escape, bodies)], rows, "Over all photographs" + " and by source" * (len(bodies) > 1))
 

@@ -1,0 +1,251 @@
+"""What ``--recipe released`` adds: targets, averaged weights, schedule, augmentation, calibration, operating points."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from eyes import write_set
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning_fabric import Fabric
+from retina.runtime.contract import Contract, Preprocessing, Rule, decide
+from retina.runtime.errors import UsageError
+from retina.train.augment import augment_with_seed, make_augment
+from retina.train.checkpoint import load_checkpoint
+from retina.train.config import RECIPES, TrainConfig
+from retina.train.data import DataSet, EpochPlan, EvalItems, TrainItems, read_dataset
+from retina.train.frames import DecodedFrames, look_through
+from retina.train.framing import Normalize
+from retina.train.loop import WARM_UP, StopRequest, Trainer, fit, load_resume, make_loader
+from retina.train.model import RetinaNet
+from retina.train.screening import screening_threshold
+from retina.train.targets import dr_targets
+from retina.train.temperature import fit_temperature, scale_head
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import roc_curve
+
+SMALL = Preprocessing(image_size=32)
+RELEASED = replace(
+    TrainConfig.of_recipe("released", {"data": ""}),
+    epochs=2, batch_size=4, image_size=32, backbone="resnet18", weights="none", workers=0, augment="notebook",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    root = write_set(tmp_path_factory.mktemp("set"), train=[0, 0, 0, 1, 2, 1, 0, 2, 0, 1, 0, 0], others=[0, 1, 2, 0])
+    dataset, faults = read_dataset(root)
+    assert faults == []
+    return dataset
+
+
+def items(data: DataSet) -> tuple[TrainItems, EvalItems]:
+    paths = {name: [photo.path for photo in split.photos] for name, split in data.splits.items()}
+    frames, _ = look_through(paths["train"], SMALL, "uint8", "memory", Path())
+    train = TrainItems(data, frames, make_augment("notebook"), 42)
+    return train, EvalItems(data, "valid", DecodedFrames(paths["valid"], SMALL))
+
+
+def trainer(config: TrainConfig = RELEASED) -> Trainer:
+    torch.manual_seed(0)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    return Trainer(fabric, config, RetinaNet(3, config.backbone), Normalize(SMALL.mean, SMALL.std), torch.ones(3))
+
+
+def test_ordinal_targets_by_hand() -> None:
+    near, far = math.exp(-2.2), math.exp(-4.4)
+    expected = np.array([[1, near, far], [near, 1, near], [far, near, 1]])
+    expected /= expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(dr_targets("ordinal", 3).numpy(), expected, rtol=1e-6)
+    assert torch.equal(dr_targets("hard", 3), torch.eye(3))
+
+
+def test_a_near_miss_costs_less_than_a_far_one() -> None:
+    t = trainer()
+    sure_of = torch.eye(3) * 8.0
+    losses = t._dr_losses(sure_of, torch.tensor([0, 0, 0]))
+    assert losses[0] < losses[1] < losses[2]
+
+
+def test_cosine_rates_by_hand(data: DataSet) -> None:
+    t = trainer(replace(RELEASED, epochs=10))
+    backbone, heads = t.optimizer.param_groups
+    for epoch, share, factor in ((1, 0.0, 1e-3), (6, 0.0, 0.5), (8, 0.5, 0.5 * (1 + math.cos(0.75 * math.pi)))):
+        t.progress.epoch = epoch
+        t._set_rates(share)
+        assert backbone["lr"] == pytest.approx(2e-4 * factor)
+        assert heads["lr"] == pytest.approx(1e-3 * factor)
+    t.progress.epoch = 1
+    t._set_rates(10 * WARM_UP / 2)
+    half_way = 0.5 * (1 + math.cos(math.pi * WARM_UP / 2)) * (0.5 + 1e-3)
+    assert heads["lr"] == pytest.approx(1e-3 * half_way)
+
+
+def test_average_is_the_exponential_one_and_is_what_is_judged(data: DataSet) -> None:
+    t = trainer(replace(RELEASED, ema=0.5))
+    train, _ = items(data)
+    kept: list[torch.Tensor] = []
+    name = "dr_head.3.weight"
+    update = t.average.update_parameters
+
+    def record(net: RetinaNet) -> None:
+        kept.append(net.state_dict()[name].clone())
+        update(net)
+
+    t.average.update_parameters = record
+    plan = EpochPlan(train.dr_index, 4, "shuffle", 42)
+    t.train_epoch(make_loader(train, 0, t.fabric, batch_sampler=plan), StopRequest(), lambda n, totals: None, 3)
+    expected = kept[0]  # the first step's weights start the average
+    for weights in kept[1:]:
+        expected = 0.5 * expected + 0.5 * weights
+    assert len(kept) == 3
+    torch.testing.assert_close(t.judged.state_dict()[name], expected)
+    assert not torch.equal(t.net.state_dict()[name], expected)
+
+
+def test_resumed_average_and_rates_are_those_of_a_run_never_stopped(data: DataSet, tmp_path: Path) -> None:
+    def run(t: Trainer, stop_at: int | None = None) -> bool:
+        steps = 0
+
+        def show(done: int, totals: list[float]) -> None:
+            nonlocal steps
+            steps += 1
+            if steps == stop_at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        train, valid = items(data)
+        return fit(t, train, valid, tmp_path / "resume.pth", lambda row: None, lambda history: None,
+                   lambda epoch, n: show)  # fmt: skip
+
+    through = trainer()
+    assert run(through)
+    stopped = trainer()
+    assert not run(stopped, stop_at=4)  # in the second of two epochs of three batches
+    resumed = trainer()
+    load_resume(resumed, tmp_path / "resume.pth")
+    assert run(resumed)
+    expected, found = through.judged.state_dict(), resumed.judged.state_dict()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert through.progress.history[-1]["lr_heads"] == resumed.progress.history[-1]["lr_heads"]
+
+
+@pytest.mark.parametrize("value", [0, 128])
+def test_cameras_keep_black_black(value: int) -> None:
+    """Around the field, and everywhere where there is no field."""
+    picture = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    picture[:, 16:48, 16:48] = value
+    augment = make_augment("cameras")
+    for seed in range(40):
+        changed = augment_with_seed(augment, picture, seed)
+        assert changed.dtype == torch.uint8
+        assert changed.shape == picture.shape
+        if value == 0:
+            assert changed.max() <= 1  # JPEG may round
+        else:
+            assert changed[:, :2].float().mean() < 3.0
+
+
+def test_cameras_change_colour_light_and_sharpness() -> None:
+    torch.manual_seed(0)
+    disc = torch.linspace(-1, 1, 96).view(-1, 1) ** 2 + torch.linspace(-1, 1, 96) ** 2 < 0.8
+    picture = (disc * (torch.rand(3, 96, 96) * 60 + 90)).to(torch.uint8)
+    changed = torch.stack([augment_with_seed(make_augment("cameras"), picture, seed) for seed in range(60)]).float()
+    again = augment_with_seed(make_augment("cameras"), picture, 7)
+    assert torch.equal(again.float(), changed[7])
+    middle = changed[:, :, 32:64, 32:64]
+    means = middle.mean(dim=(2, 3))  # (60, 3)
+    assert means.mean(dim=1).std() > 15  # exposure
+    assert (means[:, 0] - means[:, 2]).std() > 8  # white balance
+    detail = (middle - middle.roll(1, -1)).abs().mean(dim=(1, 2, 3))
+    assert detail.min() < 0.3 * detail.max()  # sharpness
+
+
+def test_temperature_is_the_likeliest() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, (400, 4))
+    true = np.array([rng.choice(4, p=np.exp(row) / np.exp(row).sum()) for row in logits])
+    too_sure = torch.from_numpy(3.0 * logits).float()
+
+    def nll(log_t: float) -> float:
+        return float(torch.nn.functional.cross_entropy(too_sure.double() / math.exp(log_t), torch.from_numpy(true)))
+
+    reference = math.exp(minimize_scalar(nll, bounds=(-3, 3), method="bounded", options={"xatol": 1e-8}).x)
+    found = fit_temperature(too_sure, torch.from_numpy(true))
+    assert found == pytest.approx(reference, rel=1e-4)
+    assert 2.4 < found < 3.6
+
+
+def test_a_folded_temperature_divides_the_logits() -> None:
+    torch.manual_seed(1)
+    net = RetinaNet(5, "resnet18").eval()
+    x = torch.randn(2, 3, 32, 32)
+    dr, me = net(x)
+    net.load_state_dict(scale_head(net.state_dict(), "dr_head", 2.5))
+    dr_scaled, me_same = net(x)
+    torch.testing.assert_close(dr_scaled, dr / 2.5)
+    assert torch.equal(me_same, me)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 50)), min_size=2, max_size=60))
+def test_screening_threshold_is_the_most_specific_that_is_sensitive(pairs: list[tuple[int, int]]) -> None:
+    true, prob = np.array([t for t, _ in pairs]), np.array([p / 50 for _, p in pairs])
+    if true.sum() in (0, len(true)):
+        return
+    threshold = screening_threshold(true, prob)
+    said = prob >= threshold
+    fpr, tpr, _ = roc_curve(true, prob, drop_intermediate=False)
+    assert said[true == 1].mean() >= 0.90
+    assert said[true == 0].mean() == pytest.approx(fpr[tpr >= 0.90 - 1e-12].min())
+
+
+def test_screening_threshold_by_hand() -> None:
+    true = np.array([1] * 10 + [0] * 3)
+    prob = np.array([0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.1, 0.45, 0.3, 0.2])
+    assert screening_threshold(true, prob) == pytest.approx((0.5 + 0.45) / 2)  # nine of ten, and no false alarm
+    with pytest.raises(UsageError, match="found none"):
+        screening_threshold(np.zeros(3, int), np.ones(3))
+
+
+def test_referral_rules_decide_beside_the_plain_ones() -> None:
+    rules = {**Contract().thresholds, "referable_me": Rule("at_least", 0.2), "referable_dr": Rule("at_least", 0.3, 2)}
+    contract = Contract(thresholds=rules)
+    decision = decide(contract, np.array([0.6, 0.05, 0.2, 0.1, 0.05]), np.array([0.75, 0.25]))
+    assert (decision.dr_grade, decision.me_risk) == (0, 0)
+    assert (decision.referable, decision.referable_me) == (True, True)
+    assert Contract.from_json(contract.to_json()) == contract
+
+
+def test_a_contract_from_before_the_referral_of_me_still_opens() -> None:
+    body = json.loads(Contract().to_json())
+    del body["thresholds"]["referable_me"]
+    assert Contract.from_json(json.dumps(body)).thresholds["referable_me"] == Rule("at_least", 0.5)
+
+
+def test_recipe_fills_in_what_was_not_asked_for(tmp_path: Path) -> None:
+    from retina.train.cli import main
+
+    root = write_set(tmp_path / "data", train=[0, 1, 2, 3, 4] * 2, others=[0, 1, 2, 3, 4, 2])
+    options = ["--recipe", "released", "--epochs", "1", "--image-size", "32", "--backbone", "resnet18"]
+    options += ["--weights", "none", "--workers", "0", "--batch-size", "5", "--artifacts", str(tmp_path), "--name", "r"]
+    result = CliRunner().invoke(main, [str(root), *options])
+    assert result.exit_code == 0, result.output
+    assert "Calibrated on valid" in result.output
+    config = json.loads((tmp_path / "runs/r/config.json").read_text())
+    asked = {"epochs": 1, "image_size": 32}
+    assert {key: config[key] for key in RECIPES["released"]} == {**RECIPES["released"], **asked}
+    checkpoint = load_checkpoint(tmp_path / "runs/r/best.pth")
+    rules = checkpoint.contract.thresholds
+    assert rules["dr"] == rules["me"] == Rule()
+    assert rules["referable_dr"].from_grade == 2
+    assert rules["referable_dr"].threshold != 0.5
+    assert checkpoint.contract.provenance["dr_temperature"] > 0
+    assert checkpoint.metrics["splits"]["valid"]["all"]["referable_dr"]["sensitivity"]["value"] >= 0.90

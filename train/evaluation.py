@@ -1,0 +1,142 @@
+"""How good an exported model file is on labelled photographs: every yardstick, with intervals.
+
+    python -m retina.train.evaluation DATA --model retina_multitask.onnx --split test
+
+Scores as ``retina-score`` does, with the file that clinics run and not with the checkpoint it was made from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+from ..runtime.annotations import fault_report
+from ..runtime.errors import AnnotationError, OutputError, RetinaError, UsageError
+from ..runtime.model import RetinaModel, find_model
+from .data import SPLITS, Photo, read_dataset
+from .metrics import Predictions, evaluate
+from .report import FIGURES
+
+
+def score_split(model: RetinaModel, photos: tuple[Photo, ...], *, workers: int | None = None) -> Predictions:
+    """A model file's answers to labelled photographs.
+
+    Raises:
+        UsageError: a grade that the model does not know.
+        AnnotationError: photographs that cannot be read, all of them.
+    """
+    grades = model.contract.dr_grades
+    unknown = sorted({photo.dr_grade for photo in photos} - set(grades))
+    if unknown:
+        raise UsageError(f"{model.path}: expected DR grades {list(grades)}, found {unknown} among the annotations too")
+    paths = [photo.path for photo in photos]
+    scores = list(tqdm(model.score(paths, workers=workers), total=len(paths), unit="photo", leave=False, disable=None))
+    if faults := [f"{scored.source}: {scored.error}" for scored in scores if scored.error is not None]:
+        raise AnnotationError("photographs that cannot be scored:\n  " + "\n  ".join(faults))
+    found = [scored.prediction for scored in scores if scored.prediction is not None]
+    return Predictions(
+        image_names=tuple(photo.image_name for photo in photos),
+        paths=tuple(str(path) for path in paths),
+        dr_true=np.array([grades.index(photo.dr_grade) for photo in photos], np.int64),
+        me_true=np.array([photo.me_label for photo in photos], np.int64),
+        dr_probs=np.array([[p.dr_probs[grade] for grade in grades] for p in found], np.float32),
+        me_probs=np.array([[1.0 - p.me_prob, p.me_prob] for p in found], np.float32),
+        sources=tuple(photo.source for photo in photos),
+        patients=tuple(photo.patient or photo.image_name for photo in photos),
+    )
+
+
+def evaluate_file(
+    model: RetinaModel, root: Path, splits: tuple[str, ...], *, me_positive_from: int | None = None
+) -> dict[str, Any]:
+    """``metrics.evaluate`` of each split, with the file's sha256.
+
+    Raises:
+        AnnotationError: faults in the annotations, or photographs that cannot be read.
+        UsageError: a grade that the model does not know.
+    """
+    data, faults = read_dataset(root, me_positive_from)
+    if faults:
+        raise AnnotationError(fault_report(root, faults))
+    return {
+        "model_sha256": model.sha256,
+        "splits": {
+            name: evaluate(score_split(model, data.splits[name].photos), model.contract) for name in splits
+        },
+    }  # fmt: skip
+
+
+def figures_table(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """One split's figures as lines of a Markdown table: over all photographs, then by source."""
+    bodies = {"all": evaluation["all"], **evaluation["sources"]}
+    yield "| | " + " | ".join(f"{name} ({body['n']})" for name, body in bodies.items()) + " |"
+    yield "|---" * (len(bodies) + 1) + "|"
+    for task, name, title in FIGURES:
+        yield f"| {title} | " + " | ".join(_cell(body[task][name]) for body in bodies.values()) + " |"
+
+
+def classes_table(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """Precision, recall and F1 of each class over all photographs, as lines of a Markdown table."""
+    yield "| class | photographs | precision | recall | F1 |"
+    yield "|---|---|---|---|---|"
+    for task, title in (("dr", "DR grade"), ("me", "ME")):
+        for row in evaluation["all"][task]["classes"]:
+            figures = " | ".join(
+                "-" if row[key] is None else f"{row[key]:.3f}" for key in ("precision", "recall", "f1")
+            )
+            yield f"| {title} {row['label']} | {row['support']} | {figures} |"
+
+
+def _cell(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return str(figure["why"])
+    interval = "" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
+    return f"{figure['value']:.3f}{interval}"
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("data", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="[default: retina_multitask.onnx in artifacts/, else the released model]",
+)
+@click.option("--split", "splits", type=click.Choice(SPLITS), multiple=True, default=("test",))
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Also write all figures as JSON.")
+@click.option("--me-positive-from", type=click.IntRange(min=1), metavar="N", help="As for retina-train.")
+def main(
+    data: Path, model: Path | None, splits: tuple[str, ...], out: Path | None, me_positive_from: int | None
+) -> None:
+    """Evaluate an ONNX file on the labelled photographs of DATA: every yardstick with its 95% interval by patient.
+
+    DATA is laid out as for retina-train. Prints Markdown.
+    """
+    try:
+        opened = RetinaModel(find_model(model))
+        figures = evaluate_file(opened, data, splits, me_positive_from=me_positive_from)
+        if out is not None:
+            _write(out, figures)
+    except RetinaError as err:
+        raise click.ClickException(str(err)) from None
+    for name in splits:
+        click.echo(f"\n{opened.path.name} (sha256 {opened.sha256[:12]}) on {name}, with 95% intervals by patient:\n")
+        click.echo("\n".join(figures_table(figures["splits"][name])) + "\n")
+        click.echo("\n".join(classes_table(figures["splits"][name])))
+
+
+def _write(out: Path, figures: Mapping[str, Any]) -> None:
+    try:
+        out.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as err:
+        raise OutputError(f"{out}: cannot be written: {err.strerror or err}") from None
+
+
+if __name__ == "__main__":
+    main()
