@@ -89,15 +89,19 @@ def _other_sharpness(x: Tensor) -> Tensor:
     if what < 0.18:
         sigma = _between(0.3, 2.2) * size / _REFERENCE_SIDE
         side = 2 * math.ceil(2.5 * sigma) + 1
-        return v2.functional.gaussian_blur(x, [side, side], [sigma, sigma])
+        return _blurred(x, side, sigma)
     if what < 0.36:
         few = int(_between(0.35, 0.8) * size)
         x = F.interpolate(x[None], size=(few, few), mode="bilinear", antialias=True)
         return F.interpolate(x, size=(size, size), mode="bilinear")[0]
     if what < 0.46:
-        blurred = v2.functional.gaussian_blur(x, [5, 5], [1.2, 1.2])
-        return (x + _between(0.3, 1.5) * (x - blurred)).clamp(0.0, 1.0)
+        return (x + _between(0.3, 1.5) * (x - _blurred(x, 5, 1.2))).clamp(0.0, 1.0)
     return x
+
+
+def _blurred(x: Tensor, side: int, sigma: float) -> Tensor:
+    blurred: Tensor = v2.functional.gaussian_blur(x, [side, side], [sigma, sigma])
+    return blurred
 
 
 def _uneven(x: Tensor, low: float, high: float) -> Tensor:

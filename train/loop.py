@@ -86,13 +86,14 @@ class Trainer:
         self.scheduler = ReduceLROnPlateau(adam, patience=2, factor=0.5)
         self.average: Any = None
         if self.config.ema:
-            self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(self.config.ema), use_buffers=True)
+            average = get_ema_multi_avg_fn(self.config.ema)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.net, multi_avg_fn=average, use_buffers=True)
         self._wrap(frozen=True)
 
     @property
     def judged(self) -> RetinaNet:
         """The network that is evaluated and kept: the running average where there is one."""
-        return self.average.module if self.average is not None else self.net  # type: ignore[no-any-return]
+        return self.average.module if self.average is not None else self.net
 
     def _wrap(self, frozen: bool) -> None:
         # Wrapped anew when the frozen layers open: DDP fixes at construction which gradients it exchanges.
@@ -191,9 +192,10 @@ class Trainer:
 
     def _agree_on_statistics(self) -> None:
         """Average the batch-norm statistics that each device kept of its own share."""
-        for buffer in (*self.net.buffers(), *(self.judged.buffers() if self.average is not None else ())):
+        averaged = () if self.average is None else self.judged.buffers()
+        for buffer in (*self.net.buffers(), *averaged):
             if buffer.is_floating_point():
-                buffer.copy_(self.fabric.all_reduce(buffer, reduce_op="mean"))  # type: ignore[arg-type]
+                buffer.copy_(self.fabric.all_reduce(buffer, reduce_op="mean"))
 
     def summed_totals(self) -> list[float]:
         """The epoch's totals over all devices."""
