@@ -11,13 +11,20 @@ DEMO ?= demo
 BIN := $(VENV)/bin
 READY := $(VENV)/.retina-edge-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo test check format bench clean
+# The released model: where its run goes, and the data and ImageNet weights it is made from.
+RELEASE := artifacts/release
+RELEASE_RUN ?= artifacts/release-run
+WEIGHTS ?= imagenet
+
+.PHONY: help demo test check format bench evaluate release-model clean
 
 help:
 	@echo "make demo   set up, then the whole path on drawn photographs: train, export, score, explain (in $(DEMO)/)"
 	@echo "make test   set up, then every check and test; RETINA_DATA=folder adds the tests on real photographs"
 	@echo "make check  lint, types and floors only"
 	@echo "make bench  the training benchmark; benchmarks/ has those of a trained model"
+	@echo "make evaluate DATA=folder       every figure of the released model's card, from the file that ships"
+	@echo "make release-model DATA=folder  train, export and evaluate the released model again (WEIGHTS=imagenet or a file)"
 	@echo "make clean  remove the environment and everything made"
 
 $(READY): pyproject.toml
@@ -45,6 +52,20 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/train.py
 	@echo "benchmarks/export.py, score.py and gradcam.py measure a trained checkpoint and its exports: see their --help"
+
+evaluate: $(READY)
+	$(BIN)/python -m retina.train.evaluation $(DATA) --model runtime/released.onnx --split valid --split test \
+	  --out $(RELEASE)/metrics.json
+
+# Hours on a CPU. Stopped, it goes on with: retina-train --resume --name released --artifacts $(RELEASE_RUN)
+release-model: $(READY)
+	test -f $(RELEASE_RUN)/runs/released/metrics.json || $(BIN)/retina-train $(DATA) --recipe released \
+	  --weights $(WEIGHTS) --name released --artifacts $(RELEASE_RUN)
+	$(BIN)/retina-export $(RELEASE_RUN)/runs/released/best.pth --precision int8 --explain --calibration $(DATA) \
+	  --out $(RELEASE)/retina_multitask.onnx
+	mv $(RELEASE)/retina_multitask.onnx runtime/released.onnx
+	ln -sf ../../runtime/released.onnx $(RELEASE)/retina_multitask.onnx
+	$(MAKE) evaluate DATA=$(DATA)
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info

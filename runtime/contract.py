@@ -85,6 +85,11 @@ class Rule:
     from_grade: int | None = None
     """Original grade, not index."""
 
+    @property
+    def level(self) -> float:
+        """The threshold; even odds where there is none."""
+        return 0.5 if self.threshold is None else self.threshold
+
     def __post_init__(self) -> None:
         _expect("thresholds.*.rule", self.rule in ("argmax", "at_least"), "argmax or at_least", self.rule)
         if self.rule == "at_least":
@@ -93,9 +98,9 @@ class Rule:
 
 
 def default_thresholds() -> dict[str, Rule]:
-    """The plain rules: the most probable DR grade and ME label, and what to refer (DR grade >= 2, ME risk) at even odds.
+    """The plain rules: the most probable DR grade and ME label; DR grade >= 2 and ME risk are referred at even odds.
 
-    A model with fitted ones refers at a screening operating point: see ``retina.train.screening``.
+    A calibrated model refers at a screening operating point instead: see ``retina.train.screening``.
     """
     return {
         "dr": Rule(),
@@ -221,14 +226,14 @@ def decide(contract: Contract, dr_probs: NDArray[np.floating], me_probs: NDArray
     grade_rule, me_rule = contract.thresholds["dr"], contract.thresholds["me"]
     if grade_rule.rule != "argmax":
         raise ModelFileError(f"contract thresholds.dr: expected the rule argmax, found {grade_rule.rule}")
-    me_risk = int(np.argmax(me_probs)) if me_rule.rule == "argmax" else int(_reaches(me_probs[1], me_rule))
-    grade = contract.dr_grades[int(np.argmax(dr_probs))]
-    referable_me = _reaches(me_probs[1], contract.thresholds["referable_me"])
-    return Decision(grade, me_risk, _reaches(referable_prob, referable), referable_prob, referable_me)
-
-
-def _reaches(prob: float | np.floating, rule: Rule) -> bool:
-    return bool(prob >= (0.5 if rule.threshold is None else rule.threshold))
+    me_risk = int(np.argmax(me_probs)) if me_rule.rule == "argmax" else int(me_probs[1] >= me_rule.level)
+    return Decision(
+        dr_grade=contract.dr_grades[int(np.argmax(dr_probs))],
+        me_risk=me_risk,
+        referable=referable_prob >= referable.level,
+        referable_prob=referable_prob,
+        referable_me=bool(me_probs[1] >= contract.thresholds["referable_me"].level),
+    )
 
 
 def _expect(what: str, holds: bool, expected: object, found: object) -> None:

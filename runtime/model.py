@@ -66,6 +66,8 @@ class Prediction:
     """Whether DR is referable, by the rule in the contract (default: grade 2 or worse at even odds)."""
     referable_prob: float
     """Summed probability of the referable grades, in [0, 1]."""
+    referable_me: bool
+    """Whether the ME risk is to be referred, by the rule in the contract (default: at even odds)."""
     maps: Mapping[str, NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
     """``dr`` and ``me``: Grad-CAM (h, w) float32 of the predicted class over the framed square, not scaled; None where
     the file has none or they were not asked for."""
@@ -87,6 +89,7 @@ class Prediction:
             me_prob=float(me_probs[1]),
             referable=decision.referable,
             referable_prob=decision.referable_prob,
+            referable_me=decision.referable_me,
             maps=maps,
         )
 
@@ -340,9 +343,11 @@ def _pixels(source: str | Path | bytes | NDArray[np.uint8] | Image, at_least: in
 def is_close_call(contract: Contract, prediction: Prediction) -> bool:
     """Whether a change of CLOSE_CALL in a probability, or in the lead of the first grade, could turn a decision."""
     second, first = sorted(prediction.dr_probs.values())[-2:]
-    me, referable = contract.thresholds["me"].threshold, contract.thresholds["referable_dr"].threshold
-    to_me = abs(prediction.me_prob - (0.5 if me is None else me))
-    to_referable = abs(prediction.referable_prob - (0.5 if referable is None else referable))
+    me, referable_me, referable_dr = (
+        contract.thresholds[task].level for task in ("me", "referable_me", "referable_dr")
+    )
+    to_me = min(abs(prediction.me_prob - me), abs(prediction.me_prob - referable_me))
+    to_referable = abs(prediction.referable_prob - referable_dr)
     return min(first - second, to_me, to_referable) < CLOSE_CALL
 
 

@@ -61,6 +61,7 @@ class ScoredPhotograph(BaseModel):
     me_prob: float | None = None
     referable: bool | None = None
     referable_prob: float | None = None
+    referable_me: bool | None = None
     maps: Maps | None = None
 
 

@@ -23,6 +23,7 @@ class Summary:
     """An example of each reason."""
     me_risks: int = 0
     referable: int = 0
+    referable_me: int = 0
     known: int = 0
     """Rows taken over from an earlier run."""
     dr: Confusion = field(default_factory=Confusion)
@@ -46,6 +47,7 @@ class Summary:
         self.grades[row.prediction.grade] += 1
         self.me_risks += row.prediction.me_risk
         self.referable += row.prediction.referable
+        self.referable_me += row.prediction.referable_me
         if truth is not None:
             self.dr.add(truth.dr_grade, row.prediction.grade)
             self.me.add(truth.me_grade, row.prediction.me_risk)
@@ -58,7 +60,8 @@ class Summary:
         if self.scored:
             counts = ", ".join(f"{grade}: {self.grades[grade]}" for grade in sorted(self.grades))
             yield f"DR grades {counts}"
-            yield f"referable DR {_share(self.referable, self.scored)}; ME risk {_share(self.me_risks, self.scored)}"
+            yield f"to refer: DR {_share(self.referable, self.scored)}, ME {_share(self.referable_me, self.scored)}"
+            yield f"ME risk {_share(self.me_risks, self.scored)}"
         for reason, count in self.reasons.most_common(REASONS_SHOWN):
             yield f"failed {count}: {reason} (such as {utf8(self.first_failed[reason])!r})"
         if len(self.reasons) > REASONS_SHOWN:

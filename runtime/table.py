@@ -62,6 +62,7 @@ def record(row: Row, truth: Annotation | None = None) -> dict[str, Any]:
             "me_prob": round(p.me_prob, 6),
             "referable": p.referable,
             "referable_prob": round(p.referable_prob, 6),
+            "referable_me": p.referable_me,
         }
     if truth is not None:
         line |= {"true_dr_grade": truth.dr_grade, "true_me_risk": truth.me_grade}

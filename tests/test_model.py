@@ -51,6 +51,7 @@ def test_grades_are_the_contracts_own(tmp_path: Path) -> None:
             "dr": Rule(),
             "me": Rule("at_least", 0.01),
             "referable_dr": Rule("at_least", 0.001, from_grade=4),
+            "referable_me": Rule("at_least", 0.5),
         },
     )
     model = RetinaModel(write_tiny_model(tmp_path / "m.onnx", contract=contract))

@@ -239,13 +239,13 @@ def test_the_panel_shows_the_photograph_and_each_map() -> None:
     spot = np.zeros((3, 3), np.float32)
     spot[1, 1] = 0.5
     maps = {"dr": HeadMap("dr", spot, 3, 0.91), "me": HeadMap("me", np.zeros((3, 3), np.float32), 0, 0.7)}
-    panel = draw_panel(picture, "eye.jpg", Decision(3, 0, True, 0.95), maps, field)  # type: ignore[arg-type]
+    panel = draw_panel(picture, "eye.jpg", Decision(3, 0, True, 0.95, False), maps, field)  # type: ignore[arg-type]
     left, dr, me = (
         np.asarray(panel)[62 : 62 + TILE, 20 + i * (TILE + 20) : 20 + i * (TILE + 20) + TILE] for i in range(3)
     )
     np.testing.assert_array_equal(left, me)  # a blank map
     assert (left != dr).any()
-    alone = draw_panel(picture, "eye.jpg", Decision(3, 0, True, 0.95), {"dr": maps["dr"]}, field)
+    alone = draw_panel(picture, "eye.jpg", Decision(3, 0, True, 0.95, False), {"dr": maps["dr"]}, field)
     assert alone.width == panel.width - TILE - 20
 
 
@@ -258,7 +258,7 @@ def test_answers_in_words() -> None:
 
 def test_the_overlays_of_a_prediction(tmp_path: Path) -> None:
     values = np.ones((3, 3), np.float32)
-    said = Prediction(3, {0: 0.1, 3: 0.7, 4: 0.2}, 1, 0.4, True, 0.9, {"dr": values, "me": 2 * values})
+    said = Prediction(3, {0: 0.1, 3: 0.7, 4: 0.2}, 1, 0.4, True, 0.9, False, {"dr": values, "me": 2 * values})
     maps = head_maps(said)
     assert (maps["dr"].target, maps["dr"].probability) == (3, 0.7)
     assert (maps["me"].target, maps["me"].probability) == (0, 0.6)  # at most odds, whatever the rule decided
@@ -271,4 +271,4 @@ def test_the_overlays_of_a_prediction(tmp_path: Path) -> None:
     written = write_overlays(tmp_path / "eye.v2", photograph, field, maps.values())
     assert [path.name for path in written] == ["eye.v2_dr.jpg", "eye.v2_me.jpg"]
     assert np.abs(decode(written[1]).astype(int) - expected).mean() < 2
-    assert head_maps(Prediction(0, {0: 1.0}, 0, 0.0, False, 0.0)) == {}
+    assert head_maps(Prediction(0, {0: 1.0}, 0, 0.0, False, 0.0, False)) == {}

@@ -14,7 +14,7 @@ from retina.runtime.table import Row, Table, cells, columns, utf8
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix
 
 GRADES = (0, 2, 4)
-PREDICTION = Prediction(2, {0: 0.25, 2: 0.7, 4: 0.05}, 1, 0.123456789, True, 0.75)
+PREDICTION = Prediction(2, {0: 0.25, 2: 0.7, 4: 0.05}, 1, 0.123456789, True, 0.75, False)
 
 
 def test_header_and_cells_are_those_of_the_design() -> None:
@@ -133,7 +133,8 @@ def test_summary_counts_and_tells() -> None:
     for line in (
         "scored 3, 1 of them in an earlier run; failed 1; 2.0 per second",
         "DR grades 2: 3",
-        "referable DR 3 (100.0%); ME risk 3 (100.0%)",
+        "to refer: DR 3 (100.0%), ME 0 (0.0%)",
+        "ME risk 3 (100.0%)",
         "failed 1: empty file (such as 'bad\\\\udcff')",
         "against 3 annotations:",
         "DR accuracy 1.0000, quadratic weighted kappa nan",

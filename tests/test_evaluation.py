@@ -1,0 +1,58 @@
+"""Evaluation of an exported file, against the tiny model's hand-computed answers and scikit-learn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from eyes import write_set
+from retina.runtime.picture import decode
+from retina.train.evaluation import main
+from sklearn.metrics import cohen_kappa_score, roc_auc_score
+from tiny_model import CONTRACT, expected_probs, write_tiny_model
+
+GRADES = [0, 1, 2, 3, 4, 2, 0, 4]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_set(tmp_path / "data", train=GRADES, others=GRADES)
+
+
+def test_figures_are_scikit_learns_on_the_files_own_answers(data: Path, tmp_path: Path) -> None:
+    model, out = write_tiny_model(tmp_path / "tiny.onnx"), tmp_path / "metrics.json"
+    result = CliRunner().invoke(main, [str(data), "--model", str(model), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    probs = [expected_probs(decode(data / f"test/images/eye_{n}.jpg")) for n in range(len(GRADES))]
+    dr, me = np.array([p for p, _ in probs]), np.array([p for _, p in probs])
+    figures = json.loads(out.read_text())
+    assert figures["model_sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    body = figures["splits"]["test"]["all"]
+    truth = np.array(GRADES)
+    assert body["dr"]["accuracy"]["value"] == pytest.approx((dr.argmax(1) == truth).mean())
+    kappa = cohen_kappa_score(truth, dr.argmax(1), weights="quadratic")
+    assert body["dr"]["kappa"]["value"] == pytest.approx(kappa)
+    auc = roc_auc_score(truth >= 2, dr[:, 2:].sum(1))
+    assert body["referable_dr"]["auc"]["value"] == pytest.approx(auc)
+    assert body["me"]["accuracy"]["value"] == pytest.approx(((me[:, 1] >= 0.5) == (truth > 1)).mean())
+    assert f"| DR quadratic kappa | {kappa:.3f}" in result.output
+    assert "| DR grade 2 | 2 |" in result.output
+
+
+def test_a_photograph_that_cannot_be_read_is_named(data: Path, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "tiny.onnx")
+    (data / "test/images/eye_3.jpg").write_bytes(b"no picture")
+    result = CliRunner().invoke(main, [str(data), "--model", str(model)])
+    assert result.exit_code == 1
+    assert "eye_3.jpg: expected JPEG" in result.output
+
+
+def test_a_grade_that_the_model_lacks_is_named(data: Path, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "three.onnx", contract=CONTRACT.with_(dr_grades=(0, 1, 2)))
+    result = CliRunner().invoke(main, [str(data), "--model", str(model)])
+    assert result.exit_code == 1
+    assert "expected DR grades [0, 1, 2], found [3, 4]" in result.output
