@@ -69,8 +69,11 @@ export function decide(contract, drProbs, meProbs) {
   };
 }
 
-/** Probability from which ME counts as a risk. */
-export const meThreshold = (contract) => contract.thresholds.me.threshold ?? 0.5;
+/** Probabilities of ME from which it counts as a risk, and from which it is to be referred. */
+export const meThresholds = ({ thresholds: { me, referable_me: referred } }) => ({
+  risk: me.threshold ?? 0.5,
+  referral: referred?.threshold ?? 0.5,
+});
 
 /** Side in pixels of the square that the graph first resizes a photograph to. */
 export const intermediateSize = ({ framing, image_size: size }) => (framing === "field" ? Math.ceil(1.5 * size) : size);

@@ -2,7 +2,7 @@
  * The page: from files to rows, and from a row to what is shown of it.
  */
 
-import { gradeInWords, gradeName, meThreshold, percent } from "./contract.js";
+import { gradeInWords, gradeName, meThresholds, percent } from "./contract.js";
 import { chosen, dropped } from "./files.js";
 import { colours, isBlank, paint, peak, USUAL_OPACITY } from "./overlay.js";
 import { findService, scoreByService, ServiceError } from "./service.js";
@@ -306,21 +306,24 @@ function drawFindings({ grade, drProbs, meRisk, meProb, referable, referableProb
   $("referable-rule").textContent = `Grade ${rule.from_grade ?? 2} or worse, from ${percent(rule.threshold)}`;
   const label = contract.me_labels[meRisk];
   $("me-answer").replaceChildren(mark(label[0].toUpperCase() + label.slice(1), meRisk === 1), ` ${percent(meProb)}`);
-  $("me-bar").replaceChildren(gauge(meProb, meThreshold(contract)));
-  $("me-rule").textContent = `Counts as ${contract.me_labels[1]} from ${percent(meThreshold(contract))}`;
+  const { risk, referral } = meThresholds(contract);
+  $("me-bar").replaceChildren(gauge(meProb, risk, referral));
+  $("me-rule").textContent =
+    `Counts as ${contract.me_labels[1]} from ${percent(risk)}. ` +
+    `To be referred from ${percent(referral)}: ${meProb >= referral ? "yes" : "no"}`;
 }
 
-/** A bar from 0 to 1; with the place from where it counts, if given. The number stands beside it as text. */
-function gauge(share, from) {
+/** A bar from 0 to 1, with the places from where it counts. The numbers stand beside it as text. */
+function gauge(share, ...places) {
   const made = document.createElement("i");
   made.className = "gauge-bar";
   made.ariaHidden = "true";
   const filled = document.createElement("i");
   filled.style.width = `${100 * share}%`;
   made.append(filled);
-  if (from !== undefined) {
+  for (const place of new Set(places)) {
     const threshold = document.createElement("u");
-    threshold.style.left = `${100 * from}%`;
+    threshold.style.left = `${100 * place}%`;
     made.append(threshold);
   }
   return made;
