@@ -1,0 +1,120 @@
+// Score photographs with onnxruntime, libjpeg-turbo and libexif: the rows of retina-score, from the model file alone.
+// score MODEL.onnx PICTURE... prints the table; score MODEL.onnx --conformance DIR holds this program to a kit.
+// Exit code 0: well; 1: an unreadable photograph, or an answer not the kit's; 2: nothing done. Not for clinical use.
+#include <libexif/exif-data.h>
+#include <onnxruntime_cxx_api.h>
+#include <turbojpeg.h>
+#include <fstream>
+#include <iomanip>
+#include <iostream>
+#include <nlohmann/json.hpp>
+using nlohmann::json;
+using Bytes = std::vector<unsigned char>;
+struct Picture { int64_t height, width; Bytes rgb; };
+static Bytes read(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error(path + ": cannot be read");
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+struct Model {  // an open model file and the contract inside it
+  Ort::Env env{ORT_LOGGING_LEVEL_FATAL};
+  Ort::Session session{nullptr};
+  Ort::AllocatorWithDefaultOptions memory;
+  json contract;
+  explicit Model(const char* path) {
+    Ort::SessionOptions options;
+    options.DisableMemPattern();  // plans are kept for each size, and every photograph may have another
+    session = Ort::Session(env, path, options);
+    const auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated("retina.contract", memory);
+    contract = json::parse(text ? text.get() : "{}");
+    if (contract["schema"] != 1) throw std::runtime_error("expected a retina.contract of schema 1, found none");
+  }
+  json answer(Picture picture) {  // probabilities, and what they amount to by the contract's rules
+    const int64_t shape[] = {1, picture.height, picture.width, 3};
+    const auto image = Ort::Value::CreateTensor(memory.GetInfo(), picture.rgb.data(), picture.rgb.size(), shape, 4);
+    const char *input[] = {"image"}, *outputs[] = {"dr_probs", "me_probs"};
+    const auto found = session.Run(Ort::RunOptions(), input, &image, 1, outputs, 2);
+    const float *dr = found[0].GetTensorData<float>(), *me = found[1].GetTensorData<float>();
+    const json &grades = contract["dr_grades"], &rules = contract["thresholds"];
+    const json &rule = rules["me"], &referable = rules["referable_dr"];
+    double referred = 0;
+    for (size_t i = 0; i < grades.size(); ++i) referred += grades[i] >= referable.value("from_grade", 2) ? dr[i] : 0;
+    const bool risk = rule["rule"] == "argmax" ? me[1] > me[0] : me[1] >= rule.value("threshold", 0.5);
+    return {{"dr_probs", std::vector(dr, dr + grades.size())}, {"me_probs", std::vector(me, me + 2)},
+            {"decisions", {{"dr_grade", grades[std::max_element(dr, dr + grades.size()) - dr]},
+                           {"me_risk", int(risk)}, {"referable", referred >= referable.value("threshold", 0.5)}}}};
+  }
+};
+
+static Picture decode(const std::string& path, int min_side) {  // a JPEG's pixels, upright, nothing resized
+  const Bytes jpeg = read(path);
+  const std::shared_ptr<void> turbo(tjInitDecompress(), tjDestroy);
+  const auto check = [&](int failed) { if (failed) throw std::runtime_error(tjGetErrorStr2(turbo.get())); };
+  int w = 0, h = 0, chroma = 0, colours = 0;
+  check(tjDecompressHeader3(turbo.get(), jpeg.data(), jpeg.size(), &w, &h, &chroma, &colours));
+  if (std::min(w, h) < min_side || int64_t(w) * h > 100'000'000) throw std::runtime_error("too small or too large");
+  Bytes stored(size_t(w) * h * 3);  // a file cut short shows by a warning
+  check(tjDecompress2(turbo.get(), jpeg.data(), jpeg.size(), stored.data(), w, 0, h, TJPF_RGB, TJFLAG_STOPONWARNING));
+  const std::shared_ptr<ExifData> exif(exif_data_new_from_data(jpeg.data(), jpeg.size()), exif_data_unref);
+  const ExifEntry* tag = exif ? exif_content_get_entry(exif->ifd[EXIF_IFD_0], EXIF_TAG_ORIENTATION) : nullptr;
+  const int turn = tag && tag->size >= 2 ? exif_get_short(tag->data, exif_data_get_byte_order(exif.get())) & 15 : 1;
+  // Bit n of each mask is for EXIF's orientation n: sides swapped; rows read from the right; columns from below.
+  const bool swap = 0x1e0 >> turn & 1, left = 0x18c >> turn & 1, up = 0x0d8 >> turn & 1;
+  const int64_t column = left ? -1 : 1, row = up ? -w : w, first = (left ? w - 1 : 0) + (up ? int64_t(h - 1) * w : 0);
+  Picture upright{swap ? w : h, swap ? h : w, Bytes(stored.size())};
+  for (int64_t y = 0, to = 0; y < upright.height; ++y)
+    for (int64_t x = 0; x < upright.width; ++x, to += 3)
+      std::copy_n(&stored[3 * (first + (swap ? x * row + y * column : x * column + y * row))], 3, &upright.rgb[to]);
+  return upright;
+}
+
+static std::ostream& cell(const std::string& text) {  // of a CSV, in quotes where it must be
+  return text.find_first_of(",\"\r\n") == text.npos ? std::cout << text : std::cout << std::quoted(text, '"', '"');
+}
+
+static int score(Model& model, const std::vector<std::string>& paths) {
+  std::cout << "Image name,Pred DR grade (orig),True DR grade (orig),Pred ME risk,True ME risk,";
+  for (const json& grade : model.contract["dr_grades"]) std::cout << "dr_prob_" << grade << ",";
+  std::cout << std::fixed << std::setprecision(6) << "me_prob,status,error\n";
+  bool failed = false;
+  for (const auto& path : paths) try {
+    const json answer = model.answer(decode(path, model.contract["input"]["min_side"])), &made = answer["decisions"];
+    cell(path) << "," << made["dr_grade"] << ",," << made["me_risk"] << ",,";
+    for (const double prob : answer["dr_probs"]) std::cout << prob << ",";
+    std::cout << double(answer["me_probs"][1]) << ",ok,\n";
+  } catch (const std::exception& err) {
+    cell(path) << std::string(model.contract["dr_grades"].size() + 6, ',') << "error,";
+    failed = bool(cell(err.what()) << "\n");
+  }
+  return failed;
+}
+
+static int conform(Model& model, const std::string& kit) {
+  const json index = json::parse(read(kit + "/index.json"));
+  double worst = 0, faults = 0;
+  for (const json& picture : index["pictures"]) {
+    const std::string file = picture["file"];
+    const json answer = model.answer({picture["shape"][0], picture["shape"][1], read(kit + "/" + file)}).flatten();
+    const json expected = picture.flatten();  // keys like /dr_probs/0; none for the decisions of a close call
+    for (const auto& [what, found] : answer.items()) {
+      const json wanted = expected.value(what, found);
+      const double off = found.is_number_float() ? std::abs(double(found) - double(wanted)) : found != wanted;
+      if (found.is_number_float()) worst = std::max(worst, off);
+      if (off <= index["tolerance"]) continue;
+      std::cout << picture["name"] << what << ": expected " << wanted << ", found " << found << "\n", ++faults;
+    }
+  }
+  std::cout << index["pictures"].size() << " pictures, largest difference " << worst << ", " << faults << " faults\n";
+  return faults > 0;
+}
+
+int main(int argc, char** argv) try {
+  if (argc < 3) throw std::runtime_error("usage: score MODEL.onnx PICTURE... | score MODEL.onnx --conformance DIR");
+  Model model(argv[1]);
+  if (argv[2] == std::string("--conformance")) return conform(model, argc > 3 ? argv[3] : "");
+  return score(model, {argv + 2, argv + argc});
+} catch (const std::exception& err) {
+  std::cerr << "score: " << (argc > 1 ? argv[1] : "") << ": " << err.what() << "\n";
+  return 2;
+}

@@ -1,0 +1,120 @@
+/**
+ * Score photographs in Node: the rows of retina-score, from the model file alone.
+ *     node score.js MODEL.onnx eye.jpg ...           the table, on standard output
+ *     node score.js MODEL.onnx --conformance kit/    holds this program to a kit of retina-export --conformance
+ *
+ * Exit code 0: all is well; 1: a photograph could not be read, or an answer is not the kit's; 2: nothing could be done.
+ * For research and demonstration. Not a medical device: not for clinical use.
+ */
+
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import ort from "onnxruntime-node";
+import sharp from "sharp";
+
+const NAMED = ["Image name", "Pred DR grade (orig)", "True DR grade (orig)", "Pred ME risk", "True ME risk"];
+
+/** The contract in a model file's bytes, since onnxruntime-node does not give it out: key, 0x12, length, JSON. */
+function readContract(bytes) {
+  const key = "retina.contract\x12";
+  let at = bytes.lastIndexOf(key, bytes.length, "latin1") + key.length;
+  if (at < key.length) throw new Error("expected a model file of retina-export, found none or no contract in it");
+  let length = 0;
+  for (let scale = 1; ; scale *= 128) {
+    const byte = bytes[at++];
+    length += (byte & 127) * scale;
+    if (byte < 128) return JSON.parse(bytes.subarray(at, at + length));
+  }
+}
+
+class Model {
+  static async open(path) {
+    const model = new Model();
+    model.contract = readContract(await readFile(path));
+    if (model.contract.schema !== 1) throw new Error(`contract schema: expected 1, found ${model.contract.schema}`);
+    model.session = await ort.InferenceSession.create(path, { enableMemPattern: false });
+    return model;
+  }
+
+  /** Decoded pixels, RGB -> one probability for each grade, and those of no ME risk and ME risk. */
+  async probabilities(data, height, width) {
+    const image = new ort.Tensor("uint8", data, [1, height, width, 3]);
+    const { dr_probs: dr, me_probs: me } = await this.session.run({ image }, ["dr_probs", "me_probs"]);
+    return { dr: [...dr.data], me: [...me.data] };
+  }
+
+  /** What the probabilities amount to, by the contract's rules. */
+  decide({ dr, me }) {
+    const { dr_grades: grades, thresholds } = this.contract;
+    const { me: rule, referable_dr: referable } = thresholds;
+    const referred = dr.filter((_, i) => grades[i] >= (referable.from_grade ?? 2)).reduce((sum, prob) => sum + prob, 0);
+    return {
+      dr_grade: grades[dr.indexOf(Math.max(...dr))],
+      me_risk: Number(rule.rule === "argmax" ? me[1] > me[0] : me[1] >= (rule.threshold ?? 0.5)),
+      referable: referred >= (referable.threshold ?? 0.5),
+    };
+  }
+}
+
+/** Upright RGB as stored: no colour profile applied, transparent parts black, nothing resized. */
+async function decode(path, minSide) {
+  const picture = sharp(path, { ignoreIcc: true, failOn: "warning", limitInputPixels: 1e8 });
+  const upright = picture.autoOrient().flatten({ background: "#000" }).toColourspace("srgb");
+  const { data, info } = await upright.raw({ depth: "uchar" }).toBuffer({ resolveWithObject: true });
+  if (Math.min(info.width, info.height) < minSide) throw new Error(`too small: ${info.width} x ${info.height}`);
+  return { data, height: info.height, width: info.width };
+}
+
+async function score(model, paths) {
+  const probs = model.contract.dr_grades.map((grade) => `dr_prob_${grade}`);
+  const quoted = (cell) => (/[",\r\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell);
+  const write = (cells) => process.stdout.write(cells.map(String).map(quoted).join(",") + "\n");
+  write([...NAMED, ...probs, "me_prob", "status", "error"]);
+  let failed = 0;
+  for (const path of paths) {
+    try {
+      const { data, height, width } = await decode(path, model.contract.input.min_side);
+      const answer = await model.probabilities(data, height, width);
+      const { dr_grade: grade, me_risk: risk } = model.decide(answer);
+      write([path, grade, "", risk, "", ...[...answer.dr, answer.me[1]].map((prob) => prob.toFixed(6)), "ok", ""]);
+    } catch (err) {
+      failed = 1;
+      write([path, "", "", "", "", ...probs.map(() => ""), "", "error", err.message]);
+    }
+  }
+  return failed;
+}
+
+async function conform(model, kit) {
+  const index = JSON.parse(await readFile(join(kit, "index.json")));
+  let [faults, worst] = [[], 0];
+  for (const { name, file, shape, decisions, dr_probs, me_probs } of index.pictures) {
+    const answer = await model.probabilities(await readFile(join(kit, file)), shape[0], shape[1]);
+    for (const [output, expected, found] of [["dr_probs", dr_probs, answer.dr], ["me_probs", me_probs, answer.me]])
+      expected.forEach((value, i) => {
+        worst = Math.max(worst, Math.abs(value - found[i]));
+        if (!(Math.abs(value - found[i]) <= index.tolerance))
+          faults.push(`${name}: ${output}[${i}]: expected ${value.toFixed(6)}, found ${found[i]?.toFixed(6)}`);
+      });
+    const decided = model.decide(answer);
+    for (const [what, value] of Object.entries(decisions ?? {}))
+      if (decided[what] !== value) faults.push(`${name}: ${what}: expected ${value}, found ${decided[what]}`);
+  }
+  faults.forEach((fault) => console.log(fault));
+  console.log(`${index.pictures.length} pictures, largest difference ${worst}, ${faults.length} faults`);
+  return faults.length ? 1 : 0;
+}
+
+const [path, first, ...rest] = process.argv.slice(2);
+if (!first || (first === "--conformance" && rest.length !== 1)) {
+  console.error("usage: node score.js MODEL.onnx PICTURE... | node score.js MODEL.onnx --conformance DIR");
+  process.exitCode = 2;
+} else {
+  try {
+    const model = await Model.open(path);
+    process.exitCode = await (first === "--conformance" ? conform(model, rest[0]) : score(model, [first, ...rest]));
+  } catch (err) {
+    console.error(`score.js: ${path}: ${err.message}`);
+    process.exitCode = 2;
+  }
+}

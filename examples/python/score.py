@@ -1,0 +1,119 @@
+"""Score photographs with onnxruntime and Pillow: the rows of retina-score, from the model file alone.
+
+    python score.py MODEL.onnx eye.jpg ...           the table, on standard output
+    python score.py MODEL.onnx --conformance kit/    holds this program to a kit of retina-export --conformance
+
+Exit code 0: all is well; 1: a photograph could not be read, or an answer is not the kit's; 2: nothing could be done.
+For research and demonstration. Not a medical device: not for clinical use.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from PIL import Image, ImageOps
+
+USAGE = "usage: score.py MODEL.onnx PICTURE... | score.py MODEL.onnx --conformance DIR"
+
+
+class Model:
+    """An open model file and the contract inside it."""
+
+    def __init__(self, path: str) -> None:
+        self.session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        contract = json.loads(self.session.get_modelmeta().custom_metadata_map["retina.contract"])
+        if contract["schema"] != 1:
+            raise ValueError(f"contract schema: expected 1, found {contract['schema']}")
+        self.grades, self.rules = contract["dr_grades"], contract["thresholds"]
+        self.min_side = contract["input"]["min_side"]
+
+    def probabilities(self, pixels: np.ndarray) -> tuple[list[float], list[float]]:
+        """(H, W, 3) uint8 RGB -> one probability for each grade, and those of no ME risk and ME risk."""
+        dr, me = self.session.run(["dr_probs", "me_probs"], {"image": pixels[None]})
+        return dr[0].tolist(), me[0].tolist()
+
+    def decide(self, dr: list[float], me: list[float]) -> dict[str, int | bool]:
+        """What the probabilities amount to, by the contract's rules."""
+        rule, referable = self.rules["me"], self.rules["referable_dr"]
+        at_least = rule.get("threshold", 0.5)
+        from_grade = referable.get("from_grade", 2)
+        referable_prob = sum(prob for prob, grade in zip(dr, self.grades, strict=True) if grade >= from_grade)
+        return {
+            "dr_grade": self.grades[dr.index(max(dr))],
+            "me_risk": int(me[1] > me[0] if rule["rule"] == "argmax" else me[1] >= at_least),
+            "referable": referable_prob >= referable.get("threshold", 0.5),
+        }
+
+
+def decode(path: str, min_side: int) -> np.ndarray:
+    """(H, W, 3) uint8 RGB: upright, without transparency, 16 bits rounded to 8."""
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+        if image.has_transparency_data:
+            black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+            image = Image.alpha_composite(black, image.convert("RGBA"))
+        pixels = np.asarray(image.convert("RGB"))
+    if min(pixels.shape[:2]) < min_side:
+        raise ValueError(f"too small: expected at least {min_side} pixels a side, found {pixels.shape[1::-1]}")
+    return pixels
+
+
+def score(model: Model, paths: list[str]) -> int:
+    probs = [f"dr_prob_{grade}" for grade in model.grades]
+    named = ["Image name", "Pred DR grade (orig)", "True DR grade (orig)", "Pred ME risk", "True ME risk"]
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow([*named, *probs, "me_prob", "status", "error"])
+    failed = 0
+    for path in paths:
+        try:
+            dr, me = model.probabilities(decode(path, model.min_side))
+        except (OSError, ValueError, SyntaxError) as err:  # Pillow's, on what is no photograph
+            failed = 1
+            table.writerow([path, "", "", "", "", *("" for _ in probs), "", "error", str(err)])
+            continue
+        decided = model.decide(dr, me)
+        cells = [path, decided["dr_grade"], "", decided["me_risk"], ""]
+        table.writerow([*cells, *(f"{prob:.6f}" for prob in dr), f"{me[1]:.6f}", "ok", ""])
+    return failed
+
+
+def conform(model: Model, kit: Path) -> int:
+    index = json.loads((kit / "index.json").read_text(encoding="utf-8"))
+    faults, worst = [], 0.0
+    for picture in index["pictures"]:
+        pixels = np.frombuffer((kit / picture["file"]).read_bytes(), np.uint8).reshape(picture["shape"])
+        dr, me = model.probabilities(pixels)
+        for output, found in (("dr_probs", dr), ("me_probs", me)):
+            for i, (expected, value) in enumerate(zip(picture[output], found, strict=True)):
+                worst = max(worst, abs(value - expected))
+                if not abs(value - expected) <= index["tolerance"]:
+                    faults.append(f"{picture['name']}: {output}[{i}]: expected {expected:.6f}, found {value:.6f}")
+        decided = model.decide(dr, me)
+        for name, expected in (picture["decisions"] or {}).items():
+            if decided[name] != expected:
+                faults.append(f"{picture['name']}: {name}: expected {expected}, found {decided[name]}")
+    print(*faults, f"{len(index['pictures'])} pictures, largest difference {worst:.1e}, {len(faults)} faults", sep="\n")
+    return 1 if faults else 0
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) < 2 or (arguments[1] == "--conformance" and len(arguments) != 3):
+        print(USAGE, file=sys.stderr)
+        return 2
+    try:
+        model = Model(arguments[0])
+        return conform(model, Path(arguments[2])) if arguments[1] == "--conformance" else score(model, arguments[1:])
+    except Exception as err:  # noqa: BLE001 - onnxruntime's exceptions share no other root
+        print(f"score.py: {arguments[0]}: {err or type(err).__name__}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,177 @@
+"""The programs of examples/ answer as this package does: on the conformance kit, on photographs, on what is none.
+
+Those whose toolchain is missing are skipped, saying what to install; with RETINA_EXAMPLES=all they fail instead.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from retina.runtime.cli import main as retina_score
+from retina.train.synthetic import photograph
+from small_export import SmallExport
+from tiny_model import write_tiny_model
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SOURCES = {"python": "python/score.py", "node": "node/score.js", "cpp": "cpp/score.cpp"}
+Program = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def missing(reason: str) -> None:
+    if os.environ.get("RETINA_EXAMPLES") == "all":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def command_of(language: str, build: Path) -> list[str]:
+    source = EXAMPLES / SOURCES[language]
+    if language == "python":
+        return [sys.executable, str(source)]
+    if language == "node":
+        if shutil.which("node") is None or not (source.parent / "node_modules/sharp").is_dir():
+            missing("examples/node: needs Node 20 or later and `npm ci --prefix examples/node`")
+        return ["node", str(source)]
+    configured = None
+    if shutil.which("cmake") is not None:
+        configure = ["cmake", "-S", str(source.parent), "-B", str(build), "-DCMAKE_BUILD_TYPE=Debug"]
+        configured = subprocess.run(configure, capture_output=True, text=True, check=False)
+    if configured is None or configured.returncode:
+        missing("examples/cpp: needs the packages in examples/README.md and `sh examples/cpp/onnxruntime.sh PYTHON`")
+    built = subprocess.run(["cmake", "--build", str(build)], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return [str(build / "score")]
+
+
+@pytest.fixture(scope="module", params=sorted(SOURCES))
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """One example as its users run it, in the folder ``cwd``."""
+    command = command_of(request.param, tmp_path_factory.mktemp("build"))
+
+    def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        words = [*command, *map(str, arguments)]
+        return subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
+
+    run.language = request.param  # type: ignore[attr-defined]
+    return run
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JPEG files as cameras, archives and accidents leave them."""
+    folder = tmp_path_factory.mktemp("photographs")
+    eye = Image.fromarray(photograph(3, 1, 480, seed=5, source="larga").picture)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        eye.save(folder / f"turned {orientation}.jpg", exif=exif, quality=95)
+    eye.save(folder / "chroma.jpg", quality=90, subsampling=0)
+    eye.save(folder / "progressive.jpg", quality=90, progressive=True)
+    eye.convert("L").save(folder / "grey.jpg")
+    eye.save(folder / 'a "name", quoted.jpg')
+    whole = (folder / "chroma.jpg").read_bytes()
+    (folder / "cut short.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.jpg").write_bytes(b"no photograph")
+    eye.resize((31, 40)).save(folder / "tiny.jpg")
+    return folder
+
+
+def rows_of(text: str) -> dict[str, dict[str, str]]:
+    return {row["Image name"]: row for row in csv.DictReader(io.StringIO(text))}
+
+
+def expected_rows(model: Path, folder: Path) -> dict[str, dict[str, str]]:
+    out = folder.with_name(folder.name + ".csv")
+    result = CliRunner().invoke(retina_score, [str(folder), "--model", str(model), "--exact", "--out", str(out)])
+    assert result.exit_code in (0, 1), result.output
+    return rows_of(out.read_text(encoding="utf-8"))
+
+
+def test_conforms(program: Program, small_export: SmallExport) -> None:
+    result = program(small_export.model, "--conformance", small_export.kit)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.startswith("9 pictures, largest difference") and result.stdout.endswith(" 0 faults\n")
+
+
+def test_another_answer_is_told(program: Program, small_export: SmallExport, tmp_path: Path) -> None:
+    kit = Path(shutil.copytree(small_export.kit, tmp_path / "kit"))
+    index = json.loads((kit / "index.json").read_text())
+    odd = next(picture for picture in index["pictures"] if picture["name"] == "odd")
+    found = odd["dr_probs"][3]
+    odd["dr_probs"][3] += 2e-3
+    landscape = next(picture for picture in index["pictures"] if picture["decisions"])
+    landscape["decisions"]["me_risk"] ^= 1
+    (kit / "index.json").write_text(json.dumps(index))
+    result = program(small_export.model, "--conformance", kit)
+    assert result.returncode == 1 and result.stdout.endswith(" 2 faults\n"), result.stdout
+    lines = [line for line in result.stdout.splitlines() if "expected" in line]
+    assert "odd" in lines[1] or "odd" in lines[0]
+    line = next(line for line in lines if "dr_probs" in line)
+    assert "3" in line.split("expected")[0] and f"{found:.4f}"[:-1] in line.split("found")[1]
+    assert any("me_risk: expected" in line for line in lines)
+
+
+def test_rows_are_those_of_retina_score(program: Program, small_export: SmallExport, photographs: Path) -> None:
+    expected = expected_rows(small_export.model, photographs)
+    result = program(small_export.model, *sorted(expected), cwd=photographs)
+    assert result.returncode == 1 and not result.stderr
+    found = rows_of(result.stdout)
+    assert list(found) == sorted(expected)
+    assert list(next(iter(found.values()))) == list(next(iter(expected.values())))
+    for name, row in expected.items():
+        assert found[name]["status"] == row["status"], (name, found[name])
+        for column, cell in row.items():
+            if "prob" in column and cell:
+                # The decoders are cousins and agree to the bit but for where they round: 1e-3 is what a kit allows.
+                assert float(found[name][column]) == pytest.approx(float(cell), abs=1e-3), (name, column)
+            elif column != "error":
+                assert found[name][column] == cell, (name, column)
+        assert bool(found[name]["error"]) == (row["status"] == "error")
+    assert {name for name, row in expected.items() if row["status"] == "error"} == {
+        "cut short.jpg",
+        "text.jpg",
+        "tiny.jpg",
+    }
+
+
+def test_png_with_alpha_and_16_bits(program: Program, small_export: SmallExport, tmp_path: Path) -> None:
+    if program.language == "cpp":  # type: ignore[attr-defined]
+        pytest.skip("examples/cpp reads JPEG alone")
+    pixels = photograph(3, 1, 320, seed=6, source="ronda").picture
+    alpha = np.full(pixels.shape[:2], 255, np.uint8)
+    alpha[:, :160] = 0
+    Image.fromarray(np.dstack([pixels, alpha])).save(tmp_path / "alpha.png")
+    Image.fromarray(pixels[..., 1].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    expected = expected_rows(small_export.model, tmp_path)
+    found = rows_of(program(small_export.model, *expected, cwd=tmp_path).stdout)
+    for name, row in expected.items():
+        for column, cell in row.items():
+            same = pytest.approx(float(cell), abs=1e-3) == float(found[name][column]) if "prob" in column else True
+            assert same and ("prob" in column or found[name][column] == cell), (name, column, found[name])
+
+
+def test_what_is_no_model_is_refused(program: Program, tmp_path: Path) -> None:
+    none_of_ours = write_tiny_model(tmp_path / "other.onnx", contract=None)
+    (tmp_path / "text.onnx").write_text("no model")
+    for model in (none_of_ours, tmp_path / "text.onnx", tmp_path / "missing.onnx"):
+        result = program(model, "eye.jpg")
+        assert result.returncode == 2 and str(model) in result.stderr and not result.stdout, result
+        assert "Traceback" not in result.stderr and "    at " not in result.stderr
+    assert program().returncode == 2
+
+
+@pytest.mark.parametrize("language", sorted(SOURCES))
+def test_each_is_one_short_file(language: str) -> None:
+    text = (EXAMPLES / SOURCES[language]).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120 and max(map(len, text.splitlines())) <= 120
