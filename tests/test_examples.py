@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from retina.runtime.cli import main as retina_score
+from retina.runtime.model import RELEASED
 from retina.train.synthetic import photograph
 from small_export import SmallExport
 from tiny_model import write_tiny_model
@@ -159,6 +160,22 @@ def test_png_with_alpha_and_16_bits(program: Program, small_export: SmallExport,
         for column, cell in row.items():
             same = pytest.approx(float(cell), abs=1e-3) == float(found[name][column]) if "prob" in column else True
             assert same and ("prob" in column or found[name][column] == cell), (name, column, found[name])
+
+
+def test_camera_originals_as_python_decides_them(program: Program, real_data: Path, tmp_path: Path) -> None:
+    """With what ships; benchmarks/embedding.py does the same with any model and says how far apart they are."""
+    if not RELEASED.is_file():
+        pytest.skip("no released model in this checkout")
+    for path in sorted((real_data / "fullsize").glob("*.jpg"))[:2]:
+        shutil.copy(path, tmp_path)
+    expected = expected_rows(RELEASED, tmp_path)
+    found = rows_of(program(RELEASED, *expected, cwd=tmp_path).stdout)
+    for name, row in expected.items():
+        for column, cell in row.items():
+            if "prob" in column:
+                assert float(found[name][column]) == pytest.approx(float(cell), abs=0.02), (name, column)
+            else:
+                assert found[name][column] == cell, (name, column)
 
 
 def test_what_is_no_model_is_refused(program: Program, tmp_path: Path) -> None:

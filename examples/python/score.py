@@ -18,14 +18,14 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image, ImageOps
 
-USAGE = "usage: score.py MODEL.onnx PICTURE... | score.py MODEL.onnx --conformance DIR"
-
 
 class Model:
     """An open model file and the contract inside it."""
 
     def __init__(self, path: str) -> None:
-        self.session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        options.enable_mem_pattern = False  # plans are kept for each size, and every photograph may have another
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         contract = json.loads(self.session.get_modelmeta().custom_metadata_map["retina.contract"])
         if contract["schema"] != 1:
             raise ValueError(f"contract schema: expected 1, found {contract['schema']}")
@@ -105,7 +105,7 @@ def conform(model: Model, kit: Path) -> int:
 
 def main(arguments: list[str]) -> int:
     if len(arguments) < 2 or (arguments[1] == "--conformance" and len(arguments) != 3):
-        print(USAGE, file=sys.stderr)
+        print("usage: score.py MODEL.onnx PICTURE... | score.py MODEL.onnx --conformance DIR", file=sys.stderr)
         return 2
     try:
         model = Model(arguments[0])

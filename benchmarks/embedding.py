@@ -1,0 +1,179 @@
+"""What the usual mistakes of an embedding do to the answers, and how far other programs are from Python.
+
+    python benchmarks/embedding.py MODEL.onnx PHOTOGRAPHS [--count 12]
+        [--program "node examples/node/score.js"] [--program build/score]
+
+Each mistake is made with the decoded pixels of every photograph, and the answer compared with the right one: the
+largest difference of a probability, its median over the photographs and its largest, and how often each decision is
+another. ``--program`` runs a program of examples/ on the files. Two tables in Markdown, for docs/embedding.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from retina.runtime import Prediction, RetinaModel
+from retina.runtime.folder import find_pictures
+from retina.runtime.picture import decode
+
+Pixels = NDArray[np.uint8]
+Mistake = Callable[[Pixels], Pixels]
+
+
+def resized(side: int, how: Image.Resampling, *, square: bool = False) -> Mistake:
+    """To ``side`` pixels in height, or to a square of that side, before the pixels are handed over."""
+
+    def change(pixels: Pixels) -> Pixels:
+        height, width = pixels.shape[:2]
+        size = (side, side) if square else (round(side * width / height), side)
+        return np.array(Image.fromarray(pixels).resize(size, how))
+
+    return change
+
+
+def without_antialias(side: int) -> Mistake:
+    """Bilinear between the four nearest pixels alone, as OpenCV and canvas do it: the others are never looked at."""
+
+    def change(pixels: Pixels) -> Pixels:
+        height, width = pixels.shape[:2]
+        step = height / side
+        scale = (step, 0, (step - 1) / 2, 0, step, (step - 1) / 2)
+        image = Image.fromarray(pixels)
+        bilinear = Image.Resampling.BILINEAR
+        return np.array(image.transform((round(width / step), side), Image.Transform.AFFINE, scale, bilinear))
+
+    return change
+
+
+def nearest_chroma(pixels: Pixels) -> Pixels:
+    """4:2:0 with each colour sample repeated, where libjpeg interpolates between them."""
+    ycc = np.array(Image.fromarray(pixels).convert("YCbCr"))
+    height, width = (side // 2 * 2 for side in ycc.shape[:2])
+    blocks = ycc[:height, :width, 1:].reshape(height // 2, 2, width // 2, 2, 2).astype(np.uint16)
+    chroma = ((blocks.sum((1, 3)) + 2) // 4).astype(np.uint8)
+    ycc[:height, :width, 1:] = chroma.repeat(2, 0).repeat(2, 1)
+    return np.array(Image.fromarray(ycc, "YCbCr").convert("RGB"))
+
+
+def saved_again(quality: int) -> Mistake:
+    def change(pixels: Pixels) -> Pixels:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+        return decode(file.getvalue())
+
+    return change
+
+
+def white_surround(pixels: Pixels) -> Pixels:
+    """A picture cut out of its surround by an alpha channel, laid on white instead of on black."""
+    outside = (pixels.max(2) <= 20)[..., None]
+    return np.where(outside, np.uint8(255), pixels)
+
+
+MISTAKES: dict[str, Mistake] = {
+    "BGR instead of RGB": lambda pixels: pixels[..., ::-1],
+    "EXIF orientation ignored: a quarter turn": np.rot90,
+    "EXIF orientation ignored: half a turn": lambda pixels: pixels[::-1, ::-1],
+    "mirrored": lambda pixels: pixels[:, ::-1],
+    "transparent surround on white": white_surround,
+    "16 bits: high byte, 12 bits stored": lambda pixels: pixels // 16,
+    "16 bits: clipped at 255": lambda pixels: np.where(pixels > 0, np.uint8(255), pixels),
+    "scaled to 0 ... 1, then cast": lambda pixels: pixels // 255,
+    "colour samples repeated (another JPEG decoder)": nearest_chroma,
+    "saved again as JPEG, quality 75": saved_again(75),
+    "resized before: 1000 px high, antialiased": resized(1000, Image.Resampling.BILINEAR),
+    "resized before: 512 px high, antialiased": resized(512, Image.Resampling.BILINEAR),
+    "resized before: 512 px high, no antialiasing": without_antialias(512),
+    "resized before: squashed to 384 x 384": resized(384, Image.Resampling.BILINEAR, square=True),
+}
+
+
+@dataclass
+class Differences:
+    """How far answers are from the right ones."""
+
+    worst: list[float] = field(default_factory=list)
+    """Largest difference of a probability, for each photograph."""
+    grades: int = 0
+    risks: int = 0
+    referrals: int = 0
+
+    def add(self, right: Prediction, probs: Sequence[float], grade: int, risk: int, referable: bool | None) -> None:
+        expected = [*right.dr_probs.values(), right.me_prob]
+        self.worst.append(max(abs(a - b) for a, b in zip(expected, probs, strict=True)))
+        self.grades += grade != right.grade
+        self.risks += risk != right.me_risk
+        self.referrals += referable is not None and referable != right.referable
+
+    def cells(self) -> list[str]:
+        n = len(self.worst)
+        sizes = [
+            f"{value:.4f}" if value < 0.01 else f"{value:.2f}" for value in (np.median(self.worst), max(self.worst))
+        ]
+        return [*sizes, *(f"{count} of {n}" for count in (self.grades, self.risks, self.referrals))]
+
+
+def measure_mistakes(model: RetinaModel, files: Sequence[Path]) -> dict[str, Differences]:
+    found = {name: Differences() for name in MISTAKES}
+    for file in files:
+        pixels = decode(file)
+        right = model.predict_pixels(pixels)
+        for name, mistake in MISTAKES.items():
+            wrong = model.predict_pixels(np.ascontiguousarray(mistake(pixels)))
+            found[name].add(
+                right, [*wrong.dr_probs.values(), wrong.me_prob], wrong.grade, wrong.me_risk, wrong.referable
+            )
+    return found
+
+
+def measure_program(command: str, model: RetinaModel, files: Sequence[Path]) -> Differences:
+    """Of a program of examples/ on the files themselves; its rows do not say what is referable."""
+    found = Differences()
+    result = subprocess.run(
+        [*shlex.split(command), str(model.path), *map(str, files)], capture_output=True, text=True, check=True
+    )
+    for row in csv.DictReader(io.StringIO(result.stdout)):
+        right = model.predict_pixels(decode(row["Image name"]))
+        probs = [float(cell) for name, cell in row.items() if name.startswith("dr_prob_") or name == "me_prob"]
+        found.add(right, probs, int(row["Pred DR grade (orig)"]), int(row["Pred ME risk"]), None)
+    return found
+
+
+def print_table(first: str, rows: dict[str, Differences], columns: int) -> None:
+    head = [first, "median", "largest", "another grade", "another ME risk", "another referral"][: columns + 1]
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for name, found in rows.items():
+        print(f"| {' | '.join([name, *found.cells()[:columns]])} |")
+    print()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("photographs", type=Path)
+    parser.add_argument("--count", type=int, default=12, help="photographs, evenly from the folder (default: 12)")
+    parser.add_argument("--program", action="append", default=[], help="a program of examples/ to compare with Python")
+    given = parser.parse_args()
+    names = find_pictures(given.photographs).names
+    chosen = sorted({round(i) for i in np.linspace(0, len(names) - 1, min(given.count, len(names)))})
+    files = [given.photographs / names[i] for i in chosen]
+    model = RetinaModel(given.model, exact=True)
+    print(f"{model.path.name}, sha256 {model.sha256[:12]}, {len(files)} photographs of {given.photographs.name}\n")
+    if given.program:
+        programs = {command: measure_program(command, model, files) for command in given.program}
+        print_table("program", programs, 4)
+    print_table("what the embedding does", measure_mistakes(model, files), 5)
+
+
+if __name__ == "__main__":
+    main()
