@@ -31,6 +31,7 @@ from retina.runtime.picture import decode
 from retina.runtime.scoring import score_one
 from retina.runtime.table import cells, columns
 from serving import serving
+from small_export import SmallExport
 from tiny_model import CONTRACT, RAMP, write_tiny_model
 
 PAGE = Path(__file__).parent.parent / "examples" / "browser"
@@ -231,6 +232,30 @@ def test_a_photograph_is_shown_with_its_answers(static: tuple[str, Path], photog
     assert page.inner_text("#referable-answer") == f"{referred} {said.referable_prob:.0%}"
     expect(page.locator("#figure-dr strong")).to_contain_text(f"Speaks for DR grade {said.grade}")
     expect(page.get_by_text("not for clinical use")).to_be_visible()
+
+
+def test_conforms(small_export: SmallExport, static: tuple[str, Path], open_page: Open, tmp_path: Path) -> None:
+    """The kit's raw pixels, as PNG files, which lose nothing."""
+    index = json.loads((small_export.kit / "index.json").read_text())
+    expected = {f"{picture['name']}.png": picture for picture in index["pictures"]}
+    for name, picture in expected.items():
+        pixels = np.frombuffer((small_export.kit / picture["file"]).read_bytes(), np.uint8)
+        Image.fromarray(pixels.reshape(picture["shape"])).save(tmp_path / name)
+    page = open_page(static[0])
+    page.set_input_files("#other-model", small_export.model)
+    expect(page.locator("#model-facts")).to_contain_text("from small.onnx")
+    page.set_input_files("#files", [tmp_path / name for name in expected])
+    wait_for_scores(page)
+    lines = table_of(page)[1:]
+    assert [line[0] for line in lines] == sorted(expected)
+    for name, grade, _, risk, _, *probs, me, status, _ in lines:
+        picture = expected[name]
+        assert status == "ok"
+        assert [float(p) for p in probs] == pytest.approx(picture["dr_probs"], abs=index["tolerance"])
+        assert float(me) == pytest.approx(picture["me_probs"][1], abs=index["tolerance"])
+        if picture["decisions"]:
+            assert int(grade) == picture["decisions"]["dr_grade"]
+            assert int(risk) == picture["decisions"]["me_risk"]
 
 
 @pytest.mark.parametrize("rule", [{}, {"rule": "at_least", "threshold": 0.35}])

@@ -43,6 +43,9 @@ def run(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str
 def test_wheel_holds_every_tracked_module(wheel: Path) -> None:
     tracked = run(["git", "ls-files", *FLOORS], cwd=ROOT).stdout.split()
     assert len(tracked) > 20
+    page = run(["git", "ls-files", "examples/browser"], cwd=ROOT).stdout.split()
+    tracked += [f"browser/{Path(name).name}" for name in page if name.endswith((".html", ".css", ".js", ".svg"))]
+    assert "browser/index.html" in tracked
     with zipfile.ZipFile(wheel) as archive:
         packed = {name.removeprefix("retina/") for name in archive.namelist() if name.startswith("retina/")}
         others = {name.split("/")[0] for name in archive.namelist() if not name.startswith("retina/")}

@@ -1,0 +1,119 @@
+"""How much of retina-score's throughput is left when the same photographs go through retina-serve on this machine.
+
+    python benchmarks/serve.py FOLDER --model MODEL.onnx
+
+All contenders take turns on the same photographs, round after round, so that a busy machine slows all. The clients of
+the service run on the same cores: reading and sending the files is part of its price. Answers are compared too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import local
+
+from retina.runtime import RetinaModel
+from retina.runtime.folder import find_pictures
+from retina.runtime.workers import usable_cores
+
+Answers = list[tuple[int, int]]
+"""DR grade and ME risk of each photograph; -1 where it could not be read."""
+BOUNDARY = "retina-serve-benchmark"
+
+
+def directly(model: RetinaModel, workers: int) -> Callable[[Sequence[Path]], Answers]:
+    """As retina-score does it."""
+
+    def run(files: Sequence[Path]) -> Answers:
+        predictions = (scored.prediction for scored in model.score(files, workers=workers))
+        return [(-1, -1) if p is None else (p.grade, p.me_risk) for p in predictions]
+
+    return run
+
+
+def served(port: int, clients: int, together: int) -> Callable[[Sequence[Path]], Answers]:
+    """Through the service: ``clients`` at once, ``together`` photographs in a request."""
+    kept = local()
+
+    def ask(files: Sequence[Path]) -> Answers:
+        if not hasattr(kept, "connection"):
+            kept.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        head = '--{}\r\nContent-Disposition: form-data; name="photographs"; filename="{}"\r\n\r\n'
+        parts = [head.format(BOUNDARY, n).encode() + path.read_bytes() + b"\r\n" for n, path in enumerate(files)]
+        body = b"".join([*parts, f"--{BOUNDARY}--\r\n".encode()])
+        headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+        if len(files) == 1:
+            body, headers = files[0].read_bytes(), {"Content-Type": "image/jpeg"}
+        kept.connection.request("POST", "/score", body, headers)
+        response = kept.connection.getresponse()
+        answer = json.loads(response.read())
+        if response.status not in (200, 422):
+            raise SystemExit(f"the service answered {response.status}: {answer}")
+        return [(row.get("dr_grade", -1), row.get("me_risk", -1)) for row in answer["photographs"]]
+
+    def run(files: Sequence[Path]) -> Answers:
+        groups = [files[at : at + together] for at in range(0, len(files), together)]
+        with ThreadPoolExecutor(clients) as pool:
+            return [answer for answers in pool.map(ask, groups) for answer in answers]
+
+    return run
+
+
+def compare(files: Sequence[Path], contenders: dict[str, Callable[[Sequence[Path]], Answers]], rounds: int) -> None:
+    seconds = dict.fromkeys(contenders, 0.0)
+    best = dict.fromkeys(contenders, float("inf"))
+    answers = {name: run(files[:2]) for name, run in contenders.items()}  # warm, not counted
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            answers[name] = run(files)
+            taken = time.perf_counter() - start
+            seconds[name] += taken
+            best[name] = min(best[name], taken)
+    first = next(iter(contenders))
+    print(
+        f"{len(files)} photographs, {rounds} rounds\n{'':<34}{'per second':>11}{'of the first':>14}{'best round':>12}"
+    )
+    for name in contenders:
+        if answers[name] != answers[first]:
+            raise SystemExit(f"{name}: expected the answers of {first}, found others")
+        share, best_share = seconds[first] / seconds[name], best[first] / best[name]
+        print(f"{name:<34}{rounds * len(files) / seconds[name]:>11.2f}{share:>14.3f}{best_share:>12.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", type=Path, help="default: as retina-score finds it")
+    parser.add_argument("--images", type=int, default=48, help="photographs a turn (default: 48)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default: 5)")
+    parser.add_argument("--clients", type=int, default=4, help="requests at once (default: 4)")
+    args = parser.parse_args()
+    found = [args.folder / name for name in find_pictures(args.folder).names[: args.images]]
+    files = (found * (args.images // len(found) + 1))[: args.images]
+    model, cores = RetinaModel(args.model), usable_cores()
+    command = [sys.executable, "-c", "from retina.runtime.server import main; main()"]
+    command += ["--port", "0", "--model", str(model.path), "--workers", str(cores)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as service:
+        try:
+            assert service.stdout is not None
+            port = int(service.stdout.readline().split("/")[2].rsplit(":", 1)[1])
+            contenders = {
+                f"retina-score, {cores} workers": directly(model, cores),
+                f"retina-serve, {args.clients} clients": served(port, args.clients, 1),
+                f"retina-serve, {args.clients} clients, forms of 8": served(port, args.clients, 8),
+            }
+            compare(files, contenders, args.rounds)
+        finally:
+            service.terminate()
+
+
+if __name__ == "__main__":
+    main()
