@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import socket
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -40,11 +42,19 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
          "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
 EXPLAIN = CONTRACT.with_(explain=True, preprocessing=Preprocessing(framing="field", image_size=64))
 
-pytest.importorskip("playwright", reason="pip install playwright")
-if CHROMIUM is None:
-    pytest.skip("no Chromium here: apt-get install chromium", allow_module_level=True)
-if not (PAGE / "node_modules").is_dir():
-    pytest.skip("no onnxruntime-web: npm ci --prefix examples/browser", allow_module_level=True)
+missing = [
+    reason
+    for reason, is_missing in (
+        ("playwright: pip install playwright", find_spec("playwright") is None),
+        ("Chromium: apt-get install chromium", CHROMIUM is None),
+        ("onnxruntime-web: npm ci --prefix examples/browser", not (PAGE / "node_modules").is_dir()),
+    )
+    if is_missing
+]
+if missing and os.environ.get("RETINA_EXAMPLES") == "all":
+    pytest.fail(f"examples/browser needs {missing}", pytrace=False)
+if missing:
+    pytest.skip(f"examples/browser needs {missing}", allow_module_level=True)
 
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright  # noqa: E402
 
