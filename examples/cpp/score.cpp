@@ -11,6 +11,7 @@
 using nlohmann::json;
 using Bytes = std::vector<unsigned char>;
 struct Picture { int64_t height, width; Bytes rgb; };
+
 static Bytes read(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw std::runtime_error(path + ": cannot be read");
@@ -19,13 +20,10 @@ static Bytes read(const std::string& path) {
 
 struct Model {  // an open model file and the contract inside it
   Ort::Env env{ORT_LOGGING_LEVEL_FATAL};
-  Ort::Session session{nullptr};
+  Ort::Session session;
   Ort::AllocatorWithDefaultOptions memory;
   json contract;
-  explicit Model(const char* path) {
-    Ort::SessionOptions options;
-    options.DisableMemPattern();  // plans are kept for each size, and every photograph may have another
-    session = Ort::Session(env, path, options);
+  explicit Model(const char* path) : session(env, path, Ort::SessionOptions()) {
     const auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated("retina.contract", memory);
     contract = json::parse(text ? text.get() : "{}");
     if (contract["schema"] != 1) throw std::runtime_error("expected a retina.contract of schema 1, found none");

@@ -32,7 +32,7 @@ class Model {
     const model = new Model();
     model.contract = readContract(await readFile(path));
     if (model.contract.schema !== 1) throw new Error(`contract schema: expected 1, found ${model.contract.schema}`);
-    model.session = await ort.InferenceSession.create(path, { enableMemPattern: false });
+    model.session = await ort.InferenceSession.create(path);
     return model;
   }
 

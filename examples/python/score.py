@@ -23,9 +23,7 @@ class Model:
     """An open model file and the contract inside it."""
 
     def __init__(self, path: str) -> None:
-        options = ort.SessionOptions()
-        options.enable_mem_pattern = False  # plans are kept for each size, and every photograph may have another
-        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
         contract = json.loads(self.session.get_modelmeta().custom_metadata_map["retina.contract"])
         if contract["schema"] != 1:
             raise ValueError(f"contract schema: expected 1, found {contract['schema']}")
