@@ -108,7 +108,7 @@ class Gallery:
             for photograph, pixels in zip(batch, decoded, strict=True):
                 on_step()
                 if isinstance(pixels, PictureError):
-                    yield replace(photograph, error=str(pixels))
+                    yield replace(photograph, error=pixels.reason)
                 else:
                     yield replace(photograph, answer=next(answers))
 

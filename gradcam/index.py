@@ -24,8 +24,11 @@ of its cells, both in logits; peak_x and peak_y: where it is largest, in pixels 
 
 
 def write_rows(path: Path, photographs: Sequence[Photograph]) -> None:
-    """A line for each photograph, under COLUMNS; what was not asked for, or is blank, stays empty. UTF-8."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    """A line for each photograph, under COLUMNS; what was not asked for, or is blank, stays empty.
+
+    UTF-8; a name that it cannot hold is written as retina-score writes it.
+    """
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
         writer.writeheader()
         writer.writerows(_row(photograph) for photograph in photographs)
@@ -69,7 +72,7 @@ def write_index(path: Path, photographs: Sequence[Photograph]) -> None:
 {body}
 </body></html>
 """
-    path.write_text(page, encoding="utf-8", errors="replace")
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _article(photograph: Photograph) -> str:

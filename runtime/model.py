@@ -46,7 +46,6 @@ _PROVIDER_PACKAGES = {
     "tensorrt": "onnxruntime-gpu",
     "openvino": "onnxruntime-openvino",
     "dml": "onnxruntime-directml",
-    "coreml": "onnxruntime on macOS",
 }
 
 
@@ -285,10 +284,11 @@ def _open(path: Path, content: bytes, threads: int, provider: str) -> InferenceS
     import onnxruntime as ort
 
     available = {name.removesuffix("ExecutionProvider").lower(): name for name in ort.get_available_providers()}
+    available.pop("azure", None)  # in every build, and no place to run a model in: it calls a service elsewhere
     key = provider.lower().removesuffix("executionprovider")
     if key not in available:
         package = _PROVIDER_PACKAGES.get(key)
-        hint = f" Install it with:  pip install {package}" if package else ""
+        hint = f" Install it in place of onnxruntime:  pip install {package}" if package else ""
         raise UsageError(f"--provider {provider}: expected one of {', '.join(sorted(available))}.{hint}")
     try:
         session = ort.InferenceSession(content, session_options(threads), providers=[available[key]])
