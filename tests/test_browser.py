@@ -58,6 +58,7 @@ if missing:
 
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright  # noqa: E402
 
+expect.set_options(timeout=30_000)
 Open = Callable[..., Page]
 BLOB = "new Blob([Uint8Array.from(atob(a), (c) => c.charCodeAt(0))])"
 """In the page: a file of the bytes that ``a`` has in base 64."""

@@ -23,6 +23,7 @@ from crowd import FORM, JPEG, besiege, bodies, form
 from PIL import Image
 from retina.runtime import RetinaModel
 from retina.runtime.envelope import CLIENT_GONE, DRAINED, Envelope
+from retina.runtime.errors import ModelFileError
 from retina.runtime.server import JsonLines
 from retina.runtime.service import create_app
 from retina.runtime.upload import MIB, Limits
@@ -361,6 +362,21 @@ def test_work_for_a_client_that_left_is_dropped(model: Path, monkeypatch: pytest
     release.set()
     assert [message.get("status") for message in client.sent] == [CLIENT_GONE, None]
     assert len(begun) == 1
+
+
+def test_what_goes_wrong_inside_is_told_to_the_log_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = RetinaModel(model)
+
+    def broken(source: bytes, *, maps: bool = False) -> Any:
+        raise ModelFileError("MUELLER^ANNA: no probability")
+
+    monkeypatch.setattr(opened, "score_one", broken)
+    client = Client(opened, Limits())
+    with pytest.raises(ModelFileError):  # for uvicorn, which logs it
+        asyncio.run(client.post({"type": "http.request", "body": form({"a.png": png(1)}), "more_body": False}))
+    assert client.sent[0]["status"] == 500
+    request_id = dict(client.sent[0]["headers"])[b"x-request-id"].decode()
+    assert json.loads(client.sent[1]["body"]) == {"detail": f"internal error; the log has it under {request_id}"}
 
 
 def test_a_crowd(model: Path, tmp_path: Path) -> None:

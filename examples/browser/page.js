@@ -75,6 +75,7 @@ async function fetchModel() {
 }
 
 async function openModel(bytes, how) {
+  $("trouble").hidden = true;
   loading("Starting the model");
   const digest = await digestOf(bytes);
   contract = await ask("open", bytes, [bytes.buffer]);
@@ -178,7 +179,7 @@ function clear() {
 
 /** What is shown only before the first photograph, and only after it. */
 function begun(isBegun) {
-  $("intro").hidden = isBegun;
+  $("intro").hidden = isBegun || !contract;
   $("results").hidden = !isBegun;
   $("choose").classList.toggle("compact", isBegun);
 }
