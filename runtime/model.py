@@ -35,7 +35,7 @@ MODEL_NAME = "retina_multitask.onnx"
 RELEASED = Path(__file__).with_name("released.onnx")
 """The model that ships with the package."""
 
-DECODE_MARGIN = 1.2
+DECODE_MARGIN = 2.0
 """Sides of a scaled-down decode, as a multiple of the square that the graph resizes to: docs/scoring.md measures it."""
 
 CLOSE_CALL = 0.02
