@@ -94,7 +94,7 @@ async function useService() {
   contract = await ask("adopt", facts.contract);
   ready(`Photographs are sent to ${location.host}`, `Model sha256 ${facts.sha256.slice(0, 12)}. Scored by the service.`);
   $("formats").textContent =
-    `This browser has no onnxruntime, so the service at ${location.host} scores. It keeps no photograph. ` +
+    `No onnxruntime-web lies beside this page, so the service at ${location.host} scores. It keeps no photograph. ` +
     "JPEG, PNG, TIFF, WebP, BMP, JPEG 2000 or DICOM.";
 }
 
@@ -309,9 +309,9 @@ function drawFindings({ grade, drProbs, meRisk, meProb, referable, referableProb
   $("me-answer").replaceChildren(mark(label[0].toUpperCase() + label.slice(1), meRisk === 1), ` ${percent(meProb)}`);
   const { risk, referral } = meThresholds(contract);
   $("me-bar").replaceChildren(gauge(meProb, risk, referral));
+  const referred = `to be referred from ${percent(referral)}: ${meProb >= referral ? "yes" : "no"}`;
   $("me-rule").textContent =
-    `Counts as ${contract.me_labels[1]} from ${percent(risk)}. ` +
-    `To be referred from ${percent(referral)}: ${meProb >= referral ? "yes" : "no"}`;
+    `Counts as ${contract.me_labels[1]}` + (risk === referral ? `, ${referred}` : ` from ${percent(risk)}; ${referred}`);
 }
 
 /** A bar from 0 to 1, with the places from where it counts. The numbers stand beside it as text. */
