@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +23,14 @@ from .contract import (
     MIN_SIDE,
     Contract,
     Head,
+    Precision,
     decide,
 )
 from .errors import MissingExtraError, ModelFileError, PictureError, UsageError
 from .workers import ordered_map, usable_cores
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, SessionOptions
+    from onnxruntime import InferenceSession, RunOptions, SessionOptions
     from PIL.Image import Image
 
 MODEL_NAME = "retina_multitask.onnx"
@@ -38,8 +40,9 @@ RELEASED = Path(__file__).with_name("released.onnx")
 DECODE_MARGIN = 2.0
 """Sides of a scaled-down decode, as a multiple of the square that the graph resizes to: docs/scoring.md measures it."""
 
-CLOSE_CALL = 0.02
-"""A probability moves by about this much at most when a picture is decoded at a fraction: docs/scoring.md."""
+CLOSE_CALL: Mapping[Precision, float] = {"fp32": 0.005, "int8": 0.02}
+"""A decision that a probability's change by this could turn is made on the whole picture. Above what was measured:
+docs/scoring.md. Of int8 most of it is its own rounding, which no margin makes smaller."""
 
 _PROVIDER_PACKAGES = {
     "cuda": "onnxruntime-gpu",
@@ -136,13 +139,15 @@ class RetinaModel:
         self._session = _open(self.path, content, threads, provider)
         self.contract = _contract(self.path, self._session)
         _check_graph(self.path, self._session, self.contract)
+        self._second_look = threading.Lock()
         self._at_least = None if exact else round(DECODE_MARGIN * self.contract.preprocessing.intermediate_size)
 
     def predict(self, source: str | Path | bytes | NDArray[np.uint8] | Image, *, maps: bool = True) -> Prediction:
         """Predict for one photograph.
 
         From a picture decoded at a fraction of its size, unless ``exact``; where that leaves a decision within
-        ``CLOSE_CALL`` of turning, again from the whole picture, so that what is decided does not depend on it.
+        ``CLOSE_CALL`` of turning, again from the whole picture, so that what is decided does not depend on it. One
+        picture at a time gets such a second look, and its memory is handed back.
 
         Args:
             source: a path, the bytes of a file, decoded pixels (H, W, 3) uint8 RGB, or a Pillow image.
@@ -159,25 +164,33 @@ class RetinaModel:
             return prediction
         if not is_close_call(self.contract, prediction):
             return prediction
-        whole = _pixels(source, at_least=None)
-        return prediction if whole.shape == pixels.shape else self.predict_pixels(whole, maps=maps)
+        with self._second_look:
+            whole = _pixels(source, at_least=None)
+            if whole.shape == pixels.shape:
+                return prediction
+            return self.predict_pixels(whole, maps=maps, hand_back=True)
 
     def decode(self, source: str | Path | bytes | NDArray[np.uint8] | Image) -> NDArray[np.uint8]:
         """The pixels (H, W, 3) uint8 RGB that ``predict`` hands to the graph at first; errors as there."""
         return _pixels(source, at_least=self._at_least)
 
     def predict_pixels(
-        self, pixels: NDArray[np.uint8], *, maps: bool = False, of: Mapping[Head, int] | None = None
+        self,
+        pixels: NDArray[np.uint8],
+        *,
+        maps: bool = False,
+        of: Mapping[Head, int] | None = None,
+        hand_back: bool = False,
     ) -> Prediction:
         """Predict for decoded pixels (H, W, 3) uint8 RGB, H and W at least 32.
 
         ``of`` names what a head's map shall explain where that is not the most probable answer: a DR grade, or 0 or 1
-        for the ME risk.
+        for the ME risk. ``hand_back`` returns the memory that a large picture took, which costs some time.
         """
         with_maps = maps and self.contract.explain
         names = [DR_PROBS, ME_PROBS, *([DR_CAM_PER_GRADE, ME_CAM_PER_LABEL] if with_maps else [])]
         try:
-            outputs = self._session.run(names, {INPUT_NAME: pixels[None]})
+            outputs = self._session.run(names, {INPUT_NAME: pixels[None]}, _handing_back() if hand_back else None)
         except Exception as err:  # noqa: BLE001 - onnxruntime's exceptions share no other root
             reason = f"the model could not take this picture of {pixels.shape}: {_first_line(err)}"
             raise PictureError(f"{self.path}: {reason}", reason) from None
@@ -247,6 +260,14 @@ def session_options(threads: int = 1) -> SessionOptions:
     # Memory plans are kept per input shape, and every photograph may have another: memory would grow with the folder.
     options.enable_mem_pattern = False
     options.log_severity_level = 4  # what matters comes as an exception
+    return options
+
+
+def _handing_back() -> RunOptions:
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
 
 
@@ -348,7 +369,7 @@ def is_close_call(contract: Contract, prediction: Prediction) -> bool:
     )
     to_me = min(abs(prediction.me_prob - me), abs(prediction.me_prob - referable_me))
     to_referable = abs(prediction.referable_prob - referable_dr)
-    return min(first - second, to_me, to_referable) < CLOSE_CALL
+    return min(first - second, to_me, to_referable) < CLOSE_CALL[contract.precision]
 
 
 def _checked_pixels(pixels: NDArray[Any]) -> NDArray[np.uint8]:
