@@ -151,8 +151,8 @@ def test_other_paths_methods_queries_and_names(service: Service) -> None:
 
 def test_a_refusal_reaches_a_client_that_sends_first(service: Service) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as client:
-        size = 3 * MIB
-        client.sendall(f"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode())
+        head = f"POST /score HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {3 * MIB}\r\n\r\n"
+        client.sendall(head.encode())
         for _ in range(3):
             # Had the service answered and closed, the second piece would be reset and the third could not be sent.
             client.sendall(bytes(MIB))
