@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ def write_kit(model: RetinaModel, folder: Path) -> int:
     """
     entries = []
     for name, pixels in pictures():
-        content = pixels.tobytes()
-        write_atomically(folder / f"{name}.rgb", lambda temporary, content=content: temporary.write_bytes(content))
+        write_atomically(folder / f"{name}.rgb", partial(Path.write_bytes, data=pixels.tobytes()))
         entries.append(_entry(name, pixels, model.predict_pixels(pixels), model))
     index = {
         "schema": SCHEMA,
@@ -48,7 +48,7 @@ def write_kit(model: RetinaModel, folder: Path) -> int:
     }
     text = json.dumps(index, indent=1) + "\n"
     # Last, so that an index never names a picture that is not there.
-    write_atomically(folder / INDEX, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(folder / INDEX, partial(Path.write_text, data=text, encoding="utf-8"))
     return len(entries)
 
 

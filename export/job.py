@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -139,7 +140,7 @@ def run_export(job: ExportJob) -> Exported:
     beside = {".sha256": f"{digest}  {job.out.name}\n", CONTRACT_ENDING: done[0][0].to_json() + "\n"}
     for ending, text in beside.items():
         path = job.out.with_name(job.out.name + ending)
-        write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
+        write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
     signature_of(job.out).unlink(missing_ok=True)  # of the file that was there before
     if job.sign is not None:
         sign(job.out, job.sign)
