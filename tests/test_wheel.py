@@ -69,6 +69,13 @@ def test_base_install_scores_without_torch(clinic: Path, tmp_path: Path) -> None
     assert lines[1].endswith(",ok,")
 
 
+def test_base_install_scores_with_the_model_that_ships(clinic: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.full((64, 80, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    done = run([str(clinic / "bin/retina-score"), "a.png"], cwd=tmp_path)
+    assert "the model that ships with this package (int8" in done.stderr
+    assert (tmp_path / "test_predictions.csv").read_text().splitlines()[1].endswith(",ok,")
+
+
 def test_base_install_is_small(clinic: Path) -> None:
     # site-packages as an empty environment has it, pip and setuptools included
     size = sum(f.lstat().st_size for f in clinic.glob("lib/python3*/site-packages/**/*") if f.is_file())
