@@ -1,0 +1,60 @@
+"""The model that ships: what its card and its contract say, and what it does on real photographs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from retina.runtime.contract import Rule
+from retina.runtime.model import RELEASED, RetinaModel
+from retina.train.evaluation import evaluate_file, figures_table
+
+RELEASE = Path(__file__).parent.parent / "artifacts" / "release"
+
+
+@pytest.fixture(scope="module")
+def released() -> RetinaModel:
+    return RetinaModel(RELEASED)
+
+
+def test_contract_says_what_ships(released: RetinaModel) -> None:
+    contract = released.contract
+    assert RELEASED.stat().st_size <= 26e6
+    assert contract.precision == "int8"
+    assert contract.explain
+    assert contract.dr_grades == (0, 1, 2, 3, 4)
+    assert contract.thresholds["dr"] == contract.thresholds["me"] == Rule()
+    assert 0.0 < contract.thresholds["referable_dr"].level < 1.0
+    assert contract.parity["int8"]["accepted"]
+    assert json.loads((RELEASE / "retina_multitask.onnx.contract.json").read_text()) == json.loads(contract.to_json())
+
+
+def test_card_shows_the_shipped_files_own_figures(released: RetinaModel) -> None:
+    metrics = json.loads((RELEASE / "metrics.json").read_text())
+    assert metrics["model_sha256"] == released.sha256
+    card = (RELEASE / "MODEL_CARD.md").read_text()
+    for line in figures_table(metrics["splits"]["test"]):
+        assert line in card
+
+
+def test_figures_on_the_test_split_are_those_stated(released: RetinaModel, real_data: Path) -> None:
+    """Through the file that ships, on whichever processor: int8 kernels differ a little."""
+    found = evaluate_file(released, real_data / "retina", ("test",))["splits"]["test"]["all"]
+    stated = json.loads((RELEASE / "metrics.json").read_text())["splits"]["test"]["all"]
+    for task, name, floor in (
+        ("dr", "accuracy", 0.70), ("dr", "kappa", 0.83), ("referable_dr", "auc", 0.95),
+        ("me", "accuracy", 0.95), ("me", "auc", 0.97),
+    ):  # fmt: skip
+        assert found[task][name]["value"] == pytest.approx(stated[task][name]["value"], abs=0.01)
+        assert found[task][name]["value"] >= floor, (task, name)
+
+
+def test_the_same_eye_framed_by_a_camera_and_as_a_square(released: RetinaModel, real_data: Path) -> None:
+    squares = {path.stem: path for path in (real_data / "retina/test/images").iterdir()}
+    with (real_data / "fullsize/annotations.csv").open(encoding="utf-8-sig") as file:
+        names = [Path(row["Image name"]).stem for row in csv.DictReader(file)]
+    pairs = [(released.predict(real_data / f"fullsize/{name}.jpg"), released.predict(squares[name])) for name in names]
+    assert len(pairs) == 12
+    assert sum(original.grade == square.grade for original, square in pairs) >= 11
