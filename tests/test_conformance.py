@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from retina.export.cli import main
 from retina.export.conformance import write_kit
 from retina.export.graph import DeployedModel
+from retina.runtime.contract import Rule
 from retina.runtime.model import RetinaModel
 from retina.train.checkpoint import load_checkpoint
 from small_export import SmallExport
@@ -77,7 +78,8 @@ def test_decisions_follow_the_rules(tmp_path: Path) -> None:
 def test_a_close_call_is_left_to_the_embedding(tmp_path: Path) -> None:
     """Noise is grey on average: with a threshold at the ME probability of grey, either decision is right."""
     _, me = expected_probs(np.full((1, 1, 3), 127.5))
-    thresholds = CONTRACT.thresholds | {"me": type(CONTRACT.thresholds["me"])("at_least", float(me[1]))}
+    at_grey = Rule("at_least", float(me[1]))
+    thresholds = {**CONTRACT.thresholds, "me": at_grey, "referable_me": at_grey}
     path = write_tiny_model(tmp_path / "m.onnx", contract=CONTRACT.with_(thresholds=thresholds))
     write_kit(RetinaModel(path), tmp_path / "kit")
     decisions = {p["name"]: p["decisions"] for p in read_index(tmp_path / "kit")["pictures"]}

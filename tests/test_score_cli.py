@@ -172,7 +172,6 @@ def test_files_and_lists_instead_of_a_folder(score: Score) -> None:
         (["eyes", "--annotations", "bad.csv"], "line 2: Retinopathy grade: expected a whole number from 0, found 'x'"),
         (["eyes", "--provider", "abacus"], "--provider abacus: expected one of"),
         (["@none.txt"], "@none.txt: expected a list of paths"),
-        (["eyes", "--artifacts", "empty"], "retina-train DATA and retina-export"),
     ],
     ids=str,
 )
