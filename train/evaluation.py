@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ..runtime.annotations import fault_report
-from ..runtime.errors import AnnotationError, OutputError, RetinaError, UsageError
+from ..runtime.errors import AnnotationError, RetinaError, UsageError
 from ..runtime.model import RetinaModel, find_model
+from .checkpoint import write_atomically
 from .data import SPLITS, Photo, read_dataset
 from .metrics import Predictions, evaluate
 from .report import FIGURES
@@ -122,20 +124,14 @@ def main(
         opened = RetinaModel(find_model(model))
         figures = evaluate_file(opened, data, splits, me_positive_from=me_positive_from)
         if out is not None:
-            _write(out, figures)
+            text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
+            write_atomically(out, partial(Path.write_text, data=text, encoding="utf-8"))
     except RetinaError as err:
         raise click.ClickException(str(err)) from None
     for name in splits:
         click.echo(f"\n{opened.path.name} (sha256 {opened.sha256[:12]}) on {name}, with 95% intervals by patient:\n")
         click.echo("\n".join(figures_table(figures["splits"][name])) + "\n")
         click.echo("\n".join(classes_table(figures["splits"][name])))
-
-
-def _write(out: Path, figures: Mapping[str, Any]) -> None:
-    try:
-        out.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as err:
-        raise OutputError(f"{out}: cannot be written: {err.strerror or err}") from None
 
 
 if __name__ == "__main__":
