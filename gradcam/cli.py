@@ -10,6 +10,7 @@ import click
 
 from ..runtime.contract import HEADS, Head
 from ..runtime.errors import OutputError, RetinaError, UsageError, require_extra
+from ..runtime.progress import progress
 from ..train.config import BEST_NAME
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def _explain(
     photographs = list_photographs(inputs)
     explainer = _open(head, artifacts, **source)
     gallery = Gallery(out, scale, npy, image_format)
-    with _progress("Grad-CAM", 2 * len(photographs)) as bar:
-        done = gallery.make(explainer, photographs, lambda: bar.update(1))
+    with progress(2 * len(photographs), "Grad-CAM") as advance:
+        done = gallery.make(explainer, photographs, advance)
     failed = [photograph for photograph in done if photograph.answer is None]
     for photograph in failed:
         click.echo(f"{photograph.name}: {photograph.error}", err=True)
@@ -136,8 +137,8 @@ def _evaluate(
 
     photographs = read_lesions(lesions)
     explainer = _open_checkpoint(head, artifacts, **source)
-    with _progress("Faithfulness", steps(photographs)) as bar:
-        found = measure(explainer, photographs, lambda: bar.update(1))
+    with progress(steps(photographs), "Faithfulness") as advance:
+        found = measure(explainer, photographs, advance)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_table(out / "faithfulness.csv", found)
@@ -173,10 +174,6 @@ def _open_checkpoint(head: str, artifacts: Path, *, checkpoint: Path | None, **h
     from .explainer import CheckpointExplainer
 
     return CheckpointExplainer(checkpoint or artifacts / BEST_NAME, _heads(head), **how)
-
-
-def _progress(label: str, length: int) -> Any:
-    return click.progressbar(length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty())
 
 
 def _heads(head: str) -> list[Head]:

@@ -83,6 +83,8 @@ class CheckpointExplainer:
             ModelFileError: not a checkpoint that can be read.
             UsageError: no such grade or layer.
         """
+        import torch
+
         from ..train.checkpoint import load_checkpoint
         from ..train.framing import make_preprocess
         from ..train.model import RetinaNet
@@ -90,7 +92,8 @@ class CheckpointExplainer:
 
         checkpoint = load_checkpoint(path)
         self.contract = checkpoint.contract
-        self.model = checkpoint.build_model()
+        # A CPU convolves channels-last weights in two thirds of the time.
+        self.model = checkpoint.build_model().to(memory_format=torch.channels_last)
         self.untrained = partial(RetinaNet, len(self.contract.dr_grades), checkpoint.backbone)
         """Makes the same network as it is before training."""
         self.preprocess = make_preprocess(self.contract.preprocessing)

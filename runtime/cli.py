@@ -7,8 +7,6 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +15,6 @@ import click
 if TYPE_CHECKING:
     from .folder import Listing
     from .model import RetinaModel
-    from .summary import Summary
-
-BAR_SECONDS, LINE_SECONDS = 0.1, 10.0
-"""How often the bar is drawn, and how often a line tells the progress where there is no terminal for a bar."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -117,10 +111,12 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
     for clinical use.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
     from .errors import RetinaError
+    from .memory import use_one_heap
 
     if not paths:
         raise click.UsageError("name a folder or files, for example:  retina-score photographs/")
     _hush()
+    use_one_heap()
     try:
         failed = _run(paths, **options)
     except RetinaError as err:
@@ -152,6 +148,7 @@ def _run(
     from .folder import ENDINGS, gather
     from .journal import Journal
     from .model import RELEASED, RetinaModel, find_model
+    from .progress import progress
     from .scoring import depends_on, require_maps, require_room, score_rows
     from .summary import Summary
     from .table import Table, cells, columns, record
@@ -189,14 +186,14 @@ def _run(
             click.echo(f"scoring all again: {', '.join(journal.changed)} changed since the last run", err=True)
         elif len(journal):
             click.echo(f"going on: {len(journal)} rows of an earlier run", err=True)
-        with Table(out, columns(grades)) as table, _progress(len(listing.names), summary) as advance:
+        with Table(out, columns(grades)) as table, progress(len(listing.names)) as advance:
             for row, known in score_rows(opened, listing, journal, workers, overlays):
                 true = truth.by_name.get(row.name) if truth else None
                 table.write(cells(row, grades, true))
                 summary.add(row, known=known, truth=true)
                 if as_json:
                     click.echo(json.dumps(record(row, true)))
-                advance()
+                advance(known=known)
         journal.discard()
     finally:
         journal.close()
@@ -226,41 +223,3 @@ def _tell_start(model: RetinaModel, listing: Listing, workers: int, *, shipped: 
         f"({model.contract.precision}, sha256 {model.sha256[:12]})",
         err=True,
     )
-
-
-@contextmanager
-def _progress(total: int, summary: Summary) -> Iterator[Any]:
-    """A bar on a terminal, else a line every ten seconds; yields what is to be called after each row."""
-    start = time.monotonic()
-    told = start
-
-    def rate() -> float:
-        done = summary.scored + summary.failed - summary.known
-        return done / max(time.monotonic() - start, 1e-9)
-
-    def advance_line() -> None:
-        nonlocal told
-        if time.monotonic() - told >= LINE_SECONDS:
-            told = time.monotonic()
-            done = summary.scored + summary.failed
-            left = (total - done) / max(rate(), 1e-9)
-            click.echo(f"{done} of {total}, {rate():.1f} per second, {left:.0f} s left", err=True)
-
-    if not sys.stderr.isatty():
-        yield advance_line
-        return
-    bar: Any = click.progressbar(
-        length=total,
-        file=sys.stderr,
-        show_pos=True,
-        item_show_func=lambda _: f"{rate():.1f} per second",
-    )
-
-    def advance_bar() -> None:
-        nonlocal told
-        if time.monotonic() - told >= BAR_SECONDS or summary.scored + summary.failed == total:
-            told = time.monotonic()
-            bar.update(summary.scored + summary.failed - bar.pos)
-
-    with bar:
-        yield advance_bar

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import memory
 from .contract import (
     DR_CAM_PER_GRADE,
     DR_PROBS,
@@ -165,9 +166,12 @@ class RetinaModel:
         if not is_close_call(self.contract, prediction):
             return prediction
         with self._second_look:
+            scaled = pixels.shape
+            del pixels
             whole = _pixels(source, at_least=None)
-            if whole.shape == pixels.shape:
+            if whole.shape == scaled:
                 return prediction
+            memory.hand_back()  # what decoding took, before the graph takes its own
             return self.predict_pixels(whole, maps=maps, hand_back=True)
 
     def decode(self, source: str | Path | bytes | NDArray[np.uint8] | Image) -> NDArray[np.uint8]:

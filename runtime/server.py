@@ -108,7 +108,9 @@ def main(**options: Any) -> None:
     Exit code 0: stopped. 2: could not start. Research and demonstration only, not for clinical use.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
     from .errors import RetinaError
+    from .memory import use_one_heap
 
+    use_one_heap()
     try:
         _serve(**options)
     except RetinaError as err:

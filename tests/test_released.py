@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,26 @@ def test_the_same_eye_framed_by_a_camera_and_as_a_square(released: RetinaModel, 
     pairs = [(released.predict(real_data / f"fullsize/{name}.jpg"), released.predict(squares[name])) for name in names]
     assert len(pairs) == 12
     assert sum(original.grade == square.grade for original, square in pairs) >= 11
+
+
+ALL_TWICE = """
+import sys
+from pathlib import Path
+from retina.runtime import model
+from retina.runtime.memory import use_one_heap
+
+use_one_heap()
+model.CLOSE_CALL = {"int8": 2.0}
+photographs = sorted(Path(sys.argv[1]).glob("*.jpg"))
+opened = model.RetinaModel(model.RELEASED)
+assert all(scored.prediction for scored in opened.score(2 * photographs, workers=2))
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_stays_bounded_when_every_decision_is_close(real_data: Path) -> None:
+    """Each camera original is then decoded a second time, whole: 37 MB of pixels, 147 MB as float32 in one piece."""
+    command = [sys.executable, "-c", ALL_TWICE, str(real_data / "fullsize")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) / 1024 <= 350

@@ -15,9 +15,16 @@ from ..runtime.contract import Preprocessing
 from ..runtime.field import LIT_FROM, LIT_SHARE, LIT_TO
 
 
-def _resize(x: Tensor, side: int) -> Tensor:
-    """(N, 3, H, W) float -> (N, 3, side, side), aspect ratio ignored; Pillow's BILINEAR without its rounding."""
-    return F.interpolate(x, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+def _resize(image: Tensor, side: int) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, side, side) float32, aspect ratio ignored; Pillow's BILINEAR without its rounding.
+
+    Channel by channel: a camera original is 150 MB as float32, and scoring would hold one in each worker.
+    """
+    channels = [
+        F.interpolate(channel.unsqueeze(1).float(), (side, side), mode="bilinear", antialias=True, align_corners=False)
+        for channel in image.unbind(3)
+    ]
+    return torch.cat(channels, dim=1)
 
 
 class SquashFrame(nn.Module):
@@ -29,7 +36,7 @@ class SquashFrame(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 RGB -> (N, 3, size, size) float32 in [0, 255]."""
-        return _resize(image.permute(0, 3, 1, 2).float(), self.size)
+        return _resize(image, self.size)
 
 
 class FieldFrame(nn.Module):
@@ -47,7 +54,7 @@ class FieldFrame(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 RGB -> (N, 3, size, size) float32 in [0, 255]."""
-        x = _resize(image.permute(0, 3, 1, 2).float(), self.intermediate)
+        x = _resize(image, self.intermediate)
         left, right, top, bottom = lit_box(x)
         # The box is in shares of the picture's width and height; the square is a square in the picture's pixels.
         height, width = image.shape[1], image.shape[2]
