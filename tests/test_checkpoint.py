@@ -10,7 +10,7 @@ import torch
 import torchvision
 from retina.runtime.contract import Contract, Preprocessing
 from retina.runtime.errors import ModelFileError, OutputError, UsageError
-from retina.train.checkpoint import Checkpoint, load_checkpoint, write_atomically
+from retina.train.checkpoint import Checkpoint, load_checkpoint, load_start, write_atomically
 from retina.train.model import RetinaNet, backbone_names, load_backbone_weights
 
 CONTRACT = Contract(Preprocessing(image_size=64), dr_grades=(0, 2, 4))
@@ -163,3 +163,35 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_atomically(target, half)
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_training_goes_on_from_a_checkpoint(net: RetinaNet, tmp_path: Path, bare: bool) -> None:
+    """Ours or the notebook's: backbone and heads alike."""
+    path = tmp_path / "earlier.pth"
+    if bare:
+        torch.save(net.state_dict(), path)
+    else:
+        Checkpoint(net.state_dict(), "resnet18", CONTRACT).save(path)
+    fresh = RetinaNet(3, "resnet18")
+    load_start(fresh, "resnet18", str(path))
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], tensor), name
+
+
+def test_training_goes_on_from_torchvisions_weights_with_new_heads(net: RetinaNet, tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "imagenet.pth")
+    fresh = RetinaNet(3, "resnet18")
+    head = fresh.dr_head[3].weight.clone()
+    load_start(fresh, "resnet18", str(tmp_path / "imagenet.pth"))
+    saved = torch.load(tmp_path / "imagenet.pth", weights_only=True)
+    assert torch.equal(fresh.backbone.conv1.weight, saved["conv1.weight"])
+    assert torch.equal(fresh.dr_head[3].weight, head)
+
+
+def test_training_does_not_go_on_from_another_network(net: RetinaNet, tmp_path: Path) -> None:
+    Checkpoint(net.state_dict(), "resnet18", CONTRACT).save(tmp_path / "a.pth")
+    with pytest.raises(ModelFileError, match=r"expected a checkpoint of resnet18 with 5 DR grades .* resnet18 with 3"):
+        load_start(RetinaNet(5, "resnet18"), "resnet18", str(tmp_path / "a.pth"))
+    with pytest.raises(ModelFileError, match=r"expected a checkpoint of resnet34 .* found resnet18"):
+        load_start(RetinaNet(3, "resnet34"), "resnet34", str(tmp_path / "a.pth"))

@@ -50,7 +50,12 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @_option("image-size", "Side in pixels of the square that the network sees.", click.IntRange(min=32))
 @_option("framing", "field: cut out the lit field. squash: the whole picture, as the original notebook did.")
 @_option("backbone", "Any ResNet of torchvision: resnet18, resnet50, resnext50_32x4d, ...", str)
-@_option("weights", "Start of the backbone: imagenet, none, or a torchvision state_dict.", str, "imagenet|none|FILE")
+@_option(
+    "weights",
+    "What to start from: imagenet, none, a torchvision state_dict, or the checkpoint of an earlier run.",
+    str,
+    "imagenet|none|FILE",
+)
 @_option("lr-backbone", "Learning rate of the backbone.", click.FloatRange(min=0))
 @_option("lr-heads", "Learning rate of the two heads.", click.FloatRange(min=0))
 @_option("dr-weight", "Weight of the DR cross-entropy in the loss.", click.FloatRange(min=0))

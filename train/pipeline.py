@@ -27,7 +27,7 @@ from ..runtime.model import Prediction
 from ..runtime.table import Row, Table, cells, columns
 from . import plots, report
 from .augment import make_augment
-from .checkpoint import Checkpoint, current_versions, load_checkpoint, write_atomically
+from .checkpoint import Checkpoint, current_versions, load_checkpoint, load_start, write_atomically
 from .config import BEST_NAME, FINAL_NAME, TrainConfig
 from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights, read_dataset
 from .frames import DecodedFrames, Frames, Look, look_through
@@ -35,7 +35,7 @@ from .framing import Normalize
 from .leakage import Leak, find_leaks
 from .loop import Trainer, as_predictions, eval_loader, fit, load_resume
 from .metrics import Decisions, Predictions, evaluate, write_metrics
-from .model import RetinaNet, load_backbone_weights
+from .model import RetinaNet
 from .screening import screening_threshold
 from .temperature import fit_temperature, scale_head
 from .tracking import NoTracker, Tracker
@@ -131,7 +131,7 @@ def train(
 
     net = RetinaNet(len(data.dr_grades), config.backbone)
     if not resume:
-        load_backbone_weights(net, config.backbone, config.weights)
+        load_start(net, config.backbone, config.weights)
     train_items = TrainItems(data, survey.frames["train"], make_augment(config.augment), config.seed)
     valid_items = EvalItems(data, "valid", survey.frames["valid"])
     dr_weights = class_weights(train_items.dr_index, len(data.dr_grades))
