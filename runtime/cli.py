@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import model_options, open_model
+
 if TYPE_CHECKING:
     from .folder import Listing
     from .model import RetinaModel
@@ -27,50 +29,12 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="The table to write.",
 )
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="ONNX file made by retina-export.  [default: retina_multitask.onnx in --artifacts, else the model "
-    "that ships with this package]",
-)
-@click.option(
-    "--artifacts",
-    envvar="RETINA_ARTIFACTS",
-    default="artifacts",
-    show_default=True,
-    metavar="DIR",
-    help="Where retina-export wrote its model; also RETINA_ARTIFACTS.",
-)
+@model_options
 @click.option(
     "--annotations",
     type=click.Path(path_type=Path),
     metavar="CSV",
     help="Grades given by people: fills the two True columns and prints accuracy, kappa and confusion.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Photographs scored at once.  [default: the cores this process may use]",
-)
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    metavar="NAME",
-    help="onnxruntime execution provider: cpu, cuda, openvino, coreml, ...",
-)
-@click.option(
-    "--exact",
-    is_flag=True,
-    help="Decode every picture whole. Slower on camera originals; moves probabilities by less than 0.02.",
-)
-@click.option(
-    "--verify",
-    type=click.Path(path_type=Path),
-    metavar="KEY",
-    help="Score only with a model signed by the holder of this public key (PEM); see retina-export --sign.",
 )
 @click.option(
     "--overlays",
@@ -147,7 +111,7 @@ def _run(
     from .errors import UsageError
     from .folder import ENDINGS, gather
     from .journal import Journal
-    from .model import RELEASED, RetinaModel, find_model
+    from .model import RELEASED
     from .progress import progress
     from .scoring import depends_on, require_maps, require_room, score_rows
     from .summary import Summary
@@ -162,12 +126,7 @@ def _run(
         )
     require_room(out, len(listing.names))
     truth = read_truth(annotations, listing) if annotations else None
-    model = find_model(model, artifacts)
-    if verify is not None:
-        from .signature import verify as verify_signature
-
-        verify_signature(model, verify)
-    opened = RetinaModel(model, provider=provider, exact=exact)
+    opened = open_model(model, artifacts, verify, provider, exact=exact)
     if overlays is not None:
         require_maps(opened, overlays)
     workers = workers or usable_cores()

@@ -15,6 +15,8 @@ from typing import Any
 
 import click
 
+from .options import model_options, open_model
+
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 """The names of this machine for itself, as they stand in an address."""
 GRACE = 30
@@ -26,34 +28,7 @@ GRACE = 30
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0: a free one."
 )
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="ONNX file made by retina-export.  [default: as retina-score]",
-)
-@click.option(
-    "--artifacts",
-    envvar="RETINA_ARTIFACTS",
-    default="artifacts",
-    show_default=True,
-    metavar="DIR",
-    help="Where retina-export wrote its model; also RETINA_ARTIFACTS.",
-)
-@click.option(
-    "--verify",
-    type=click.Path(path_type=Path),
-    metavar="KEY",
-    help="Serve only a model signed by the holder of this public key (PEM).",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Photographs scored at once.  [default: the cores this process may use]",
-)
-@click.option("--provider", default="cpu", show_default=True, metavar="NAME", help="onnxruntime execution provider.")
-@click.option("--exact", is_flag=True, help="Decode every picture whole, as with retina-score --exact.")
+@model_options
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
@@ -134,7 +109,6 @@ def _serve(
     page: Path | None,
 ) -> None:
     from .errors import UsageError, require_extra
-    from .model import RetinaModel, find_model
     from .workers import usable_cores
 
     require_extra("serve", "fastapi", "uvicorn", "python_multipart")
@@ -153,12 +127,7 @@ def _serve(
     from .service import create_app
     from .upload import MIB, Limits
 
-    path = find_model(model, artifacts)
-    if verify is not None:
-        from .signature import verify as verify_signature
-
-        verify_signature(path, verify)
-    opened = RetinaModel(path, provider=provider, exact=exact)
+    opened = open_model(model, artifacts, verify, provider, exact=exact)
     limits = Limits(requests=queue, photographs=max_photographs, body=round(max_mib * MIB))
     app = create_app(opened, workers=workers or usable_cores(), limits=limits, token=token, page=page)
     listening = _listen(host, port)
@@ -175,7 +144,7 @@ def _serve(
         signal.signal(stop, lambda *_: None)
     address = listening.getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-    click.echo(f"http://{shown}:{address[1]}/ serves {path} ({opened.contract.precision}). Stop with Ctrl-C.")
+    click.echo(f"http://{shown}:{address[1]}/ serves {opened.path} ({opened.contract.precision}). Stop with Ctrl-C.")
     sys.stdout.flush()
     log.info("started", extra={"fields": {"model": opened.sha256, "version": app.version, "port": address[1]}})
     uvicorn.Server(config).run(sockets=[listening])

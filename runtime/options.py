@@ -1,0 +1,79 @@
+"""The options of every command that opens a model file, and what they open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from .model import RetinaModel
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "--model",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="ONNX file made by retina-export.  [default: retina_multitask.onnx in --artifacts, else the model "
+        "that ships with this package]",
+    ),
+    click.option(
+        "--artifacts",
+        envvar="RETINA_ARTIFACTS",
+        default="artifacts",
+        show_default=True,
+        metavar="DIR",
+        help="Where retina-export wrote its model; also RETINA_ARTIFACTS.",
+    ),
+    click.option(
+        "--verify",
+        type=click.Path(path_type=Path),
+        metavar="KEY",
+        help="Take only a model signed by the holder of this public key (PEM); see retina-export --sign.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Photographs scored at once.  [default: the cores this process may use]",
+    ),
+    click.option(
+        "--provider",
+        default="cpu",
+        show_default=True,
+        metavar="NAME",
+        help="onnxruntime execution provider: cpu, cuda, openvino, coreml, ...",
+    ),
+    click.option(
+        "--exact",
+        is_flag=True,
+        help="Decode every picture whole. Slower on camera originals; moves probabilities by less than 0.02.",
+    ),
+)
+
+
+def model_options(command: Command) -> Command:
+    """Add --model, --artifacts, --verify, --workers, --provider and --exact."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def open_model(model: Path | None, artifacts: str, verify: Path | None, provider: str, *, exact: bool) -> RetinaModel:
+    """Open the model that these options name, once its signature has been verified.
+
+    Raises:
+        RetinaError: none there, not signed by this key, or not to be opened: see RetinaModel.
+    """
+    from .model import RetinaModel, find_model
+
+    path = find_model(model, artifacts)
+    if verify is not None:
+        from .signature import verify as verify_signature
+
+        verify_signature(path, verify)
+    return RetinaModel(path, provider=provider, exact=exact)
