@@ -57,10 +57,12 @@ evaluate: $(READY)
 	$(BIN)/python -m retina.train.evaluation $(DATA) --model runtime/released.onnx --split valid --split test \
 	  --out $(RELEASE)/metrics.json
 
-# Hours on a CPU. Stopped, it goes on with: retina-train --resume --name released --artifacts $(RELEASE_RUN)
+# Hours on a CPU. Stopped, a stage goes on with: retina-train --resume --name STAGE --artifacts $(RELEASE_RUN)
 release-model: $(READY)
+	test -f $(RELEASE_RUN)/runs/released-384/metrics.json || $(BIN)/retina-train $(DATA) --recipe released-384 \
+	  --weights $(WEIGHTS) --name released-384 --artifacts $(RELEASE_RUN)
 	test -f $(RELEASE_RUN)/runs/released/metrics.json || $(BIN)/retina-train $(DATA) --recipe released \
-	  --weights $(WEIGHTS) --name released --artifacts $(RELEASE_RUN)
+	  --weights $(RELEASE_RUN)/runs/released-384/best.pth --name released --artifacts $(RELEASE_RUN)
 	$(BIN)/retina-export $(RELEASE_RUN)/runs/released/best.pth --precision int8 --explain --calibration $(DATA) \
 	  --out $(RELEASE)/retina_multitask.onnx
 	mv $(RELEASE)/retina_multitask.onnx runtime/released.onnx

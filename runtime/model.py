@@ -24,7 +24,6 @@ from .contract import (
     MIN_SIDE,
     Contract,
     Head,
-    Precision,
     decide,
 )
 from .errors import MissingExtraError, ModelFileError, PictureError, UsageError
@@ -38,12 +37,12 @@ MODEL_NAME = "retina_multitask.onnx"
 RELEASED = Path(__file__).with_name("released.onnx")
 """The model that ships with the package."""
 
-DECODE_MARGIN = 2.0
+DECODE_MARGIN = 1.8
 """Sides of a scaled-down decode, as a multiple of the square that the graph resizes to: docs/scoring.md measures it."""
 
-CLOSE_CALL: Mapping[Precision, float] = {"fp32": 0.005, "int8": 0.02}
-"""A decision that a probability's change by this could turn is made on the whole picture. Above what was measured:
-docs/scoring.md. Of int8 most of it is its own rounding, which no margin makes smaller."""
+CLOSE_CALL = 0.005
+"""A decision that a probability's change by this could turn is made on the whole picture. More than an fp32 file's mean
+change (docs/scoring.md); what int8's own rounding adds, a second look would only round anew."""
 
 _PROVIDER_PACKAGES = {
     "cuda": "onnxruntime-gpu",
@@ -147,7 +146,7 @@ class RetinaModel:
         """Predict for one photograph.
 
         From a picture decoded at a fraction of its size, unless ``exact``; where that leaves a decision within
-        ``CLOSE_CALL`` of turning, again from the whole picture, so that what is decided does not depend on it. One
+        ``CLOSE_CALL`` of turning, again from the whole picture, so that what is decided hardly depends on it. One
         picture at a time gets such a second look, and its memory is handed back.
 
         Args:
@@ -373,7 +372,7 @@ def is_close_call(contract: Contract, prediction: Prediction) -> bool:
     )
     to_me = min(abs(prediction.me_prob - me), abs(prediction.me_prob - referable_me))
     to_referable = abs(prediction.referable_prob - referable_dr)
-    return min(first - second, to_me, to_referable) < CLOSE_CALL[contract.precision]
+    return min(first - second, to_me, to_referable) < CLOSE_CALL
 
 
 def _checked_pixels(pixels: NDArray[Any]) -> NDArray[np.uint8]:

@@ -46,7 +46,7 @@ def test_figures_on_the_test_split_are_those_stated(released: RetinaModel, real_
     found = evaluate_file(released, real_data / "retina", ("test",))["splits"]["test"]["all"]
     stated = json.loads((RELEASE / "metrics.json").read_text())["splits"]["test"]["all"]
     for task, name, floor in (
-        ("dr", "accuracy", 0.70), ("dr", "kappa", 0.83), ("referable_dr", "auc", 0.95),
+        ("dr", "accuracy", 0.72), ("dr", "kappa", 0.83), ("referable_dr", "auc", 0.95),
         ("me", "accuracy", 0.95), ("me", "auc", 0.97),
     ):  # fmt: skip
         assert found[task][name]["value"] == pytest.approx(stated[task][name]["value"], abs=0.01)
@@ -69,7 +69,7 @@ from retina.runtime import model
 from retina.runtime.memory import use_one_heap
 
 use_one_heap()
-model.CLOSE_CALL = {"int8": 2.0}
+model.CLOSE_CALL = 2.0
 photographs = sorted(Path(sys.argv[1]).glob("*.jpg"))
 opened = model.RetinaModel(model.RELEASED)
 assert all(scored.prediction for scored in opened.score(2 * photographs, workers=2))
