@@ -77,7 +77,7 @@ def test_a_near_miss_costs_less_than_a_far_one() -> None:
 
 
 def test_cosine_rates_by_hand(data: DataSet) -> None:
-    t = trainer(replace(RELEASED, epochs=10))
+    t = trainer(replace(RELEASED, epochs=10, lr_backbone=2e-4, lr_heads=1e-3))
     backbone, heads = t.optimizer.param_groups
     for epoch, share, factor in ((1, 0.0, 1e-3), (6, 0.0, 0.5), (8, 0.5, 0.5 * (1 + math.cos(0.75 * math.pi)))):
         t.progress.epoch = epoch
