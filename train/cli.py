@@ -42,7 +42,9 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("data", required=False, type=click.Path(path_type=Path))
 @_option(
-    "recipe", "Where other options' values come from: the original notebook, or how the released model was trained."
+    "recipe",
+    "Where other options' values come from: the original notebook, or how the released model was trained: "
+    "released-384, then released with --weights BEST.pth of that run.",
 )
 @_option("epochs", "Passes over the training photographs.", click.IntRange(min=1))
 @_option("batch-size", "Photographs a forward pass and device.", click.IntRange(min=1))
