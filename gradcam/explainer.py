@@ -92,7 +92,7 @@ class CheckpointExplainer:
 
         checkpoint = load_checkpoint(path)
         self.contract = checkpoint.contract
-        # A CPU convolves channels-last weights in two thirds of the time.
+        # A CPU convolves channels-last weights in three quarters of the time (ResNet-50, 512 px).
         self.model = checkpoint.build_model().to(memory_format=torch.channels_last)
         self.untrained = partial(RetinaNet, len(self.contract.dr_grades), checkpoint.backbone)
         """Makes the same network as it is before training."""

@@ -323,8 +323,7 @@ def test_a_close_call_is_decided_on_the_whole_picture(tmp_path: Path) -> None:
     me_prob = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=plain), exact=True).predict(path).me_prob
     for offset, is_close in ((0.0, True), (0.01, False)):
         rules = {**plain.thresholds, "me": Rule("at_least", me_prob + offset)}
-        contract = plain.with_(thresholds=rules)
-        file = write_tiny_model(tmp_path / "b.onnx", contract=contract)
+        file = write_tiny_model(tmp_path / "b.onnx", contract=plain.with_(thresholds=rules))
         scaled, exact = RetinaModel(file), RetinaModel(file, exact=True)
         from_scaled = scaled.predict_pixels(scaled.decode(path))
         assert from_scaled.me_prob != exact.predict(path).me_prob

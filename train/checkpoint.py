@@ -70,7 +70,35 @@ def load_checkpoint(path: Path, *, framing: Framing = "squash", image_size: int 
     Raises:
         ModelFileError: not a torch file of plain types, or of another network.
     """
-    body = read_state_dict(path)
+    return _from_body(path, read_state_dict(path), framing, image_size)
+
+
+def load_start(net: RetinaNet, backbone: str, weights: str) -> None:
+    """Fill a new network with what it starts from: ``imagenet``, ``none`` or a file.
+
+    ImageNet weights fill the backbone; a checkpoint of this project, or of the original notebook, the heads too.
+
+    Raises:
+        UsageError: no network for ``imagenet``.
+        ModelFileError: no such file, or one of another network.
+    """
+    if weights not in ("imagenet", "none"):
+        path = Path(weights)
+        body = read_state_dict(path)
+        if body.get("kind") == _KIND or "dr_head.3.weight" in body:
+            start = _from_body(path, body, framing="squash", image_size=384)  # only its weights are taken
+            n_grades, expected = len(start.weights["dr_head.3.bias"]), len(net.state_dict()["dr_head.3.bias"])
+            if (start.backbone, n_grades) != (backbone, expected):
+                raise ModelFileError(
+                    f"{weights}: expected a checkpoint of {backbone} with {expected} DR grades to start from, found "
+                    f"{start.backbone} with {n_grades}. Choose that --backbone, or start from a torchvision state_dict."
+                )
+            net.load_state_dict(start.weights)
+            return
+    load_backbone_weights(net, backbone, weights)
+
+
+def _from_body(path: Path, body: dict[str, Any], framing: Framing, image_size: int) -> Checkpoint:
     if body.get("kind") != _KIND:
         return _from_bare(path, body, framing, image_size)
     try:
@@ -87,31 +115,6 @@ def load_checkpoint(path: Path, *, framing: Framing = "squash", image_size: int 
         raise ModelFileError(f"{path}: expected a checkpoint with the entry {err}, found none. Train again.") from None
     _check_fits(path, checkpoint)
     return checkpoint
-
-
-def load_start(net: RetinaNet, backbone: str, weights: str) -> None:
-    """Fill a new network with what it starts from: ``imagenet``, ``none`` or a file.
-
-    ImageNet weights fill the backbone; a checkpoint of this project, or of the original notebook, the heads too.
-
-    Raises:
-        UsageError: no network for ``imagenet``.
-        ModelFileError: no such file, or one of another network.
-    """
-    if weights not in ("imagenet", "none"):
-        path = Path(weights)
-        body = read_state_dict(path)
-        if body.get("kind") == _KIND or "dr_head.3.weight" in body:
-            start = load_checkpoint(path)
-            n_grades, expected = len(start.weights["dr_head.3.bias"]), len(net.state_dict()["dr_head.3.bias"])
-            if (start.backbone, n_grades) != (backbone, expected):
-                raise ModelFileError(
-                    f"{weights}: expected a checkpoint of {backbone} with {expected} DR grades to start from, found "
-                    f"{start.backbone} with {n_grades}. Choose that --backbone, or start from a torchvision state_dict."
-                )
-            net.load_state_dict(start.weights)
-            return
-    load_backbone_weights(net, backbone, weights)
 
 
 def _from_bare(path: Path, body: dict[str, Any], framing: Framing, image_size: int) -> Checkpoint:
