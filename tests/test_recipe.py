@@ -17,13 +17,12 @@ from eyes import write_set
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
-from retina.runtime.contract import Contract, Preprocessing, Rule, decide
+from retina.runtime.contract import Contract, Rule, decide
 from retina.runtime.errors import UsageError
 from retina.train.augment import augment_with_seed, make_augment
 from retina.train.checkpoint import load_checkpoint
 from retina.train.config import RECIPES, TrainConfig
-from retina.train.data import DataSet, EpochPlan, EvalItems, TrainItems, read_dataset
-from retina.train.frames import DecodedFrames, look_through
+from retina.train.data import DataSet, EpochPlan
 from retina.train.framing import Normalize
 from retina.train.loop import WARM_UP, StopRequest, Trainer, fit, load_resume, make_loader
 from retina.train.model import RetinaNet
@@ -32,8 +31,8 @@ from retina.train.targets import dr_targets
 from retina.train.temperature import fit_temperature, scale_head
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_curve
+from small_set import SMALL, items, small_set
 
-SMALL = Preprocessing(image_size=32)
 RELEASED = replace(
     TrainConfig.of_recipe("released", {"data": ""}),
     epochs=2, batch_size=4, image_size=32, backbone="resnet18", weights="none", workers=0, augment="notebook",
@@ -42,17 +41,7 @@ RELEASED = replace(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    root = write_set(tmp_path_factory.mktemp("set"), train=[0, 0, 0, 1, 2, 1, 0, 2, 0, 1, 0, 0], others=[0, 1, 2, 0])
-    dataset, faults = read_dataset(root)
-    assert faults == []
-    return dataset
-
-
-def items(data: DataSet) -> tuple[TrainItems, EvalItems]:
-    paths = {name: [photo.path for photo in split.photos] for name, split in data.splits.items()}
-    frames, _ = look_through(paths["train"], SMALL, "uint8", "memory", Path())
-    train = TrainItems(data, frames, make_augment("notebook"), 42)
-    return train, EvalItems(data, "valid", DecodedFrames(paths["valid"], SMALL))
+    return small_set(tmp_path_factory.mktemp("set"), train=[0, 0, 0, 1, 2, 1, 0, 2, 0, 1, 0, 0], others=[0, 1, 2, 0])
 
 
 def trainer(config: TrainConfig = RELEASED) -> Trainer:

@@ -20,47 +20,29 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from eyes import FinishedRun, write_set
+from eyes import FinishedRun
 from lightning_fabric import Fabric
-from retina.runtime.contract import Preprocessing
 from retina.runtime.errors import ModelFileError, NonFiniteLossError
 from retina.runtime.picture import decode
-from retina.train.augment import make_augment
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.cli import main
 from retina.train.config import TrainConfig
-from retina.train.data import (
-    DataSet,
-    EpochPlan,
-    EvalItems,
-    TrainItems,
-    class_weights,
-    read_dataset,
-)
-from retina.train.frames import DecodedFrames, look_through
+from retina.train.data import DataSet, EpochPlan, TrainItems, class_weights, read_dataset
 from retina.train.framing import Normalize, make_preprocess
 from retina.train.loop import Trainer, fit, load_resume, make_loader, save_resume
 from retina.train.model import RetinaNet
+from small_set import SMALL, items, small_set
 from torch import Tensor
 
-SMALL = Preprocessing(image_size=32)
 RECIPE = TrainConfig("", epochs=3, batch_size=4, image_size=32, backbone="resnet18", weights="none", workers=0)
 FROZEN = ("backbone.conv1", "backbone.bn1", "backbone.layer1")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    root = write_set(tmp_path_factory.mktemp("set"), train=[0, 0, 0, 1, 2, 1, 0, 2, 0, 1, 0, 0, 2, 0, 1, 0])
-    dataset, faults = read_dataset(root)
-    assert faults == []
-    return dataset
-
-
-def items(data: DataSet) -> tuple[TrainItems, EvalItems]:
-    paths = {name: [photo.path for photo in split.photos] for name, split in data.splits.items()}
-    frames, _ = look_through(paths["train"], SMALL, "uint8", "memory", Path())
-    train = TrainItems(data, frames, make_augment("notebook"), RECIPE.seed)
-    return train, EvalItems(data, "valid", DecodedFrames(paths["valid"], SMALL))
+    return small_set(
+        tmp_path_factory.mktemp("set"), train=[0, 0, 0, 1, 2, 1, 0, 2, 0, 1, 0, 0, 2, 0, 1, 0], others=[0, 1, 2]
+    )
 
 
 def trainer(train: TrainItems, config: TrainConfig = RECIPE) -> Trainer:
