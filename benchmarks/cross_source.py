@@ -70,26 +70,36 @@ def changes(step: int) -> tuple[str, dict[str, Any]]:
 @click.option(
     "--step", "steps", type=click.IntRange(0, len(STEPS) - 1), multiple=True, default=tuple(range(len(STEPS)))
 )
+@click.option("--source", "sources", multiple=True, help="Train on this one.  [default: each in turn]")
 @click.option("--weights", default="imagenet")
 @click.option("--backbone", default="resnet50")
 @click.option("--image-size", default=224)
 @click.option("--epochs", default=4, help="Of the larger source; the others get as many steps.")
 @click.option("--seed", default=42)
 def main(
-    root: Path, steps: tuple[int, ...], weights: str, backbone: str, image_size: int, epochs: int, seed: int
+    root: Path,
+    steps: tuple[int, ...],
+    sources: tuple[str, ...],
+    weights: str,
+    backbone: str,
+    image_size: int,
+    epochs: int,
+    seed: int,
 ) -> None:
     """Train on each source alone and test on the others, change by change."""
     data, faults = read_dataset(root)
     if faults:
         raise click.ClickException(faults[0])
     counts = Counter(photo.source for photo in data.splits["train"].photos)
+    if unknown := set(sources) - set(counts):
+        raise click.ClickException(f"--source {min(unknown)}: expected one of {', '.join(sorted(counts))}")
     titles = [f"{where} {title}" for where in ("own", "other") for *_, title in FIGURES]
     click.echo("| recipe | trained on | tested on | " + " | ".join(titles) + " |")
     click.echo("|---" * (3 + len(titles)) + "|")
     with tempfile.TemporaryDirectory() as temporary:
-        for source in counts:
+        for source in sources or counts:
             write_view(data, source, Path(temporary) / source)
-        for step, source in product(steps, sorted(counts)):
+        for step, source in product(steps, sources or sorted(counts)):
             name, asked = changes(step)
             asked |= {
                 "data": str(Path(temporary) / source), "weights": weights, "backbone": backbone,
