@@ -93,13 +93,14 @@ def main(
     counts = Counter(photo.source for photo in data.splits["train"].photos)
     if unknown := set(sources) - set(counts):
         raise click.ClickException(f"--source {min(unknown)}: expected one of {', '.join(sorted(counts))}")
+    trained_on = sorted(set(sources or counts))
     titles = [f"{where} {title}" for where in ("own", "other") for *_, title in FIGURES]
     click.echo("| recipe | trained on | tested on | " + " | ".join(titles) + " |")
     click.echo("|---" * (3 + len(titles)) + "|")
     with tempfile.TemporaryDirectory() as temporary:
-        for source in sources or counts:
+        for source in trained_on:
             write_view(data, source, Path(temporary) / source)
-        for step, source in product(steps, sources or sorted(counts)):
+        for step, source in product(steps, trained_on):
             name, asked = changes(step)
             asked |= {
                 "data": str(Path(temporary) / source), "weights": weights, "backbone": backbone,
