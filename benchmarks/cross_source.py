@@ -2,10 +2,11 @@
 
     python benchmarks/cross_source.py DATA --weights resnet50.pth --image-size 224 --epochs 4
 
-From the notebook's recipe to the released one, a change at a time, each kept in the next row. DATA is laid out as for
-retina-train, with the column Source. A row is trained on one source's photographs of train/, its best epoch chosen on
-that source's of valid/ (the columns "own"), and tested on the other sources' photographs of train/ and valid/. The test
-split is left alone: this is for choosing a recipe. Prints a row of Markdown a training.
+From the notebook's recipe to released-384, a change at a time, each kept in the next row; then released, from the last
+row's best checkpoint, on larger squares and for fewer epochs in its own proportions (512 px to 384, 8 epochs to 15).
+DATA is laid out as for retina-train, with the column Source. A row is trained on one source's photographs of train/,
+its best epoch chosen on that source's of valid/ (the columns "own"), and tested on the other sources' photographs of
+train/ and valid/. The test split is left alone: this is for choosing a recipe. Prints a row of Markdown a training.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("optimizer", "schedule", "lr_backbone"),
     ("ema",),
 )
-"""The options that each row takes over from the released recipe, beside those of the rows before it."""
+"""The options that each row takes over from released-384, beside those of the rows before it."""
+SECOND_STAGE = len(STEPS)
+"""The row after them: released."""
 FIGURES = tuple(figure for figure in HEADLINES if figure[:2] != ("dr", "accuracy"))
 """Without DR accuracy, which tells more of how often each grade occurs in a source than of the recipe."""
 FIELDS = ("Image name", "Retinopathy grade", "Risk of macular edema", "Source", "Patient")
@@ -57,18 +60,33 @@ def write_view(data: DataSet, source: str, folder: Path) -> None:
         write_split(folder / name, photos)
 
 
-def changes(step: int) -> tuple[str, dict[str, Any]]:
-    """A row's name and its options."""
-    released = RECIPES["released-384"]
-    asked = {name: released[name] for names in STEPS[: step + 1] for name in names}
-    own = ", ".join(f"{name.replace('_', '-')} {released[name]}" for name in STEPS[step])
-    return f"+ {own}" if own else "the notebook's", asked
+def name_of(step: int) -> str:
+    """What a row changes."""
+    if step == SECOND_STAGE:
+        return "+ the second stage: released"
+    first = RECIPES["released-384"]
+    own = ", ".join(f"{name.replace('_', '-')} {first[name]}" for name in STEPS[step])
+    return f"+ {own}" if own else "the notebook's"
+
+
+def options(step: int, image_size: int, epochs: int) -> dict[str, Any]:
+    """A row's options, for ``image_size`` pixels and ``epochs`` in the rows before the second stage."""
+    first, second = RECIPES["released-384"], RECIPES["released"]
+    if step < SECOND_STAGE:
+        asked = {name: first[name] for names in STEPS[: step + 1] for name in names}
+        return {**asked, "image_size": image_size, "epochs": epochs}
+    return {
+        **{name: second[name] for names in STEPS for name in names},
+        "lr_heads": second["lr_heads"],
+        "image_size": round(image_size * second["image_size"] / first["image_size"]),
+        "epochs": max(1, round(epochs * second["epochs"] / first["epochs"])),
+    }
 
 
 @click.command(context_settings={"show_default": True})
 @click.argument("root", metavar="DATA", type=click.Path(path_type=Path, exists=True))
 @click.option(
-    "--step", "steps", type=click.IntRange(0, len(STEPS) - 1), multiple=True, default=tuple(range(len(STEPS)))
+    "--step", "steps", type=click.IntRange(0, SECOND_STAGE), multiple=True, default=tuple(range(SECOND_STAGE + 1))
 )
 @click.option("--source", "sources", multiple=True, help="Train on this one.  [default: each in turn]")
 @click.option("--weights", default="imagenet")
@@ -100,19 +118,25 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         for source in trained_on:
             write_view(data, source, Path(temporary) / source)
-        for step, source in product(steps, trained_on):
-            name, asked = changes(step)
-            asked |= {
-                "data": str(Path(temporary) / source), "weights": weights, "backbone": backbone,
-                "image_size": image_size, "epochs": round(epochs * max(counts.values()) / counts[source]), "seed": seed,
-            }  # fmt: skip
-            run = Run(Path(temporary) / "artifacts", f"{step}-{source}")
+        artifacts = Path(temporary) / "artifacts"
+
+        def trained(step: int, source: str) -> Run:
+            run = Run(artifacts, f"{step}-{source}")
+            if run.folder.exists():
+                return run
+            start = trained(step - 1, source).folder / "best.pth" if step == SECOND_STAGE else weights
+            asked = options(step, image_size, round(epochs * max(counts.values()) / counts[source]))
+            asked |= {"data": str(Path(temporary) / source), "weights": str(start), "backbone": backbone, "seed": seed}
             train(TrainConfig(**asked), run)
+            return run
+
+        for step, source in product(steps, trained_on):
+            run = trained(step, source)
             splits = json.loads((run.folder / "metrics.json").read_text())["splits"]
             own, other = splits["valid"]["all"], splits["test"]["all"]
             figures = " | ".join(f"{part[task][key]['value']:.3f}" for part in (own, other) for task, key, _ in FIGURES)
             others = ", ".join(name for name in sorted(counts) if name != source)
-            click.echo(f"| {name} | {source} ({counts[source]}) | {others} ({other['n']}) | {figures} |")
+            click.echo(f"| {name_of(step)} | {source} ({counts[source]}) | {others} ({other['n']}) | {figures} |")
 
 
 if __name__ == "__main__":
