@@ -76,8 +76,8 @@ def options(step: int, image_size: int, epochs: int) -> dict[str, Any]:
         asked = {name: first[name] for names in STEPS[: step + 1] for name in names}
         return {**asked, "image_size": image_size, "epochs": epochs}
     return {
-        **{name: second[name] for names in STEPS for name in names},
-        "lr_heads": second["lr_heads"],
+        **second,
+        "calibrate": "none",
         "image_size": round(image_size * second["image_size"] / first["image_size"]),
         "epochs": max(1, round(epochs * second["epochs"] / first["epochs"])),
     }
