@@ -58,12 +58,17 @@ evaluate: $(READY)
 	  --out $(RELEASE)/metrics.json
 
 # Hours on a CPU. Stopped, a stage goes on with: retina-train --resume --name STAGE --artifacts $(RELEASE_RUN)
+RUNS := $(RELEASE_RUN)/runs
+STAGE = test -f $(RUNS)/$(1)/metrics.json || $(BIN)/retina-train $(DATA) --name $(1) --artifacts $(RELEASE_RUN)
 release-model: $(READY)
-	test -f $(RELEASE_RUN)/runs/released-384/metrics.json || $(BIN)/retina-train $(DATA) --recipe released-384 \
-	  --weights $(WEIGHTS) --name released-384 --artifacts $(RELEASE_RUN)
-	test -f $(RELEASE_RUN)/runs/released/metrics.json || $(BIN)/retina-train $(DATA) --recipe released \
-	  --weights $(RELEASE_RUN)/runs/released-384/best.pth --name released --artifacts $(RELEASE_RUN)
-	$(BIN)/retina-export $(RELEASE_RUN)/runs/released/best.pth --precision int8 --explain --calibration $(DATA) \
+	$(call STAGE,released-384) --recipe released-384 --weights $(WEIGHTS)
+	$(call STAGE,released) --recipe released --weights $(RUNS)/released-384/best.pth
+	$(call STAGE,released-44) --recipe released --weights $(RUNS)/released-384/best.pth --seed 44
+	$(call STAGE,released-open) --recipe released --weights $(RUNS)/released/best.pth --seed 43 \
+	  --epochs 6 --unfreeze-epoch 1 --lr-backbone 1e-3 --me-weight 0.5
+	$(BIN)/python -m retina.train.averaging $(DATA) \
+	  $(RUNS)/released/best.pth $(RUNS)/released-44/best.pth $(RUNS)/released-open/best.pth --out $(RELEASE_RUN)/best.pth
+	$(BIN)/retina-export $(RELEASE_RUN)/best.pth --precision int8 --explain --calibration $(DATA) \
 	  --out $(RELEASE)/retina_multitask.onnx
 	mv $(RELEASE)/retina_multitask.onnx runtime/released.onnx
 	ln -sf ../../runtime/released.onnx $(RELEASE)/retina_multitask.onnx

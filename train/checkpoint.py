@@ -31,7 +31,7 @@ class Checkpoint:
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     epoch: int | None = None
-    """Epochs trained; None for a bare state_dict."""
+    """Epochs trained; None for a bare state_dict and for a mean of several."""
     versions: dict[str, str] = field(default_factory=dict)
 
     def build_model(self) -> RetinaNet:

@@ -35,7 +35,7 @@ class TrainConfig:
     class_weights: Literal["inverse", "none"] = "inverse"
     """``inverse``: the DR loss counts each grade by total / (grades x its count), scikit-learn's "balanced"."""
     dr_targets: Literal["hard", "ordinal"] = "hard"
-    """``ordinal``: a grade's neighbours get a share of its target, so that near misses cost less (loss.py)."""
+    """``ordinal``: a grade's neighbours get a share of its target, so that near misses cost less (targets.py)."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """``adamw``: with ``loop.WEIGHT_DECAY``."""
     schedule: Literal["plateau", "cosine"] = "plateau"
@@ -92,5 +92,5 @@ RECIPES: dict[str, dict[str, Any]] = {
     "released-384": _RELEASED,
     "released": {**_RELEASED, "epochs": 8, "image_size": 512, "lr_backbone": 1e-4, "lr_heads": 5e-4},
 }
-"""What each recipe changes. The model that ships is ``released-384`` and then, from its best checkpoint, ``released``;
-docs/recipe.md has what each change gave."""
+"""What each recipe changes. The model that ships is the mean of three runs of ``released``, which branch from the best
+checkpoint of one of ``released-384``; docs/recipe.md has which, and what each change gave."""

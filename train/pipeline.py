@@ -21,12 +21,13 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from ..runtime.annotations import MAX_FAULTS_SHOWN, Annotation
-from ..runtime.contract import Contract, Preprocessing, Rule
+from ..runtime.contract import Contract, Preprocessing
 from ..runtime.errors import AnnotationError, OutputError, UsageError
 from ..runtime.model import Prediction
 from ..runtime.table import Row, Table, cells, columns
 from . import plots, report
 from .augment import make_augment
+from .calibration import calibrated, calibration_line
 from .checkpoint import Checkpoint, current_versions, load_checkpoint, load_start, write_atomically
 from .config import BEST_NAME, FINAL_NAME, TrainConfig
 from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights, read_dataset
@@ -34,10 +35,8 @@ from .frames import DecodedFrames, Frames, Look, look_through
 from .framing import Normalize
 from .leakage import Leak, find_leaks
 from .loop import Trainer, as_predictions, eval_loader, fit, load_resume
-from .metrics import Decisions, Predictions, evaluate, write_metrics
+from .metrics import Predictions, evaluate, write_metrics
 from .model import RetinaNet
-from .screening import screening_threshold
-from .temperature import fit_temperature, scale_head
 from .tracking import NoTracker, Tracker
 
 TEST_PREDICTIONS = "test_predictions.csv"
@@ -198,7 +197,7 @@ def train(
     if config.calibrate == "valid":
         best = calibrated(best, *predict("valid"))
         trainer.judged.load_state_dict(best.weights)
-        say_once(f"Calibrated on valid: {_calibration_line(best)}.")
+        say_once(f"Calibrated on valid: {calibration_line(best)}.")
     predictions = {name: as_predictions(*predict(name)) for name in SPLITS}
     if fabric.is_global_zero:
         _finish(run, data, trainer, best, predictions, tracker, say_once)
@@ -341,48 +340,6 @@ def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor) -> dict[
         "versions": current_versions(),
         "git_commit": _git_commit(),
     }
-
-
-def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_logits: torch.Tensor) -> Checkpoint:
-    """The checkpoint with a temperature folded into each head, and its referral rules at the screening operating point.
-
-    Args:
-        best: the checkpoint.
-        items: photographs that it was not trained on: valid.
-        dr_logits: (N, K), its answers to them.
-        me_logits: (N, 2), likewise.
-
-    Raises:
-        UsageError: one of the conditions does not occur among ``items``.
-    """
-    raw = as_predictions(items, dr_logits, me_logits)
-    dr_temperature = fit_temperature(dr_logits, torch.from_numpy(raw.dr_true))
-    me_temperature = fit_temperature(me_logits, torch.from_numpy(raw.me_true))
-    weights = scale_head(scale_head(best.weights, "dr_head", dr_temperature), "me_head", me_temperature)
-    p = as_predictions(items, dr_logits / dr_temperature, me_logits / me_temperature)
-    decisions = Decisions.of(p, best.contract)
-    rules = {
-        "referable_dr": replace(
-            best.contract.thresholds["referable_dr"],
-            threshold=screening_threshold(decisions.referable_true, decisions.referable_prob),
-        ),
-        "referable_me": Rule("at_least", screening_threshold(p.me_true, p.me_probs[:, 1])),
-    }
-    contract = best.contract.with_(
-        thresholds={**best.contract.thresholds, **rules},
-        provenance={
-            **best.contract.provenance, "dr_temperature": dr_temperature, "me_temperature": me_temperature
-        },
-    )  # fmt: skip
-    return replace(best, weights=weights, contract=contract)
-
-
-def _calibration_line(best: Checkpoint) -> str:
-    facts, rules = best.contract.provenance, best.contract.thresholds
-    return (
-        f"temperatures DR {facts['dr_temperature']:.3f}, ME {facts['me_temperature']:.3f}; referral from "
-        f"DR {rules['referable_dr'].threshold:.3f}, ME {rules['referable_me'].threshold:.3f}"
-    )
 
 
 def _finish(

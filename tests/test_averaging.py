@@ -1,0 +1,106 @@
+"""The mean of several checkpoints, against torch's own averaging, and its calibration against a second fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from eyes import write_set
+from PIL import Image
+from retina.runtime.contract import Contract, Preprocessing
+from retina.runtime.errors import UsageError
+from retina.train.averaging import average, main
+from retina.train.checkpoint import Checkpoint, load_checkpoint
+from retina.train.framing import make_preprocess
+from retina.train.model import RetinaNet
+from retina.train.temperature import fit_temperature
+from torch.optim.swa_utils import AveragedModel
+
+CONTRACT = Contract(Preprocessing(image_size=32), provenance={"run": "a", "data_fingerprint": "f00d"})
+GRADES = [0, 1, 2, 3, 4, 2, 0, 4]
+
+
+def branch(seed: int, contract: Contract = CONTRACT, backbone: str = "resnet18") -> Checkpoint:
+    torch.manual_seed(seed)
+    net = RetinaNet(len(contract.dr_grades), backbone).train()
+    for _ in range(seed):
+        net(torch.randn(4, 3, 32, 32))  # batch-norm statistics, and their counts, of its own
+    return Checkpoint(net.state_dict(), backbone, contract, config={"seed": seed}, metrics={"old": 1}, epoch=seed)
+
+
+def test_mean_is_torchs_own() -> None:
+    branches = {f"{seed}.pth": branch(seed) for seed in (1, 2, 3)}
+    mean = average(branches)
+    reference = AveragedModel(branches["1.pth"].build_model(), use_buffers=True)
+    for checkpoint in branches.values():
+        reference.update_parameters(checkpoint.build_model())
+    expected = reference.module.state_dict()
+    counts = [name for name in expected if name.endswith("num_batches_tracked")]
+    assert {int(mean.weights[name]) for name in counts} == {1}
+    for name in expected.keys() - set(counts):
+        torch.testing.assert_close(mean.weights[name], expected[name], rtol=1e-5, atol=1e-6)
+        assert mean.weights[name].dtype == torch.float32
+    assert mean.contract.provenance == {"run": "mean of a, a, a", "data_fingerprint": "f00d"}
+    assert (mean.metrics, mean.epoch) == ({}, None), "what was measured of a branch is not true of the mean"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "contract", "message"),
+    [
+        ("resnet34", CONTRACT, "expected the backbone of a.pth, resnet18, found resnet34"),
+        ("resnet18", replace(CONTRACT, dr_grades=(0, 2, 4)), r"the DR grades of a.pth, \(0, 1, 2, 3, 4\), found"),
+        ("resnet18", replace(CONTRACT, preprocessing=Preprocessing()), "image_size=32.*found.*image_size=384"),
+        ("resnet18", CONTRACT.with_(provenance={"data_fingerprint": "beef"}), "the training data.*f00d, found beef"),
+    ],
+)
+def test_what_did_not_branch_from_one_is_refused(backbone: str, contract: Contract, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"^b\.pth: .*{message}"):
+        average({"a.pth": branch(1), "b.pth": branch(2, contract, backbone)})
+
+
+def test_saved_mean_is_calibrated_on_valid(tmp_path: Path) -> None:
+    data = write_set(tmp_path / "data", train=GRADES, others=GRADES)
+    for seed in (1, 2):
+        branch(seed).save(tmp_path / f"{seed}.pth")
+    parts, out = [tmp_path / "1.pth", tmp_path / "2.pth"], tmp_path / "mean.pth"
+    result = CliRunner().invoke(main, [str(data), *map(str, parts), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    mean, raw = load_checkpoint(out), average({path.name: load_checkpoint(path) for path in parts})
+    preprocess = make_preprocess(CONTRACT.preprocessing)
+    pixels = [np.array(Image.open(data / f"valid/images/eye_{n}.jpg").convert("RGB")) for n in range(len(GRADES))]
+    with torch.inference_mode():
+        seen = torch.cat([preprocess(torch.from_numpy(picture[None])) for picture in pixels])
+        (dr, me), (raw_dr, raw_me) = mean.build_model()(seen), raw.build_model()(seen)
+    true = torch.tensor(GRADES)
+    found = mean.contract.provenance
+    assert found["dr_temperature"] == pytest.approx(fit_temperature(raw_dr, true), rel=1e-3) != 1
+    assert found["me_temperature"] == pytest.approx(fit_temperature(raw_me, (true > 1).long()), rel=1e-3) != 1
+    torch.testing.assert_close(dr, raw_dr / found["dr_temperature"], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(me, raw_me / found["me_temperature"], rtol=1e-3, atol=1e-5)
+    accuracy = (dr.argmax(1) == true).double().mean().item()
+    assert mean.metrics["splits"]["valid"]["all"]["dr"]["accuracy"]["value"] == pytest.approx(accuracy)
+    assert f"DR accuracy {accuracy:.3f}" in result.output
+    threshold = mean.contract.thresholds["referable_dr"].threshold
+    referable = dr.softmax(1)[:, 2:].sum(1) >= threshold
+    assert referable[true >= 2].double().mean() >= 0.90
+
+
+def test_faults_are_named(tmp_path: Path) -> None:
+    data = write_set(tmp_path / "data", train=GRADES, others=GRADES)
+    branch(1, replace(CONTRACT, dr_grades=(0, 1, 2))).save(tmp_path / "three.pth")
+    branch(1).save(tmp_path / "five.pth")
+
+    def fault(*arguments: Path) -> str:
+        result = CliRunner().invoke(main, [*map(str, arguments), "--out", str(tmp_path / "mean.pth")])
+        assert result.exit_code == 1, result.output
+        assert not (tmp_path / "mean.pth").exists()
+        return result.output
+
+    assert "expected DR grades (0, 1, 2), found (0, 1, 2, 3, 4)" in fault(data, tmp_path / "three.pth")
+    assert "none.pth" in fault(data, tmp_path / "five.pth", tmp_path / "none.pth")
+    (data / "valid/images/eye_3.jpg").write_bytes(b"no picture")
+    assert "eye_3.jpg: expected JPEG" in fault(data, tmp_path / "five.pth")

@@ -1,0 +1,123 @@
+"""One network from several that branched from one: the mean of their weights.
+
+    python -m retina.train.averaging DATA A.pth B.pth C.pth --out best.pth
+
+Wortsman et al. 2022 ("Model soups"): fine-tuned from the same start, networks lie in one basin, and their mean does as
+well as asking each of them, at the cost of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..runtime.annotations import fault_report
+from ..runtime.errors import AnnotationError, RetinaError, UsageError
+from .calibration import calibrated, calibration_line
+from .checkpoint import Checkpoint, current_versions, load_checkpoint
+from .data import EvalItems, collate, read_dataset
+from .frames import DecodedFrames
+from .framing import Normalize
+from .loop import as_predictions
+from .metrics import evaluate
+
+
+def average(branches: Mapping[str, Checkpoint]) -> Checkpoint:
+    """The checkpoint whose weights and batch-norm statistics are the mean of the branches', each counting the same.
+
+    Args:
+        branches: what each is called in messages, its checkpoint; the first one's decision rules and config are kept.
+
+    Returns:
+        An uncalibrated checkpoint without metrics. Its provenance names the branches' runs.
+
+    Raises:
+        UsageError: two that differ in network, grades, preprocessing or the data they were trained on.
+    """
+    names, checkpoints = list(branches), list(branches.values())
+    first = checkpoints[0]
+    for name, other in branches.items():
+        for what, expected, found in zip(_KINSHIP, _kinship(first), _kinship(other), strict=True):
+            if expected != found:
+                raise UsageError(f"{name}: expected {what} of {names[0]}, {expected}, found {found}: no mean of these")
+    runs = [checkpoint.contract.provenance.get("run", name) for name, checkpoint in branches.items()]
+    provenance = {"run": "mean of " + ", ".join(runs), "data_fingerprint": _kinship(first)[-1]}
+    return replace(
+        first,
+        weights={name: _mean([checkpoint.weights[name] for checkpoint in checkpoints]) for name in first.weights},
+        contract=first.contract.with_(provenance=provenance),
+        metrics={},
+        epoch=None,
+        versions=current_versions(),
+    )
+
+
+_KINSHIP = ("the backbone", "the DR grades", "the preprocessing", "the training data")
+
+
+def _kinship(checkpoint: Checkpoint) -> tuple[object, ...]:
+    contract = checkpoint.contract
+    # Other data might hold, in train, what is valid here.
+    fingerprint = contract.provenance.get("data_fingerprint")
+    return checkpoint.backbone, contract.dr_grades, contract.preprocessing, fingerprint
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    if not tensors[0].is_floating_point():  # batch-norm's count of batches, which evaluation does not read
+        return tensors[0]
+    return torch.stack([tensor.double() for tensor in tensors]).mean(dim=0).to(tensors[0].dtype)
+
+
+@torch.inference_mode()
+def answers(checkpoint: Checkpoint, items: EvalItems, *, batch_size: int = 16) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) and (N, 2), float32, of a split in its order, on the CPU."""
+    prep = checkpoint.contract.preprocessing
+    normalize, net = Normalize(prep.mean, prep.std), checkpoint.build_model().to(memory_format=torch.channels_last)
+    batches = DataLoader(items, batch_size=batch_size, collate_fn=collate)
+    bar = tqdm(batches, unit="batch", leave=False, disable=None)
+    rows = [net(normalize(batch.image).contiguous(memory_format=torch.channels_last)) for batch in bar]
+    dr, me = zip(*rows, strict=True)
+    return torch.cat(dr), torch.cat(me)
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CHECKPOINT...")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The checkpoint to write.")
+@click.option("--me-positive-from", type=click.IntRange(min=1), metavar="N", help="As for retina-train.")
+def main(data: Path, checkpoints: tuple[Path, ...], out: Path, me_positive_from: int | None) -> None:
+    """Average CHECKPOINTs of retina-train that started from the same one, and calibrate the mean on valid of DATA.
+
+    DATA is what they were trained on. The mean is a checkpoint like theirs: retina-export and retina-gradcam take it.
+    """
+    try:
+        mean = average({str(path): load_checkpoint(path) for path in checkpoints})
+        read, faults = read_dataset(data, me_positive_from)
+        if faults:
+            raise AnnotationError(fault_report(data, faults))
+        if read.dr_grades != mean.contract.dr_grades:
+            raise UsageError(f"{data}: expected DR grades {mean.contract.dr_grades}, found {read.dr_grades}")
+        valid = [photo.path for photo in read.splits["valid"].photos]
+        items = EvalItems(read, "valid", DecodedFrames(valid, mean.contract.preprocessing))
+        mean = calibrated(mean, items, *answers(mean, items))
+        predictions = as_predictions(items, *answers(mean, items))
+        figures = evaluate(predictions, mean.contract)
+        replace(mean, metrics={"splits": {"valid": figures}}).save(out)
+    except RetinaError as err:
+        raise click.ClickException(str(err)) from None
+    dr, me = figures["all"]["dr"], figures["all"]["me"]
+    click.echo(
+        f"{out}: {mean.contract.provenance['run']}. Calibrated on valid: {calibration_line(mean)}. There: DR accuracy "
+        f"{dr['accuracy']['value']:.3f}, kappa {dr['kappa']['value']:.3f}, ME accuracy {me['accuracy']['value']:.3f}."
+    )
+
+
+if __name__ == "__main__":
+    main()

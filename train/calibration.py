@@ -1,0 +1,58 @@
+"""Calibration of a trained network on photographs that it was not trained on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ..runtime.contract import Rule
+from .checkpoint import Checkpoint
+from .data import EvalItems
+from .loop import as_predictions
+from .metrics import Decisions
+from .screening import screening_threshold
+from .temperature import fit_temperature, scale_head
+
+
+def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_logits: torch.Tensor) -> Checkpoint:
+    """The checkpoint with a temperature folded into each head, and its referral rules at the screening operating point.
+
+    Args:
+        best: the checkpoint.
+        items: photographs that it was not trained on: valid.
+        dr_logits: (N, K), its answers to them.
+        me_logits: (N, 2), likewise.
+
+    Raises:
+        UsageError: one of the conditions does not occur among ``items``.
+    """
+    raw = as_predictions(items, dr_logits, me_logits)
+    dr_temperature = fit_temperature(dr_logits, torch.from_numpy(raw.dr_true))
+    me_temperature = fit_temperature(me_logits, torch.from_numpy(raw.me_true))
+    weights = scale_head(scale_head(best.weights, "dr_head", dr_temperature), "me_head", me_temperature)
+    p = as_predictions(items, dr_logits / dr_temperature, me_logits / me_temperature)
+    decisions = Decisions.of(p, best.contract)
+    rules = {
+        "referable_dr": replace(
+            best.contract.thresholds["referable_dr"],
+            threshold=screening_threshold(decisions.referable_true, decisions.referable_prob),
+        ),
+        "referable_me": Rule("at_least", screening_threshold(p.me_true, p.me_probs[:, 1])),
+    }
+    contract = best.contract.with_(
+        thresholds={**best.contract.thresholds, **rules},
+        provenance={
+            **best.contract.provenance, "dr_temperature": dr_temperature, "me_temperature": me_temperature
+        },
+    )  # fmt: skip
+    return replace(best, weights=weights, contract=contract)
+
+
+def calibration_line(best: Checkpoint) -> str:
+    """What ``calibrated`` found, for the person at the terminal."""
+    facts, rules = best.contract.provenance, best.contract.thresholds
+    return (
+        f"temperatures DR {facts['dr_temperature']:.3f}, ME {facts['me_temperature']:.3f}; referral from "
+        f"DR {rules['referable_dr'].threshold:.3f}, ME {rules['referable_me'].threshold:.3f}"
+    )
