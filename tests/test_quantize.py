@@ -13,6 +13,7 @@ from onnx import TensorProto, numpy_helper
 from retina.export.calibration import measure_ranges
 from retina.export.gate import Answers, judge
 from retina.export.graph import DeployedModel
+from retina.export.int8 import Int8, choose
 from retina.export.quantize import Recipe, body_of, quantize, round_keeping_sums, tensors_to_measure
 from retina.export.to_onnx import to_onnx
 from retina.runtime.contract import Contract
@@ -148,3 +149,23 @@ def test_gate_without_positives_judges_what_it_can() -> None:
     answers = Answers(np.eye(5, dtype=np.float32)[[0, 1]], np.array([[1, 0], [1, 0]], np.float32))
     gate = judge(Contract(), [photo(0, 0), photo(1, 0)], answers, answers)
     assert gate.int8.me_auc is None and gate.int8.referable_auc is None and gate.faults == []
+
+
+def test_what_is_kept_is_quick_among_the_close_ones() -> None:
+    photos, right = [photo(0, 0), photo(2, 1)], np.eye(5, dtype=np.float32)[[0, 2]]
+    fp32 = Answers(right, np.eye(2, dtype=np.float32))
+    passes = judge(Contract(), photos, fp32, fp32)
+    fails = judge(Contract(), photos, fp32, Answers(right[::-1], fp32.me_probs))
+
+    def kept(*candidates: tuple[float, bool]) -> int:
+        """Place of what is chosen, the quickest first, by mean difference and whether the gate is passed."""
+        files = [
+            Int8(onnx.ModelProto(), Recipe("mean", place), 2, difference, passes if good else fails)
+            for place, (difference, good) in enumerate(candidates)
+        ]
+        return choose(files).recipe.float_blocks
+
+    assert kept((0.004, True), (0.001, True)) == 0
+    assert kept((0.008, True), (0.004, True), (0.003, True)) == 1
+    assert kept((0.004, False), (0.008, True), (0.007, True)) == 2
+    assert kept((0.004, False), (0.003, False), (0.005, False)) == 1
