@@ -64,8 +64,7 @@ release-model: $(READY)
 	$(call STAGE,released-384) --recipe released-384 --weights $(WEIGHTS)
 	$(call STAGE,released) --recipe released --weights $(RUNS)/released-384/best.pth
 	$(call STAGE,released-44) --recipe released --weights $(RUNS)/released-384/best.pth --seed 44
-	$(call STAGE,released-open) --recipe released --weights $(RUNS)/released/best.pth --seed 43 \
-	  --epochs 6 --unfreeze-epoch 1 --lr-backbone 1e-3 --me-weight 0.5
+	$(call STAGE,released-open) --recipe released-open --weights $(RUNS)/released/best.pth --seed 43
 	$(BIN)/python -m retina.train.averaging $(DATA) \
 	  $(RUNS)/released/best.pth $(RUNS)/released-44/best.pth $(RUNS)/released-open/best.pth --out $(RELEASE_RUN)/best.pth
 	$(BIN)/retina-export $(RELEASE_RUN)/best.pth --precision int8 --explain --calibration $(DATA) \

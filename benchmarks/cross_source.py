@@ -3,7 +3,8 @@
     python benchmarks/cross_source.py DATA --weights resnet50.pth --image-size 224 --epochs 4
 
 From the notebook's recipe to released-384, a change at a time, each kept in the next row; then released, from the last
-row's best checkpoint, on larger squares and for fewer epochs in its own proportions (512 px to 384, 8 epochs to 15).
+row's best checkpoint, on larger squares and for fewer epochs in its own proportions (512 px to 384, 8 epochs to 15);
+then released-open, likewise, from there; and the mean of these two and a second released, as in the model that ships.
 DATA is laid out as for retina-train, with the column Source. A row is trained on one source's photographs of train/,
 its best epoch chosen on that source's of valid/ (the columns "own"), and tested on the other sources' photographs of
 train/ and valid/. The test split is left alone: this is for choosing a recipe. Prints a row of Markdown a training.
@@ -12,7 +13,6 @@ train/ and valid/. The test split is left alone: this is for choosing a recipe. 
 from __future__ import annotations
 
 import csv
-import json
 import tempfile
 from collections import Counter
 from itertools import product
@@ -21,6 +21,8 @@ from typing import Any
 
 import click
 from retina.train import Run, TrainConfig, train
+from retina.train.averaging import average, judged
+from retina.train.checkpoint import load_checkpoint
 from retina.train.config import RECIPES
 from retina.train.data import DataSet, Photo, read_dataset
 from retina.train.metrics import HEADLINES
@@ -34,8 +36,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("ema",),
 )
 """The options that each row takes over from released-384, beside those of the rows before it."""
-SECOND_STAGE = len(STEPS)
-"""The row after them: released."""
+SECOND_STAGE, OPEN, MEAN = range(len(STEPS), len(STEPS) + 3)
+"""The rows after them."""
 FIGURES = tuple(figure for figure in HEADLINES if figure[:2] != ("dr", "accuracy"))
 """Without DR accuracy, which tells more of how often each grade occurs in a source than of the recipe."""
 FIELDS = ("Image name", "Retinopathy grade", "Risk of macular edema", "Source", "Patient")
@@ -62,32 +64,31 @@ def write_view(data: DataSet, source: str, folder: Path) -> None:
 
 def name_of(step: int) -> str:
     """What a row changes."""
-    if step == SECOND_STAGE:
-        return "+ the second stage: released"
+    if step >= SECOND_STAGE:
+        return ("+ the second stage: released", "+ released-open", "the mean of three branches")[step - SECOND_STAGE]
     first = RECIPES["released-384"]
     own = ", ".join(f"{name.replace('_', '-')} {first[name]}" for name in STEPS[step])
     return f"+ {own}" if own else "the notebook's"
 
 
 def options(step: int, image_size: int, epochs: int) -> dict[str, Any]:
-    """A row's options, for ``image_size`` pixels and ``epochs`` in the rows before the second stage."""
-    first, second = RECIPES["released-384"], RECIPES["released"]
+    """A trained row's options, for ``image_size`` pixels and ``epochs`` in the rows before the second stage."""
+    first = RECIPES["released-384"]
     if step < SECOND_STAGE:
         asked = {name: first[name] for names in STEPS[: step + 1] for name in names}
         return {**asked, "image_size": image_size, "epochs": epochs}
+    recipe = RECIPES["released" if step == SECOND_STAGE else "released-open"]
     return {
-        **second,
+        **recipe,
         "calibrate": "none",
-        "image_size": round(image_size * second["image_size"] / first["image_size"]),
-        "epochs": max(1, round(epochs * second["epochs"] / first["epochs"])),
+        "image_size": round(image_size * recipe["image_size"] / first["image_size"]),
+        "epochs": max(1, round(epochs * recipe["epochs"] / first["epochs"])),
     }
 
 
 @click.command(context_settings={"show_default": True})
 @click.argument("root", metavar="DATA", type=click.Path(path_type=Path, exists=True))
-@click.option(
-    "--step", "steps", type=click.IntRange(0, SECOND_STAGE), multiple=True, default=tuple(range(SECOND_STAGE + 1))
-)
+@click.option("--step", "steps", type=click.IntRange(0, MEAN), multiple=True, default=tuple(range(MEAN + 1)))
 @click.option("--source", "sources", multiple=True, help="Train on this one.  [default: each in turn]")
 @click.option("--weights", default="imagenet")
 @click.option("--backbone", default="resnet50")
@@ -120,19 +121,28 @@ def main(
             write_view(data, source, Path(temporary) / source)
         artifacts = Path(temporary) / "artifacts"
 
-        def trained(step: int, source: str) -> Run:
-            run = Run(artifacts, f"{step}-{source}")
+        def trained(step: int, source: str, branch: int = 0) -> Path:
+            run = Run(artifacts, f"{step}-{source}-{branch}")
+            best = run.folder / "best.pth"
             if run.folder.exists():
-                return run
-            start = trained(step - 1, source).folder / "best.pth" if step == SECOND_STAGE else weights
+                return best
+            start = trained(step - 1, source) if step >= SECOND_STAGE else weights
             asked = options(step, image_size, round(epochs * max(counts.values()) / counts[source]))
-            asked |= {"data": str(Path(temporary) / source), "weights": str(start), "backbone": backbone, "seed": seed}
-            train(TrainConfig(**asked), run)
-            return run
+            asked |= {"data": str(Path(temporary) / source), "weights": str(start), "backbone": backbone}
+            train(TrainConfig(**asked, seed=seed + branch), run)
+            return best
+
+        def figures_of(step: int, source: str) -> dict[str, Any]:
+            if step < MEAN:
+                figures: dict[str, Any] = load_checkpoint(trained(step, source)).metrics["splits"]
+                return figures
+            branches = trained(SECOND_STAGE, source), trained(SECOND_STAGE, source, 2), trained(OPEN, source)
+            mean = average({str(path): load_checkpoint(path) for path in branches})
+            view, _ = read_dataset(Path(temporary) / source)
+            return {split: judged(mean, view, split) for split in ("valid", "test")}
 
         for step, source in product(steps, trained_on):
-            run = trained(step, source)
-            splits = json.loads((run.folder / "metrics.json").read_text())["splits"]
+            splits = figures_of(step, source)
             own, other = splits["valid"]["all"], splits["test"]["all"]
             figures = " | ".join(f"{part[task][key]['value']:.3f}" for part in (own, other) for task, key, _ in FIGURES)
             others = ", ".join(name for name in sorted(counts) if name != source)

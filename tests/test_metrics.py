@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from numpy.typing import NDArray
 from retina.runtime.contract import Contract, Rule, decide, default_thresholds
 from retina.train import yardsticks
@@ -90,6 +91,21 @@ def test_calibration_error_by_hand() -> None:
     assert n.sum() == 6
     np.testing.assert_allclose(mean_confidence[n > 0], [0.6, 0.9])
     np.testing.assert_allclose(right[n > 0], [1.0, 0.5])
+
+
+def test_calibration_chance_by_hand() -> None:
+    # One answer at .75: right in 3 draws of 4, with an error of .25, else wrong, with one of .75.
+    draws = yardsticks.calibration_chance(np.array([[0.75, 0.25]]), 4000, 0)
+    np.testing.assert_allclose(np.unique(draws), [0.25, 0.75])
+    assert (draws == 0.25).mean() == pytest.approx(0.75, abs=0.03)  # over four standard errors
+    # A hundred answers at .8, in one bin: the mean absolute deviation of Binomial(100, .8).
+    expected = scipy.stats.binom(100, 0.8).expect(lambda right: abs(right / 100 - 0.8))
+    draws = yardsticks.calibration_chance(np.tile([0.8, 0.2], (100, 1)), 4000, 0)
+    assert draws.mean() == pytest.approx(expected, abs=0.002)
+    # And a hundred more in another bin add to it: gaps of two bins do not cancel.
+    both = np.concatenate([np.tile([0.8, 0.2], (100, 1)), np.tile([0.6, 0.4], (100, 1))])
+    other = scipy.stats.binom(100, 0.6).expect(lambda right: abs(right / 100 - 0.6))
+    assert yardsticks.calibration_chance(both, 4000, 0).mean() == pytest.approx((expected + other) / 2, abs=0.002)
 
 
 # ---- against scikit-learn, plain and on a resample of patients

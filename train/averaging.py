@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -22,7 +23,7 @@ from ..runtime.annotations import fault_report
 from ..runtime.errors import AnnotationError, RetinaError, UsageError
 from .calibration import calibrated, calibration_line
 from .checkpoint import Checkpoint, current_versions, load_checkpoint
-from .data import EvalItems, collate, read_dataset
+from .data import DataSet, EvalItems, collate, read_dataset
 from .frames import DecodedFrames
 from .framing import Normalize
 from .loop import as_predictions
@@ -87,6 +88,18 @@ def answers(checkpoint: Checkpoint, items: EvalItems, *, batch_size: int = 16) -
     return torch.cat(dr), torch.cat(me)
 
 
+def judged(checkpoint: Checkpoint, data: DataSet, split: str) -> dict[str, Any]:
+    """Every yardstick on a split (metrics.py), by the checkpoint's own decision rules."""
+    items = items_of(checkpoint, data, split)
+    return evaluate(as_predictions(items, *answers(checkpoint, items)), checkpoint.contract)
+
+
+def items_of(checkpoint: Checkpoint, data: DataSet, split: str) -> EvalItems:
+    """A split's photographs, prepared as the checkpoint wants them."""
+    paths = [photo.path for photo in data.splits[split].photos]
+    return EvalItems(data, split, DecodedFrames(paths, checkpoint.contract.preprocessing))
+
+
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CHECKPOINT...")
@@ -104,11 +117,9 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path, me_positive_from:
             raise AnnotationError(fault_report(data, faults))
         if read.dr_grades != mean.contract.dr_grades:
             raise UsageError(f"{data}: expected DR grades {mean.contract.dr_grades}, found {read.dr_grades}")
-        valid = [photo.path for photo in read.splits["valid"].photos]
-        items = EvalItems(read, "valid", DecodedFrames(valid, mean.contract.preprocessing))
+        items = items_of(mean, read, "valid")
         mean = calibrated(mean, items, *answers(mean, items))
-        predictions = as_predictions(items, *answers(mean, items))
-        figures = evaluate(predictions, mean.contract)
+        figures = judged(mean, read, "valid")
         replace(mean, metrics={"splits": {"valid": figures}}).save(out)
     except RetinaError as err:
         raise click.ClickException(str(err)) from None

@@ -73,6 +73,18 @@ def calibration_error(probs: NDArray[np.floating], true: Indices, weights: Float
     return share(np.abs(weights @ gap).sum(axis=1), weights.sum(axis=1))
 
 
+def calibration_chance(probs: NDArray[np.floating], n_draws: int, seed: int) -> Floats:
+    """The calibration errors that these answers would have, were they perfectly calibrated: (n_draws,) in [0, 1].
+
+    Which of them are right is drawn by their own confidence (consistency resampling: Broecker & Smith 2007,
+    "Increasing the Reliability of Reliability Diagrams"). Not 0 but for an endless number of photographs.
+    """
+    confidence, _, bin_of = _by_confidence(probs, np.zeros(len(probs), np.int64))
+    rng = np.random.default_rng(seed)
+    gaps = (np.bincount(bin_of, (rng.random(confidence.size) < confidence) - confidence) for _ in range(n_draws))
+    return share(np.array([np.abs(gap).sum() for gap in gaps]), np.full(n_draws, float(confidence.size)))
+
+
 def reliability(probs: NDArray[np.floating], true: Indices) -> tuple[Indices, Floats, Floats]:
     """Photographs, mean confidence and accuracy in each bin of confidence; NaN in empty bins: each (15,)."""
     confidence, right, bin_of = _by_confidence(probs, true)

@@ -1,0 +1,71 @@
+"""What decoding a photograph at a fraction of its size does to the answers, against a whole decode.
+
+    python benchmarks/decoding.py MODEL.onnx PHOTOGRAPHS
+
+For each fraction: the largest difference of a probability, its largest and mean over the photographs; the largest
+change of the first grade's lead over the second; and how many decisions turned. A Markdown table for docs/scoring.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from retina.runtime import Prediction, RetinaModel
+from retina.runtime.folder import find_pictures
+from retina.runtime.picture import decode
+
+FRACTIONS: Mapping[str, int] = {"a quarter": 4, "a half": 2}
+
+
+def probabilities(answer: Prediction) -> list[float]:
+    """Of every grade, and of ME risk."""
+    return [*answer.dr_probs.values(), answer.me_prob]
+
+
+def lead(answer: Prediction, first: int, second: int) -> float:
+    """Of one grade over another."""
+    return answer.dr_probs[first] - answer.dr_probs[second]
+
+
+def decisions(answer: Prediction) -> tuple[object, ...]:
+    """All that a row of the table says."""
+    return answer.grade, answer.me_risk, answer.referable, answer.referable_me
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("photographs", type=Path)
+    given = parser.parse_args()
+    files = [given.photographs / name for name in find_pictures(given.photographs).names]
+    model = RetinaModel(given.model, exact=True)
+    square = model.contract.preprocessing.intermediate_size
+    changes: dict[str, list[float]] = {name: [] for name in FRACTIONS}
+    leads: dict[str, list[float]] = {name: [] for name in FRACTIONS}
+    multiples: dict[str, list[float]] = {name: [] for name in FRACTIONS}
+    turned = dict.fromkeys(FRACTIONS, 0)
+    for file in files:
+        pixels = decode(file)
+        whole = model.predict_pixels(pixels)
+        second, first = sorted(whole.dr_probs, key=whole.dr_probs.__getitem__)[-2:]
+        for name, divisor in FRACTIONS.items():
+            side = min(pixels.shape[:2]) // divisor
+            answer = model.predict_pixels(decode(file, at_least=side))
+            pairs = zip(probabilities(whole), probabilities(answer), strict=True)
+            changes[name].append(max(abs(a - b) for a, b in pairs))
+            leads[name].append(abs(lead(whole, first, second) - lead(answer, first, second)))
+            multiples[name].append(side / square)
+            turned[name] += decisions(whole) != decisions(answer)
+    print(f"{model.path.name}, sha256 {model.sha256[:12]}, {len(files)} photographs of {given.photographs.name}\n")
+    print("| decoded at | multiple of the square | largest change | mean | of the lead | decisions that turned |")
+    print("|---" * 6 + "|")
+    for name in FRACTIONS:
+        figures = f"{max(changes[name]):.4f} | {np.mean(changes[name]):.4f} | {max(leads[name]):.4f}"
+        print(f"| {name} | {min(multiples[name]):.2f} | {figures} | {turned[name]} of {len(files)} |")
+
+
+if __name__ == "__main__":
+    main()
