@@ -79,7 +79,10 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_bounded_when_every_decision_is_close(real_data: Path) -> None:
-    """Each camera original is then decoded a second time, whole: 37 MB of pixels, 147 MB as float32 in one piece."""
+    """Each camera original is then decoded a second time, whole: 37 MB of pixels, 147 MB as float32 in one piece.
+
+    Measured: 336 to 351 MB, by how the workers meet; 407 without handing memory back, 441 to 481 with two at once.
+    """
     command = [sys.executable, "-c", ALL_TWICE, str(real_data / "fullsize")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) / 1024 <= 350
+    assert int(done.stdout) / 1024 <= 380
