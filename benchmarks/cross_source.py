@@ -4,10 +4,10 @@
 
 From the notebook's recipe to released-384, a change at a time, each kept in the next row; then released, from the last
 row's best checkpoint, on larger squares and for fewer epochs in its own proportions (512 px to 384, 8 epochs to 15);
-then released-open, likewise, from there; and the mean of these two and a second released, as in the model that ships.
+then released-open, likewise, from there; and the mean of these two and a second released, like the model that ships.
 DATA is laid out as for retina-train, with the column Source. A row is trained on one source's photographs of train/,
 its best epoch chosen on that source's of valid/ (the columns "own"), and tested on the other sources' photographs of
-train/ and valid/. The test split is left alone: this is for choosing a recipe. Prints a row of Markdown a training.
+train/ and valid/. The test split is left alone: this is for choosing a recipe. Prints Markdown, row by row.
 """
 
 from __future__ import annotations

@@ -44,6 +44,15 @@ class Int8:
     """Mean absolute difference of a DR probability from fp32 on the validation split."""
     gate: Gate
 
+    def lines(self) -> list[str]:
+        """The figures, for a person."""
+        beyond = "" if self.mean_difference <= CLOSE else f", above the {CLOSE} aimed at: no closer way was as accurate"
+        return [
+            f"quantised with {self.recipe}, calibrated on {self.calibrated_on} photographs of train",
+            *self.gate.lines(),
+            f"  mean difference of a DR probability {self.mean_difference:.4f}{beyond}",
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "recipe": str(self.recipe),
@@ -85,10 +94,10 @@ def to_int8(
     ]  # fmt: skip
     best = choose(candidates)
     if best.gate.faults and not force:
-        figures = "\n  ".join([*best.gate.lines(), *best.gate.faults])
+        figures = "\n  ".join([*best.lines(), *best.gate.faults])
         raise ParityError(
-            f"{root}: expected an int8 file as accurate as fp32, found none among {len(RECIPES)} ways; the closest "
-            f"({best.recipe}):\n  {figures}\n  --force keeps it, marked in the contract."
+            f"{root}: expected an int8 file as accurate as fp32, found none among {len(RECIPES)} ways; the closest:"
+            f"\n  {figures}\n  --force keeps it, marked in the contract."
         )
     return best
 

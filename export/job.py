@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..runtime.contract import Contract, Framing, Precision
-from ..runtime.errors import OutputError, UsageError
+from ..runtime.errors import UsageError
 from ..runtime.model import MODEL_NAME, RetinaModel
 from ..runtime.signature import signature_of
-from ..train.checkpoint import Checkpoint, load_checkpoint, sha256_of, write_atomically
+from ..train.checkpoint import Checkpoint, load_checkpoint, require_place, sha256_of, write_atomically
 from .conformance import INDEX, write_kit
-from .gate import Gate
 from .graph import DeployedModel
 from .int8 import Int8, to_int8
 from .parity import FP32, INT8, Answer, Parity, Reference, check_parity
@@ -84,8 +82,8 @@ class Exported:
     sha256: str
     contract: Contract
     parity: Parity
-    gate: Gate | None
-    """What int8's accuracy gate found; None for fp32."""
+    int8: Int8 | None
+    """How it was quantised and what the accuracy gate found; None for fp32."""
 
     @property
     def size(self) -> int:
@@ -146,21 +144,7 @@ def run_export(job: ExportJob) -> Exported:
         sign(job.out, job.sign)
     if job.conformance is not None:
         write_kit(RetinaModel(job.out), job.conformance)
-    return Exported(job.out, digest, *done[0], None if int8 is None else int8.gate)
-
-
-def require_place(out: Path) -> None:
-    """Say before the work starts that a file cannot be written.
-
-    Raises:
-        OutputError: its folder cannot be made or written, or ``out`` is a folder.
-    """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise OutputError(f"{out}: cannot be written: {err.strerror or err}") from None
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise OutputError(f"{out}: cannot be written: expected a file's name in a folder that can be written")
+    return Exported(job.out, digest, *done[0], int8)
 
 
 def provenance(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:

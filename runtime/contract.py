@@ -125,7 +125,7 @@ class Contract:
     """Whether the file also has the Grad-CAM outputs: ``dr_cam`` and ``me_cam`` of the predicted class, and
     ``dr_cam_per_grade`` and ``me_cam_per_label`` of each class."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Checkpoint sha256, run, data fingerprint, package version, metrics on valid and test."""
+    """Checkpoint sha256, run, data fingerprint, package version, metrics on valid and, of a training run, on test."""
     parity: Mapping[str, Any] = field(default_factory=dict)
     """How many images were compared with PyTorch, the largest difference, the share of equal decisions."""
     schema: int = SCHEMA

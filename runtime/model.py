@@ -41,8 +41,8 @@ DECODE_MARGIN = 1.8
 """Sides of a scaled-down decode, as a multiple of the square that the graph resizes to: docs/scoring.md measures it."""
 
 CLOSE_CALL = 0.005
-"""A decision that a probability's change by this could turn is made on the whole picture. More than an fp32 file's mean
-change (docs/scoring.md); what int8's own rounding adds, a second look would only round anew."""
+"""A decision that a probability's change by this could turn is made on the whole picture. More than decoding at a half
+changes it on average (docs/scoring.md); what int8's own rounding adds, a second look would only round anew."""
 
 _PROVIDER_PACKAGES = {
     "cuda": "onnxruntime-gpu",

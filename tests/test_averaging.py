@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from retina.runtime.contract import Contract, Preprocessing
 from retina.runtime.errors import UsageError
 from retina.train.averaging import average, main
 from retina.train.checkpoint import Checkpoint, load_checkpoint
+from retina.train.data import read_dataset
 from retina.train.framing import make_preprocess
 from retina.train.model import RetinaNet
 from retina.train.temperature import fit_temperature
 from torch.optim.swa_utils import AveragedModel
 
-CONTRACT = Contract(Preprocessing(image_size=32), provenance={"run": "a", "data_fingerprint": "f00d"})
+CONTRACT = Contract(Preprocessing(image_size=32), provenance={"data_fingerprint": "f00d"})
 GRADES = [0, 1, 2, 3, 4, 2, 0, 4]
 
 
@@ -29,7 +31,21 @@ def branch(seed: int, contract: Contract = CONTRACT, backbone: str = "resnet18")
     net = RetinaNet(len(contract.dr_grades), backbone).train()
     for _ in range(seed):
         net(torch.randn(4, 3, 32, 32))  # batch-norm statistics, and their counts, of its own
+    contract = contract.with_(provenance={**contract.provenance, "run": f"run-{seed}"})
     return Checkpoint(net.state_dict(), backbone, contract, config={"seed": seed}, metrics={"old": 1}, epoch=seed)
+
+
+def contract_of(data: Path) -> Contract:
+    """That of a checkpoint trained on this data."""
+    read, _ = read_dataset(data)
+    lines = [
+        f"{name} {hashlib.sha256(photo.path.read_bytes()).hexdigest()} {photo.dr_grade} {photo.me_label}"
+        for name, split in read.splits.items()
+        for photo in split.photos
+    ]
+    return CONTRACT.with_(
+        provenance={"data_fingerprint": hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()}
+    )
 
 
 def test_mean_is_torchs_own() -> None:
@@ -44,7 +60,7 @@ def test_mean_is_torchs_own() -> None:
     for name in expected.keys() - set(counts):
         torch.testing.assert_close(mean.weights[name], expected[name], rtol=1e-5, atol=1e-6)
         assert mean.weights[name].dtype == torch.float32
-    assert mean.contract.provenance == {"run": "mean of a, a, a", "data_fingerprint": "f00d"}
+    assert mean.contract.provenance == {"run": "mean of run-1, run-2, run-3", "data_fingerprint": "f00d"}
     assert (mean.metrics, mean.epoch) == ({}, None), "what was measured of a branch is not true of the mean"
 
 
@@ -55,17 +71,24 @@ def test_mean_is_torchs_own() -> None:
         ("resnet18", replace(CONTRACT, dr_grades=(0, 2, 4)), r"the DR grades of a.pth, \(0, 1, 2, 3, 4\), found"),
         ("resnet18", replace(CONTRACT, preprocessing=Preprocessing()), "image_size=32.*found.*image_size=384"),
         ("resnet18", CONTRACT.with_(provenance={"data_fingerprint": "beef"}), "the training data.*f00d, found beef"),
+        ("resnet18", CONTRACT.with_(provenance={}), "names the data it was trained on, found bare weights"),
     ],
 )
-def test_what_did_not_branch_from_one_is_refused(backbone: str, contract: Contract, message: str) -> None:
+def test_what_has_no_mean_is_refused(backbone: str, contract: Contract, message: str) -> None:
     with pytest.raises(UsageError, match=rf"^b\.pth: .*{message}"):
         average({"a.pth": branch(1), "b.pth": branch(2, contract, backbone)})
+
+
+def test_branches_that_call_other_grades_edema_have_no_mean() -> None:
+    other = replace(branch(2), config={"me_positive_from": 2})
+    with pytest.raises(UsageError, match=r"^b\.pth: expected --me-positive-from of a.pth, None, found 2"):
+        average({"a.pth": branch(1), "b.pth": other})
 
 
 def test_saved_mean_is_calibrated_on_valid(tmp_path: Path) -> None:
     data = write_set(tmp_path / "data", train=GRADES, others=GRADES)
     for seed in (1, 2):
-        branch(seed).save(tmp_path / f"{seed}.pth")
+        branch(seed, contract_of(data)).save(tmp_path / f"{seed}.pth")
     parts, out = [tmp_path / "1.pth", tmp_path / "2.pth"], tmp_path / "mean.pth"
     result = CliRunner().invoke(main, [str(data), *map(str, parts), "--out", str(out)])
     assert result.exit_code == 0, result.output
@@ -91,16 +114,19 @@ def test_saved_mean_is_calibrated_on_valid(tmp_path: Path) -> None:
 
 def test_faults_are_named(tmp_path: Path) -> None:
     data = write_set(tmp_path / "data", train=GRADES, others=GRADES)
-    branch(1, replace(CONTRACT, dr_grades=(0, 1, 2))).save(tmp_path / "three.pth")
-    branch(1).save(tmp_path / "five.pth")
+    branch(1).save(tmp_path / "other.pth")
+    branch(1, contract_of(data)).save(tmp_path / "own.pth")
 
-    def fault(*arguments: Path) -> str:
-        result = CliRunner().invoke(main, [*map(str, arguments), "--out", str(tmp_path / "mean.pth")])
+    def fault(*arguments: Path, out: Path = tmp_path / "mean.pth") -> str:
+        result = CliRunner().invoke(main, [*map(str, arguments), "--out", str(out)])
         assert result.exit_code == 1, result.output
-        assert not (tmp_path / "mean.pth").exists()
+        assert not out.is_file()
         return result.output
 
-    assert "expected DR grades (0, 1, 2), found (0, 1, 2, 3, 4)" in fault(data, tmp_path / "three.pth")
-    assert "none.pth" in fault(data, tmp_path / "five.pth", tmp_path / "none.pth")
+    assert "expected the photographs and labels" in fault(data, tmp_path / "other.pth")
+    assert "none.pth" in fault(data, tmp_path / "own.pth", tmp_path / "none.pth")
+    assert "expected a file's name" in fault(data, tmp_path / "own.pth", out=tmp_path)
     (data / "valid/images/eye_3.jpg").write_bytes(b"no picture")
-    assert "eye_3.jpg: expected JPEG" in fault(data, tmp_path / "five.pth")
+    assert "expected the photographs and labels" in fault(data, tmp_path / "own.pth")
+    branch(1, contract_of(data)).save(tmp_path / "own.pth")
+    assert "eye_3.jpg: expected JPEG" in fault(data, tmp_path / "own.pth")

@@ -169,3 +169,16 @@ def test_what_is_kept_is_quick_among_the_close_ones() -> None:
     assert kept((0.008, True), (0.004, True), (0.003, True)) == 1
     assert kept((0.004, False), (0.008, True), (0.007, True)) == 2
     assert kept((0.004, False), (0.003, False), (0.005, False)) == 1
+
+
+def test_a_file_that_is_kept_but_not_close_says_so() -> None:
+    fp32 = Answers(np.eye(5, dtype=np.float32)[[0, 2]], np.eye(2, dtype=np.float32))
+    passes = judge(Contract(), [photo(0, 0), photo(2, 1)], fp32, fp32)
+
+    def last_line(difference: float) -> str:
+        return Int8(onnx.ModelProto(), Recipe("mean", 1), 320, difference, passes).lines()[-1].strip()
+
+    assert last_line(0.0035) == "mean difference of a DR probability 0.0035"
+    assert last_line(0.0123) == (
+        "mean difference of a DR probability 0.0123, above the 0.005 aimed at: no closer way was as accurate"
+    )

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from retina.runtime.contract import Rule
 from retina.runtime.model import RELEASED, RetinaModel
-from retina.train.evaluation import evaluate_file, figures_table
+from retina.train.evaluation import classes_table, evaluate_file, figures_table
+from retina.train.metrics import HEADLINES
 
-RELEASE = Path(__file__).parent.parent / "artifacts" / "release"
+ROOT = Path(__file__).parent.parent
+RELEASE = ROOT / "artifacts" / "release"
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +39,20 @@ def test_card_shows_the_shipped_files_own_figures(released: RetinaModel) -> None
     metrics = json.loads((RELEASE / "metrics.json").read_text())
     assert metrics["model_sha256"] == released.sha256
     card = (RELEASE / "MODEL_CARD.md").read_text()
-    for line in figures_table(metrics["splits"]["test"]):
+    test = metrics["splits"]["test"]
+    for line in (*figures_table(test), *classes_table(test)):
         assert line in card
+    for head in ("dr", "me"):
+        temperature = released.contract.provenance[f"{head}_temperature"]
+        threshold = released.contract.thresholds[f"referable_{head}"].level
+        assert f"{temperature:.2f} for {head.upper()}" in card
+        assert f"{'DR grade 2 or worse' if head == 'dr' else 'ME risk'} from {threshold:.3f}" in card
+    rows = (ROOT / "README.md").read_text().splitlines()
+    row = next(line for line in rows if line.startswith("| **the model that ships**"))
+    assert row in (ROOT / "docs/recipe.md").read_text()
+    for task, name, _ in HEADLINES:
+        figure = test["all"][task][name]
+        assert f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})" in row
 
 
 def test_figures_on_the_test_split_are_those_stated(released: RetinaModel, real_data: Path) -> None:

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from ..runtime.annotations import fault_report
 from ..runtime.errors import AnnotationError, RetinaError, UsageError
 from .calibration import calibrated, calibration_line
-from .checkpoint import Checkpoint, current_versions, load_checkpoint
-from .data import DataSet, EvalItems, collate, read_dataset
+from .checkpoint import Checkpoint, current_versions, load_checkpoint, require_place, sha256_of
+from .data import DataSet, EvalItems, collate, fingerprint, read_dataset
 from .frames import DecodedFrames
 from .framing import Normalize
 from .loop import as_predictions
@@ -37,19 +37,24 @@ def average(branches: Mapping[str, Checkpoint]) -> Checkpoint:
         branches: what each is called in messages, its checkpoint; the first one's decision rules and config are kept.
 
     Returns:
-        An uncalibrated checkpoint without metrics. Its provenance names the branches' runs.
+        A checkpoint without metrics, still to be calibrated: the temperatures in its last layers are the branches' own.
+        Its provenance names their runs.
 
     Raises:
-        UsageError: two that differ in network, grades, preprocessing or the data they were trained on.
+        UsageError: two that differ in network, grades, preprocessing or the data they were trained on, or one that
+            does not say what it was trained on.
     """
     names, checkpoints = list(branches), list(branches.values())
     first = checkpoints[0]
     for name, other in branches.items():
+        if "data_fingerprint" not in other.contract.provenance:
+            raise UsageError(f"{name}: expected a checkpoint that names the data it was trained on, found bare weights")
         for what, expected, found in zip(_KINSHIP, _kinship(first), _kinship(other), strict=True):
             if expected != found:
                 raise UsageError(f"{name}: expected {what} of {names[0]}, {expected}, found {found}: no mean of these")
     runs = [checkpoint.contract.provenance.get("run", name) for name, checkpoint in branches.items()]
-    provenance = {"run": "mean of " + ", ".join(runs), "data_fingerprint": _kinship(first)[-1]}
+    trained_on = first.contract.provenance["data_fingerprint"]
+    provenance = {"run": "mean of " + ", ".join(runs), "data_fingerprint": trained_on}
     return replace(
         first,
         weights={name: _mean([checkpoint.weights[name] for checkpoint in checkpoints]) for name in first.weights},
@@ -60,14 +65,15 @@ def average(branches: Mapping[str, Checkpoint]) -> Checkpoint:
     )
 
 
-_KINSHIP = ("the backbone", "the DR grades", "the preprocessing", "the training data")
+_KINSHIP = ("the backbone", "the DR grades", "the preprocessing", "the training data", "--me-positive-from")
 
 
 def _kinship(checkpoint: Checkpoint) -> tuple[object, ...]:
     contract = checkpoint.contract
     # Other data might hold, in train, what is valid here.
-    fingerprint = contract.provenance.get("data_fingerprint")
-    return checkpoint.backbone, contract.dr_grades, contract.preprocessing, fingerprint
+    trained_on = contract.provenance.get("data_fingerprint")
+    positive_from = checkpoint.config.get("me_positive_from")
+    return checkpoint.backbone, contract.dr_grades, contract.preprocessing, trained_on, positive_from
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:
@@ -100,23 +106,33 @@ def items_of(checkpoint: Checkpoint, data: DataSet, split: str) -> EvalItems:
     return EvalItems(data, split, DecodedFrames(paths, checkpoint.contract.preprocessing))
 
 
+def _check_same(data: DataSet, mean: Checkpoint) -> None:
+    """Other photographs of valid may be among those that the branches were trained on."""
+    expected = mean.contract.provenance["data_fingerprint"]
+    found = fingerprint(data, {name: [sha256_of(p.path) for p in split.photos] for name, split in data.splits.items()})
+    if found != expected:
+        raise UsageError(
+            f"{data.root}: expected the photographs and labels that the checkpoints were trained on (fingerprint "
+            f"{expected[:12]}), found others ({found[:12]})"
+        )
+
+
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CHECKPOINT...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The checkpoint to write.")
-@click.option("--me-positive-from", type=click.IntRange(min=1), metavar="N", help="As for retina-train.")
-def main(data: Path, checkpoints: tuple[Path, ...], out: Path, me_positive_from: int | None) -> None:
+def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
     """Average CHECKPOINTs of retina-train that started from the same one, and calibrate the mean on valid of DATA.
 
     DATA is what they were trained on. The mean is a checkpoint like theirs: retina-export and retina-gradcam take it.
     """
     try:
+        require_place(out)
         mean = average({str(path): load_checkpoint(path) for path in checkpoints})
-        read, faults = read_dataset(data, me_positive_from)
+        read, faults = read_dataset(data, mean.config.get("me_positive_from"))
         if faults:
             raise AnnotationError(fault_report(data, faults))
-        if read.dr_grades != mean.contract.dr_grades:
-            raise UsageError(f"{data}: expected DR grades {mean.contract.dr_grades}, found {read.dr_grades}")
+        _check_same(read, mean)
         items = items_of(mean, read, "valid")
         mean = calibrated(mean, items, *answers(mean, items))
         figures = judged(mean, read, "valid")

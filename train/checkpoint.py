@@ -159,6 +159,20 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_place(out: Path) -> None:
+    """Say before the work starts that a file cannot be written.
+
+    Raises:
+        OutputError: its folder cannot be made or written, or ``out`` is a folder.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(f"{out}: cannot be written: {err.strerror or err}") from None
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise OutputError(f"{out}: cannot be written: expected a file's name in a folder that can be written")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it: whole or not at all.
 

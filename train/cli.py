@@ -44,7 +44,8 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @_option(
     "recipe",
     "Where other options' values come from: the original notebook, or how the released model was trained: "
-    "released-384, then released with --weights BEST.pth of that run, then released-open likewise.",
+    "released-384, then released with --weights BEST.pth of that run, then released-open likewise, and a mean of "
+    "such runs (docs/recipe.md).",
 )
 @_option("epochs", "Passes over the training photographs.", click.IntRange(min=1))
 @_option("batch-size", "Photographs a forward pass and device.", click.IntRange(min=1))

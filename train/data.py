@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -168,6 +169,19 @@ def _me_label(grade: int, positive_from: int | None) -> int | None:
     if positive_from is not None:
         return int(grade >= positive_from)
     return grade if grade in (0, 1) else None
+
+
+def fingerprint(data: DataSet, digests: Mapping[str, Sequence[str]]) -> str:
+    """sha256 over every photograph's split, bytes and labels: the same data, the same fingerprint.
+
+    ``digests`` has the sha256 of each split's files, in the split's order.
+    """
+    lines = [
+        f"{name} {digest} {photo.dr_grade} {photo.me_label}"
+        for name in SPLITS
+        for photo, digest in zip(data.splits[name].photos, digests[name], strict=True)
+    ]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 class Item(NamedTuple):

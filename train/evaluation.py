@@ -129,7 +129,10 @@ def main(
     except RetinaError as err:
         raise click.ClickException(str(err)) from None
     for name in splits:
-        click.echo(f"\n{opened.path.name} (sha256 {opened.sha256[:12]}) on {name}, with 95% intervals by patient:\n")
+        click.echo(
+            f"\n{opened.path.name} (sha256 {opened.sha256[:12]}) on {name}, with 95% intervals by patient. "
+            "Calibration error by chance alone: what it would be were each answer right as often as it says.\n"
+        )
         click.echo("\n".join(figures_table(figures["splits"][name])) + "\n")
         click.echo("\n".join(classes_table(figures["splits"][name])))
 

@@ -138,7 +138,8 @@ def evaluate(p: Predictions, contract: Contract, *, n_bootstrap: int = 1000, see
     A figure is ``{"value", "low", "high"}``: its value and its 95% interval, the 2.5 and 97.5 percentiles over
     ``n_bootstrap`` resamples of patients with replacement (a patient's photographs stay together, since they resemble
     each other). What is not defined, for want of a class, is None, and ``why`` says so. ``calibration_chance`` is the
-    mean and the 95% interval of what ``calibration_error`` would be were the probabilities right.
+    mean and the 95% interval of what ``calibration_error`` would be were the probabilities right, with photographs
+    drawn each for itself.
 
     Returns:
         JSON-able ``{"all": body, "sources": {source: body}, "bootstrap": {...}}``, with no sources where all
@@ -214,9 +215,7 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
         ("me", p.me_probs, p.me_true, decisions.me_pred, list(contract.me_labels)),
     ):
         chance = yardsticks.calibration_chance(probs, n_bootstrap, seed)
-        body[task]["calibration_chance"] = _with_interval(
-            float(chance.mean()), chance, body["patients"], "no photographs"
-        )
+        body[task]["calibration_chance"] = _with_interval(float(chance.mean()), chance, body["n"], "no photographs")
         counts = yardsticks.confusion(true, pred, len(labels), weights)[0]
         body[task]["labels"] = labels
         body[task]["confusion_matrix"] = counts.astype(int).tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -30,7 +29,7 @@ from .augment import make_augment
 from .calibration import calibrated, calibration_line
 from .checkpoint import Checkpoint, current_versions, load_checkpoint, load_start, write_atomically
 from .config import BEST_NAME, FINAL_NAME, TrainConfig
-from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights, read_dataset
+from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights, fingerprint, read_dataset
 from .frames import DecodedFrames, Frames, Look, look_through
 from .framing import Normalize
 from .leakage import Leak, find_leaks
@@ -312,7 +311,8 @@ def survey_data(
     say(f"Photographs: {counts}. DR grades {list(data.dr_grades)}.")
     for leak in leaks:
         say(f"Warning: {leak}")
-    return Survey(data, frames, _fingerprint(data, looks), leaks)
+    digests = {name: [look.sha256 for look in looks[name]] for name in SPLITS}
+    return Survey(data, frames, fingerprint(data, digests), leaks)
 
 
 def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor) -> dict[str, Any]:
@@ -390,15 +390,6 @@ def write_test_predictions(path: Path, split: Split, p: Predictions, contract: C
 
 def _paths(data: DataSet, split: str) -> list[Path]:
     return [photo.path for photo in data.splits[split].photos]
-
-
-def _fingerprint(data: DataSet, looks: dict[str, list[Look]]) -> str:
-    lines = [
-        f"{name} {look.sha256} {photo.dr_grade} {photo.me_label}"
-        for name in SPLITS
-        for photo, look in zip(data.splits[name].photos, looks[name], strict=True)
-    ]
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def _check_same(run: Run, survey: Survey, fabric: Fabric) -> None:

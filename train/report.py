@@ -34,7 +34,7 @@ FIGURES = (
     ("dr", "balanced_accuracy", "DR balanced accuracy"),
     ("dr", "kappa", "DR quadratic kappa"),
     ("dr", "calibration_error", "DR calibration error"),
-    ("dr", "calibration_chance", "DR calibration error, were it calibrated"),
+    ("dr", "calibration_chance", "DR calibration error by chance alone"),
     ("referable_dr", "auc", "Referable DR AUC"),
     ("referable_dr", "sensitivity", "Referable DR sensitivity"),
     ("referable_dr", "specificity", "Referable DR specificity"),
@@ -44,7 +44,7 @@ FIGURES = (
     ("me", "sensitivity", "ME sensitivity"),
     ("me", "specificity", "ME specificity"),
     ("me", "calibration_error", "ME calibration error"),
-    ("me", "calibration_chance", "ME calibration error, were it calibrated"),
+    ("me", "calibration_chance", "ME calibration error by chance alone"),
     ("referable_me", "sensitivity", "Referred for ME, sensitivity"),
     ("referable_me", "specificity", "Referred for ME, specificity"),
 )
