@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 from retina.train import Run, TrainConfig, train
-from retina.train.averaging import average, judged
+from retina.train.averaging import average, items_of, judged
 from retina.train.checkpoint import load_checkpoint
 from retina.train.config import RECIPES
 from retina.train.data import DataSet, Photo, read_dataset
@@ -139,7 +139,7 @@ def main(
             branches = trained(SECOND_STAGE, source), trained(SECOND_STAGE, source, 2), trained(OPEN, source)
             mean = average({str(path): load_checkpoint(path) for path in branches})
             view, _ = read_dataset(Path(temporary) / source)
-            return {split: judged(mean, view, split) for split in ("valid", "test")}
+            return {split: judged(mean, items_of(mean, view, split)) for split in ("valid", "test")}
 
         for step, source in product(steps, trained_on):
             splits = figures_of(step, source)

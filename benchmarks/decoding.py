@@ -43,10 +43,7 @@ def main() -> None:
     files = [given.photographs / name for name in find_pictures(given.photographs).names]
     model = RetinaModel(given.model, exact=True)
     square = model.contract.preprocessing.intermediate_size
-    changes: dict[str, list[float]] = {name: [] for name in FRACTIONS}
-    leads: dict[str, list[float]] = {name: [] for name in FRACTIONS}
-    multiples: dict[str, list[float]] = {name: [] for name in FRACTIONS}
-    turned = dict.fromkeys(FRACTIONS, 0)
+    found: dict[str, list[tuple[float, float, float, bool]]] = {name: [] for name in FRACTIONS}
     for file in files:
         pixels = decode(file)
         whole = model.predict_pixels(pixels)
@@ -55,16 +52,16 @@ def main() -> None:
             side = min(pixels.shape[:2]) // divisor
             answer = model.predict_pixels(decode(file, at_least=side))
             pairs = zip(probabilities(whole), probabilities(answer), strict=True)
-            changes[name].append(max(abs(a - b) for a, b in pairs))
-            leads[name].append(abs(lead(whole, first, second) - lead(answer, first, second)))
-            multiples[name].append(side / square)
-            turned[name] += decisions(whole) != decisions(answer)
+            change = max(abs(a - b) for a, b in pairs)
+            of_lead = abs(lead(whole, first, second) - lead(answer, first, second))
+            found[name].append((side / square, change, of_lead, decisions(whole) != decisions(answer)))
     print(f"{model.path.name}, sha256 {model.sha256[:12]}, {len(files)} photographs of {given.photographs.name}\n")
     print("| decoded at | multiple of the square | largest change | mean | of the lead | decisions that turned |")
     print("|---" * 6 + "|")
-    for name in FRACTIONS:
-        figures = f"{max(changes[name]):.4f} | {np.mean(changes[name]):.4f} | {max(leads[name]):.4f}"
-        print(f"| {name} | {min(multiples[name]):.2f} | {figures} | {turned[name]} of {len(files)} |")
+    for name, rows in found.items():
+        multiples, changes, leads, turned = zip(*rows, strict=True)
+        figures = f"{max(changes):.4f} | {np.mean(changes):.4f} | {max(leads):.4f}"
+        print(f"| {name} | {min(multiples):.2f} | {figures} | {sum(turned)} of {len(files)} |")
 
 
 if __name__ == "__main__":

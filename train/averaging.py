@@ -94,9 +94,8 @@ def answers(checkpoint: Checkpoint, items: EvalItems, *, batch_size: int = 16) -
     return torch.cat(dr), torch.cat(me)
 
 
-def judged(checkpoint: Checkpoint, data: DataSet, split: str) -> dict[str, Any]:
+def judged(checkpoint: Checkpoint, items: EvalItems) -> dict[str, Any]:
     """Every yardstick on a split (metrics.py), by the checkpoint's own decision rules."""
-    items = items_of(checkpoint, data, split)
     return evaluate(as_predictions(items, *answers(checkpoint, items)), checkpoint.contract)
 
 
@@ -135,7 +134,7 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
         _check_same(read, mean)
         items = items_of(mean, read, "valid")
         mean = calibrated(mean, items, *answers(mean, items))
-        figures = judged(mean, read, "valid")
+        figures = judged(mean, items)
         replace(mean, metrics={"splits": {"valid": figures}}).save(out)
     except RetinaError as err:
         raise click.ClickException(str(err)) from None
