@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from retina.runtime.errors import RetinaError
 from retina.train import Run, TrainConfig, train
 from retina.train.averaging import average, items_of, judged
 from retina.train.checkpoint import load_checkpoint
@@ -95,6 +96,7 @@ def options(step: int, image_size: int, epochs: int) -> dict[str, Any]:
 @click.option("--image-size", default=224)
 @click.option("--epochs", default=4, help="Of the larger source; the others get as many steps.")
 @click.option("--seed", default=42)
+@click.option("--workers", default=TrainConfig.workers, help="Processes that augment beside the one that trains.")
 def main(
     root: Path,
     steps: tuple[int, ...],
@@ -104,6 +106,7 @@ def main(
     image_size: int,
     epochs: int,
     seed: int,
+    workers: int,
 ) -> None:
     """Train on each source alone and test on the others, change by change."""
     data, faults = read_dataset(root)
@@ -129,7 +132,7 @@ def main(
             start = trained(step - 1, source) if step >= SECOND_STAGE else weights
             asked = options(step, image_size, round(epochs * max(counts.values()) / counts[source]))
             asked |= {"data": str(Path(temporary) / source), "weights": str(start), "backbone": backbone}
-            train(TrainConfig(**asked, seed=seed + branch), run)
+            train(TrainConfig(**asked, seed=seed + branch, workers=workers), run)
             return best
 
         def figures_of(step: int, source: str) -> dict[str, Any]:
@@ -142,7 +145,10 @@ def main(
             return {split: judged(mean, items_of(mean, view, split)) for split in ("valid", "test")}
 
         for step, source in product(steps, trained_on):
-            splits = figures_of(step, source)
+            try:
+                splits = figures_of(step, source)
+            except RetinaError as err:
+                raise click.ClickException(str(err)) from None
             own, other = splits["valid"]["all"], splits["test"]["all"]
             figures = " | ".join(f"{part[task][key]['value']:.3f}" for part in (own, other) for task, key, _ in FIGURES)
             others = ", ".join(name for name in sorted(counts) if name != source)

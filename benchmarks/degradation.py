@@ -1,0 +1,148 @@
+"""How poor a photograph may be before the answers fall: model files on spoiled copies of a split.
+
+    python benchmarks/degradation.py DATA --split valid --model released.onnx --model candidate.onnx
+
+Each photograph is spoiled at its own size, in one way at a time, and scored as retina-score does. Prints a Markdown
+table, row by row. Grain is in grey levels of 255 (the standard deviation, in the dark around the field too), blur in
+pixels of a photograph of 512.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from zlib import crc32
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from retina.runtime import RetinaModel
+from retina.runtime.errors import RetinaError
+from retina.runtime.model import RELEASED
+from retina.runtime.picture import load
+from retina.train.data import SPLITS, Photo, read_dataset
+from retina.train.evaluation import score_split
+from retina.train.metrics import evaluate
+
+Spoil = Callable[[Image.Image, np.random.Generator], Image.Image]
+FIGURES = (
+    ("dr", "kappa", "DR quadratic kappa"),
+    ("referable_dr", "auc", "Referable DR AUC"),
+    ("referable_dr", "sensitivity", "sensitivity"),
+    ("referable_dr", "specificity", "specificity"),
+    ("me", "auc", "ME AUC"),
+)
+
+
+def _levels(change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Spoil:
+    """Of (H, W, 3) in [0, 1], cut off to it again."""
+
+    def spoil(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+        changed = change(np.asarray(picture) / 255.0).clip(0.0, 1.0)
+        return Image.fromarray((changed * 255.0).round().astype(np.uint8))
+
+    return spoil
+
+
+def grain(sigma: float, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    pixels = np.asarray(picture)
+    return Image.fromarray((pixels + rng.normal(0.0, sigma, pixels.shape)).clip(0, 255).round().astype(np.uint8))
+
+
+def jpeg(quality: int, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
+
+
+def blur(sigma: float, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return picture.filter(ImageFilter.GaussianBlur(sigma * min(picture.size) / 512))
+
+
+def fewer_pixels(side: int, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return picture.resize((side, side), Image.Resampling.BOX)
+
+
+def middle(share: float, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A narrower field of view: the middle of it, without its edge."""
+    width, height = picture.size
+    x, y = (1.0 - share) / 2.0 * width, (1.0 - share) / 2.0 * height
+    return picture.crop((round(x), round(y), round(width - x), round(height - y)))
+
+
+def cut(share: float, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Black at top and bottom, as where a sensor is lower than the field."""
+    width, height = picture.size
+    black = Image.new("RGB", (width, round(share * height)))
+    spoiled = picture.copy()
+    spoiled.paste(black, (0, 0))
+    spoiled.paste(black, (0, height - black.height))
+    return spoiled
+
+
+WAYS: Mapping[str, Spoil] = {
+    "as it is": lambda picture, rng: picture,
+    "256 x 256 pixels": partial(fewer_pixels, 256),
+    "192 x 192 pixels": partial(fewer_pixels, 192),
+    "blur 2": partial(blur, 2.0),
+    "blur 3": partial(blur, 3.0),
+    "JPEG quality 50": partial(jpeg, 50),
+    "JPEG quality 30": partial(jpeg, 30),
+    "JPEG quality 10": partial(jpeg, 10),
+    "grain 5": partial(grain, 5.0),
+    "grain 12": partial(grain, 12.0),
+    "grain 25": partial(grain, 25.0),
+    "a quarter of the light": _levels(lambda x: x * 0.25),
+    "gamma 0.6, washed out": _levels(lambda x: x**0.6),
+    "warm: red 1.25, blue 0.6": _levels(lambda x: x * np.array([1.25, 1.0, 0.6])),
+    "grey": lambda picture, rng: picture.convert("L").convert("RGB"),
+    "haze, 60%": _levels(lambda x: 0.4 * x + 0.6 * np.array([0.7, 0.55, 0.4]) * (x.max(axis=2, keepdims=True) > 0.08)),
+    "a fifth cut off, top and bottom": partial(cut, 0.2),
+    "the middle 65%": partial(middle, 0.65),
+    "the middle 50%": partial(middle, 0.5),
+}
+"""What is done to a photograph, by the name of its row."""
+
+
+def spoiled(photos: tuple[Photo, ...], spoil: Spoil, folder: Path) -> Iterator[Photo]:
+    """Copies without loss in a folder; the same photograph is always spoiled in the same way."""
+    for number, photo in enumerate(photos):
+        path = folder / f"{number}.png"
+        spoil(load(photo.path).convert("RGB"), np.random.default_rng(crc32(photo.image_name.encode()))).save(
+            path, compress_level=1
+        )
+        yield replace(photo, path=path)
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("root", metavar="DATA", type=click.Path(path_type=Path, exists=True))
+@click.option("--split", type=click.Choice(SPLITS), default="valid")
+@click.option("--model", "files", type=click.Path(path_type=Path), multiple=True, default=(RELEASED,))
+@click.option("--way", "ways", type=click.Choice(list(WAYS)), multiple=True, default=tuple(WAYS))
+def main(root: Path, split: str, files: tuple[Path, ...], ways: tuple[str, ...]) -> None:
+    """Score spoiled copies of a split with each model file."""
+    data, faults = read_dataset(root)
+    if faults:
+        raise click.ClickException(faults[0])
+    models = [RetinaModel(file) for file in files]
+    click.echo("| photograph | model | " + " | ".join(title for *_, title in FIGURES) + " |")
+    click.echo("|---" * (2 + len(FIGURES)) + "|")
+    for way in ways:
+        with tempfile.TemporaryDirectory() as folder:
+            photos = tuple(spoiled(data.splits[split].photos, WAYS[way], Path(folder)))
+            for model in models:
+                try:
+                    body = evaluate(score_split(model, photos), model.contract)["all"]
+                except RetinaError as err:
+                    raise click.ClickException(str(err)) from None
+                figures = " | ".join(f"{body[task][name]['value']:.3f}" for task, name, _ in FIGURES)
+                click.echo(f"| {way} | {model.path.name} {model.sha256[:8]} | {figures} |")
+
+
+if __name__ == "__main__":
+    main()

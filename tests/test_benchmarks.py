@@ -1,0 +1,102 @@
+"""The benchmarks whose figures docs/ and the card quote: that they measure what they say, on drawn photographs."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from retina.train.data import read_dataset
+from retina.train.synthetic import write_dataset
+from sklearn.metrics import cohen_kappa_score, roc_auc_score
+from tiny_model import expected_probs, tiny_model
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("benchmarks") / "data"
+    write_dataset(root, {"train": 60, "valid": 24, "test": 10}, size=96, seed=3)
+    return root
+
+
+def table(name: str, *arguments: str) -> list[dict[str, str]]:
+    """The Markdown table that a benchmark prints, a dictionary a row."""
+    result = CliRunner().invoke(runpy.run_path(str(BENCHMARKS / name))["main"], arguments)
+    assert result.exit_code == 0, result.output
+    lines = [line.strip("| ").split(" | ") for line in result.output.splitlines() if line.startswith("| ")]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+
+
+def test_cross_source_tests_on_the_other_source_and_leaves_the_test_split_alone(drawn: Path, tmp_path: Path) -> None:
+    module: dict[str, Any] = runpy.run_path(str(BENCHMARKS / "cross_source.py"))
+    data, _ = read_dataset(drawn)
+    module["write_view"](data, "larga", tmp_path)
+    view, faults = read_dataset(tmp_path)
+    assert faults == []
+    for name, splits, is_own in (
+        ("train", ["train"], True),
+        ("valid", ["valid"], True),
+        ("test", ["train", "valid"], False),
+    ):
+        expected = [
+            (p.path.name, p.dr_grade, p.me_label, p.patient)
+            for split in splits for p in data.splits[split].photos if (p.source == "larga") == is_own
+        ]  # fmt: skip
+        assert expected
+        found = view.splits[name].photos
+        assert sorted((p.path.name, p.dr_grade, p.me_label, p.patient) for p in found) == sorted(expected)
+
+
+def test_cross_source_averages_the_branches(drawn: Path) -> None:
+    rows = table(
+        "cross_source.py", str(drawn), "--backbone", "resnet18", "--weights", "none", "--image-size", "32",
+        "--epochs", "1", "--step", "6", "--step", "8", "--source", "larga", "--workers", "0",
+    )  # fmt: skip
+    data, _ = read_dataset(drawn)
+    own = sum(p.source == "larga" for p in data.splits["train"].photos)
+    other = sum(p.source == "ronda" for name in ("train", "valid") for p in data.splits[name].photos)
+    assert [row["recipe"] for row in rows] == ["+ the second stage: released", "the mean of three branches"]
+    for row in rows:
+        assert row["trained on"] == f"larga ({own})"
+        assert row["tested on"] == f"ronda ({other})"
+        assert 0.0 <= float(row["other Referable DR AUC"]) <= 1.0
+
+
+def test_degradation_scores_the_spoiled_copies(drawn: Path, tmp_path: Path) -> None:
+    """Against a model whose answers anyone can compute, spoiled by numpy here and by Pillow there."""
+    onnx.save(tiny_model(), tmp_path / "tiny.onnx")
+    rows = table(
+        "degradation.py", str(drawn), "--model", str(tmp_path / "tiny.onnx"),
+        "--way", "as it is", "--way", "gamma 0.6, washed out", "--way", "the middle 50%",
+    )  # fmt: skip
+    data, _ = read_dataset(drawn)
+    photos = data.splits["valid"].photos
+    pictures = [np.asarray(Image.open(photo.path).convert("RGB")) for photo in photos]
+    by_hand = {
+        "as it is": pictures,
+        "gamma 0.6, washed out": [np.round(255 * (picture / 255) ** 0.6).astype(np.uint8) for picture in pictures],
+        "the middle 50%": [_middle_half(picture) for picture in pictures],
+    }
+    grades = [photo.dr_grade for photo in photos]
+    assert [row["photograph"] for row in rows] == list(by_hand)
+    for row in rows:
+        dr, me = (np.array(probs) for probs in zip(*map(expected_probs, by_hand[row["photograph"]]), strict=True))
+        assert float(row["DR quadratic kappa"]) == pytest.approx(
+            cohen_kappa_score(grades, dr.argmax(axis=1), weights="quadratic"), abs=1e-3
+        )
+        auc = roc_auc_score([grade >= 2 for grade in grades], dr[:, 2:].sum(axis=1))
+        assert float(row["Referable DR AUC"]) == pytest.approx(auc, abs=1e-3)
+        assert float(row["ME AUC"]) == pytest.approx(roc_auc_score([p.me_label for p in photos], me[:, 1]), abs=1e-3)
+    assert len({tuple(row.values())[2:] for row in rows}) == len(rows)
+
+
+def _middle_half(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    height, width = picture.shape[:2]
+    return picture[round(height / 4) : round(height * 3 / 4), round(width / 4) : round(width * 3 / 4)]
