@@ -113,9 +113,8 @@ def spoiled(photos: tuple[Photo, ...], spoil: Spoil, folder: Path) -> Iterator[P
     """Copies without loss in a folder; the same photograph is always spoiled in the same way."""
     for number, photo in enumerate(photos):
         path = folder / f"{number}.png"
-        spoil(load(photo.path).convert("RGB"), np.random.default_rng(crc32(photo.image_name.encode()))).save(
-            path, compress_level=1
-        )
+        rng = np.random.default_rng(crc32(photo.image_name.encode()))
+        spoil(load(photo.path), rng).save(path, compress_level=1)
         yield replace(photo, path=path)
 
 
