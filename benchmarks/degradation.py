@@ -20,7 +20,7 @@ from zlib import crc32
 import click
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from retina.runtime import RetinaModel
 from retina.runtime.errors import RetinaError
 from retina.runtime.model import RELEASED
@@ -28,6 +28,7 @@ from retina.runtime.picture import load
 from retina.train.data import SPLITS, Photo, read_dataset
 from retina.train.evaluation import score_split
 from retina.train.metrics import evaluate
+from scipy.ndimage import binary_fill_holes, binary_opening
 
 Spoil = Callable[[Image.Image, np.random.Generator], Image.Image]
 FIGURES = (
@@ -85,6 +86,31 @@ def cut(share: float, picture: Image.Image, rng: np.random.Generator) -> Image.I
     return spoiled
 
 
+def wider(picture: Image.Image) -> Image.Image:
+    """On a black sensor of 3:2, as cameras give it."""
+    width, height = picture.size
+    sensor = Image.new("RGB", (round(1.5 * height), height))
+    sensor.paste(picture, ((sensor.width - width) // 2, 0))
+    return sensor
+
+
+def captioned(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    sensor = wider(picture)
+    side = sensor.height
+    pen, font = ImageDraw.Draw(sensor), ImageFont.load_default(side / 24)
+    pen.text((4, 4), "OD 0042\n2024-03-01", fill="white", font=font)
+    pen.text((sensor.width - side // 4, side - side // 10), "45\N{DEGREE SIGN} macula", fill="white", font=font)
+    return sensor
+
+
+def grey_around(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A black level of 20 with grain of 10 around the field."""
+    pixels = np.asarray(wider(picture))
+    field = binary_fill_holes(binary_opening(pixels.max(axis=2) > 25, iterations=2))[..., None]
+    grey = pixels + rng.normal(20.0, 10.0, pixels.shape)
+    return Image.fromarray(np.where(field, pixels, grey).clip(0, 255).round().astype(np.uint8))
+
+
 WAYS: Mapping[str, Spoil] = {
     "as it is": lambda picture, rng: picture,
     "256 x 256 pixels": partial(fewer_pixels, 256),
@@ -105,6 +131,8 @@ WAYS: Mapping[str, Spoil] = {
     "a fifth cut off, top and bottom": partial(cut, 0.2),
     "the middle 65%": partial(middle, 0.65),
     "the middle 50%": partial(middle, 0.5),
+    "3:2, captions beside the field": captioned,
+    "3:2, grey grain around the field": grey_around,
 }
 """What is done to a photograph, by the name of its row."""
 
@@ -128,7 +156,10 @@ def main(root: Path, split: str, files: tuple[Path, ...], ways: tuple[str, ...])
     data, faults = read_dataset(root)
     if faults:
         raise click.ClickException(faults[0])
-    models = [RetinaModel(file) for file in files]
+    try:
+        models = [RetinaModel(file) for file in files]
+    except RetinaError as err:
+        raise click.ClickException(str(err)) from None
     click.echo("| photograph | model | " + " | ".join(title for *_, title in FIGURES) + " |")
     click.echo("|---" * (2 + len(FIGURES)) + "|")
     for way in ways:

@@ -47,7 +47,7 @@ class Inspection:
             f"input      {_tensor(contract['input'])}, RGB, decoded pixels, sides of at least "
             f"{contract['input']['min_side']}",
             *(f"output     {_tensor(output)}" for output in contract["outputs"]),
-            f"framing    {prep['framing']}, {prep['image_size']} px, inside the file",
+            f"framing    {prep['framing']}, surround {prep['surround']}, {prep['image_size']} px, inside the file",
             f"DR grades  {contract['dr_grades']}; ME labels {contract['me_labels']}",
             *(f"rule       {task}: {_pairs(rule)}" for task, rule in contract["thresholds"].items()),
             *(f"made from  {key}: {_brief(value)}" for key, value in provenance.items()),

@@ -32,6 +32,7 @@ MIN_SIDE = 32
 Head = Literal["dr", "me"]
 HEADS: tuple[Head, Head] = ("dr", "me")
 Framing = Literal["field", "squash"]
+Surround = Literal["black", "kept"]
 Precision = Literal["fp32", "int8"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,6 +46,9 @@ class Preprocessing:
 
     framing: Framing = "field"
     """``field``: the lit field, found and centred in a square. ``squash``: the whole picture, aspect ratio ignored."""
+    surround: Surround = "black"
+    """What lies around the field. ``black``: neither grain nor captions there are seen, nor move the square. ``kept``:
+    as it is; always so for ``squash``, which finds no field."""
     image_size: int = 384
     """Side of the square that the network sees, in pixels."""
     resize: str = "bilinear-antialias"
@@ -66,6 +70,9 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         _expect("preprocessing.framing", self.framing in get_args(Framing), "field or squash", self.framing)
+        _expect("preprocessing.surround", self.surround in get_args(Surround), "black or kept", self.surround)
+        if self.framing == "squash":
+            object.__setattr__(self, "surround", "kept")
         size_ok = isinstance(self.image_size, int) and self.image_size >= MIN_SIDE
         _expect("preprocessing.image_size", size_ok, f"a whole number from {MIN_SIDE}", self.image_size)
 
@@ -190,7 +197,8 @@ class Contract:
             thresholds = {task: Rule(**rule) for task, rule in body.pop("thresholds").items()}
             # A file from before ME was referred by a rule of its own does so at even odds.
             thresholds.setdefault("referable_me", default_thresholds()["referable_me"])
-            prep = dict(body.pop("preprocessing"))
+            # A file from before the surround was made black keeps it.
+            prep = {"surround": "kept", **body.pop("preprocessing")}
             prep["mean"], prep["std"] = tuple(prep["mean"]), tuple(prep["std"])
             grades, labels = tuple(body.pop("dr_grades")), tuple(body.pop("me_labels"))
             contract = cls(Preprocessing(**prep), grades, labels, thresholds, **body)

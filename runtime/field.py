@@ -20,6 +20,20 @@ LIT_FROM, LIT_TO = 15.0, 25.0
 border with its JPEG noise, below the darkest retina. A ramp, not a step, keeps the edge continuous in the pixels."""
 LIT_SHARE = 0.02
 """A row or column belongs to the field when this share of it is lit."""
+CELLS = 64
+"""The field is told from its surround on a coarse grid of this many cells a side, where grain averages out."""
+DARKEST_LEVEL = 20.0
+"""Grey levels: a photograph's level, the mean brightness with each cell counting by its own, is not taken to be lower,
+so that the noise of a black photograph is not a field."""
+ABOVE_SURROUND = 0.2
+"""A cell is half field this share of the way from the darkest cell up to the level: below the rim of a field that is
+lit from one side."""
+SURROUND_AT_MOST = 0.35
+"""Share of the level above which nothing is surround, so that a photograph that shows retina alone keeps all of it."""
+FIELD_RAMP = 0.1
+"""Share of the level over which a cell goes from surround to field."""
+CAPTION_CELLS = 7
+"""What is narrower than this many cells is no field: captions, dates, the mark at the edge."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,10 @@ class Field:
         width, height = image.size
         side = preprocessing.intermediate_size
         reduced = image.reduce(max(1, min(height, width) // side))
-        squashed = _lit_share(np.asarray(reduced.resize((side, side), Image.Resampling.BILINEAR)))
+        brightest = _brightest(np.asarray(reduced.resize((side, side), Image.Resampling.BILINEAR)))
+        if preprocessing.surround == "black":
+            brightest = brightest * _field_mask(brightest)
+        squashed: NDArray[np.float32] = np.clip((brightest - LIT_FROM) / (LIT_TO - LIT_FROM), 0.0, 1.0)
         lit = _between_lit(squashed)
         if preprocessing.framing == "squash":
             return cls(0.0, 0.0, 1.0, 1.0, lit)
@@ -60,12 +77,34 @@ class Field:
         return cls(x - half_x, y - half_y, x + half_x, y + half_y, lit)
 
 
-def _lit_share(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W) in [0, 1]: how lit each pixel is, by its brightest channel."""
+def _brightest(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(H, W) in [0, 255]: each pixel's brightest channel."""
     # Channel by channel: numpy's maximum over an axis of three takes twenty times as long.
-    brightest = np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2]).astype(np.float32)
-    share: NDArray[np.float32] = np.clip((brightest - LIT_FROM) / (LIT_TO - LIT_FROM), 0.0, 1.0)
-    return share
+    return np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2]).astype(np.float32)
+
+
+def _field_mask(brightest: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(M, M) in [0, 1], the twin of framing's ``field_mask``."""
+    cells = _resized(brightest, CELLS)
+    level = max(float(np.square(cells).sum()) / max(float(cells.sum()), 1.0), DARKEST_LEVEL)
+    dark = float(cells.min())
+    threshold = min(dark + ABOVE_SURROUND * (level - dark), SURROUND_AT_MOST * level)
+    lit = np.clip((cells - threshold) / (FIELD_RAMP * level) + 0.5, 0.0, 1.0)
+    broad = _most_around(-_most_around(-lit, CAPTION_CELLS), CAPTION_CELLS)
+    if broad.max() < 0.5:
+        return np.ones_like(brightest)
+    return _resized(_most_around(_between_lit(broad), 3), len(brightest))
+
+
+def _resized(grid: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    return np.asarray(Image.fromarray(grid).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _most_around(grid: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """The maximum over a square of ``width`` cells around each cell of (M, M); there is nothing, 0, beyond the edge."""
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(grid, width // 2), (width, width))
+    most: NDArray[np.float32] = windows.max(axis=(2, 3))
+    return most
 
 
 def _between_lit(lit: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -25,7 +26,7 @@ from eyes import eye
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from retina.runtime import RetinaModel
-from retina.runtime.contract import Preprocessing, Rule, decide, default_thresholds
+from retina.runtime.contract import Preprocessing, Rule, Surround, decide, default_thresholds
 from retina.runtime.field import Field
 from retina.runtime.model import RELEASED
 from retina.runtime.overlay import HeadMap, colours, draw
@@ -376,21 +377,29 @@ def test_map_lies_where_python_draws_it(
         assert np.percentile(difference, 95) < 12  # the white line is drawn on another canvas
 
 
-def test_field_is_the_one_that_python_finds(page: Page) -> None:
+@pytest.mark.parametrize("surround", ["black", "kept"])
+def test_field_is_the_one_that_python_finds(page: Page, surround: Surround) -> None:
+    """On photographs with a caption in a corner, which is part of the field only where the surround is kept."""
+    preprocessing = Preprocessing(image_size=64, surround=surround)
+    lefts = []
     for seed, (width, height) in enumerate(product((180, 400), (180, 333))):
         photograph = Image.new("RGB", (width, height), (9, 3, 2))
+        photograph.paste((250, 250, 250), (2, 2, 32, 10))
         photograph.paste(eye(seed, 150), (width - 160, 20))
-        expected = Field.find(np.asarray(photograph), EXPLAIN.preprocessing)
+        expected = Field.find(np.asarray(photograph), preprocessing)
         buffer = io.BytesIO()
         photograph.save(buffer, "PNG")
         text = base64.b64encode(buffer.getvalue()).decode()
-        looked = f"m.findField(await createImageBitmap({BLOB}), {{ framing: 'field', image_size: 64 }})"
+        contract = json.dumps(asdict(preprocessing))
+        looked = f"m.findField(await createImageBitmap({BLOB}), {contract})"
         found = in_module(page, "overlay.js", f"(({{ lit, ...f }}) => ({{ ...f, lit: [...lit] }}))({looked})", text)
-        side = EXPLAIN.preprocessing.intermediate_size
+        side = preprocessing.intermediate_size
         assert found["side"] == side
         for edge in ("left", "top", "right", "bottom"):
             assert found[edge] == pytest.approx(getattr(expected, edge), abs=1.2 / side)
         assert np.abs(np.array(found["lit"]).reshape(side, side) - expected.lit).mean() < 0.02
+        lefts.append(expected.left)
+    assert (min(lefts[2:]) > 0.3) == (surround == "black")
 
 
 def test_opacity_slider_with_the_keyboard(photographs: list[Path], page: Page) -> None:

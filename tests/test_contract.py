@@ -72,3 +72,10 @@ def test_decisions_by_hand() -> None:
 def test_rule_needs_a_threshold() -> None:
     with pytest.raises(ModelFileError, match="threshold: expected a number from 0 to 1, found None"):
         Rule("at_least")
+
+
+def test_a_file_that_says_nothing_of_the_surround_keeps_it() -> None:
+    body = json.loads(Contract(Preprocessing(image_size=256)).to_json())
+    assert body["preprocessing"].pop("surround") == "black"
+    assert Contract.from_json(json.dumps(body)).preprocessing == Preprocessing(image_size=256, surround="kept")
+    assert Preprocessing(framing="squash").surround == "kept"

@@ -94,6 +94,42 @@ def test_picture_without_lit_field_is_left_whole(level: int) -> None:
     assert ours[64 * 20 // 140 // 2, 32].max() == pytest.approx(0.0, abs=1e-3)
 
 
+def spoiled(picture: np.ndarray, how: str) -> np.ndarray:
+    """The surround, (H, W, 3) uint8 where nothing is lit, as other cameras and archives leave it."""
+    rng = np.random.default_rng(4)
+    dark = picture.max(axis=2, keepdims=True) <= 20
+    if how == "caption":
+        spoiled = picture.copy()
+        spoiled[6:30, 6:100] = 255
+        return spoiled
+    level, grain = {"grey": (30.0, 0.0), "grain": (12.0, 10.0)}[how]
+    noise = level + grain * rng.normal(size=picture.shape)
+    return np.where(dark, noise, picture).clip(0, 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("how", ["caption", "grey", "grain"])
+def test_what_lies_around_the_field_is_not_seen(how: str) -> None:
+    picture = disc(400, 640, (340, 205), 170)
+    plain, ours = framed(picture), framed(spoiled(picture, how))
+    y, x = np.mgrid[-1:1:128j, -1:1:128j]
+    radius = np.hypot(x, y)
+    # A rim of a cell stays, which may widen the box a little.
+    assert np.abs(ours - plain)[radius < 0.9].mean() < 6.0
+    assert ours[radius > 1.2].max() < 1.0
+    keep = make_frame(Preprocessing(image_size=128, surround="kept"))
+    kept = keep(torch.from_numpy(spoiled(picture, how))[None])[0].permute(1, 2, 0).numpy()
+    assert np.abs(kept - plain)[radius < 0.9].mean() > 20.0, "what making it black is for"
+
+
+def test_retina_is_not_taken_for_surround() -> None:
+    """Cropped to the inside of a field that is lit from one side: dark corners stay, and so do large haemorrhages."""
+    x = np.linspace(0.36, 1.0, 300)
+    picture = (np.array([180, 90, 40]) * x[None, :, None] * np.ones((300, 1, 1))).astype(np.uint8)
+    picture[120:180, 60:150] = (20, 8, 8)
+    kept = make_frame(Preprocessing(image_size=128, surround="kept"))(torch.from_numpy(picture)[None])
+    np.testing.assert_allclose(framed(picture), kept[0].permute(1, 2, 0), atol=1e-3)
+
+
 def test_batch_of_mixed_pictures_equals_each_alone() -> None:
     batch = np.stack(
         [disc(180, 240, (120, 90), 80), np.zeros((180, 240, 3), np.uint8), disc(180, 240, (70, 60), 50, seed=5)]

@@ -11,7 +11,7 @@ from PIL import Image
 from retina.export.graph import DeployedModel
 from retina.export.to_onnx import OnnxFile
 from retina.gradcam.explainer import CheckpointExplainer
-from retina.runtime.contract import Contract, Framing, Preprocessing
+from retina.runtime.contract import Contract, Framing, Preprocessing, Surround
 from retina.runtime.model import RetinaModel
 from retina.runtime.picture import decode
 from retina.train.checkpoint import Checkpoint
@@ -28,9 +28,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     eye = photograph(3, 1, 240, seed=5).picture
     borders = np.zeros((401, 637, 3), np.uint8)
     borders[60 : 60 + eye.shape[0], 90 : 90 + eye.shape[1]] = eye
+    captioned = np.maximum(borders, 25)
+    captioned[10:40, 20:200] = 255
     wide = np.asarray(Image.fromarray(eye).resize((1500, 1000)))
     made = {
         "borders": borders,
+        "captioned": captioned,
         "odd": eye[:201, :233],
         "three_to_two": wide,
         "upright": np.rot90(wide).copy(),
@@ -43,10 +46,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-@pytest.mark.parametrize("framing", ["field", "squash"])
-def test_every_way_to_a_probability_is_the_same(framing: Framing, pictures: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("framing", "surround"), [("field", "black"), ("field", "kept"), ("squash", "kept")])
+def test_every_way_to_a_probability_is_the_same(
+    framing: Framing, surround: Surround, pictures: list[Path], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    preprocessing = Preprocessing(framing=framing, image_size=96)
+    preprocessing = Preprocessing(framing=framing, surround=surround, image_size=96)
     contract = Contract(preprocessing)
     net = RetinaNet(5, "resnet18").eval()
     # Untrained heads answer nearly the same to everything: sharpen them until pictures differ by tenths.

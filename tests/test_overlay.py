@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from PIL import Image
-from retina.runtime.contract import Decision, Preprocessing
+from retina.runtime.contract import Decision, Preprocessing, Surround
 from retina.runtime.field import Field
 from retina.runtime.image_file import write_image
 from retina.runtime.model import Prediction
@@ -22,7 +23,7 @@ from retina.runtime.overlay import HeadMap, colours, draw, head_maps, peak_at, p
 from retina.runtime.panel import TILE, draw_panel, in_words, percent
 from retina.runtime.picture import decode
 from retina.runtime.png import encode_png
-from retina.train.framing import lit_box, make_frame
+from retina.train.framing import field_mask, lit_box, make_frame
 from retina.train.synthetic import photograph
 
 PREP = Preprocessing(image_size=96)
@@ -35,12 +36,19 @@ def disc(height: int, width: int, centre: tuple[int, int], radius: int, level: i
     return np.where(lit[..., None], np.array([level, level // 2, level // 4]), 3).astype(np.uint8)
 
 
+def captioned(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    pixels[5:25, 5:90] = 250
+    return pixels
+
+
 PICTURES = {
     "wide black borders": disc(300, 500, (150, 320), 90),
     "3:2, cut above and below": disc(200, 300, (100, 150), 130),
     "odd sides": disc(131, 97, (60, 40), 35),
     "all black": np.zeros((120, 180, 3), np.uint8),
     "lit everywhere": np.full((90, 140, 3), 90, np.uint8),
+    "a caption in the corner": captioned(disc(300, 500, (150, 320), 90)),
+    "grey around": np.maximum(disc(300, 500, (150, 320), 90), 27),
     "drawn, square": photograph(2, 1, 256, seed=1, source="ronda").picture,
     "drawn, 3:2": photograph(3, 0, 301, seed=2, source="larga").picture,
     "much larger than the network's square": photograph(1, 0, 1200, seed=3).picture,
@@ -52,6 +60,8 @@ def framing_edges(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> ND
     side = preprocessing.intermediate_size
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
     squashed = torch.nn.functional.interpolate(image, size=(side, side), mode="bilinear", antialias=True)
+    if preprocessing.surround == "black":
+        squashed = squashed * field_mask(squashed)
     left, right, top, bottom = (float(edge) for edge in lit_box(squashed))
     height, width = pixels.shape[:2]
     square = max((right - left) * width, (bottom - top) * height)
@@ -67,8 +77,9 @@ def assert_same_square(pixels: NDArray[np.uint8], preprocessing: Preprocessing) 
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_the_square_is_the_one_that_the_network_sees(name: str) -> None:
-    assert_same_square(PICTURES[name], PREP)
+@pytest.mark.parametrize("surround", ["black", "kept"])
+def test_the_square_is_the_one_that_the_network_sees(name: str, surround: Surround) -> None:
+    assert_same_square(PICTURES[name], replace(PREP, surround=surround))
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -85,6 +96,8 @@ def test_cut_out_of_the_photograph_it_is_what_the_network_sees(name: str, framin
     inside = (y[:, None] > 0) & (y[:, None] < height) & (x[None] > 0) & (x[None] < width)
     rows, columns = np.clip(y, 0, height - 1).astype(int), np.clip(x, 0, width - 1).astype(int)
     cut = pixels[rows][:, columns] * inside[..., None]
+    if framing == "field" and field.lit.any():
+        cut = cut * field.lit[rows * len(field.lit) // height][:, columns * len(field.lit) // width][..., None]
     assert np.abs(cut.astype(float) - seen).mean() < 4  # sampled without a filter, so edges and noise differ
 
 

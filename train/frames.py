@@ -180,7 +180,8 @@ def _expect_room(folder: Path, needed: int) -> None:
 def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: str) -> str:
     """Changes with any file's place, size or time, with the framing, and with the libraries that decode and frame."""
     stats = [(str(path.resolve()), *_size_and_time(path)) for path in paths]
-    text = json.dumps([stats, preprocessing.framing, preprocessing.image_size, dtype, PHASH_SIDE, current_versions()])
+    prep = preprocessing
+    text = json.dumps([stats, prep.framing, prep.surround, prep.image_size, dtype, PHASH_SIDE, current_versions()])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

@@ -11,8 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..runtime.contract import Preprocessing
-from ..runtime.field import LIT_FROM, LIT_SHARE, LIT_TO
+from ..runtime.contract import Preprocessing, Surround
+from ..runtime.field import (
+    ABOVE_SURROUND,
+    CAPTION_CELLS,
+    CELLS,
+    DARKEST_LEVEL,
+    FIELD_RAMP,
+    LIT_FROM,
+    LIT_SHARE,
+    LIT_TO,
+    SURROUND_AT_MOST,
+)
 
 
 def _resize(image: Tensor, side: int) -> Tensor:
@@ -42,19 +52,22 @@ class SquashFrame(nn.Module):
 class FieldFrame(nn.Module):
     """The lit field, found and centred in a square, so that cameras which frame differently look alike.
 
-    The picture is first resized to an intermediate square; there the field's box is read from the rows and columns,
-    and one grid samples the square around it, in the picture's own aspect ratio. What lies outside the picture
-    is black. A picture without a lit field is left whole.
+    The picture is first resized to an intermediate square; there what lies around the field is made black unless it is
+    to be kept, the field's box is read from the rows and columns, and one grid samples the square around it, in the
+    picture's own aspect ratio. What lies outside the picture is black. A picture without a lit field is left whole.
     """
 
-    def __init__(self, size: int, intermediate: int) -> None:
+    def __init__(self, size: int, intermediate: int, surround: Surround = "black") -> None:
         super().__init__()
         self.size = size
         self.intermediate = intermediate
+        self.surround = surround
 
     def forward(self, image: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 RGB -> (N, 3, size, size) float32 in [0, 255]."""
         x = _resize(image, self.intermediate)
+        if self.surround == "black":
+            x = x * field_mask(x)
         left, right, top, bottom = lit_box(x)
         # The box is in shares of the picture's width and height; the square is a square in the picture's pixels.
         height, width = image.shape[1], image.shape[2]
@@ -66,6 +79,39 @@ class FieldFrame(nn.Module):
         both = torch.broadcast_tensors(columns, rows)  # type: ignore[no-untyped-call]
         grid = torch.stack(both, dim=-1)  # (N, size, size, 2), in [-1, 1] of x
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def field_mask(x: Tensor) -> Tensor:
+    """Which pixels belong to the field: a factor that makes all others black.
+
+    On a coarse grid, cells hardly brighter than the darkest one and much darker than the picture are surround, and so
+    is what is too narrow to be a field. What lies between field and field, across and down, is field (large
+    haemorrhages are dark), and so is one cell more on every side, so that the field's own edge stays.
+
+    Args:
+        x: (N, 3, M, M) float in [0, 255].
+
+    Returns:
+        (N, 1, M, M) in [0, 1]; all ones where nothing looks like a field.
+    """
+    brightest = x.amax(dim=1, keepdim=True)
+    cells = F.interpolate(brightest, (CELLS, CELLS), mode="bilinear", antialias=True, align_corners=False)
+    level = cells.square().sum(dim=(2, 3), keepdim=True) / cells.sum(dim=(2, 3), keepdim=True).clamp(min=1.0)
+    level, dark = level.clamp(min=DARKEST_LEVEL), cells.amin(dim=(2, 3), keepdim=True)
+    threshold = torch.minimum(dark + ABOVE_SURROUND * (level - dark), SURROUND_AT_MOST * level)
+    lit = ((cells - threshold) / (FIELD_RAMP * level) + 0.5).clamp(0.0, 1.0)
+    broad = _most_around(-_most_around(-lit, CAPTION_CELLS), CAPTION_CELLS)
+    far = CELLS - 1  # a cumulative maximum, which ONNX lacks, is a maximum over a window that reaches across
+    before, after = (F.max_pool2d(F.pad(broad, pad), (1, CELLS), 1) for pad in ((far, 0, 0, 0), (0, far, 0, 0)))
+    above, below = (F.max_pool2d(F.pad(broad, pad), (CELLS, 1), 1) for pad in ((0, 0, far, 0), (0, 0, 0, far)))
+    between = torch.minimum(torch.minimum(before, after), torch.minimum(above, below))
+    mask = F.interpolate(_most_around(between, 3), x.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.where(broad.amax(dim=(2, 3), keepdim=True) < 0.5, torch.ones_like(mask), mask)
+
+
+def _most_around(grid: Tensor, width: int) -> Tensor:
+    """The maximum over a square of ``width`` cells around each; there is nothing, 0, beyond the edge."""
+    return F.max_pool2d(F.pad(grid, [width // 2] * 4), width, 1)
 
 
 def lit_box(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -125,7 +171,7 @@ def make_frame(preprocessing: Preprocessing) -> nn.Module:
     """The framing that a contract names: (N, H, W, 3) uint8 -> (N, 3, size, size) float32 in [0, 255]."""
     if preprocessing.framing == "squash":
         return SquashFrame(preprocessing.image_size)
-    return FieldFrame(preprocessing.image_size, preprocessing.intermediate_size)
+    return FieldFrame(preprocessing.image_size, preprocessing.intermediate_size, preprocessing.surround)
 
 
 def make_preprocess(preprocessing: Preprocessing) -> nn.Sequential:

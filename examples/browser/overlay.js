@@ -9,6 +9,12 @@ import { pixelsOf } from "./picture.js";
 const LIT_FROM = 15;
 const LIT_TO = 25;
 const LIT_SHARE = 0.02;
+const CELLS = 64;
+const DARKEST_LEVEL = 20;
+const ABOVE_SURROUND = 0.2;
+const SURROUND_AT_MOST = 0.35;
+const FIELD_RAMP = 0.1;
+const CAPTION_CELLS = 7;
 /** Logits: a map that adds up to less is blank, since stretching it would show noise as a finding. */
 const BLANK_BELOW = 0.01;
 const ANCHORS = [
@@ -33,7 +39,13 @@ export const TILE = 720;
  */
 export function findField(bitmap, preprocessing) {
   const side = intermediateSize(preprocessing);
-  const share = litShare(pixelsOf(bitmap, side, side));
+  const brightest = brightestOf(pixelsOf(bitmap, side, side));
+  const inField = preprocessing.surround === "black" ? fieldMask(brightestOf(pixelsOf(bitmap, CELLS, CELLS))) : null;
+  const share = brightest.map((value, at) => {
+    const [u, v] = [((at % side) + 0.5) / side, (Math.floor(at / side) + 0.5) / side];
+    const seen = inField ? value * between(inField, CELLS, CELLS, u, v) : value;
+    return ramp(seen, LIT_FROM, LIT_TO);
+  });
   const lit = betweenLit(share, side);
   if (preprocessing.framing === "squash") return { left: 0, top: 0, right: 1, bottom: 1, side, lit };
   const columns = new Float32Array(side);
@@ -125,10 +137,39 @@ function between(grid, columns, rows, u, v) {
   return upper * (1 - y + top) + lower * (y - top);
 }
 
-function litShare(rgb) {
-  return Float32Array.from({ length: rgb.length / 3 }, (_, at) => {
-    const brightest = Math.max(rgb[3 * at], rgb[3 * at + 1], rgb[3 * at + 2]);
-    return Math.min(1, Math.max(0, (brightest - LIT_FROM) / (LIT_TO - LIT_FROM)));
+function brightestOf(rgb) {
+  return Float32Array.from({ length: rgb.length / 3 }, (_, at) => Math.max(rgb[3 * at], rgb[3 * at + 1], rgb[3 * at + 2]));
+}
+
+const ramp = (value, from, to) => Math.min(1, Math.max(0, (value - from) / (to - from)));
+
+/** Which cells of a grid of CELLS x CELLS belong to the field, from 0 to 1: the twin of _field_mask. */
+function fieldMask(cells) {
+  const sum = cells.reduce((so, value) => so + value, 0);
+  const squares = cells.reduce((so, value) => so + value * value, 0);
+  const level = Math.max(squares / Math.max(sum, 1), DARKEST_LEVEL);
+  const dark = cells.reduce((least, value) => Math.min(least, value), Infinity);
+  const threshold = Math.min(dark + ABOVE_SURROUND * (level - dark), SURROUND_AT_MOST * level);
+  const half = (FIELD_RAMP * level) / 2;
+  const lit = cells.map((value) => ramp(value, threshold - half, threshold + half));
+  const narrowed = mostAround(lit.map((value) => -value), CAPTION_CELLS).map((value) => -value);
+  const broad = mostAround(narrowed, CAPTION_CELLS);
+  return broad.some((value) => value >= 0.5) ? mostAround(betweenLit(broad, CELLS), 3) : cells.fill(1);
+}
+
+/** The maximum over a square of width cells around each cell; there is nothing, 0, beyond the edge. */
+function mostAround(cells, width) {
+  const reach = (width - 1) / 2;
+  return cells.map((_, at) => {
+    const [column, row] = [at % CELLS, Math.floor(at / CELLS)];
+    let most = -Infinity;
+    for (let y = row - reach; y <= row + reach; y += 1) {
+      for (let x = column - reach; x <= column + reach; x += 1) {
+        const isInside = x >= 0 && x < CELLS && y >= 0 && y < CELLS;
+        most = Math.max(most, isInside ? cells[y * CELLS + x] : 0);
+      }
+    }
+    return most;
   });
 }
 
