@@ -51,9 +51,7 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @_option("batch-size", "Photographs a forward pass and device.", click.IntRange(min=1))
 @_option("accumulate", "Forward passes whose gradients make one step.", click.IntRange(min=1))
 @_option("image-size", "Side in pixels of the square that the network sees.", click.IntRange(min=32))
-@_option(
-    "framing", "field: cut out the lit field, on black. squash: the whole picture, as the original notebook did."
-)
+@_option("framing", "field: cut out the lit field, on black. squash: the whole picture, as the original notebook did.")
 @_option("backbone", "Any ResNet of torchvision: resnet18, resnet50, resnext50_32x4d, ...", str)
 @_option(
     "weights",
