@@ -46,9 +46,6 @@ class Preprocessing:
 
     framing: Framing = "field"
     """``field``: the lit field, found and centred in a square. ``squash``: the whole picture, aspect ratio ignored."""
-    surround: Surround = "black"
-    """What lies around the field. ``black``: neither grain nor captions there are seen, nor move the square. ``kept``:
-    as it is; always so for ``squash``, which finds no field."""
     image_size: int = 384
     """Side of the square that the network sees, in pixels."""
     resize: str = "bilinear-antialias"
@@ -58,6 +55,9 @@ class Preprocessing:
     """Per channel, of pixel values divided by 255."""
     exif_orientation: str = "applied"
     """By the decoder, before the graph sees the pixels."""
+    surround: Surround = "black"
+    """What lies around the field. ``black``: neither grain nor captions there are seen, nor move the square. ``kept``:
+    as it is; always so for ``squash``, which finds no field."""
 
     @property
     def intermediate_size(self) -> int:
