@@ -76,6 +76,26 @@ def middle(share: float, picture: Image.Image, rng: np.random.Generator) -> Imag
     return picture.crop((round(x), round(y), round(width - x), round(height - y)))
 
 
+def dust(
+    count: int, depth: float, radii: tuple[float, float], picture: Image.Image, rng: np.random.Generator
+) -> Image.Image:
+    """Soft dark grains on lens or sensor, without a colour of their own, in the middle nine tenths of the picture.
+
+    ``depth`` is the light that the darkest takes away, the faintest half of it; ``radii`` are in pixels of a picture
+    of 512.
+    """
+    width, height = picture.size
+    rows, columns = np.ogrid[:height, :width]
+    taken = np.zeros((height, width))
+    for _ in range(count):
+        angle, away = rng.uniform(0.0, 2.0 * np.pi), 0.45 * np.sqrt(rng.uniform())
+        x, y = width * (0.5 + away * np.cos(angle)), height * (0.5 + away * np.sin(angle))
+        radius = rng.uniform(*radii) * min(picture.size) / 512
+        distance = ((columns - x) ** 2 + (rows - y) ** 2) / radius**2
+        taken = np.maximum(taken, depth * rng.uniform(0.5, 1.0) * np.exp(-(distance**2)))
+    return Image.fromarray((np.asarray(picture) * (1.0 - taken[..., None])).round().astype(np.uint8))
+
+
 def cut(share: float, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Black at top and bottom, as where a sensor is lower than the field."""
     width, height = picture.size
@@ -128,6 +148,9 @@ WAYS: Mapping[str, Spoil] = {
     "warm: red 1.25, blue 0.6": _levels(lambda x: x * np.array([1.25, 1.0, 0.6])),
     "grey": lambda picture, rng: picture.convert("L").convert("RGB"),
     "haze, 60%": _levels(lambda x: 0.4 * x + 0.6 * np.array([0.7, 0.55, 0.4]) * (x.max(axis=2, keepdims=True) > 0.08)),
+    "dust, 5 faint grains": partial(dust, 5, 0.12, (2.0, 5.0)),
+    "dust, 10 dark grains": partial(dust, 10, 0.35, (3.0, 7.0)),
+    "dust, 25 small grains": partial(dust, 25, 0.25, (1.5, 3.5)),
     "a fifth cut off, top and bottom": partial(cut, 0.2),
     "the middle 65%": partial(middle, 0.65),
     "the middle 50%": partial(middle, 0.5),

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from retina.train.data import read_dataset
 from retina.train.synthetic import write_dataset
+from scipy.ndimage import find_objects, label
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from tiny_model import expected_probs, tiny_model
 
@@ -98,6 +99,21 @@ def test_degradation_scores_the_spoiled_copies(drawn: Path, tmp_path: Path) -> N
         assert float(row["Referable DR AUC"]) == pytest.approx(auc, abs=1e-3)
         assert float(row["ME AUC"]) == pytest.approx(roc_auc_score([p.me_label for p in photos], me[:, 1]), abs=1e-3)
     assert len({tuple(row.values())[2:] for row in rows}) == len(rows)
+
+
+def test_dust_is_so_many_grains_that_take_light_of_every_colour_alike() -> None:
+    dust = runpy.run_path(str(BENCHMARKS / "degradation.py"))["WAYS"]["dust, 10 dark grains"]
+    plain = Image.new("RGB", (512, 512), (200, 100, 50))
+    dusty = np.asarray(dust(plain, np.random.default_rng(0))) / np.array([200.0, 100.0, 50.0])
+    assert np.abs(dusty - dusty[..., :1]).max() < 0.02  # rounding
+    assert dusty.min() + 0.01 >= 1.0 - 0.35
+    assert dusty.min() < 1.0 - 0.35 / 2
+    grains, count = label(dusty[..., 0] < 0.97)
+    assert 8 <= count <= 10  # some may touch
+    widths = [rows.stop - rows.start for rows, _ in find_objects(grains)]
+    assert min(widths) >= 5
+    assert max(widths) <= 2 * 2 * 7 + 2
+    assert (dusty[:20] == 1.0).all()
 
 
 def _middle_half(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:

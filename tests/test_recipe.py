@@ -20,6 +20,7 @@ from lightning_fabric import Fabric
 from retina.runtime.contract import Contract, Rule, decide
 from retina.runtime.errors import UsageError
 from retina.train.augment import augment_with_seed, make_augment
+from retina.train.cameras import _specks
 from retina.train.checkpoint import load_checkpoint
 from retina.train.config import RECIPES, TrainConfig
 from retina.train.data import DataSet, EpochPlan
@@ -29,6 +30,7 @@ from retina.train.model import RetinaNet
 from retina.train.screening import screening_threshold
 from retina.train.targets import dr_targets
 from retina.train.temperature import fit_temperature, scale_head
+from scipy.ndimage import find_objects, label, uniform_filter
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_curve
 from small_set import SMALL, items, small_set
@@ -156,6 +158,33 @@ def test_cameras_change_colour_light_and_sharpness() -> None:
     assert (means[:, 0] - means[:, 2]).std() > 8  # white balance
     detail = (middle - middle.roll(1, -1)).abs().mean(dim=(1, 2, 3))
     assert detail.min() < 0.3 * detail.max()  # sharpness
+
+
+def test_specks_are_round_grains_that_take_light_of_every_colour_alike() -> None:
+    torch.manual_seed(1)
+    found = []
+    for _ in range(30):
+        specks = _specks(torch.zeros(3, 192, 192))
+        assert specks.shape == (1, 192, 192)
+        assert specks.min() >= 0.0
+        assert 0.3 < specks.max() <= 1.0
+        grains, count = label(specks[0].numpy() > 0.15)
+        found.append(count)
+        for rows, columns in find_objects(grains):
+            assert max(rows.stop - rows.start, columns.stop - columns.start) <= 40  # touching ones included
+        assert specks.mean() < 0.2
+    assert min(found) <= 3
+    assert 30 <= max(found) <= 60
+
+
+def test_cameras_sometimes_leave_dust_on_a_photograph() -> None:
+    """On a plain field, nothing else is darker than what surrounds it within a few pixels."""
+    plain = torch.full((3, 160, 160), 140, dtype=torch.uint8)
+    darkest = []
+    for seed in range(60):
+        middle = augment_with_seed(make_augment("cameras"), plain, seed)[:, 40:120, 40:120].float().numpy().mean(axis=0)
+        darkest.append((uniform_filter(middle, 3) - uniform_filter(middle, 21))[11:-11, 11:-11].min())
+    assert 5 <= (np.array(darkest) < -8.0).sum() <= 30
 
 
 def test_temperature_is_the_likeliest() -> None:

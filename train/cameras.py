@@ -46,6 +46,11 @@ def as_another_camera(picture: Tensor) -> Tensor:
     if _chance(0.2):
         veil = _uneven(x, 0.0, 1.0).clamp(0.0, 1.0) * _between(0.0, 0.5)
         x = x * (1.0 - veil) + _HAZE * _spread(3, 0.3) * veil * lit
+    if _chance(0.4):
+        x = x * (1.0 - _between(0.04, 0.5) * _specks(x) * _spread(3, 0.1))
+    if _chance(0.1):
+        veil = _between(0.04, 0.4) * _specks(x) * lit
+        x = x * (1.0 - veil) + _HAZE * _spread(3, 0.3) * veil
     x = _other_sharpness(x.clamp(0.0, 1.0))
     if _chance(0.2):
         x = x + torch.randn_like(x) * _between(0.005, 0.04) * lit
@@ -108,6 +113,17 @@ def _uneven(x: Tensor, low: float, high: float) -> Tensor:
     """(1, S, S): values that change slowly over the picture, from 3 x 3 random ones."""
     corners = low + (high - low) * torch.rand(1, 1, 3, 3)
     return F.interpolate(corners, size=x.shape[-2:], mode="bicubic", align_corners=True)[0]
+
+
+def _specks(x: Tensor) -> Tensor:
+    """(1, S, S) in [0, 1]: dust on lens or sensor, one to sixty grains, out of focus alike."""
+    size = x.shape[-1]
+    points = torch.zeros(size * size)
+    points[torch.randint(size * size, (int(math.exp(_between(0.0, math.log(60.0)))),))] = 1.0
+    sigma = math.exp(_between(math.log(0.5), math.log(3.5))) * size / _REFERENCE_SIDE
+    points = points * (0.4 + 0.6 * torch.rand(size * size))
+    specks = _blurred(points.view(1, size, size), 2 * math.ceil(3.0 * sigma) + 1, sigma)
+    return (specks * (2.0 * math.pi * sigma**2 * _between(1.0, 2.5))).clamp(max=1.0)
 
 
 def _spread(n: int, width: float) -> Tensor:
