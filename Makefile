@@ -66,7 +66,10 @@ release-model: $(READY)
 	$(call STAGE,released-44) --recipe released --weights $(RUNS)/released-384/best.pth --seed 44
 	$(call STAGE,released-open) --recipe released-open --weights $(RUNS)/released/best.pth --seed 43
 	$(BIN)/python -m retina.train.averaging $(DATA) \
-	  $(RUNS)/released/best.pth $(RUNS)/released-44/best.pth $(RUNS)/released-open/best.pth --out $(RELEASE_RUN)/best.pth
+	  $(RUNS)/released/best.pth $(RUNS)/released-44/best.pth $(RUNS)/released-open/best.pth --out $(RELEASE_RUN)/mean.pth
+	$(call STAGE,released-dust) --recipe released --weights $(RELEASE_RUN)/mean.pth --epochs 6 --seed 46
+	$(BIN)/python -m retina.train.averaging $(DATA) $(RELEASE_RUN)/mean.pth $(RUNS)/released-dust/final.pth \
+	  $(RUNS)/released-dust/final.pth $(RUNS)/released-dust/final.pth --out $(RELEASE_RUN)/best.pth
 	$(BIN)/retina-export $(RELEASE_RUN)/best.pth --precision int8 --explain --calibration $(DATA) \
 	  --out $(RELEASE)/retina_multitask.onnx
 	mv $(RELEASE)/retina_multitask.onnx runtime/released.onnx

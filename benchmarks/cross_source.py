@@ -140,7 +140,7 @@ def main(
                 figures: dict[str, Any] = load_checkpoint(trained(step, source)).metrics["splits"]
                 return figures
             branches = trained(SECOND_STAGE, source), trained(SECOND_STAGE, source, 2), trained(OPEN, source)
-            mean = average({str(path): load_checkpoint(path) for path in branches})
+            mean = average([(str(path), load_checkpoint(path)) for path in branches])
             view, _ = read_dataset(Path(temporary) / source)
             return {split: judged(mean, items_of(mean, view, split)) for split in ("valid", "test")}
 

@@ -49,10 +49,10 @@ def contract_of(data: Path) -> Contract:
 
 
 def test_mean_is_torchs_own() -> None:
-    branches = {f"{seed}.pth": branch(seed) for seed in (1, 2, 3)}
+    branches = [(f"{seed}.pth", branch(seed)) for seed in (1, 2, 2)]
     mean = average(branches)
-    reference = AveragedModel(branches["1.pth"].build_model(), use_buffers=True)
-    for checkpoint in branches.values():
+    reference = AveragedModel(branches[0][1].build_model(), use_buffers=True)
+    for _, checkpoint in branches:
         reference.update_parameters(checkpoint.build_model())
     expected = reference.module.state_dict()
     counts = [name for name in expected if name.endswith("num_batches_tracked")]
@@ -60,7 +60,9 @@ def test_mean_is_torchs_own() -> None:
     for name in expected.keys() - set(counts):
         torch.testing.assert_close(mean.weights[name], expected[name], rtol=1e-5, atol=1e-6)
         assert mean.weights[name].dtype == torch.float32
-    assert mean.contract.provenance == {"run": "mean of run-1, run-2, run-3", "data_fingerprint": "f00d"}
+    assert mean.contract.provenance == {"run": "mean of run-1, run-2, run-2", "data_fingerprint": "f00d"}
+    again = average([("mean.pth", mean), branches[0]])
+    assert again.contract.provenance["run"] == "mean of (mean of run-1, run-2, run-2), run-1"
     assert (mean.metrics, mean.epoch) == ({}, None), "what was measured of a branch is not true of the mean"
 
 
@@ -76,23 +78,23 @@ def test_mean_is_torchs_own() -> None:
 )
 def test_what_has_no_mean_is_refused(backbone: str, contract: Contract, message: str) -> None:
     with pytest.raises(UsageError, match=rf"^b\.pth: .*{message}"):
-        average({"a.pth": branch(1), "b.pth": branch(2, contract, backbone)})
+        average([("a.pth", branch(1)), ("b.pth", branch(2, contract, backbone))])
 
 
 def test_branches_that_call_other_grades_edema_have_no_mean() -> None:
     other = replace(branch(2), config={"me_positive_from": 2})
     with pytest.raises(UsageError, match=r"^b\.pth: expected --me-positive-from of a.pth, None, found 2"):
-        average({"a.pth": branch(1), "b.pth": other})
+        average([("a.pth", branch(1)), ("b.pth", other)])
 
 
 def test_saved_mean_is_calibrated_on_valid(tmp_path: Path) -> None:
     data = write_set(tmp_path / "data", train=GRADES, others=GRADES)
     for seed in (1, 2):
         branch(seed, contract_of(data)).save(tmp_path / f"{seed}.pth")
-    parts, out = [tmp_path / "1.pth", tmp_path / "2.pth"], tmp_path / "mean.pth"
+    parts, out = [tmp_path / "1.pth", tmp_path / "2.pth", tmp_path / "2.pth"], tmp_path / "mean.pth"
     result = CliRunner().invoke(main, [str(data), *map(str, parts), "--out", str(out)])
     assert result.exit_code == 0, result.output
-    mean, raw = load_checkpoint(out), average({path.name: load_checkpoint(path) for path in parts})
+    mean, raw = load_checkpoint(out), average([(path.name, load_checkpoint(path)) for path in parts])
     preprocess = make_preprocess(CONTRACT.preprocessing)
     pixels = [np.array(Image.open(data / f"valid/images/eye_{n}.jpg").convert("RGB")) for n in range(len(GRADES))]
     with torch.inference_mode():

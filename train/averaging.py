@@ -8,7 +8,7 @@ well as asking each of them, at the cost of one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,12 @@ from .loop import as_predictions
 from .metrics import evaluate
 
 
-def average(branches: Mapping[str, Checkpoint]) -> Checkpoint:
+def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
     """The checkpoint whose weights and batch-norm statistics are the mean of the branches', each counting the same.
 
     Args:
         branches: what each is called in messages, its checkpoint; the first one's decision rules and config are kept.
+            One that stands there twice counts twice.
 
     Returns:
         A checkpoint without metrics, still to be calibrated: the temperatures in its last layers are the branches' own.
@@ -44,20 +45,20 @@ def average(branches: Mapping[str, Checkpoint]) -> Checkpoint:
         UsageError: two that differ in network, grades, preprocessing or the data they were trained on, or one that
             does not say what it was trained on.
     """
-    names, checkpoints = list(branches), list(branches.values())
-    first = checkpoints[0]
-    for name, other in branches.items():
+    (start, first), *_ = branches
+    for name, other in branches:
         if "data_fingerprint" not in other.contract.provenance:
             raise UsageError(f"{name}: expected a checkpoint that names the data it was trained on, found bare weights")
         for what, expected, found in zip(_KINSHIP, _kinship(first), _kinship(other), strict=True):
             if expected != found:
-                raise UsageError(f"{name}: expected {what} of {names[0]}, {expected}, found {found}: no mean of these")
-    runs = [checkpoint.contract.provenance.get("run", name) for name, checkpoint in branches.items()]
+                raise UsageError(f"{name}: expected {what} of {start}, {expected}, found {found}: no mean of these")
+    runs = [checkpoint.contract.provenance.get("run", name) for name, checkpoint in branches]
+    runs = [f"({run})" if ", " in run else run for run in runs]
     trained_on = first.contract.provenance["data_fingerprint"]
     provenance = {"run": "mean of " + ", ".join(runs), "data_fingerprint": trained_on}
     return replace(
         first,
-        weights={name: _mean([checkpoint.weights[name] for checkpoint in checkpoints]) for name in first.weights},
+        weights={name: _mean([checkpoint.weights[name] for _, checkpoint in branches]) for name in first.weights},
         contract=first.contract.with_(provenance=provenance),
         metrics={},
         epoch=None,
@@ -123,11 +124,12 @@ def _check_same(data: DataSet, mean: Checkpoint) -> None:
 def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
     """Average CHECKPOINTs of retina-train that started from the same one, and calibrate the mean on valid of DATA.
 
-    DATA is what they were trained on. The mean is a checkpoint like theirs: retina-export and retina-gradcam take it.
+    DATA is what they were trained on. One that is given twice counts twice. The mean is a checkpoint like theirs:
+    retina-export and retina-gradcam take it.
     """
     try:
         require_place(out)
-        mean = average({str(path): load_checkpoint(path) for path in checkpoints})
+        mean = average([(str(path), load_checkpoint(path)) for path in checkpoints])
         read, faults = read_dataset(data, mean.config.get("me_positive_from"))
         if faults:
             raise AnnotationError(fault_report(data, faults))
