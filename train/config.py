@@ -95,5 +95,5 @@ RECIPES: dict[str, dict[str, Any]] = {
     "released-open": {**_SECOND, "epochs": 6, "lr_backbone": 1e-3, "unfreeze_epoch": 1, "me_weight": 0.5},
 }
 """What each recipe changes. The model that ships is the mean of two runs of ``released``, which go on from the best
-checkpoint of one of ``released-384``, and one of ``released-open``, which goes on from one of these two; docs/recipe.md
-has what each change gave."""
+checkpoint of one of ``released-384``, and one of ``released-open``, which goes on from one of these two,
+averaged with a last run of ``released`` that goes on from that mean; docs/recipe.md has what each change gave."""
