@@ -59,6 +59,7 @@ evaluate: $(READY)
 
 # Hours on a CPU. Stopped, a stage goes on with: retina-train --resume --name STAGE --artifacts $(RELEASE_RUN)
 RUNS := $(RELEASE_RUN)/runs
+DUST := $(RUNS)/released-dust/final.pth
 STAGE = test -f $(RUNS)/$(1)/metrics.json || $(BIN)/retina-train $(DATA) --name $(1) --artifacts $(RELEASE_RUN)
 release-model: $(READY)
 	$(call STAGE,released-384) --recipe released-384 --weights $(WEIGHTS)
@@ -68,8 +69,7 @@ release-model: $(READY)
 	$(BIN)/python -m retina.train.averaging $(DATA) \
 	  $(RUNS)/released/best.pth $(RUNS)/released-44/best.pth $(RUNS)/released-open/best.pth --out $(RELEASE_RUN)/mean.pth
 	$(call STAGE,released-dust) --recipe released --weights $(RELEASE_RUN)/mean.pth --epochs 6 --seed 46
-	$(BIN)/python -m retina.train.averaging $(DATA) $(RELEASE_RUN)/mean.pth $(RUNS)/released-dust/final.pth \
-	  $(RUNS)/released-dust/final.pth $(RUNS)/released-dust/final.pth --out $(RELEASE_RUN)/best.pth
+	$(BIN)/python -m retina.train.averaging $(DATA) $(RELEASE_RUN)/mean.pth $(DUST) $(DUST) $(DUST) --out $(RELEASE_RUN)/best.pth
 	$(BIN)/retina-export $(RELEASE_RUN)/best.pth --precision int8 --explain --calibration $(DATA) \
 	  --out $(RELEASE)/retina_multitask.onnx
 	mv $(RELEASE)/retina_multitask.onnx runtime/released.onnx

@@ -129,7 +129,8 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
     """
     try:
         require_place(out)
-        mean = average([(str(path), load_checkpoint(path)) for path in checkpoints])
+        loaded = {path: load_checkpoint(path) for path in checkpoints}
+        mean = average([(str(path), loaded[path]) for path in checkpoints])
         read, faults = read_dataset(data, mean.config.get("me_positive_from"))
         if faults:
             raise AnnotationError(fault_report(data, faults))
