@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import sys
 import time
 import warnings
@@ -71,8 +73,8 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
 
     Stopped at any moment, the same command goes on where it was. The table appears under its name when it is complete.
 
-    Exit code 0: all scored. 1: done, some files failed. 2: nothing could be done. Research and demonstration only, not
-    for clinical use.
+    Exit code 0: all scored. 1: done, some files failed. 2: nothing could be done. 130: stopped. Research and
+    demonstration only, not for clinical use.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
     from .errors import RetinaError
     from .memory import use_one_heap
@@ -89,6 +91,10 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
     except KeyboardInterrupt:
         click.echo("\nretina-score: stopped; the same command goes on from here", err=True)
         sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails as well
+        click.echo("retina-score: stopped, its output was closed; the same command goes on from here", err=True)
+        sys.exit(2)
     sys.exit(1 if failed else 0)
 
 
@@ -124,11 +130,13 @@ def _run(
         raise UsageError(
             f"{' '.join(paths)}: expected photographs, found none ({listing.ignored} other files). Read: {endings}"
         )
-    require_room(out, len(listing.names))
+    out = out.resolve() if os.path.islink(out) else out  # else the table would replace the link
+    inputs = [path for path in (model, annotations) if path is not None]
+    require_room(out, len(listing.names), [*inputs, *(listing.root / name for name in listing.names)])
     truth = read_truth(annotations, listing) if annotations else None
     opened = open_model(model, artifacts, verify, provider, exact=exact)
     if overlays is not None:
-        require_maps(opened, overlays)
+        require_maps(opened, listing, overlays)
     workers = workers or usable_cores()
     _tell_start(opened, listing, workers, shipped=opened.path == RELEASED)
     if truth is not None and truth.unmatched:
@@ -138,7 +146,9 @@ def _run(
     summary = Summary()
     start = time.monotonic()
     journal = Journal(
-        out.with_name(out.name + ".journal"), depends_on(opened, exact=exact, provider=provider), resume=resume
+        out.with_name(out.name + ".journal"),
+        depends_on(opened, exact=exact, provider=provider, overlays=overlays),
+        resume=resume,
     )
     try:
         if journal.changed:
@@ -167,8 +177,12 @@ def _run(
 def _hush() -> None:
     """Let our own warnings through and nobody else's: of a damaged file, its row says what came of it.
 
-    Pillow and pydicom would say so at length, and pydicom could quote the patient.
+    Pillow and pydicom would say so at length, and pydicom could quote the patient. A name that the terminal's encoding
+    does not have is written with backslashes.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler()
     handler.addFilter(logging.Filter("retina"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, format="retina-score: %(message)s")

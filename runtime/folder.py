@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Sequence
@@ -26,32 +27,41 @@ class Listing:
     (PEP 383), so that ``root / name`` always opens the file."""
     ignored: int
     """Files left out because of their ending, or because they are hidden."""
+    folders: tuple[Path, ...] = ()
+    """What was searched: the folders named, not those below them."""
 
 
 def gather(arguments: Sequence[str]) -> Listing:
     """What the arguments of a command name.
 
     One folder: its photographs, named relative to it. Otherwise folders, files of any ending, and lists of paths
-    (``@FILE``, or ``-`` for standard input; one per line, or separated by NUL), all named as given. A file that is not
-    there is listed as well, for its row to say so.
+    (``@FILE``, or ``-`` for standard input; one per line, or separated by NUL), all named as given. A photograph that
+    is not there is listed as well, for its row to say so.
 
     Raises:
-        UsageError: nothing to list, or a folder or list that cannot be read.
+        UsageError: nothing to list, a folder or list that cannot be read, or an argument that names nothing: the only
+            one, or one without a photograph's ending, as a mistyped folder is.
     """
-    if len(arguments) == 1 and os.path.isdir(arguments[0]):  # noqa: PTH112
+    if len(arguments) == 1 and os.path.isdir(arguments[0]):
         return find_pictures(Path(arguments[0]))
     names: set[str] = set()
+    folders: list[Path] = []
     ignored = 0
     for argument in arguments:
-        for path in _listed(argument) if argument == "-" or argument.startswith("@") else [argument]:
+        is_list = argument == "-" or argument.startswith("@")
+        if not is_list and not os.path.exists(argument) and not (len(arguments) > 1 and is_picture(argument)):
+            raise UsageError(f"{argument!r}: expected a folder, a photograph or a list of them, found nothing there")
+        for path in _listed(argument) if is_list else [argument]:
             name = Path(path).as_posix()
-            if Path(path).is_dir():
+            if os.path.isdir(path):
                 below = find_pictures(Path(path))
-                names.update(f"{name.rstrip('/')}/{inner}" for inner in below.names)
+                # As Path has it: "./eye.jpg" and "eye.jpg" are one photograph.
+                names.update(inner if name == "." else f"{name.rstrip('/')}/{inner}" for inner in below.names)
+                folders.append(Path(path))
                 ignored += below.ignored
             else:
                 names.add(name)
-    return Listing(Path(), tuple(sorted(names)), ignored)
+    return Listing(Path(), tuple(sorted(names)), ignored, tuple(folders))
 
 
 def is_picture(name: str) -> bool:
@@ -86,7 +96,7 @@ def find_pictures(root: Path) -> Listing:
                 for entry in entries:
                     name = f"{folder}/{entry.name}" if folder else entry.name
                     hidden = entry.name.startswith(".")
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         if not hidden:
                             (links if entry.is_symlink() else waiting).append(name)
                     elif is_picture(entry.name) and not hidden:
@@ -99,7 +109,15 @@ def find_pictures(root: Path) -> Listing:
             # A sub-folder that vanished while the list was made: what it held is gone as well.
         except OSError as err:
             raise UsageError(f"{root / folder}: expected a folder that can be listed, found: {err.strerror}") from None
-    return Listing(root, tuple(sorted(names)), ignored)
+    return Listing(root, tuple(sorted(names)), ignored, (root,))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A link in a circle, or to where one may not look, is none; by its ending, its row will say what it is."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _listed(argument: str) -> list[str]:
@@ -107,5 +125,10 @@ def _listed(argument: str) -> list[str]:
         content = sys.stdin.buffer.read() if argument == "-" else Path(argument[1:]).read_bytes()
     except OSError as err:
         raise UsageError(f"{argument}: expected a list of paths, found: {err.strerror}") from None
-    lines = content.split(b"\0") if b"\0" in content else content.removeprefix(b"\xef\xbb\xbf").splitlines()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as Windows' PowerShell writes it
+        try:
+            return [line for line in content.decode("utf-16").splitlines() if line.strip()]
+        except UnicodeDecodeError:
+            raise UsageError(f"{argument}: expected a list in UTF-8 or UTF-16, found neither; write it anew") from None
+    lines = content.split(b"\0") if b"\0" in content else content.removeprefix(codecs.BOM_UTF8).splitlines()
     return [os.fsdecode(line) for line in lines if line.strip()]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +65,7 @@ def score_one(model: RetinaModel, name: str, path: Path, overlays: Path | None =
     try:
         prediction = model.predict(path, maps=overlays is not None)
         if overlays is not None:
-            draw_overlays(model, prediction, path, overlays / name)
+            draw_overlays(model, prediction, path, overlay_base(overlays, name))
         return Row(name, prediction)
     except PictureError as err:
         return Row(name, None, err.reason)
@@ -72,6 +75,8 @@ def score_one(model: RetinaModel, name: str, path: Path, overlays: Path | None =
 
 def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: Path) -> None:
     """Write ``<base>_dr.jpg`` and ``<base>_me.jpg``: the photograph at its own size with a prediction's maps on it.
+
+    One that cannot be drawn under this name or in this format is logged, and the work goes on.
 
     Raises:
         OutputError: the folder cannot be written or the disk is full.
@@ -87,30 +92,61 @@ def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: 
         base.parent.mkdir(parents=True, exist_ok=True)
         write_overlays(base, photograph, field, head_maps(prediction).values())
     except OSError as err:
-        raise OutputError(f"{base}: overlays cannot be written: {err.strerror or err}") from None
+        told = f"{base}: overlays cannot be written: {err.strerror or err}"
+        if err.errno not in (None, errno.ENAMETOOLONG):  # Pillow's encoder, past 65,500 pixels a side, gives no number
+            raise OutputError(told) from None
+        logging.getLogger(__name__).warning("%s", told)
+
+
+def overlay_base(overlays: Path, name: str) -> Path:
+    """Where a photograph's overlays go, but for their ending: below ``overlays``, whatever its name leads to."""
+    path = Path(name)
+    return overlays.joinpath(*("__" if part == ".." else part for part in path.relative_to(path.anchor).parts))
 
 
 def _is_drawn(overlays: Path, name: str) -> bool:
     from .overlay import overlay_path
 
-    return all(overlay_path(overlays / name, head).is_file() for head in HEADS)
+    return all(os.path.isfile(overlay_path(overlay_base(overlays, name), head)) for head in HEADS)
 
 
-def require_maps(model: RetinaModel, overlays: Path) -> None:
-    """Refuse to draw overlays from a model file without maps.
+def require_maps(model: RetinaModel, listing: Listing, overlays: Path) -> None:
+    """Refuse, before any work, overlays that cannot be drawn or would be taken for photographs.
 
     Raises:
-        UsageError: the file has none.
+        UsageError: the model file has no maps, two photographs would have the same overlays, or their folder lies in
+            one that is scored.
+        OutputError: the folder cannot be made or written.
     """
     if not model.contract.explain:
         raise UsageError(
             f"--overlays {overlays}: expected a model file with Grad-CAM maps, found {model.path} without. "
             "Make one with  retina-export --explain"
         )
+    for folder in listing.folders:
+        if overlays.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"--overlays {overlays}: expected a folder outside {folder}, or its pictures would be scored next time"
+            )
+    base_of: dict[Path, str] = {}
+    for name in listing.names:
+        other = base_of.setdefault(overlay_base(overlays, name), name)
+        if other != name:
+            raise UsageError(
+                f"--overlays {overlays}: {other} and {name} would be drawn into one file; score them apart"
+            )
+    try:
+        overlays.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(f"--overlays {overlays}: cannot be made: {err.strerror}") from None
+    if not os.access(overlays, os.W_OK):
+        raise OutputError(f"--overlays {overlays}: expected a folder that can be written, found one that cannot")
 
 
-def depends_on(model: RetinaModel, *, exact: bool, provider: str) -> dict[str, Any]:
-    """All that decides a row besides the photograph: the journal is dropped when any of it changes."""
+def depends_on(model: RetinaModel, *, exact: bool, provider: str, overlays: Path | None) -> dict[str, Any]:
+    """All that decides a row besides the photograph, and where it was drawn: the journal is dropped when any of it
+    changes, or a drawing of what the file was before would be taken for its own.
+    """
     from importlib.metadata import version
 
     packages = ("retina-edge", "onnxruntime", "pillow", "numpy")
@@ -118,19 +154,26 @@ def depends_on(model: RetinaModel, *, exact: bool, provider: str) -> dict[str, A
         "model": model.sha256,
         "exact": exact,
         "provider": provider,
+        "overlays": overlays and os.fspath(overlays.resolve()),
         "versions": {package: version(package) for package in packages},
     }
 
 
-def require_room(out: Path, rows: int) -> None:
-    """Refuse an output that cannot be written, before any work.
+def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
+    """Refuse an output that cannot be written or would take the place of what is read, before any work.
 
     Raises:
-        OutputError: no such folder, a folder in the file's place, or less room than the rows will take.
+        OutputError: no such folder, something else than a file in its place, one of ``inputs``, or less room than the
+            rows will take.
     """
-    if out.is_dir():
+    if os.path.isdir(out):
         raise OutputError(f"{out}: expected a file to write, found a folder")
-    if not out.absolute().parent.is_dir():
+    if os.path.exists(out):
+        if not os.path.isfile(out):
+            raise OutputError(f"{out}: expected a file to write, found a device or a pipe; --json writes to a pipe")
+        if any(path.name == out.name and os.path.exists(path) and path.samefile(out) for path in inputs):
+            raise OutputError(f"{out}: expected a file to write, found one that is to be read; name another --out")
+    if not os.path.isdir(out.absolute().parent):
         raise OutputError(f"{out}: expected an existing folder to write to, found none: {out.absolute().parent}")
     needed, free = rows * BYTES_PER_ROW, shutil.disk_usage(out.absolute().parent).free
     if free < needed:

@@ -162,7 +162,12 @@ def test_files_and_lists_instead_of_a_folder(score: Score) -> None:
         ([], "name a folder or files"),
         (["eyes", "--workers", "0"], "--workers"),
         (["eyes", "--bogus"], "No such option"),
-        (["none"], "none"),
+        (["none"], "'none': expected a folder, a photograph or a list of them, found nothing there"),
+        (
+            ["eyes", "--out", "bad.csv", "--annotations", "bad.csv"],
+            "bad.csv: expected a file to write, found one that is",
+        ),
+        (["eyes", "--out", 300 * "x" + ".csv"], "File name too long"),
         (["void"], "expected photographs, found none (1 other files)"),
         (["eyes", "--model", "none.onnx"], "none.onnx: expected a model file, found: No such file"),
         (["eyes", "--model", "plain.onnx"], "plain.onnx: expected a contract"),
@@ -183,9 +188,6 @@ def test_what_cannot_begin_ends_with_2_and_writes_nothing(score: Score, argument
     write_tiny_model(Path("plain.onnx"), contract=None)
     before = set(Path().iterdir())
     done = score(*arguments)
-    if arguments == ["none"]:  # a file by name: it has its row
-        assert done.returncode == 1
-        return
     assert done.returncode == 2
     assert message in done.stderr
     assert set(Path().iterdir()) == before
@@ -319,3 +321,82 @@ def test_overlays_are_drawn_beside_the_same_table(score: Score, tmp_path: Path) 
     overlay = np.asarray(Image.open("maps/deep/a b.png_dr.jpg").convert("RGB"))
     assert overlay.shape == (60, 60, 3)
     assert (overlay != image(7, 60)).any()
+
+
+def test_overlays_never_lie_where_photographs_are_scored(score: Score, tmp_path: Path) -> None:
+    photographs(Path("eyes"), 2)
+    write_tiny_model(tmp_path / "explain.onnx", contract=CONTRACT.with_(explain=True))
+    explain = ("--model", tmp_path / "explain.onnx", "--overlays")
+    inside = score("eyes", *explain, "eyes/maps")
+    assert inside.returncode == 2
+    assert "--overlays eyes/maps: expected a folder outside eyes" in inside.stderr
+    files = [tmp_path / "eyes" / name for name in ("00000.png", "00001.png")]
+    assert score(*files, *explain, "maps").returncode == 0
+    assert sorted(Path("eyes").iterdir()) == [Path("eyes/00000.png"), Path("eyes/00001.png")]
+    assert len(list(Path("maps").rglob("*.jpg"))) == 4
+    both = score(files[0], str(files[0])[1:], *explain, tmp_path / "maps", "--out", tmp_path / "t.csv", cwd="/")
+    assert "would be drawn into one file" in both.stderr
+    Path("taken").touch()
+    assert "--overlays taken: cannot be made" in score("eyes", *explain, "taken").stderr
+
+
+def test_an_overlay_is_never_that_of_another_photograph(score: Score, tmp_path: Path) -> None:
+    photographs(Path("eyes"), 500)
+    write_tiny_model(tmp_path / "explain.onnx", contract=CONTRACT.with_(explain=True))
+    Path("maps").mkdir()
+    for head in ("dr", "me"):
+        Image.new("RGB", (9, 9)).save(f"maps/00000.png_{head}.jpg")  # of what 00000.png was before
+    arguments = [*COMMAND, "eyes", "--model", "explain.onnx", "--json"]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    for _ in range(20):
+        process.stdout.readline()
+    process.kill()
+    process.communicate()
+    done = score("eyes", "--model", "explain.onnx", "--overlays", "maps")
+    assert "scoring all again: overlays changed since the last run" in done.stderr
+    with Image.open("maps/00000.png_dr.jpg") as overlay:
+        assert overlay.size == (40, 40)
+
+
+def test_an_overlay_that_cannot_be_drawn_keeps_its_row(score: Score, tmp_path: Path) -> None:
+    photographs(Path("eyes"), 1)
+    long = 246 * "x" + ".png"
+    Image.fromarray(image(1)).save(Path("eyes") / long)
+    write_tiny_model(tmp_path / "explain.onnx", contract=CONTRACT.with_(explain=True))
+    done = score("eyes", "--model", "explain.onnx", "--overlays", "maps")
+    assert done.returncode == 0
+    assert "overlays cannot be written: File name too long" in done.stderr
+    assert [row["Image name"] for row in table()] == ["00000.png", long]
+
+
+def test_a_terminal_that_cannot_write_a_name(score: Score) -> None:
+    Path("eyes").mkdir()
+    Path("eyes/\u65e5.jpg").write_bytes(b"no picture")
+    done = score("eyes", env={**os.environ, "PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 1
+    assert "\\u65e5.jpg" in done.stdout
+
+
+def test_a_link_to_the_table_stays_a_link(score: Score) -> None:
+    photographs(Path("eyes"), 1)
+    Path("far").mkdir()
+    Path("t.csv").symlink_to("far/real.csv")
+    assert score("eyes", "--out", "t.csv").returncode == 0
+    assert Path("t.csv").is_symlink()
+    assert len(table("far/real.csv")) == 1
+
+
+def test_output_closed_before_the_end_is_told_and_gone_on_from(score: Score) -> None:
+    photographs(Path("eyes"), 500)
+    process = subprocess.Popen([*COMMAND, "eyes", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    with process.stderr as stream:
+        told = stream.read()
+    assert process.wait(timeout=30) == 2
+    assert b"stopped, its output was closed; the same command goes on from here" in told
+    assert b"Traceback" not in told
+    assert "going on: " in score("eyes").stderr

@@ -12,7 +12,7 @@ from retina.runtime import ModelFileError, OutputError, RetinaModel, UsageError
 from retina.runtime.folder import Listing, find_pictures, gather
 from retina.runtime.journal import Journal, stamp
 from retina.runtime.model import find_model
-from retina.runtime.scoring import require_room, score_rows
+from retina.runtime.scoring import overlay_base, require_room, score_rows
 from retina.runtime.table import Row
 from retina.runtime.workers import AHEAD, ordered_map, usable_cores
 from tiny_model import write_tiny_model
@@ -220,6 +220,13 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path) -> No
     with pytest.raises(OutputError, match="bytes of room for"):
         require_room(tmp_path / "t.csv", 10**15)
     require_room(tmp_path / "t.csv", 1)
+    (tmp_path / "t.csv").touch()
+    require_room(tmp_path / "t.csv", 1, [tmp_path / "other.csv"])
+    with pytest.raises(OutputError, match="found one that is to be read"):
+        require_room(tmp_path / "t.csv", 1, [tmp_path / "." / "t.csv"])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="found a device or a pipe"):
+        require_room(tmp_path / "pipe", 1)
 
 
 def test_a_file_that_vanishes_keeps_its_row(tmp_path: Path, model: RetinaModel) -> None:
@@ -236,7 +243,7 @@ def test_gathering_folders_files_and_lists(tmp_path: Path, monkeypatch: pytest.M
     for name in ("d/a.jpg", "d/e/b.JPG", "d/notes.txt", "c.scan", "new\nline.jpg"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
-    assert gather(["d"]) == Listing(Path("d"), ("a.jpg", "e/b.JPG"), 1)
+    assert gather(["d"]) == Listing(Path("d"), ("a.jpg", "e/b.JPG"), 1, (Path("d"),))
     assert gather(["d", "./c.scan", "missing.jpg"]).names == ("c.scan", "d/a.jpg", "d/e/b.JPG", "missing.jpg")
     Path("list.txt").write_bytes(b"\xef\xbb\xbfc.scan\r\n\r\nd\nc.scan\n\xff.jpg\n")
     assert gather(["@list.txt"]).names == ("c.scan", "d/a.jpg", "d/e/b.JPG", "\udcff.jpg")
@@ -278,3 +285,42 @@ def test_exact_scores_equal_the_file_run_by_hand() -> None:
         prediction = model.predict(folder / name)
         np.testing.assert_allclose(list(prediction.dr_probs.values()), dr[0], atol=1e-6)
         np.testing.assert_allclose(prediction.me_prob, me[0, 1], atol=1e-6)
+
+
+def test_what_is_named_and_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("d").mkdir()
+    Path("d/a.jpg").touch()
+    for arguments in (["photgraphs/"], ["gone.jpg"], [""], ["d", ""], ["d", "photgraphs"], ["d", 300 * "x"]):
+        with pytest.raises(UsageError, match="expected a folder, a photograph or a list of them, found nothing there"):
+            gather(arguments)
+    assert gather(["d", "gone.jpg", 300 * "x" + ".jpg"]).names == ("d/a.jpg", "gone.jpg", 300 * "x" + ".jpg")
+    Path("list").write_text("photgraphs/\n")
+    assert gather(["@list"]).names == ("photgraphs",)
+
+
+def test_a_photograph_named_twice_is_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    assert gather([".", "a.jpg"]).names == ("a.jpg",)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-8"])
+def test_a_list_as_windows_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list").write_bytes("\ufeffp/\u65e5.jpg\r\np/b.jpg\r\n".encode(encoding))
+    assert gather(["@list"]).names == ("p/b.jpg", "p/\u65e5.jpg")
+
+
+def test_a_link_that_leads_nowhere_does_not_hide_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "circle").symlink_to("circle")
+    assert find_pictures(tmp_path) == Listing(tmp_path, ("a.jpg", "loop.jpg"), 1, (tmp_path,))
+
+
+def test_overlays_lie_below_their_folder_whatever_the_name() -> None:
+    maps = Path("maps")
+    assert overlay_base(maps, "p/a.jpg") == Path("maps/p/a.jpg")
+    assert overlay_base(maps, "/archive/a.jpg") == Path("maps/archive/a.jpg")
+    assert overlay_base(maps, "../dd/a.jpg") == Path("maps/__/dd/a.jpg")
