@@ -20,10 +20,10 @@ WEIGHTS ?= imagenet
 
 help:
 	@echo "make demo   set up, then the whole path on drawn photographs: train, export, score, explain (in $(DEMO)/)"
-	@echo "make test   set up, then every check and test; RETINA_DATA=folder adds the tests on real photographs"
+	@echo "make test   set up, then every check and test; RETINA_DATA=folder (with retina/, lesions/, fullsize/) adds the tests on real photographs"
 	@echo "make check  lint, types and floors only"
 	@echo "make bench  the training benchmark; benchmarks/ has those of a trained model"
-	@echo "make evaluate DATA=folder       every figure of the released model's card, from the file that ships"
+	@echo "make evaluate DATA=folder       the figures of the card's Evaluation section, from the file that ships"
 	@echo "make release-model DATA=folder  train, export and evaluate the released model again (WEIGHTS=imagenet or a file)"
 	@echo "make clean  remove the environment and everything made"
 

@@ -78,17 +78,17 @@ def inspect_file(path: Path) -> Inspection:
 
 def _zip_contract(path: Path) -> tuple[str, Contract]:
     """TorchScript and .pt2 are zip files that hold the contract as an extra file."""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        entry = next((name for name in names if name.rsplit("/", 1)[-1] == METADATA_KEY), None)
-        if entry is None:
-            raise ModelFileError(
-                f"{path}: expected the extra file {METADATA_KEY} of retina-export, found {', '.join(names[:3])} ..."
-            )
-        try:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            entry = next((name for name in names if name.rsplit("/", 1)[-1] == METADATA_KEY), None)
+            if entry is None:
+                raise ModelFileError(
+                    f"{path}: expected the extra file {METADATA_KEY} of retina-export, found {', '.join(names[:3])} ..."
+                )
             text = archive.read(entry).decode()
-        except (zipfile.BadZipFile, UnicodeDecodeError) as err:
-            raise ModelFileError(f"{path}: expected a whole file, found damage: {err}. Export it again.") from None
+    except (zipfile.BadZipFile, UnicodeDecodeError) as err:
+        raise ModelFileError(f"{path}: expected a whole file, found damage: {err}. Export it again.") from None
     kind = "torchscript" if any("/code/" in name for name in names) else "pt2"
     return kind, Contract.from_json(text, source=str(path))
 

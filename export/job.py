@@ -115,6 +115,10 @@ def run_export(job: ExportJob) -> Exported:
         require_place(job.conformance / INDEX)
     if job.sign is not None:
         require_key(job.sign)
+    if job.calibration is not None and not job.calibration.is_dir():
+        raise UsageError(
+            f"--calibration {job.calibration}: expected the folder that retina-train was given, found none"
+        )
     checkpoint = load_checkpoint(job.checkpoint, framing=job.bare_framing, image_size=job.bare_image_size)
     contract = checkpoint.contract.with_(
         explain=job.explain, precision=job.precision, provenance=provenance(job.checkpoint, checkpoint)

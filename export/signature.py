@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..runtime.errors import UsageError, require_extra
 from ..runtime.signature import signature_of
@@ -13,11 +14,12 @@ def require_key(key: Path) -> None:
 
     Raises:
         MissingExtraError: model-signing is not installed.
-        UsageError: no such key.
+        UsageError: no such key, or not one that signs.
     """
     require_extra("sign", "model_signing")
     if not key.is_file():
         raise UsageError(f"--sign {key}: expected a private key file (PEM, elliptic curve), found none there")
+    _signer(key)
 
 
 def sign(path: Path, key: Path) -> Path:
@@ -26,14 +28,16 @@ def sign(path: Path, key: Path) -> Path:
     Raises:
         UsageError: not such a key.
     """
+    _signer(key).sign(path, signature_of(path))
+    return signature_of(path)
+
+
+def _signer(key: Path) -> Any:
     import model_signing
 
     try:
-        config = model_signing.signing.Config()
-        config.use_elliptic_key_signer(private_key=key)
-        config.sign(path, signature_of(path))
+        return model_signing.signing.Config().use_elliptic_key_signer(private_key=key)
     except (ValueError, TypeError) as err:
         raise UsageError(
             f"--sign {key}: expected an elliptic-curve private key without password, found: {err}"
         ) from None
-    return signature_of(path)

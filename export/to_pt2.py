@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,11 @@ class Pt2File:
         return cls(program)
 
     def write(self, path: Path, contract: Contract) -> None:
-        with path.open("wb") as file:  # by path, torch insists on the ending .pt2, which a temporary name lacks
-            torch.export.save(self.program, file, extra_files={METADATA_KEY: contract.to_json()})
+        # By way of memory: by path, torch insists on the ending .pt2, which a temporary name lacks; a full disk is a
+        # RuntimeError.
+        buffer = io.BytesIO()
+        torch.export.save(self.program, buffer, extra_files={METADATA_KEY: contract.to_json()})
+        path.write_bytes(buffer.getbuffer())
 
     def open(self, path: Path, contract: Contract) -> Answer:
         with path.open("rb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -31,23 +32,26 @@ class TorchScriptFile:
             return cls(torch.jit.freeze(traced))
 
     def write(self, path: Path, contract: Contract) -> None:
+        # By way of memory: to a path torch aborts the process when the disk is full, and names the archive's root after
+        # the file, a temporary one.
+        buffer = io.BytesIO()
         with _quiet_jit():
-            torch.jit.save(self.module, str(path), _extra_files={METADATA_KEY: contract.to_json()})
-        _drop_source_map(path)
+            torch.jit.save(self.module, buffer, _extra_files={METADATA_KEY: contract.to_json()})
+        path.write_bytes(_without_source_map(buffer))
 
     def open(self, path: Path, contract: Contract) -> Answer:
         with _quiet_jit():
             return answer_of_module(torch.jit.load(str(path)), contract)  # type: ignore[no-untyped-call]
 
 
-def _drop_source_map(path: Path) -> None:
-    """Remove the ``.debug_pkl`` entries: line numbers for stack traces, with the source paths of this machine."""
-    slim = path.with_name(path.name + ".slim")
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(slim, "w") as target:
+def _without_source_map(archive: io.BytesIO) -> bytes:
+    """Without the ``.debug_pkl`` entries: line numbers for stack traces, with the source paths of this machine."""
+    slim = io.BytesIO()
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(slim, "w") as target:
         for entry in source.infolist():
             if not entry.filename.endswith(".debug_pkl"):
                 target.writestr(zipfile.ZipInfo(entry.filename), source.read(entry))
-    slim.replace(path)
+    return slim.getvalue()
 
 
 @contextlib.contextmanager

@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     "--format", "image_format", type=click.Choice(["jpeg", "png"]), default="jpeg",
     help="Of the overlays: jpeg is quick and small; png keeps every pixel, at ten times the size.",
 )  # fmt: skip
-@click.option("--npy", is_flag=True, help="Write the raw maps as well, (h, w) float32 in logits.")
+@click.option(
+    "--npy", is_flag=True, help="Write the raw maps as well, (h, w) float32: in logits; of several layers, from 0 to 1."
+)
 @click.option("--checkpoint", type=click.Path(path_type=Path), help=f"Trained model.  [default: ARTIFACTS/{BEST_NAME}]")
 @click.option(
     "--model", type=click.Path(path_type=Path),
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     "--artifacts", type=click.Path(path_type=Path), default="artifacts", envvar="RETINA_ARTIFACTS", show_envvar=True,
     help="Folder of what the commands write and find.",
 )  # fmt: skip
+@click.version_option(package_name="retina-edge")
 def main(
     inputs: tuple[Path, ...], head: str, artifacts: Path, out: Path | None, evaluate: Path | None, **options: Any
 ) -> None:
@@ -70,6 +73,9 @@ def main(
       retina-gradcam --evaluate lesions/             do the maps look at the lesions? faithfulness.csv, .md and .png
 
     LESIONS holds lesions.csv (column Image name), photographs X.jpg, and masks X_EX.png, X_HE.png, ...
+
+    Exit code 0: all done. 1: done, but some files failed, or maps that do not depend on the weights. 2: nothing could
+    be done.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
     out = out or artifacts / "gradcam"
     try:

@@ -20,7 +20,8 @@ COLUMNS = (
     "Image name", "dr_grade", "me_risk", *(f"{head}_{name}" for head in HEADS for name in _OF_HEAD), "status", "error"
 )  # fmt: skip
 """dr_target and me_target: what the map explains, with its probability; peak: the map's largest value, total: the sum
-of its cells, both in logits; peak_x and peak_y: where it is largest, in pixels of the photograph."""
+of its cells, both in logits (of several layers without unit: each is stretched to 1 before their mean); peak_x and
+peak_y: where it is largest, in pixels of the photograph."""
 
 
 def write_rows(path: Path, photographs: Sequence[Photograph]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,17 +47,24 @@ def read_lesions(folder: Path) -> list[MaskedPhotograph]:
     if not rows or "Image name" not in rows[0]:
         found = ", ".join(rows[0]) if rows else "no rows"
         raise AnnotationError(f"{listing}: expected the column Image name, found {found}")
-    return [_read(folder, str(row["Image name"]).strip(), line) for line, row in enumerate(rows, start=2)]
+    names = [str(row["Image name"]).strip() for row in rows]
+    return [_read(folder, name, line, names) for line, name in enumerate(names, start=2)]
 
 
-def _read(folder: Path, name: str, line: int) -> MaskedPhotograph:
+def _read(folder: Path, name: str, line: int, listed: list[str]) -> MaskedPhotograph:
     path = folder / name
     where = f"{folder / LISTING}, line {line}: {name}"
     if not path.is_file():
         raise AnnotationError(f"{where}: expected the photograph {path}, found none there")
     height, width = decode(path).shape[:2]
     masks = {}
-    found = sorted(path.parent.glob(f"{path.stem}_*.png"))
+    # Of "eye" and "eye_2", both listed, "eye_2.png" and its masks are the second one's.
+    others = [stem for stem in (Path(other).stem for other in listed) if stem.startswith(f"{path.stem}_")]
+    found = [
+        file
+        for file in sorted(path.parent.glob(f"{glob.escape(path.stem)}_*.png"))
+        if not any(file.stem == other or file.stem.startswith(f"{other}_") for other in others)
+    ]
     for file in found:
         mask = decode(file).any(axis=2)
         if mask.shape != (height, width):

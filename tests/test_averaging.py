@@ -132,3 +132,6 @@ def test_faults_are_named(tmp_path: Path) -> None:
     assert "expected the photographs and labels" in fault(data, tmp_path / "own.pth")
     branch(1, contract_of(data)).save(tmp_path / "own.pth")
     assert "eye_3.jpg: expected JPEG" in fault(data, tmp_path / "own.pth")
+    (data / "train/images/eye_3.jpg").unlink()
+    (data / "train/images/eye_3.jpg").symlink_to("gone.jpg")
+    assert "eye_3.jpg: cannot be read: No such file or directory" in fault(data, tmp_path / "own.pth")

@@ -195,3 +195,20 @@ def test_training_does_not_go_on_from_another_network(net: RetinaNet, tmp_path: 
         load_start(RetinaNet(5, "resnet18"), "resnet18", str(tmp_path / "a.pth"))
     with pytest.raises(ModelFileError, match=r"expected a checkpoint of resnet34 .* found resnet18"):
         load_start(RetinaNet(3, "resnet34"), "resnet34", str(tmp_path / "a.pth"))
+
+
+def test_bytes_do_not_depend_on_the_files_name_and_a_full_disk_is_told(net: RetinaNet, tmp_path: Path) -> None:
+    import resource
+
+    saved = Checkpoint(net.state_dict(), "resnet18", CONTRACT)
+    saved.save(tmp_path / "a.pth")
+    saved.save(tmp_path / "other.pth")
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "other.pth").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # as a full disk, but for this process alone
+    try:
+        with pytest.raises(OutputError, match=r"full\.pth: cannot be written: File too large"):
+            saved.save(tmp_path / "full.pth")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "other.pth"]

@@ -19,6 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from retina.export.cli import main
+from retina.export.graph import DeployedModel
+from retina.export.to_pt2 import Pt2File
+from retina.export.to_torchscript import TorchScriptFile
 from retina.runtime.contract import METADATA_KEY, Contract
 from retina.runtime.errors import ModelFileError
 from retina.runtime.model import RetinaModel
@@ -267,6 +270,10 @@ def test_options_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
         (("--check", tmp_path), "expected photographs, found none"),
         (("--out", "/proc/nowhere/x.onnx"), "cannot be written"),
         (("--sign", tmp_path / "no.key"), "--sign"),
+        (
+            ("--precision", "int8", "--calibration", tmp_path / "none"),
+            "none: expected the folder that retina-train was",
+        ),
     ):
         result = export(checkpoint, *arguments)
         assert result.exit_code == 2 and reason in result.output, result.output
@@ -282,3 +289,33 @@ def test_a_flipped_byte_is_refused(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"expected sha256 \w+ .* found"):
         RetinaModel(changed)
     assert "expected sha256" in export("--inspect", changed).output
+
+
+@pytest.mark.parametrize("kind", [TorchScriptFile, Pt2File])
+def test_torch_formats_do_not_depend_on_the_files_name_and_tell_of_a_full_disk(
+    kind: type[TorchScriptFile | Pt2File], checkpoint: Path, tmp_path: Path
+) -> None:
+    import resource
+
+    loaded = load_checkpoint(checkpoint)
+    file = kind.of(DeployedModel(loaded.build_model(), loaded.contract))
+    file.write(tmp_path / ".one.tmp", loaded.contract)
+    file.write(tmp_path / "two", loaded.contract)
+    assert (tmp_path / ".one.tmp").read_bytes() == (tmp_path / "two").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            file.write(tmp_path / "full", loaded.contract)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_damaged_archive_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    loaded = load_checkpoint(checkpoint)
+    whole = tmp_path / "m.pt"
+    TorchScriptFile.of(DeployedModel(loaded.build_model(), loaded.contract)).write(whole, loaded.contract)
+    whole.write_bytes(whole.read_bytes().replace(b"PK\x01\x02", b"XX\x01\x02", 1))
+    result = export("--inspect", whole)
+    assert result.exit_code == 2
+    assert "m.pt: expected a whole file, found damage" in result.output

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from retina.export.signature import sign
+from retina.export.signature import require_key, sign
 from retina.runtime.cli import main
 from retina.runtime.errors import UsageError
 from tiny_model import write_tiny_model
@@ -45,6 +45,8 @@ def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no.pem").write_text("not a key")
     with pytest.raises(UsageError, match=r"no\.pem: expected an elliptic-curve private key"):
         sign(tmp_path / "m.onnx", tmp_path / "no.pem")
+    with pytest.raises(UsageError, match=r"no\.pem: expected an elliptic-curve private key"):
+        require_key(tmp_path / "no.pem")  # before the work starts
     assert not (tmp_path / "m.onnx.sig").exists()
 
 

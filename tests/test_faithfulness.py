@@ -250,3 +250,12 @@ def test_what_is_refused(lesions: Path, tmp_path: Path) -> None:
     refused = CliRunner().invoke(main, ["--evaluate", str(lesions), "--model", "explain.onnx"])
     assert refused.exit_code == 2
     assert "--evaluate: expected no photographs and no --model" in refused.stderr
+
+
+def test_masks_are_those_of_their_own_photograph(tmp_path: Path) -> None:
+    (tmp_path / "lesions.csv").write_text("Image name\neye.png\neye_2.png\neye [1].png\n")
+    for name, side in (("eye", 40), ("eye_2", 50), ("eye [1]", 60)):
+        Image.new("RGB", (side, side), "white").save(tmp_path / f"{name}.png")
+        Image.new("L", (side, side), 255).save(tmp_path / f"{name}_EX.png")
+    Image.new("L", (40, 40), 255).save(tmp_path / "eye_HE.png")
+    assert [sorted(photograph.masks) for photograph in read_lesions(tmp_path)] == [["EX", "HE"], ["EX"], ["EX"]]

@@ -255,16 +255,23 @@ def test_frames_on_disk_are_reused_until_a_file_changes(tmp_path: Path) -> None:
     path = tmp_path / "eye.png"
     eye(1).save(path)
     before, (look_before,) = look_through([path], SMALL, "uint8", "disk", tmp_path / "cache")
+    first = before[0]
     files = sorted((tmp_path / "cache").iterdir())
+    assert [file.suffix for file in files] == [".json", ".npy"]
     decoded: list[int] = []
     look_through([path], SMALL, "uint8", "disk", tmp_path / "cache", lambda: decoded.append(1))
     assert decoded == []
     assert sorted((tmp_path / "cache").iterdir()) == files
+    for file, content in ((files[1], files[1].read_bytes()[:200]), (files[1], b""), (files[0], b"{")):
+        file.write_bytes(content)  # damaged: decoded again
+        mended, _ = look_through([path], SMALL, "uint8", "disk", tmp_path / "cache", lambda: decoded.append(1))
+        assert torch.equal(mended[0], first)
+    assert decoded == [1, 1, 1]
     eye(2).save(path)
     os.utime(path, ns=(1, 1))
     after, (look_after,) = look_through([path], SMALL, "uint8", "disk", tmp_path / "cache")
     assert look_before.sha256 != look_after.sha256
-    assert not torch.equal(before[0], after[0])
+    assert not torch.equal(first, after[0])
 
 
 def test_mapped_frames_travel_to_a_worker_by_name(tmp_path: Path) -> None:

@@ -219,3 +219,13 @@ def test_an_unknown_backbone_is_refused(tmp_path: Path, data: Path) -> None:
     message = refused(tmp_path, data, *QUICK, "--backbone", "resnet19")
     assert "backbone: expected one of resnet101, " in message
     assert "found 'resnet19'" in message
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_damaged_config_is_named(tmp_path: Path, data: Path, content: str) -> None:
+    folder = interrupted(tmp_path, data)
+    (folder / "resume.pth").touch()
+    (folder / "config.json").write_text(content)
+    result = retina_train("--resume", "--artifacts", tmp_path)
+    assert result.exit_code == 2
+    assert "config.json: expected the options of a run, found damage" in result.stderr

@@ -141,6 +141,8 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
         replace(mean, metrics={"splits": {"valid": figures}}).save(out)
     except RetinaError as err:
         raise click.ClickException(str(err)) from None
+    except OSError as err:  # a photograph of train, which is read for its digest only
+        raise click.ClickException(f"{err.filename}: cannot be read: {err.strerror}") from None
     dr, me = figures["all"]["dr"], figures["all"]["me"]
     click.echo(
         f"{out}: {mean.contract.provenance['run']}. Calibrated on valid: {calibration_line(mean)}. There: DR accuracy "

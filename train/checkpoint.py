@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class Checkpoint:
             "epoch": self.epoch,
             "versions": self.versions or current_versions(),
         }
-        write_atomically(path, lambda temporary: torch.save(body, temporary))
+        save_tensors(path, body)
 
 
 def load_checkpoint(path: Path, *, framing: Framing = "squash", image_size: int = 384) -> Checkpoint:
@@ -171,6 +172,18 @@ def require_place(out: Path) -> None:
         raise OutputError(f"{out}: cannot be written: {err.strerror or err}") from None
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise OutputError(f"{out}: cannot be written: expected a file's name in a folder that can be written")
+
+
+def save_tensors(path: Path, body: dict[str, Any]) -> None:
+    """``torch.save`` atomically, and by way of memory: to a path it would name the archive's root after the temporary
+    file, so that equal weights were unequal bytes, and tell of a full disk as a RuntimeError.
+
+    Raises:
+        OutputError: as ``write_atomically``.
+    """
+    buffer = io.BytesIO()
+    torch.save(body, buffer)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

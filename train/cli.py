@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import click
 from click.core import ParameterSource
 
-from ..runtime.errors import OutputError, RetinaError, UsageError, require_extra
+from ..runtime.errors import ModelFileError, OutputError, RetinaError, UsageError, require_extra
 from .config import TrainConfig
 
 DEFAULTS = TrainConfig(data="")
@@ -162,7 +162,7 @@ def _run(
     warnings.filterwarnings("ignore", module="PIL")
     if resume:
         run = _interrupted(artifacts, name)
-        config = TrainConfig.from_dict(json.loads(run.config_file.read_text()))
+        config = _config_of(run.config_file)
         _refuse_changes(context, config, data, recipe)
     else:
         if data is None:
@@ -198,6 +198,13 @@ def _interrupted(artifacts: Path, name: str | None) -> Any:
     if not files:
         raise UsageError(f"{artifacts / 'runs'}: expected an interrupted run, found none. Start one: retina-train DATA")
     return Run(artifacts, files[-1].parent.name)
+
+
+def _config_of(file: Path) -> TrainConfig:
+    try:
+        return TrainConfig.from_dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError, AttributeError) as err:
+        raise ModelFileError(f"{file}: expected the options of a run, found damage: {err}. Start a new run.") from None
 
 
 def _is_given(context: click.Context, key: str) -> bool:

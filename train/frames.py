@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -123,7 +124,8 @@ def look_through(
         array = np.empty(shape, dtype=dtype)
         return ArrayFrames(array), _look_at_each(frames, array, progress)
     if looks_file.is_file() and array_file.is_file():
-        return MappedFrames(array_file), [Look(**look) for look in json.loads(looks_file.read_text())]
+        with contextlib.suppress(OSError, EOFError, ValueError, TypeError):  # damaged: made anew
+            return MappedFrames(array_file), [Look(**look) for look in json.loads(looks_file.read_text())]
     _expect_room(folder, math.prod(shape) * np.dtype(dtype).itemsize)
     looks: list[Look] = []
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..runtime.errors import ModelFileError, NonFiniteLossError
 from .augment import draw_seed
-from .checkpoint import write_atomically
+from .checkpoint import save_tensors
 from .config import TrainConfig
 from .data import Batch, EpochPlan, EvalItems, TrainItems, collate
 from .metrics import Predictions, epoch_scores
@@ -346,7 +346,7 @@ def _train_row(trainer: Trainer) -> dict[str, float]:
 
 def save_resume(trainer: Trainer, file: Path) -> None:
     if trainer.fabric.is_global_zero:
-        write_atomically(file, lambda temporary: torch.save(trainer.state(), temporary))
+        save_tensors(file, trainer.state())
 
 
 def load_resume(trainer: Trainer, file: Path) -> None:
@@ -354,7 +354,12 @@ def load_resume(trainer: Trainer, file: Path) -> None:
     state = read_state_dict(file)
     if state.get("kind") != _RESUME_KIND:
         raise ModelFileError(f"{file}: expected a {_RESUME_KIND}, found another file. Start a new run.")
-    trainer.load_state(state)
+    try:
+        trainer.load_state(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as err:
+        raise ModelFileError(
+            f"{file}: expected a whole {_RESUME_KIND}, found damage: {err}. Start a new run."
+        ) from None
 
 
 def steps(loader: Iterable[Batch], accumulate: int) -> Iterator[list[Batch]]:
