@@ -147,6 +147,18 @@ class RetinaModel:
         self._second_look = threading.Lock()
         self._at_least = None if exact else round(DECODE_MARGIN * self.contract.preprocessing.intermediate_size)
 
+    def content(self) -> bytes:
+        """The bytes of the file, read again.
+
+        Raises:
+            ModelFileError: they are no longer those that were opened.
+        """
+        content = _read(self.path)
+        found = hashlib.sha256(content).hexdigest()
+        if found != self.sha256:
+            raise ModelFileError(f"{self.path}: expected sha256 {self.sha256} as opened, found {found}. Start again.")
+        return content
+
     def predict(self, source: Source, *, maps: bool = True) -> Prediction:
         """Predict for one photograph.
 
