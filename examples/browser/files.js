@@ -8,8 +8,8 @@ const ENDINGS = /\.(jpe?g|jpe|jfif|png|tiff?|bmp|webp|jp2|j2k|jpx|dcm)$/i;
 /** @typedef {{name: string, file: File}} Named */
 
 /**
- * Files as they are, whatever they are; of folders the photographs, named by their path below the folder; by the folder's
- * own name too where more than it was dropped, since two patients' folders hold the same names.
+ * Files as they are, whatever they are; of folders the photographs, named by their path below the folder; with the
+ * folder's own name before it where more than that was dropped, since two patients' folders hold the same names.
  * @param {DataTransfer} transfer of a drop
  * @returns {Promise<Named[]>}
  */
