@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="The file to write.  [default: in --artifacts, retina_multitask.onnx, which retina-score looks for; "
-    ".int8.onnx, .pt and .pt2 stand beside it]",
+    ".int8.onnx, which it takes where that is not there, .pt and .pt2 stand beside it]",
 )
 @click.option("--force", is_flag=True, help="Keep an int8 file that fails its accuracy gate, marked in the contract.")
 @click.option(

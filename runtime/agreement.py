@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .annotations import Annotation, NameIndex, fault_report, scan_annotations
+from .annotations import MAX_DR_GRADE, Annotation, NameIndex, fault_report, scan_annotations
 from .errors import AnnotationError
 from .folder import Listing
 
@@ -30,7 +30,7 @@ def read_truth(path: str | Path, listing: Listing) -> Truth:
 
     Raises:
         AnnotationError: naming every fault at once: those of the file itself, names that fit several files, files
-            named twice, ME grades other than 0 and 1; or that no name fits any file.
+            named twice, DR grades above 4, ME grades other than 0 and 1; or that no name fits any file.
     """
     annotations, faults = scan_annotations(path)
     index = NameIndex(listing.root, listing.names)
@@ -46,10 +46,12 @@ def read_truth(path: str | Path, listing: Listing) -> Truth:
             unmatched += 1
         elif name in by_name:
             faults.append(f"line {row.line}: {row.image!r} means {name!r}, as line {by_name[name].line} does already")
-        elif row.me_grade > 1:
-            faults.append(f"line {row.line}: Risk of macular edema: expected 0 or 1, found {row.me_grade}")
         else:
             by_name[name] = row
+            if row.dr_grade > MAX_DR_GRADE:
+                faults.append(f"line {row.line}: Retinopathy grade: expected 0 to {MAX_DR_GRADE}, found {row.dr_grade}")
+            if row.me_grade > 1:
+                faults.append(f"line {row.line}: Risk of macular edema: expected 0 or 1, found {row.me_grade}")
     if not faults and not by_name:
         faults.append(f"expected names of files in {listing.root}, found none among {unmatched} rows")
     if faults:

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from .errors import AnnotationError
@@ -17,6 +18,9 @@ from .folder import find_pictures, is_picture
 
 IMAGE_NAME, DR_GRADE, ME_GRADE = "Image name", "Retinopathy grade", "Risk of macular edema"
 """The columns that must be there (IDRiD's spelling); case, blanks and a byte order mark do not matter."""
+
+MAX_DR_GRADE = 4
+"""Of the International Clinical Diabetic Retinopathy scale (Wilkinson et al., Ophthalmology 2003)."""
 
 MAX_FAULTS_SHOWN = 100
 
@@ -119,8 +123,9 @@ class NameIndex:
     """From a name in an annotations file to the file it means, built once.
 
     A name matches, in this order of preference: the path below the folder as written; in another case; with another
-    picture ending or none; and then the same three without the folders before it. So ``eye.PNG``, ``EYE`` and ``eye``
-    all find ``left/eye.jpg``, while an exact match never loses to a looser one.
+    picture ending or none; and then the same three where only one of the two paths has folders before it. So
+    ``eye.PNG``, ``EYE``, ``eye`` and ``/old/place/left/eye.jpg`` all find ``left/eye.jpg``, while an exact match never
+    loses to a looser one. Folders that differ make another photograph: ``right/eye.jpg`` does not find it.
     """
 
     def __init__(self, folder: str | Path, names: Iterable[str] | None = None) -> None:
@@ -131,12 +136,15 @@ class NameIndex:
         """
         self.folder = Path(folder)
         self.names = tuple(find_pictures(self.folder).names if names is None else names)
-        self._levels: list[tuple[Callable[[str], str], dict[str, list[str]]]] = []
-        for key in (_as_written, _any_case, _any_ending, _base, _base_any_case, _base_any_ending):
-            level: dict[str, list[str]] = {}
+        self._levels: list[tuple[Callable[[str], str], dict[str, list[str]], dict[str, list[str]]]] = []
+        for key in (_as_written, _any_case, _any_ending):
+            whole: dict[str, list[str]] = {}
+            ends: dict[str, list[str]] = {}
             for name in self.names:
-                level.setdefault(key(name), []).append(name)
-            self._levels.append((key, level))
+                whole.setdefault(key(name), []).append(name)
+                for end in _ends(key(name)):
+                    ends.setdefault(end, []).append(name)
+            self._levels.append((key, whole, ends))
 
     def find(self, name: str) -> str | None:
         """The file's name relative to the folder, or None where no file fits.
@@ -144,9 +152,15 @@ class NameIndex:
         Raises:
             AnnotationError: several files fit equally well.
         """
-        for key, level in self._levels:
-            # The name as it stands comes first: a backslash may be part of a file's name, or Windows' way to say "/".
-            found = level.get(key(name)) or level.get(key(posixpath.normpath(name.replace("\\", "/")))) or []
+        # The name as it stands comes first: a backslash may be part of a file's name, or Windows' way to say "/".
+        spellings = (name, posixpath.normpath(name.replace("\\", "/")))
+        wanted = [(key(spelling), whole, ends) for key, whole, ends in self._levels for spelling in spellings]
+        exact = (whole.get(path, []) for path, whole, _ in wanted)
+        # A folder that differs may be another patient's: one of the two paths has to be what the other ends with.
+        loose = (
+            ends.get(path, []) + [f for end in _ends(path) for f in whole.get(end, ())] for path, whole, ends in wanted
+        )
+        for found in chain(exact, loose):
             if len(found) > 1:
                 names = " and ".join(repr(candidate) for candidate in found[:3])
                 raise AnnotationError(f"{name!r} in {self.folder}: expected one file, found {names}; write the ending")
@@ -221,13 +235,7 @@ def _any_ending(name: str) -> str:
     return _any_case(os.path.splitext(name)[0] if is_picture(name) else name)  # noqa: PTH122 - as in folder.py
 
 
-def _base(name: str) -> str:
-    return name.rsplit("/", 1)[-1]
-
-
-def _base_any_case(name: str) -> str:
-    return _any_case(_base(name))
-
-
-def _base_any_ending(name: str) -> str:
-    return _any_ending(_base(name))
+def _ends(path: str) -> list[str]:
+    """What is left of a path without its first folder, its first two, and so on."""
+    parts = path.split("/")
+    return ["/".join(parts[i:]) for i in range(1, len(parts))]

@@ -99,9 +99,13 @@ class Rule:
 
     def __post_init__(self) -> None:
         _expect("thresholds.*.rule", self.rule in ("argmax", "at_least"), "argmax or at_least", self.rule)
-        if self.rule == "at_least":
-            ok = isinstance(self.threshold, float) and 0.0 <= self.threshold <= 1.0
+        if self.rule == "at_least" or self.threshold is not None:
+            number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
+            ok = number and 0.0 <= self.level <= 1.0
             _expect("thresholds.*.threshold", ok, "a number from 0 to 1", self.threshold)
+            object.__setattr__(self, "threshold", float(self.level))  # JSON may say 1 for 1.0
+        ok = self.from_grade is None or type(self.from_grade) is int
+        _expect("thresholds.*.from_grade", ok, "a whole number", self.from_grade)
 
 
 def default_thresholds() -> dict[str, Rule]:
@@ -148,6 +152,7 @@ class Contract:
         _expect(
             "thresholds", sorted(self.thresholds) == tasks, f"rules for {', '.join(tasks)}", sorted(self.thresholds)
         )
+        _expect("thresholds.dr", self.thresholds["dr"].rule == "argmax", "the rule argmax", self.thresholds["dr"].rule)
 
     @property
     def outputs(self) -> list[dict[str, Any]]:
@@ -177,10 +182,10 @@ class Contract:
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "the contract") -> Contract:
-        """Read a contract; ``source`` names the file in errors.
+        """Read a contract; ``source`` names the file in errors. Keys, outputs and rules that are not known are ignored.
 
         Raises:
-            ModelFileError: not JSON, another schema, or a field that is missing, unknown or out of range.
+            ModelFileError: not JSON, another schema, or a field that is missing or out of range.
         """
         try:
             body = json.loads(text)
@@ -190,19 +195,25 @@ class Contract:
             raise ModelFileError(f"{source}: expected a contract as a JSON object, found {type(body).__name__}")
         try:
             _expect("schema", body.get("schema") == SCHEMA, SCHEMA, body.get("schema"))
-            _expect("input", body.pop("input", None) == INPUT, INPUT, "another input")
-            outputs = body.pop("outputs", None)
+            _expect("input", _like(body.get("input") or {}, INPUT) == INPUT, INPUT, "another input")
+            outputs = body.get("outputs")
             known = {f.name for f in fields(cls)}
-            _expect("fields", set(body) == known, sorted(known), sorted(body))
-            thresholds = {task: Rule(**rule) for task, rule in body.pop("thresholds").items()}
+            _expect("fields", set(body) >= known, sorted(known), sorted(body))
+            body = {key: body[key] for key in known}
+            rules = _like(body.pop("thresholds"), default_thresholds())
+            thresholds = {
+                task: Rule(**{"rule": rule["rule"], **_like(rule, asdict(Rule()))}) for task, rule in rules.items()
+            }
             # A file from before ME was referred by a rule of its own does so at even odds.
             thresholds.setdefault("referable_me", default_thresholds()["referable_me"])
             # A file from before the surround was made black keeps it.
-            prep = {"surround": "kept", **body.pop("preprocessing")}
+            prep = {"surround": "kept", **_like(body.pop("preprocessing"), asdict(Preprocessing()))}
             prep["mean"], prep["std"] = tuple(prep["mean"]), tuple(prep["std"])
             grades, labels = tuple(body.pop("dr_grades")), tuple(body.pop("me_labels"))
             contract = cls(Preprocessing(**prep), grades, labels, thresholds, **body)
-            _expect("outputs", outputs == contract.outputs, contract.outputs, outputs)
+            named = [_like(output, contract.outputs[0]) for output in outputs or []]
+            promised = [output for output in named if output["name"] in contract.output_names]
+            _expect("outputs", promised == contract.outputs, contract.outputs, outputs)
         except ModelFileError as err:
             raise ModelFileError(f"{source}: contract {err}. Export the model again with this version.") from None
         except (TypeError, KeyError, AttributeError, ValueError) as err:
@@ -231,9 +242,7 @@ def decide(contract: Contract, dr_probs: NDArray[np.floating], me_probs: NDArray
     referable = contract.thresholds["referable_dr"]
     from_grade = 2 if referable.from_grade is None else referable.from_grade
     referable_prob = float(sum(p for p, g in zip(dr_probs, contract.dr_grades, strict=True) if g >= from_grade))
-    grade_rule, me_rule = contract.thresholds["dr"], contract.thresholds["me"]
-    if grade_rule.rule != "argmax":
-        raise ModelFileError(f"contract thresholds.dr: expected the rule argmax, found {grade_rule.rule}")
+    me_rule = contract.thresholds["me"]
     me_risk = int(np.argmax(me_probs)) if me_rule.rule == "argmax" else int(me_probs[1] >= me_rule.level)
     return Decision(
         dr_grade=contract.dr_grades[int(np.argmax(dr_probs))],
@@ -247,6 +256,11 @@ def decide(contract: Contract, dr_probs: NDArray[np.floating], me_probs: NDArray
 def _expect(what: str, holds: bool, expected: object, found: object) -> None:
     if not holds:
         raise ModelFileError(f"{what}: expected {_short(expected)}, found {_short(found)}")
+
+
+def _like(found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What an object holds under known keys: a later version may have added others."""
+    return {key: value for key, value in found.items() if key in known}
 
 
 def _short(value: object, limit: int = 200) -> str:

@@ -63,7 +63,7 @@ def require_extra(extra: str, *modules: str) -> None:
     """Raise MissingExtraError, naming the pip line to run, unless all ``modules`` are installed."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtraError(
-            f"{', '.join(missing)} not installed. Run:  pip install 'retina-edge[{extra}]'\n"
-            "(README, 'Install', says how to take PyTorch's CPU build and save 5 GB.)"
+        hint = (
+            "\n(README, 'Install', says how to take PyTorch's CPU build and save 5 GB.)" if "torch" in missing else ""
         )
+        raise MissingExtraError(f"{', '.join(missing)} not installed. Run:  pip install 'retina-edge[{extra}]'{hint}")

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MODEL_NAME = "retina_multitask.onnx"
+INT8_NAME = "retina_multitask.int8.onnx"
+"""How retina-export calls what it writes: the first that is there is used."""
 RELEASED = Path(__file__).with_name("released.onnx")
 """The model that ships with the package."""
 
@@ -43,6 +45,9 @@ DECODE_MARGIN = 1.8
 CLOSE_CALL = 0.005
 """A decision that a probability's change by this could turn is made on the whole picture. More than decoding at a half
 changes it on average (docs/scoring.md); what int8's own rounding adds, a second look would only round anew."""
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Source: TypeAlias = "str | Path | Buffer | NDArray[np.uint8] | Image"
 
 _PROVIDER_PACKAGES = {
     "cuda": "onnxruntime-gpu",
@@ -142,7 +147,19 @@ class RetinaModel:
         self._second_look = threading.Lock()
         self._at_least = None if exact else round(DECODE_MARGIN * self.contract.preprocessing.intermediate_size)
 
-    def predict(self, source: str | Path | bytes | NDArray[np.uint8] | Image, *, maps: bool = True) -> Prediction:
+    def content(self) -> bytes:
+        """The bytes of the file, read again.
+
+        Raises:
+            ModelFileError: they are no longer those that were opened.
+        """
+        content = _read(self.path)
+        found = hashlib.sha256(content).hexdigest()
+        if found != self.sha256:
+            raise ModelFileError(f"{self.path}: expected sha256 {self.sha256} as opened, found {found}. Start again.")
+        return content
+
+    def predict(self, source: Source, *, maps: bool = True) -> Prediction:
         """Predict for one photograph.
 
         From a picture decoded at a fraction of its size, unless ``exact``; where that leaves a decision within
@@ -150,13 +167,14 @@ class RetinaModel:
         picture at a time gets such a second look, and its memory is handed back.
 
         Args:
-            source: a path, the bytes of a file, decoded pixels (H, W, 3) uint8 RGB, or a Pillow image.
+            source: a path, the bytes of a file in any buffer, decoded pixels (H, W, 3) uint8 RGB, or a Pillow image.
             maps: whether to return the Grad-CAM maps, where the file has them.
 
         Raises:
             PictureError: not a photograph that can be read, or too large for the memory at hand.
             MissingExtraError: a DICOM file without pydicom installed.
             ModelFileError: the file answers with something that is no probability.
+            TypeError: a source of another kind.
         """
         pixels = self.decode(source)
         prediction = self.predict_pixels(pixels, maps=maps)
@@ -173,7 +191,7 @@ class RetinaModel:
             memory.hand_back()  # what decoding took, before the graph takes its own
             return self.predict_pixels(whole, maps=maps, hand_back=True)
 
-    def decode(self, source: str | Path | bytes | NDArray[np.uint8] | Image) -> NDArray[np.uint8]:
+    def decode(self, source: Source) -> NDArray[np.uint8]:
         """The pixels (H, W, 3) uint8 RGB that ``predict`` hands to the graph at first; errors as there."""
         return _pixels(source, at_least=self._at_least)
 
@@ -189,7 +207,12 @@ class RetinaModel:
 
         ``of`` names what a head's map shall explain where that is not the most probable answer: a DR grade, or 0 or 1
         for the ME risk. ``hand_back`` returns the memory that a large picture took, which costs some time.
+
+        Raises:
+            PictureError: pixels of another shape or kind, or too many for the memory at hand.
+            ModelFileError: the file answers with something that is no probability.
         """
+        pixels = _checked_pixels(pixels)
         with_maps = maps and self.contract.explain
         names = [DR_PROBS, ME_PROBS, *([DR_CAM_PER_GRADE, ME_CAM_PER_LABEL] if with_maps else [])]
         try:
@@ -215,9 +238,9 @@ class RetinaModel:
         """
         return ordered_map(lambda path: self.score_one(path, maps=maps), paths, workers or usable_cores())
 
-    def score_one(self, source: str | Path | bytes, *, maps: bool = False) -> Scored:
+    def score_one(self, source: str | Path | Buffer, *, maps: bool = False) -> Scored:
         """A file, whatever it is: a path, or its bytes (then ``source`` of the result is empty)."""
-        name = "" if isinstance(source, bytes) else source
+        name = "" if isinstance(source, Buffer) else source
         try:
             return Scored(name, self.predict(source, maps=maps), None)
         except PictureError as err:
@@ -227,21 +250,25 @@ class RetinaModel:
 
 
 def find_model(path: str | Path | None = None, artifacts: str | Path | None = None) -> Path:
-    """The model file to use: ``path``, else the last export in ``artifacts``, else the one shipped in the package.
+    """The model file to use: ``path``, else the export in ``artifacts``, else the one shipped in the package.
 
-    ``artifacts`` defaults to the environment variable RETINA_ARTIFACTS, else to ``artifacts`` in the working folder.
+    ``artifacts`` defaults to the environment variable RETINA_ARTIFACTS, else to ``artifacts`` in the working folder;
+    an fp32 export comes before an int8 one. The shipped model stands in only where no folder was named.
 
     Raises:
         ModelFileError: there is none.
     """
     if path is not None:
         return Path(path)
-    exported = Path(artifacts or os.environ.get("RETINA_ARTIFACTS") or "artifacts") / MODEL_NAME
-    for candidate in (exported, RELEASED):
+    named = artifacts or os.environ.get("RETINA_ARTIFACTS")
+    folder = Path(named or "artifacts")
+    exported = [folder / MODEL_NAME, folder / INT8_NAME]
+    for candidate in exported if named else [*exported, RELEASED]:
         if candidate.is_file():
             return candidate
+    otherwise = "leave the folder out for the model that ships" if named else "none ships with this installation"
     raise ModelFileError(
-        f"{exported}: expected a model file, found none, and none ships with this installation. Make one with "
+        f"{folder}: expected {MODEL_NAME} or {INT8_NAME}, found neither; {otherwise}. Make one with "
         "retina-train DATA and retina-export, or name one (retina-score --model FILE)."
     )
 
@@ -342,7 +369,11 @@ def _check_graph(path: Path, session: InferenceSession, contract: Contract) -> N
 
     inputs, outputs = session.get_inputs(), session.get_outputs()
     expect("inputs", [INPUT_NAME], [node.name for node in inputs])
-    expect("outputs", contract.output_names, [node.name for node in outputs])
+    # Further outputs may come without another schema.
+    promised = [node for node in outputs if node.name in contract.output_names]
+    if contract.output_names != [node.name for node in promised]:
+        expect("outputs", contract.output_names, [node.name for node in outputs])
+    outputs = promised
     expect("input type", ["tensor(uint8)"], [node.type for node in inputs])
     expect("output types", ["tensor(float)"] * len(outputs), [node.type for node in outputs])
     shapes = [["N", "H", "W", 3], *(output["shape"] for output in contract.outputs)]
@@ -354,14 +385,20 @@ def _check_graph(path: Path, session: InferenceSession, contract: Contract) -> N
             expect(f"shape of {node.name}", expected, list(node.shape))
 
 
-def _pixels(source: str | Path | bytes | NDArray[np.uint8] | Image, at_least: int | None) -> NDArray[np.uint8]:
+def _pixels(source: Source, at_least: int | None) -> NDArray[np.uint8]:
     if isinstance(source, np.ndarray):
         return _checked_pixels(source)
+    from PIL.Image import Image
+
     from .picture import decode, from_image
 
-    if isinstance(source, (str, Path, bytes)):
+    if isinstance(source, Buffer):
+        return decode(bytes(source), at_least=at_least)
+    if isinstance(source, (str, Path)):
         return decode(source, at_least=at_least)
-    return from_image(source, at_least=at_least)
+    if isinstance(source, Image):
+        return from_image(source, at_least=at_least)
+    raise TypeError(f"expected a path, bytes, an array or a Pillow image, found {type(source).__name__}")
 
 
 def is_close_call(contract: Contract, prediction: Prediction) -> bool:

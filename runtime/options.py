@@ -18,16 +18,15 @@ _OPTIONS = (
         "--model",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="ONNX file made by retina-export.  [default: retina_multitask.onnx in --artifacts, else the model "
-        "that ships with this package]",
+        help="ONNX file made by retina-export.  [default: retina_multitask.onnx or else "
+        "retina_multitask.int8.onnx in --artifacts, else the model that ships with this package]",
     ),
     click.option(
         "--artifacts",
         envvar="RETINA_ARTIFACTS",
-        default="artifacts",
-        show_default=True,
         metavar="DIR",
-        help="Where retina-export wrote its model; also RETINA_ARTIFACTS.",
+        help="Where retina-export wrote its model, which has to be there if named; also RETINA_ARTIFACTS.  "
+        "[default: artifacts]",
     ),
     click.option(
         "--verify",
@@ -63,7 +62,9 @@ def model_options(command: Command) -> Command:
     return command
 
 
-def open_model(model: Path | None, artifacts: str, verify: Path | None, provider: str, *, exact: bool) -> RetinaModel:
+def open_model(
+    model: Path | None, artifacts: str | None, verify: Path | None, provider: str, *, exact: bool
+) -> RetinaModel:
     """Open the model that these options name, once its signature has been verified.
 
     Raises:

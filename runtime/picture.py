@@ -60,9 +60,9 @@ _UPRIGHT = {
 def decode(source: str | Path | bytes, *, at_least: int | None = None) -> NDArray[np.uint8]:
     """Decode a photograph: JPEG, PNG, TIFF, BMP, WebP, JPEG 2000, and DICOM with the extra ``dicom``.
 
-    EXIF orientation is applied; the first frame is taken; 16 bits per sample are rounded to 8; grayscale, palette and
-    CMYK become RGB; colour profiles are not applied. Transparent parts become black, which is what surrounds the lit
-    field of a fundus photograph anyway.
+    EXIF orientation is applied; the first frame is taken; 16 bits per sample are rounded to 8, but of colour outside
+    DICOM Pillow keeps the high byte; grayscale, palette and CMYK become RGB; colour profiles are not applied.
+    Transparent parts become black, which is what surrounds the lit field of a fundus photograph anyway.
 
     Thread-safe, and changes none of Pillow's settings.
 

@@ -97,7 +97,7 @@ def _serve(
     host: str,
     port: int,
     model: Path | None,
-    artifacts: str,
+    artifacts: str | None,
     verify: Path | None,
     workers: int | None,
     provider: str,

@@ -133,6 +133,9 @@ def create_app(
         limits: what is taken in.
         token: where given, whoever asks for the model or a score must send it: ``Authorization: Bearer TOKEN``.
         page: folder of the browser page; None: the one that comes with this package.
+
+    Raises:
+        ModelFileError: the model's file changed since it was opened.
     """
     limits = limits or Limits()
     counter = Counter(limits.requests)
@@ -164,6 +167,8 @@ def create_app(
         """Whether the service is up, and how busy."""
         return Health(status="ok", requests=counter.taken, capacity=counter.places)
 
+    # Kept, since the next export gives its path to another model.
+    file = model.content()
     facts = ModelFacts(sha256=model.sha256, package=version("retina-edge"), contract=_as_json(model))
 
     @app.get("/model", dependencies=guarded, responses=refusals)
@@ -174,12 +179,12 @@ def create_app(
     @app.get(
         "/model.onnx",
         dependencies=guarded,
-        response_class=FileResponse,
+        response_class=Response,
         responses={200: {"content": {_OCTETS: {"schema": _BINARY}}}, **refusals},
     )
-    async def download_model() -> FileResponse:
+    async def download_model() -> Response:
         """The model file itself, for the page, which scores in the browser."""
-        return FileResponse(model.path, media_type=_OCTETS)
+        return Response(file, media_type=_OCTETS)
 
     @app.post(
         "/score",

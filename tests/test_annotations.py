@@ -129,6 +129,26 @@ def test_an_ambiguous_name_is_an_error_that_names_both(tmp_path: Path) -> None:
         index.resolve("e.jpg")
 
 
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("/old/place/images/p1/left.jpg", "p1/left.jpg"),
+        ("D:\\old\\P1\\LEFT.png", "p1/left.jpg"),
+        ("top.png", "a/b/top.jpg"),
+        ("b/top.jpg", "a/b/top.jpg"),
+        ("any/r/e.jpg", "r/e.jpg"),
+        ("p2/left.jpg", None),
+        ("p2/LEFT", None),
+        ("1/left.jpg", None),
+        ("a/c/top.jpg", None),
+        ("any/b/top.jpg", None),
+    ],
+)
+def test_folders_that_say_something_else_are_another_photograph(tmp_path: Path, name: str, file: str | None) -> None:
+    touch(tmp_path, "p1/left.jpg", "p1/right.jpg", "a/b/top.jpg", "l/e.jpg", "r/e.jpg")
+    assert NameIndex(tmp_path).find(name) == file
+
+
 def test_a_name_without_a_file_is_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "notes.txt")
     index = NameIndex(tmp_path)

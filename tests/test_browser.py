@@ -230,6 +230,27 @@ def test_a_drop_gives_the_table_of_retina_score(
         assert len(shot.convert("RGB").getcolors(1 << 24) or ()) > 1000, "photographs and maps are to be seen"
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_folders_dropped_together_keep_their_names_apart(page: Page, count: int) -> None:
+    """Entries as a browser gives them: no script can make those of real folders."""
+    names = page.evaluate(
+        """async (count) => {
+          const { dropped } = await import('/files.js');
+          const leaf = (name) => ({ name, isFile: true, file: (give) => give(new File(["x"], name)) });
+          const folder = (name, ...held) => ({ name, isDirectory: true,
+            createReader: () => ({ readEntries: (give) => give(held.splice(0)) }) });
+          const patients = ["patient1", "patient2"].slice(0, count);
+          const held = () => [leaf("left.jpg"), leaf("notes.txt"), folder("old", leaf("a.png"))];
+          const items = patients.map((name) => folder(name, ...held()));
+          const found = await dropped({ items: items.map((item) => ({ webkitGetAsEntry: () => item })), files: [] });
+          return found.map(({ name }) => name);
+        }""",
+        count,
+    )
+    both = ["patient1/left.jpg", "patient1/old/a.png", "patient2/left.jpg", "patient2/old/a.png"]
+    assert names == (["left.jpg", "old/a.png"] if count == 1 else both)
+
+
 def test_a_photograph_is_shown_with_its_answers(static: tuple[str, Path], photographs: list[Path], page: Page) -> None:
     path = next(path for path in photographs if path.name == "b.png")
     drop(page, [path])

@@ -14,6 +14,8 @@ CONTRACT = Contract(
     Preprocessing(framing="squash", image_size=256), dr_grades=(0, 1, 3), precision="int8", explain=True,
     provenance={"run": "a", "nested": {"x": 1.5}}, parity={"images": 3},
 )  # fmt: skip
+AT_LEAST = {"rule": "at_least", "threshold": 0.5}
+RULES = {"dr": {"rule": "argmax"}, "me": {"rule": "argmax"}, "referable_dr": AT_LEAST, "referable_me": AT_LEAST}
 
 
 def test_json_both_ways() -> None:
@@ -39,7 +41,23 @@ def test_json_both_ways() -> None:
         ({"thresholds": {}}, "thresholds: expected rules for dr, me, referable_dr, referable_me"),
         ({"input": {"name": "x"}}, "input: expected"),
         ({"outputs": []}, "outputs: expected"),
-        ({"surprise": 1}, "fields: expected"),
+        (
+            {"thresholds": RULES | {"dr": {"rule": "at_least", "threshold": 0.5}}},
+            "thresholds.dr: expected the rule argmax",
+        ),
+        (
+            {"thresholds": RULES | {"referable_dr": AT_LEAST | {"from_grade": "2"}}},
+            "from_grade: expected a whole number",
+        ),
+        (
+            {"thresholds": RULES | {"referable_dr": AT_LEAST | {"from_grade": True}}},
+            "from_grade: expected a whole number",
+        ),
+        ({"thresholds": RULES | {"me": {"rule": "argmax", "threshold": "0.5"}}}, "threshold: expected a number"),
+        ({"thresholds": RULES | {"me": AT_LEAST | {"threshold": True}}}, "threshold: expected a number"),
+        ({"thresholds": RULES | {"me": AT_LEAST | {"threshold": 2}}}, "threshold: expected a number"),
+        ({"thresholds": RULES | {"me": []}}, "cannot be read"),
+        ({"thresholds": RULES | {"me": {"threshold": 0.5}}}, "cannot be read: 'rule'"),
         ({"preprocessing": {"framing": "crop"}}, "cannot be read"),
     ],
 )
@@ -48,6 +66,29 @@ def test_what_is_no_contract_is_refused(change: dict[str, Any], message: str) ->
     with pytest.raises(ModelFileError, match=message) as caught:
         Contract.from_json(json.dumps(body), source="model.onnx")
     assert str(caught.value).startswith("model.onnx: contract")
+
+
+def test_what_a_later_version_adds_is_ignored() -> None:
+    body = json.loads(CONTRACT.to_json())
+    body["outputs"].insert(1, {"name": "quality", "dtype": "float32", "shape": ["N"]})
+    body["thresholds"]["quality"] = {"rule": "between"}
+    for part in (body, body["input"], body["outputs"][0], body["preprocessing"], body["thresholds"]["me"]):
+        part["surprise"] = 1
+    assert Contract.from_json(json.dumps(body)) == CONTRACT
+
+
+@pytest.mark.parametrize("key", ["input", "outputs", "dr_grades", "explain", "parity", "preprocessing"])
+def test_what_is_missing_is_refused(key: str) -> None:
+    body = json.loads(CONTRACT.to_json())
+    del body[key]
+    with pytest.raises(ModelFileError, match=rf"contract (fields|{key}): expected"):
+        Contract.from_json(json.dumps(body))
+
+
+@pytest.mark.parametrize("threshold", [0, 1])
+def test_a_threshold_may_be_written_as_a_whole_number(threshold: int) -> None:
+    body = json.loads(CONTRACT.to_json()) | {"thresholds": RULES | {"me": {"rule": "at_least", "threshold": threshold}}}
+    assert Contract.from_json(json.dumps(body)).thresholds["me"] == Rule("at_least", float(threshold))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "1"])

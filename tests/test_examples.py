@@ -162,6 +162,23 @@ def test_png_with_alpha_and_16_bits(program: Program, small_export: SmallExport,
             assert same and ("prob" in column or found[name][column] == cell), (name, column, found[name])
 
 
+def test_what_retina_score_refuses_has_its_row(program: Program, small_export: SmallExport, tmp_path: Path) -> None:
+    if program.language != "python":  # type: ignore[attr-defined]
+        pytest.skip("of Pillow's own limits and modes")
+    eye = Image.fromarray(photograph(3, 1, 320, seed=6, source="ronda").picture)
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "a bomb.png")
+    Image.new("1", (12_000, 9_000)).save(tmp_path / "b large.png")
+    for mode in ("I", "F"):
+        eye.convert("L").convert(mode).save(tmp_path / f"c {mode}.tif")
+    eye.save(tmp_path / "d eye.png")
+    expected = expected_rows(small_export.model, tmp_path)
+    result = program(small_export.model, *expected, cwd=tmp_path)
+    assert result.returncode == 1 and not result.stderr
+    statuses = {name: row["status"] for name, row in rows_of(result.stdout).items()}
+    assert statuses == {name: row["status"] for name, row in expected.items()}
+    assert list(statuses.values()) == ["error"] * 4 + ["ok"]
+
+
 def test_camera_originals_as_python_decides_them(program: Program, real_data: Path, tmp_path: Path) -> None:
     """With what ships; benchmarks/embedding.py does the same with any model and says how far apart they are."""
     if not RELEASED.is_file():

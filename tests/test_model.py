@@ -40,8 +40,20 @@ def test_every_kind_of_source_gives_the_hand_computed_answer(tmp_path: Path, see
     image = pixels(seed)
     path = tmp_path / "eye.png"
     Image.fromarray(image).save(path)
-    for source in (path, str(path), path.read_bytes(), image, image[::-1][::-1], Image.fromarray(image)):
+    content = path.read_bytes()
+    buffers = (content, bytearray(content), memoryview(content))
+    for source in (path, str(path), *buffers, image, image[::-1][::-1], Image.fromarray(image)):
         check(model.predict(source), image)
+    assert model.score_one(bytearray(content)).source == ""
+
+
+@pytest.mark.parametrize("source", [None, 7, io.BytesIO(b"x")], ids=lambda source: type(source).__name__)
+def test_a_source_of_another_kind_is_named(tmp_path: Path, source: Any) -> None:
+    model = RetinaModel(write_tiny_model(tmp_path / "m.onnx"))
+    with pytest.raises(
+        TypeError, match=f"expected a path, bytes, an array or a Pillow image, found {type(source).__name__}"
+    ):
+        model.predict(source)
 
 
 def test_grades_are_the_contracts_own(tmp_path: Path) -> None:
@@ -88,6 +100,15 @@ def test_arrays_of_another_kind_are_refused(tmp_path: Path, wrong: NDArray[Any])
     model = RetinaModel(write_tiny_model(tmp_path / "m.onnx"))
     with pytest.raises(PictureError, match=r"expected \(H, W, 3\) uint8 RGB"):
         model.predict(wrong)
+    with pytest.raises(PictureError, match=r"expected \(H, W, 3\) uint8 RGB"):
+        model.predict_pixels(wrong)
+
+
+def test_further_outputs_and_keys_are_ignored(tmp_path: Path) -> None:
+    later = with_contract(mood="good")
+    later.graph.node.append(helper.make_node("ReduceMax", ["levels"], ["quality"]))
+    later.graph.output.insert(0, helper.make_tensor_value_info("quality", TensorProto.FLOAT, None))
+    check(RetinaModel(save(tmp_path / "m.onnx", later)).predict(pixels()), pixels())
 
 
 def save(path: Path, model: onnx.ModelProto) -> Path:
@@ -119,7 +140,6 @@ REFUSED = {
         lambda p: save(p, (m := tiny_model(), helper.set_model_props(m, {METADATA_KEY: "{"}))[0]),
         "expected a contract in JSON",
     ),
-    "unknown field": (lambda p: save(p, with_contract(mood="good")), "fields: expected"),
     "renamed output": (
         lambda p: write_tiny_model(p, names={"dr_probs": "probs"}),
         r"outputs: expected \['dr_probs', 'me_probs'\], found \['probs', 'me_probs'\]",
@@ -227,6 +247,18 @@ def test_the_model_is_looked_for_where_export_puts_it(tmp_path: Path, monkeypatc
     (tmp_path / "artifacts").mkdir()
     write_tiny_model(tmp_path / "artifacts" / "retina_multitask.onnx")
     assert find_model() == Path("artifacts/retina_multitask.onnx")
+    write_tiny_model(tmp_path / "artifacts" / "retina_multitask.int8.onnx")
+    assert find_model() == Path("artifacts/retina_multitask.onnx")
+    (tmp_path / "artifacts" / "retina_multitask.onnx").unlink()
+    assert find_model() == Path("artifacts/retina_multitask.int8.onnx")
+    write_tiny_model(tmp_path / "artifacts" / "retina_multitask.onnx")
+    monkeypatch.setenv("RETINA_ARTIFACTS", "elsewhere")
+    with pytest.raises(
+        ModelFileError, match=r"^elsewhere: expected retina_multitask\.onnx or .*int8\.onnx, found neither"
+    ):
+        find_model()
+    with pytest.raises(ModelFileError, match=r"^nowhere: expected"):
+        find_model(None, "nowhere")
     (tmp_path / "elsewhere").mkdir()
     write_tiny_model(tmp_path / "elsewhere" / "retina_multitask.onnx")
     monkeypatch.setenv("RETINA_ARTIFACTS", "elsewhere")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -23,7 +24,7 @@ from crowd import FORM, JPEG, besiege, bodies, form
 from PIL import Image
 from retina.runtime import RetinaModel
 from retina.runtime.envelope import CLIENT_GONE, DRAINED, Envelope
-from retina.runtime.errors import ModelFileError
+from retina.runtime.errors import MissingExtraError, ModelFileError, require_extra
 from retina.runtime.server import JsonLines
 from retina.runtime.service import create_app
 from retina.runtime.upload import MIB, Limits
@@ -102,6 +103,18 @@ def test_model_tells_the_contract_and_gives_the_file(service: Service, model: Pa
     assert facts["sha256"] == opened.sha256 == service.ask("POST", "/score", png(1), JPEG).json["model"]
     assert facts["contract"] == json.loads(opened.contract.to_json())
     assert service.ask("GET", "/model.onnx").body == model.read_bytes()
+
+
+def test_the_file_given_is_the_one_that_answers_whatever_became_of_it(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "m.onnx")
+    opened = path.read_bytes()
+    with serving(tmp_path, "--model", path) as service:
+        for change in (lambda: write_tiny_model(path, contract=CONTRACT.with_(explain=True)), path.unlink):
+            change()
+            answer = service.ask("GET", "/model.onnx")
+            assert (answer.status, answer.headers["content-type"]) == (200, "application/octet-stream")
+            assert answer.body == opened
+            assert hashlib.sha256(answer.body).hexdigest() == service.ask("GET", "/model").json["sha256"]
 
 
 def test_health(service: Service) -> None:
@@ -279,6 +292,17 @@ def test_help_needs_no_extra_and_running_names_it() -> None:
     ran = subprocess.run([sys.executable, "-c", missing], capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert "pip install 'retina-edge[serve]'" in ran.stderr
+    assert "PyTorch" not in ran.stderr
+
+
+def test_pytorch_is_spoken_of_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        MissingExtraError, match=r"torch, onnx not installed\. Run: .*\[export\]'\n.*PyTorch's CPU build"
+    ):
+        require_extra("export", "torch", "onnx")
+    with pytest.raises(MissingExtraError, match=r"\[sign\]'$"):
+        require_extra("sign", "model_signing")
 
 
 # What it logs
@@ -298,6 +322,12 @@ def test_log_is_json_and_names_no_file(service: Service) -> None:
     assert (scored["photographs"], scored["unreadable"]) == (2, 1)
     assert scored["received"] > len(png(1))
     assert (unknown["route"], unknown["status"]) == ("other", 404)
+    service.ask("GET", "/health", headers={"Host": "rebound.example"})
+    service.ask("GET", "/openapi.json")
+    wait_until(service, 0)
+    routes = {line["status"]: line["route"] for line in service.lines() if line["event"] == "request"}
+    assert routes[421] == "other"
+    assert "/openapi.json" not in service.log.read_text()
 
 
 def test_log_tells_of_an_exception_where_but_not_what() -> None:

@@ -110,11 +110,17 @@ def test_truth_finds_files_of_other_endings(tmp_path: Path) -> None:
     assert truth_of(tmp_path, "a.png,1,0\nB,2,1\nnone,3,0\n", "a.jpg", "x/b.JPG") == {"a.jpg": 1, "x/b.JPG": 2}
 
 
+def test_truth_of_another_patient_is_no_truth(tmp_path: Path) -> None:
+    rows = "p1/right.jpg,2,1\np2/left.jpg,4,1\np3/right.jpg,0,0\n"
+    assert truth_of(tmp_path, rows, "p1/left.jpg", "p1/right.jpg") == {"p1/right.jpg": 2}
+
+
 def test_truth_names_all_faults(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError) as caught:
-        truth_of(tmp_path, "a.png,1,0\na.jpg,2,1\nb,1,2\nc,1,0\nd,x,1\n", "a.jpg", "b.jpg", "c.jpg", "c.png", "d.jpg")
+        truth_of(tmp_path, "a.png,1,0\na.jpg,2,1\nb,9,2\nc,1,0\nd,x,1\n", "a.jpg", "b.jpg", "c.jpg", "c.png", "d.jpg")
     for fault in (
         "line 3: 'a.jpg' means 'a.jpg', as line 2 does already",
+        "line 4: Retinopathy grade: expected 0 to 4, found 9",
         "line 4: Risk of macular edema: expected 0 or 1, found 2",
         "'c.jpg' and 'c.png'",
         "line 6: Retinopathy grade: expected a whole number from 0, found 'x'",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ..runtime.annotations import NameIndex, scan_annotations
+from ..runtime.annotations import MAX_DR_GRADE, NameIndex, scan_annotations
 from ..runtime.errors import AnnotationError, UsageError
 from .augment import Augment, augment_with_seed, draw_seed
 from .frames import Frames
@@ -99,10 +99,6 @@ def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
     if len(dr_grades) == 1:
         faults.append(f"{splits['train'].annotations}: expected two or more DR grades, found {list(dr_grades)}")
     return DataSet(root, splits, dr_grades), faults
-
-
-MAX_DR_GRADE = 4
-"""Of the International Clinical Diabetic Retinopathy scale (Wilkinson et al., Ophthalmology 2003)."""
 
 
 def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: list[str]) -> Split:

@@ -108,7 +108,7 @@ def _cell(figure: Mapping[str, Any]) -> str:
     "--model",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="[default: retina_multitask.onnx in artifacts/, else the released model]",
+    help="[default: as for retina-score]",
 )
 @click.option("--split", "splits", type=click.Choice(SPLITS), multiple=True, default=("test",))
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Also write all figures as JSON.")

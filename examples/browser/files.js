@@ -8,7 +8,8 @@ const ENDINGS = /\.(jpe?g|jpe|jfif|png|tiff?|bmp|webp|jp2|j2k|jpx|dcm)$/i;
 /** @typedef {{name: string, file: File}} Named */
 
 /**
- * Files as they are, whatever they are; of folders the photographs, named by their path below the folder.
+ * Files as they are, whatever they are; of folders the photographs, named by their path below the folder; with the
+ * folder's own name before it where more than that was dropped, since two patients' folders hold the same names.
  * @param {DataTransfer} transfer of a drop
  * @returns {Promise<Named[]>}
  */
@@ -17,7 +18,7 @@ export async function dropped(transfer) {
   if (!entries.some((entry) => entry.isDirectory)) return chosen(transfer.files);
   const found = [];
   for (const entry of entries) {
-    if (entry.isDirectory) found.push(...(await below(entry, "")));
+    if (entry.isDirectory) found.push(...(await below(entry, entries.length > 1 ? `${entry.name}/` : "")));
     else found.push({ name: entry.name, file: await fileOf(entry) });
   }
   return found;
@@ -46,7 +47,7 @@ async function below(folder, prefix) {
     for (const entry of some) {
       const name = prefix + entry.name;
       if (entry.isDirectory && !entry.name.startsWith(".")) found.push(...(await below(entry, `${name}/`)));
-      else if (entry.isFile && isPicture(name)) found.push({ name, file: await fileOf(entry) });
+      else if (entry.isFile && isPicture(entry.name)) found.push({ name, file: await fileOf(entry) });
     }
   }
 }
