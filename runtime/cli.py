@@ -102,7 +102,7 @@ def _run(
     paths: tuple[str, ...],
     out: Path,
     model: Path | None,
-    artifacts: str | None,
+    artifacts: str,
     annotations: Path | None,
     workers: int | None,
     provider: str,

@@ -253,23 +253,20 @@ def find_model(path: str | Path | None = None, artifacts: str | Path | None = No
     """The model file to use: ``path``, else the export in ``artifacts``, else the one shipped in the package.
 
     ``artifacts`` defaults to the environment variable RETINA_ARTIFACTS, else to ``artifacts`` in the working folder;
-    an fp32 export comes before an int8 one. The shipped model stands in only where no folder was named.
+    an fp32 export comes before an int8 one.
 
     Raises:
         ModelFileError: there is none.
     """
     if path is not None:
         return Path(path)
-    named = artifacts or os.environ.get("RETINA_ARTIFACTS")
-    folder = Path(named or "artifacts")
-    exported = [folder / MODEL_NAME, folder / INT8_NAME]
-    for candidate in exported if named else [*exported, RELEASED]:
-        if candidate.is_file():
+    folder = Path(artifacts or os.environ.get("RETINA_ARTIFACTS") or "artifacts")
+    for candidate in (folder / MODEL_NAME, folder / INT8_NAME, RELEASED):
+        if os.path.isfile(candidate):
             return candidate
-    otherwise = "leave the folder out for the model that ships" if named else "none ships with this installation"
     raise ModelFileError(
-        f"{folder}: expected {MODEL_NAME} or {INT8_NAME}, found neither; {otherwise}. Make one with "
-        "retina-train DATA and retina-export, or name one (retina-score --model FILE)."
+        f"{folder / MODEL_NAME}: expected a model file, found none, and none ships with this installation. Make one "
+        "with  retina-train DATA and retina-export, or name one (retina-score --model FILE)."
     )
 
 

@@ -24,9 +24,10 @@ _OPTIONS = (
     click.option(
         "--artifacts",
         envvar="RETINA_ARTIFACTS",
+        default="artifacts",
+        show_default=True,
         metavar="DIR",
-        help="Where retina-export wrote its model, which has to be there if named; also RETINA_ARTIFACTS.  "
-        "[default: artifacts]",
+        help="Where retina-export wrote its model; also RETINA_ARTIFACTS.",
     ),
     click.option(
         "--verify",
@@ -62,9 +63,7 @@ def model_options(command: Command) -> Command:
     return command
 
 
-def open_model(
-    model: Path | None, artifacts: str | None, verify: Path | None, provider: str, *, exact: bool
-) -> RetinaModel:
+def open_model(model: Path | None, artifacts: str, verify: Path | None, provider: str, *, exact: bool) -> RetinaModel:
     """Open the model that these options name, once its signature has been verified.
 
     Raises:

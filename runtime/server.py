@@ -97,7 +97,7 @@ def _serve(
     host: str,
     port: int,
     model: Path | None,
-    artifacts: str | None,
+    artifacts: str,
     verify: Path | None,
     workers: int | None,
     provider: str,

@@ -173,7 +173,6 @@ def test_files_and_lists_instead_of_a_folder(score: Score) -> None:
         (["eyes", "--model", "plain.onnx"], "plain.onnx: expected a contract"),
         (["eyes", "--out", "none/x.csv"], "expected an existing folder"),
         (["eyes", "--out", "eyes"], "expected a file to write, found a folder"),
-        (["eyes", "--artifacts", "none"], "none: expected retina_multitask.onnx or retina_multitask.int8.onnx"),
         (["eyes", "--annotations", "none.csv"], "none.csv: 1 fault"),
         (["eyes", "--annotations", "bad.csv"], "line 2: Retinopathy grade: expected a whole number from 0, found 'x'"),
         (["eyes", "--provider", "abacus"], "--provider abacus: expected one of"),
