@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,6 +127,21 @@ def test_backbone_starts_from_a_torchvision_state_dict(tmp_path: Path) -> None:
         load_backbone_weights(RetinaNet(3, "resnet34"), "resnet34", str(tmp_path / "w.pth"))
 
 
+@pytest.mark.parametrize(
+    ("backbone", "weights", "message"),
+    [
+        ("resnet18", "resnet50", r"shape: 23 \(layer1\.0\.conv1\.weight, .*\), names unknown: 198 \("),
+        ("resnet50", "resnext50_32x4d", r"shape: 176 \(.*\), names unknown: 0\."),
+        ("resnet18", {1: torch.zeros(2)}, r"names unknown: 1 \(1\)\."),
+    ],
+)
+def test_weights_of_another_backbone_are_refused(tmp_path: Path, backbone: str, weights: Any, message: str) -> None:
+    state = torchvision.models.get_model(weights).state_dict() if isinstance(weights, str) else weights
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ModelFileError, match=rf"w\.pth: expected a torchvision state_dict of {backbone}, .*{message}"):
+        load_backbone_weights(RetinaNet(3, backbone), backbone, str(tmp_path / "w.pth"))
+
+
 def test_imagenet_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No network: a proxy on a port where nothing listens. The loading code is torchvision's own."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -174,7 +191,7 @@ def test_training_goes_on_from_a_checkpoint(net: RetinaNet, tmp_path: Path, bare
     else:
         Checkpoint(net.state_dict(), "resnet18", CONTRACT).save(path)
     fresh = RetinaNet(3, "resnet18")
-    load_start(fresh, "resnet18", str(path))
+    load_start(fresh, "resnet18", str(path), (1, 2, 3) if bare else (0, 2, 4))
     for name, tensor in net.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], tensor), name
 
@@ -183,7 +200,7 @@ def test_training_goes_on_from_torchvisions_weights_with_new_heads(net: RetinaNe
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "imagenet.pth")
     fresh = RetinaNet(3, "resnet18")
     head = fresh.dr_head[3].weight.clone()
-    load_start(fresh, "resnet18", str(tmp_path / "imagenet.pth"))
+    load_start(fresh, "resnet18", str(tmp_path / "imagenet.pth"), (0, 2, 4))
     saved = torch.load(tmp_path / "imagenet.pth", weights_only=True)
     assert torch.equal(fresh.backbone.conv1.weight, saved["conv1.weight"])
     assert torch.equal(fresh.dr_head[3].weight, head)
@@ -191,10 +208,10 @@ def test_training_goes_on_from_torchvisions_weights_with_new_heads(net: RetinaNe
 
 def test_training_does_not_go_on_from_another_network(net: RetinaNet, tmp_path: Path) -> None:
     Checkpoint(net.state_dict(), "resnet18", CONTRACT).save(tmp_path / "a.pth")
-    with pytest.raises(ModelFileError, match=r"expected a checkpoint of resnet18 with 5 DR grades .* resnet18 with 3"):
-        load_start(RetinaNet(5, "resnet18"), "resnet18", str(tmp_path / "a.pth"))
-    with pytest.raises(ModelFileError, match=r"expected a checkpoint of resnet34 .* found resnet18"):
-        load_start(RetinaNet(3, "resnet34"), "resnet34", str(tmp_path / "a.pth"))
+    with pytest.raises(
+        ModelFileError, match=r"expected a checkpoint of resnet34 .* found one of resnet18\. Choose that"
+    ):
+        load_start(RetinaNet(3, "resnet34"), "resnet34", str(tmp_path / "a.pth"), (0, 2, 4))
 
 
 def test_bytes_do_not_depend_on_the_files_name_and_a_full_disk_is_told(net: RetinaNet, tmp_path: Path) -> None:
@@ -212,3 +229,19 @@ def test_bytes_do_not_depend_on_the_files_name_and_a_full_disk_is_told(net: Reti
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "other.pth"]
+
+
+@pytest.mark.parametrize("grades", [(0, 1, 2, 3, 4), (0, 1, 2)])
+def test_training_does_not_go_on_from_other_grades(net: RetinaNet, tmp_path: Path, grades: tuple[int, ...]) -> None:
+    Checkpoint(net.state_dict(), "resnet18", CONTRACT).save(tmp_path / "a.pth")
+    torch.save(net.state_dict(), tmp_path / "bare.pth")  # whose grades nobody knows, but their number
+    fresh = RetinaNet(len(grades), "resnet18")
+    expected = rf"expected a checkpoint with the DR grades {re.escape(str(list(grades)))} .* found"
+    with pytest.raises(ModelFileError, match=rf"{expected} \[0, 2, 4\]") as caught:
+        load_start(fresh, "resnet18", str(tmp_path / "a.pth"), grades)
+    assert "--backbone" not in str(caught.value)
+    if len(grades) == 3:
+        load_start(fresh, "resnet18", str(tmp_path / "bare.pth"), grades)
+    else:
+        with pytest.raises(ModelFileError, match=rf"{expected} 3 of them"):
+            load_start(fresh, "resnet18", str(tmp_path / "bare.pth"), grades)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import scipy.stats
 from numpy.typing import NDArray
 from retina.runtime.contract import Contract, Rule, decide, default_thresholds
 from retina.train import yardsticks
+from retina.train.evaluation import figures_table
 from retina.train.metrics import (
     Decisions,
     Predictions,
@@ -23,6 +25,7 @@ from retina.train.metrics import (
     quadratic_kappa,
     write_metrics,
 )
+from retina.train.report import _counts_table, _figures_table
 from sklearn import metrics as sk
 
 CONTRACT = Contract()
@@ -304,6 +307,18 @@ def test_each_source_is_judged_by_itself() -> None:
     assert sources["b"] == evaluate(p.of_source("b"), CONTRACT, n_bootstrap=20)["all"]
     assert sources["b"]["n"] == 40
     assert evaluate(p.of_source("b"), CONTRACT, n_bootstrap=20)["sources"] == {}
+
+
+def test_sources_may_be_called_anything() -> None:
+    p = predictions(sources=("", "unknown", "all"))
+    figures = evaluate(p, CONTRACT, n_bootstrap=20)
+    assert {name: body["n"] for name, body in figures["sources"].items()} == {"unknown": 80, "all": 40}
+    assert next(figures_table(figures)) == "| | all (120) | unknown (80) | all (40) |"
+    assert evaluate(predictions(sources=("", "unknown")), CONTRACT, n_bootstrap=1)["sources"] == {}
+    html = _figures_table(figures)
+    assert "<th>all</th><th>unknown</th><th>all</th>" in html.replace(' scope="col"', "")
+    counts = [line for line in _counts_table({"test": p}, CONTRACT).split("<tr>") if "test" in line]
+    assert [re.findall(r">(\d+)<", line)[0] for line in counts] == ["120", "80", "40"]
 
 
 def test_epoch_scores_agree_with_evaluate() -> None:

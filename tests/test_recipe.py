@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from eyes import write_set
 from hypothesis import given
 from hypothesis import strategies as st
@@ -267,3 +267,33 @@ def test_recipe_fills_in_what_was_not_asked_for(tmp_path: Path) -> None:
     assert rules["referable_dr"].threshold != 0.5
     assert checkpoint.contract.provenance["dr_temperature"] > 0
     assert checkpoint.metrics["splits"]["valid"]["all"]["referable_dr"]["sensitivity"]["value"] >= 0.90
+
+
+def test_a_run_that_failed_while_it_finished_is_calibrated_once(tmp_path: Path) -> None:
+    from retina.train.cli import main
+
+    root = write_set(tmp_path / "data", train=[0, 1, 2, 3, 4] * 2, others=[0, 1, 2, 3, 4, 2])
+    options = ["--recipe", "released", "--epochs", "1", "--image-size", "32", "--backbone", "resnet18"]
+    options += ["--workers", "0", "--batch-size", "5", "--artifacts", str(tmp_path)]
+
+    def run(name: str, *more: str) -> Result:
+        return CliRunner().invoke(main, [*more, "--name", name, "--artifacts", str(tmp_path)])
+
+    published = tmp_path / "retina_multitask_best.pth"
+    published.mkdir()  # what is calibrated cannot be published
+    assert run("a", str(root), *options, "--weights", "none").exit_code == 2
+    before = load_checkpoint(tmp_path / "runs/a/best.pth")
+    published.rmdir()
+    result = run("a", "--resume")
+    assert result.exit_code == 0, result.output
+    assert "Resuming a after its last epoch" in result.output
+    after = load_checkpoint(tmp_path / "runs/a/best.pth")
+    assert before.contract.provenance["dr_temperature"] != 1.0
+    assert after.contract == before.contract
+    assert all(torch.equal(after.weights[name], tensor) for name, tensor in before.weights.items())
+    # A run that starts from a calibrated checkpoint is calibrated itself.
+    result = run("b", str(root), *options, "--weights", str(tmp_path / "runs/a/best.pth"))
+    assert result.exit_code == 0, result.output
+    again = load_checkpoint(tmp_path / "runs/b/best.pth").contract.provenance
+    assert (again["run"], again["dr_temperature"] > 0) == ("b", True)
+    assert again["dr_temperature"] != after.contract.provenance["dr_temperature"]

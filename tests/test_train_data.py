@@ -153,6 +153,7 @@ def test_shuffle_visits_each_photograph_once() -> None:
 
 def test_a_lone_last_photograph_is_left_out() -> None:
     assert [len(batch) for batch in plan(n=21)] == [4] * 5
+    assert [len(batch) for batch in plan(n=5, batch_size=1)] == [1] * 5  # where each is alone, none is to be spared
 
 
 def test_weighted_draws_balance_grades() -> None:

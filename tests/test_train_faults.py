@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from eyes import eye, write_annotations, write_set
+from eyes import eye, write_annotations, write_set, write_split
 from retina.train.cli import main
 from retina.train.config import TrainConfig
 
@@ -229,3 +229,36 @@ def test_a_damaged_config_is_named(tmp_path: Path, data: Path, content: str) -> 
     result = retina_train("--resume", "--artifacts", tmp_path)
     assert result.exit_code == 2
     assert "config.json: expected the options of a run, found damage" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("me", "lacks"), [([1, 1, 0], ["DR grade of 2 or more"]), ([0] * 3, ["ME risk", "DR grade of"])]
+)
+def test_valid_without_what_is_calibrated_on_is_refused(tmp_path: Path, me: list[int], lacks: list[str]) -> None:
+    write_split(tmp_path / "train", [0, 1, 2, 3], 0)
+    write_split(tmp_path / "valid", [0, 1, 0], 1, me=me)
+    write_split(tmp_path / "test", [0, 1, 2], 2)
+    message = refused(tmp_path / "artifacts", tmp_path, *QUICK, "--calibrate", "valid")
+    for condition in lacks:
+        assert f"{tmp_path}/valid/annotations.csv: expected photographs with {condition}" in message
+    assert message.count("to calibrate on") == len(lacks)
+
+
+@pytest.mark.parametrize("name", ["exp/1", "..", "/tmp/x", "é" * 128])
+def test_a_name_that_is_no_folders_is_refused(tmp_path: Path, data: Path, name: str) -> None:
+    for start in ([data, *QUICK], ["--resume"]):
+        message = refused(tmp_path, *start, "--name", name)
+        assert f"--name {name}: expected the name of one folder" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_numbers_that_cannot_be_trained_with_are_refused(tmp_path: Path, data: Path) -> None:
+    assert "18446744073709551616 is not in the range" in refused(tmp_path, data, *QUICK, "--seed", 2**64)
+    message = refused(tmp_path, data, *QUICK, "--batch-size", 1)
+    assert "--batch-size 1: expected two photographs or more at --image-size 32" in message
+
+
+def test_one_photograph_a_batch_is_trained_on_at_a_larger_square(tmp_path: Path, data: Path) -> None:
+    options = ["--image-size", 48, "--batch-size", 1, "--seed", 2**63 - 1, "--artifacts", tmp_path]
+    result = retina_train(data, *QUICK, *options)
+    assert result.exit_code == 0, result.output

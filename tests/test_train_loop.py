@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from retina.train.data import DataSet, EpochPlan, TrainItems, class_weights, rea
 from retina.train.framing import Normalize, make_preprocess
 from retina.train.loop import Trainer, fit, load_resume, make_loader, save_resume
 from retina.train.model import RetinaNet
+from retina.train.pipeline import Run, make_fabric
 from small_set import SMALL, items, small_set
 from torch import Tensor
 
@@ -161,6 +163,18 @@ def test_a_loss_that_is_no_number_names_the_files(data: DataSet) -> None:
         train_epoch(t, train)
 
 
+def test_a_network_that_diverged_in_its_last_step_is_not_kept(data: DataSet, tmp_path: Path) -> None:
+    train, valid = items(data)
+    t = trainer(train, replace(RECIPE, epochs=1, batch_size=16, lr_heads=1e38, lr_backbone=1e38))  # one step
+    kept: list[dict[str, float]] = []
+    with pytest.raises(NonFiniteLossError, match="epoch 1: expected a finite loss on valid, found DR nan"):
+        fit(
+            t, train, valid, tmp_path / "resume.pth", kept.append, lambda history: None,
+            lambda epoch, n: lambda done, totals: None,
+        )  # fmt: skip
+    assert kept == []
+
+
 def test_rates_halve_when_valid_no_longer_improves(data: DataSet, tmp_path: Path) -> None:
     train, _ = items(data)
     t = trainer(train, replace(RECIPE, epochs=5, dr_weight=0.0, me_weight=0.0))  # a loss of 0 cannot improve
@@ -245,17 +259,47 @@ def test_killed_three_times_a_run_ends_on_the_same_bits(data: DataSet, tmp_path:
     assert whole.epoch == 3
 
 
-def test_two_processes_are_one_with_twice_the_batch(data: DataSet, tmp_path: Path) -> None:
-    # In bf16 a sum in another order differs by more than what is tested for.
-    recipe = ["--epochs", "2", "--unfreeze-epoch", "2", "--workers", "0", "--precision", "fp32"]
+def on_two_devices(arguments: list[str]) -> str:
+    """What the command prints, run by two processes."""
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--local-addr", "127.0.0.1"]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
     two = subprocess.run(
-        [sys.executable, *torchrun, *command(data, tmp_path, "two", *recipe)],
+        [sys.executable, *torchrun, *arguments],
         env={**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "lo"}, check=False, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert two.returncode == 0, two.stderr
-    assert two.stdout.count("epoch   1 ") == 1  # said once
+    return two.stdout
+
+
+def test_two_processes_keep_the_mean_of_their_batch_norm_statistics(data: DataSet, tmp_path: Path) -> None:
+    """Weights that stand still: the statistics are those of each device's own share, made here by hand."""
+    rates = ["--lr-backbone", "0", "--lr-heads", "0"]
+    on_two_devices(command(data, tmp_path, "two", *rates, "--epochs", "1", "--workers", "0", "--precision", "fp32"))
+    found = load_checkpoint(tmp_path / "runs" / "two" / "final.pth").weights
+    train, _ = items(data)
+    shares = []
+    for rank in range(2):
+        net = RetinaNet(3, "resnet18")
+        net.load_state_dict(found)
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.reset_running_stats()
+        net.set_frozen(True)
+        net.train()
+        for batch in EpochPlan(train.dr_index, 4, "shuffle", RECIPE.seed, rank, 2):
+            with torch.no_grad():
+                net(Normalize(SMALL.mean, SMALL.std)(torch.stack([train[draw].image for draw in batch]).float()))
+        shares.append(net.state_dict())
+    names = [name for name in found if "running" in name]
+    assert len(names) == 40
+    for name in names:
+        torch.testing.assert_close(found[name], (shares[0][name] + shares[1][name]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_are_one_with_twice_the_batch(data: DataSet, tmp_path: Path) -> None:
+    # In bf16 a sum in another order differs by more than what is tested for.
+    recipe = ["--epochs", "2", "--unfreeze-epoch", "2", "--workers", "0", "--precision", "fp32"]
+    assert on_two_devices(command(data, tmp_path, "two", *recipe)).count("epoch   1 ") == 1  # said once
     alone = [sys.executable, *command(data, tmp_path, "one", *recipe, "--accumulate", "2")]
     subprocess.run(alone, env=ENVIRONMENT, check=True, capture_output=True, timeout=280)
     torch.manual_seed(42)
@@ -274,6 +318,34 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, tmp_path: Pat
     metrics = json.loads((tmp_path / "runs" / "two" / "metrics.json").read_text())
     counts = {name: len(split.photos) for name, split in data.splits.items()}
     assert {name: split["all"]["n"] for name, split in metrics["splits"].items()} == counts
+
+
+def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(data: DataSet, tmp_path: Path) -> None:
+    artifacts = tmp_path / "of mine"
+    started = [sys.executable, *command(data, artifacts, "h", "--epochs", "1", "--workers", "0")]
+    with subprocess.Popen(started, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Evaluating"):
+                process.send_signal(signal.SIGINT)
+                break
+        said = process.stdout.read()
+    assert process.returncode == 130, said
+    go_on = f"retina-train --resume --name h --artifacts '{artifacts}'"
+    assert said.strip().endswith(f"Go on with:  {go_on}")
+    result = CliRunner().invoke(main, shlex.split(go_on)[1:])
+    assert result.exit_code == 0, result.output
+
+
+def test_where_runs_are_kept_is_said_only_where_it_is_not_the_default() -> None:
+    assert Run(Path("artifacts"), "a b").resume_command == "retina-train --resume --name 'a b'"
+    assert Run(Path("/x"), "a").resume_command == "retina-train --resume --name a --artifacts /x"
+
+
+def test_no_convolution_runs_in_tf32_where_fp32_is_promised() -> None:
+    torch.backends.cudnn.allow_tf32 = True  # PyTorch's default
+    make_fabric("cpu", "fp32")
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_the_best_checkpoint_is_that_of_the_best_epoch(finished_run: FinishedRun) -> None:

@@ -74,10 +74,11 @@ def load_checkpoint(path: Path, *, framing: Framing = "squash", image_size: int 
     return _from_body(path, read_state_dict(path), framing, image_size)
 
 
-def load_start(net: RetinaNet, backbone: str, weights: str) -> None:
+def load_start(net: RetinaNet, backbone: str, weights: str, dr_grades: tuple[int, ...]) -> None:
     """Fill a new network with what it starts from: ``imagenet``, ``none`` or a file.
 
-    ImageNet weights fill the backbone; a checkpoint of this project, or of the original notebook, the heads too.
+    ImageNet weights fill the backbone; a checkpoint of this project, or of the original notebook, the heads too, whose
+    outputs have to stand for ``dr_grades`` (of the notebook's only their number is known).
 
     Raises:
         UsageError: no network for ``imagenet``.
@@ -88,11 +89,16 @@ def load_start(net: RetinaNet, backbone: str, weights: str) -> None:
         body = read_state_dict(path)
         if body.get("kind") == _KIND or "dr_head.3.weight" in body:
             start = _from_body(path, body, framing="squash", image_size=384)  # only its weights are taken
-            n_grades, expected = len(start.weights["dr_head.3.bias"]), len(net.state_dict()["dr_head.3.bias"])
-            if (start.backbone, n_grades) != (backbone, expected):
+            if start.backbone != backbone:
                 raise ModelFileError(
-                    f"{weights}: expected a checkpoint of {backbone} with {expected} DR grades to start from, found "
-                    f"{start.backbone} with {n_grades}. Choose that --backbone, or start from a torchvision state_dict."
+                    f"{weights}: expected a checkpoint of {backbone} to start from, found one of {start.backbone}. "
+                    "Choose that --backbone, or start from a torchvision state_dict."
+                )
+            found, is_ours = start.contract.dr_grades, body.get("kind") == _KIND
+            if found != dr_grades if is_ours else len(found) != len(dr_grades):
+                raise ModelFileError(
+                    f"{weights}: expected a checkpoint with the DR grades {list(dr_grades)} of the data to start from, "
+                    f"found {list(found) if is_ours else f'{len(found)} of them'}. Start from a torchvision state_dict."
                 )
             net.load_state_dict(start.weights)
             return

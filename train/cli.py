@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -44,8 +45,8 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @_option(
     "recipe",
     "Where other options' values come from: the original notebook, or how the released model was trained: "
-    "released-384, then released with --weights BEST.pth of that run, then released-open likewise, and a mean of "
-    "such runs (docs/recipe.md).",
+    "released-384, then released with --weights BEST.pth of that run, then released-open likewise, a mean of such "
+    "runs, and released once more from that mean (docs/recipe.md).",
 )
 @_option("epochs", "Passes over the training photographs.", click.IntRange(min=1))
 @_option("batch-size", "Photographs a forward pass and device.", click.IntRange(min=1))
@@ -88,7 +89,7 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @_option(
     "me-positive-from", "ME grades from N up are risk, where annotations grade it 0/1/2.", click.IntRange(min=1), "N"
 )
-@_option("seed", "Of weights, sampling and augmentation.", click.IntRange(min=0))
+@_option("seed", "Of weights, sampling and augmentation.", click.IntRange(0, 2**63 - 1))
 @_option("precision", "auto: bf16 where the device computes it in hardware. Evaluation is always fp32.")
 @_option("cache", "Where framed photographs are kept, so that originals are decoded once.")
 @_option("workers", "Processes that load photographs beside training.", click.IntRange(min=0))
@@ -157,6 +158,9 @@ def _run(
     from .pipeline import Run, train
     from .tracking import make_tracker
 
+    if name is not None and (name in ("", ".", "..") or "/" in name or "\\" in name or len(os.fsencode(name)) > 255):
+        raise UsageError(f"--name {name}: expected the name of one folder, found a path, or more than 255 bytes")
+
     # Libraries' notices about their own choices are not news for whoever trains.
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="PIL")
@@ -174,15 +178,21 @@ def _run(
             raise OutputError(
                 f"{run.folder}: expected a new run, found one there. Give another --name, or --resume it."
             )
-    return train(
-        config,
-        run,
-        device=device,
-        resume=resume,
-        allow_leakage=allow_leakage,
-        tracker=make_tracker(track, artifacts),
-        say=click.echo,
-    )
+    try:
+        return train(
+            config,
+            run,
+            device=device,
+            resume=resume,
+            allow_leakage=allow_leakage,
+            tracker=make_tracker(track, artifacts),
+            say=click.echo,
+        )
+    except KeyboardInterrupt:  # past the epochs, which stop by themselves
+        if not run.resume_file.is_file():
+            raise
+        click.echo(f"Stopped, everything saved. Go on with:  {run.resume_command}")
+        return False
 
 
 def _interrupted(artifacts: Path, name: str | None) -> Any:

@@ -269,7 +269,7 @@ class EpochPlan(Sampler[list[Draw]]):
         self.rank, self.world = rank, world
         self.epoch, self.start = 1, 0
         sizes = [len(self.dr_index[i : i + batch_size]) for i in range(0, len(self.dr_index), batch_size)]
-        if sizes[-1] < 2 <= len(sizes):
+        if sizes[-1] < 2 <= min(batch_size, len(sizes)):
             sizes.pop()  # batch-norm has no variance of one photograph; another one is left out each epoch
         self.n_batches = len(sizes) // world
         """Micro-batches an epoch and device."""

@@ -315,6 +315,11 @@ def fit(
 
             row = {"epoch": progress.epoch, **_train_row(trainer)}
             valid = trainer.judge(valid_items, valid_loader)
+            if not math.isfinite(valid["loss"]):
+                raise NonFiniteLossError(
+                    f"epoch {progress.epoch}: expected a finite loss on valid, found DR {valid['dr_loss']:.4g} and ME "
+                    f"{valid['me_loss']:.4g}. Start a new run with a lower --lr-backbone and --lr-heads."
+                )
             row |= {f"valid_{name}": value for name, value in valid.items()}
             backbone, heads = trainer.optimizer.param_groups
             row |= {"lr_backbone": backbone["lr"], "lr_heads": heads["lr"]}

@@ -33,6 +33,9 @@ _WHY_UNDEFINED = {
     "specificity": "no photograph without the condition",
 }
 
+UNKNOWN = "unknown"
+"""The source of photographs whose annotations name none."""
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -53,9 +56,15 @@ class Predictions:
     patients: tuple[str, ...]
     """Patient of each photograph; its image name where unknown."""
 
+    @property
+    def named_sources(self) -> list[str]:
+        """UNKNOWN for none, then the others in order; empty where all photographs are of one."""
+        names = sorted({name or UNKNOWN for name in self.sources}, key=lambda name: (name != UNKNOWN, name))
+        return names if len(names) > 1 else []
+
     def of_source(self, source: str) -> Predictions:
         """The photographs of one source, in the same order."""
-        keep = [i for i, name in enumerate(self.sources) if name == source]
+        keep = [i for i, name in enumerate(self.sources) if (name or UNKNOWN) == source]
         return Predictions(
             tuple(self.image_names[i] for i in keep),
             tuple(self.paths[i] for i in keep),
@@ -146,12 +155,9 @@ def evaluate(p: Predictions, contract: Contract, *, n_bootstrap: int = 1000, see
         photographs are of one. A body has ``n``, ``patients`` and an entry each for ``dr``, ``me``, ``referable_dr``
         and ``referable_me``.
     """
-    sources = sorted(set(p.sources))
-    if len(sources) == 1:
-        sources = []
     return {
         "all": _body(p, contract, n_bootstrap, seed),
-        "sources": {s or "unknown": _body(p.of_source(s), contract, n_bootstrap, seed) for s in sources},
+        "sources": {s: _body(p.of_source(s), contract, n_bootstrap, seed) for s in p.named_sources},
         "bootstrap": {"resamples": n_bootstrap, "seed": seed, "unit": "patient", "interval": 0.95},
     }
 

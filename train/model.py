@@ -92,14 +92,23 @@ def load_backbone_weights(model: RetinaNet, backbone: str, weights: str) -> None
             ) from None
     else:
         state = read_state_dict(Path(weights))
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    missing, unexpected = model.backbone.load_state_dict(state, strict=False)
-    if missing or unexpected:
+    state = {str(key): value for key, value in state.items() if not str(key).startswith("fc.")}
+    own = model.backbone.state_dict()
+    # Older files lack batch-norm's count of batches, which torch then starts at 0.
+    needed = {name: tensor.shape for name, tensor in own.items() if not name.endswith("num_batches_tracked")}
+    wrong = [name for name, shape in needed.items() if getattr(state.get(name), "shape", None) != shape]
+    unknown = [name for name in state if name not in own]
+    if wrong or unknown:
         raise ModelFileError(
             f"{weights}: expected a torchvision state_dict of {backbone}, found "
-            f"{len(missing)} missing names ({', '.join(missing[:3])}) and {len(unexpected)} unknown "
-            f"({', '.join(unexpected[:3])}). Give the file for this --backbone."
+            f"names missing or of another shape: {_listed(wrong)}, names unknown: {_listed(unknown)}. "
+            "Give the file for this --backbone."
         )
+    model.backbone.load_state_dict(state, strict=False)
+
+
+def _listed(names: list[str]) -> str:
+    return f"{len(names)}" + f" ({', '.join(names[:3])})" * bool(names)
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:

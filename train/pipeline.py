@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from tqdm import tqdm
 
 from ..runtime.annotations import MAX_FAULTS_SHOWN, Annotation
@@ -34,7 +36,7 @@ from .frames import DecodedFrames, Frames, Look, look_through
 from .framing import Normalize
 from .leakage import Leak, find_leaks
 from .loop import Trainer, as_predictions, eval_loader, fit, load_resume
-from .metrics import Predictions, evaluate, write_metrics
+from .metrics import Predictions, evaluate, referable_from, write_metrics
 from .model import RetinaNet
 from .tracking import NoTracker, Tracker
 
@@ -66,6 +68,12 @@ class Run:
     @property
     def facts_file(self) -> Path:
         return self.folder / "run.json"
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with it."""
+        where = [] if self.artifacts == Path("artifacts") else ["--artifacts", str(self.artifacts)]
+        return shlex.join(["retina-train", "--resume", "--name", self.name, *where])
 
     def write(self, name: str, text: str) -> None:
         write_atomically(self.folder / name, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -111,6 +119,11 @@ def train(
     Raises:
         RetinaError: anything a user can mend, before training where it can be known.
     """
+    if config.batch_size == 1 and config.image_size <= 32:
+        raise UsageError(
+            "--batch-size 1: expected two photographs or more at --image-size 32, whose last feature map is one pixel: "
+            "batch-norm has no variance of one value"
+        )
     device = pick_device(device)
     _expect_writable(run.artifacts)
     tracker = tracker or NoTracker()
@@ -129,7 +142,7 @@ def train(
 
     net = RetinaNet(len(data.dr_grades), config.backbone)
     if not resume:
-        load_start(net, config.backbone, config.weights)
+        load_start(net, config.backbone, config.weights, data.dr_grades)
     train_items = TrainItems(data, survey.frames["train"], make_augment(config.augment), config.seed)
     valid_items = EvalItems(data, "valid", survey.frames["valid"])
     dr_weights = class_weights(train_items.dr_index, len(data.dr_grades))
@@ -141,7 +154,9 @@ def train(
     if resume:
         _check_same(run, survey, fabric)
         load_resume(trainer, run.resume_file)
-        say_once(f"Resuming {run.name} in epoch {trainer.progress.epoch} of {config.epochs}.")
+        epoch = trainer.progress.epoch
+        where = f"in epoch {epoch} of {config.epochs}" if epoch <= config.epochs else "after its last epoch"
+        say_once(f"Resuming {run.name} {where}.")
     elif fabric.is_global_zero:
         run.write("config.json", config.to_json())
         run.write("run.json", json.dumps(facts, indent=1))
@@ -172,10 +187,7 @@ def train(
     )  # fmt: skip
     if not finished:
         tracker.stop()
-        say_once(
-            f"Stopped in epoch {trainer.progress.epoch}, everything saved. "
-            f"Go on with:  retina-train --resume --name {run.name}"
-        )
+        say_once(f"Stopped in epoch {trainer.progress.epoch}, everything saved. Go on with:  {run.resume_command}")
         return False
     if fabric.is_global_zero:
         checkpoint(trainer.progress.history[-1]).save(run.folder / "final.pth")
@@ -193,7 +205,8 @@ def train(
         bar = tqdm(loader, desc=name, leave=False, disable=quiet or not fabric.is_global_zero or None)
         return items, *trainer.predict(bar, len(items))
 
-    if config.calibrate == "valid":
+    # A run that failed while it finished was calibrated before: of that, the temperatures would be 1.
+    if config.calibrate == "valid" and "dr_temperature" not in best.contract.provenance:
         best = calibrated(best, *predict("valid"))
         trainer.judged.load_state_dict(best.weights)
         say_once(f"Calibrated on valid: {calibration_line(best)}.")
@@ -227,10 +240,12 @@ def make_fabric(device: str, precision: str) -> Fabric:
         accelerator=accelerator,
         devices=devices,
         num_nodes=max(world // local, 1),
-        strategy="ddp" if world > 1 else "auto",
+        # Each device keeps batch-norm statistics of its own share, of which ``Trainer`` takes the mean.
+        strategy=DDPStrategy(broadcast_buffers=False) if world > 1 else "auto",
         precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
     fabric.launch()
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default, with 10 bits of mantissa where fp32 is promised
     return fabric
 
 
@@ -298,6 +313,8 @@ def survey_data(
         faults += [
             f"{where}, line {p.line}: {look.fault}" for p, look in zip(photos, looks[name], strict=True) if look.fault
         ]
+    if config.calibrate == "valid":
+        faults += _calibration_faults(data)
     leaks = find_leaks(data, looks)
     copies = [leak for leak in leaks if leak.kind == "same bytes"]
     if copies and not allow_leakage:
@@ -313,6 +330,19 @@ def survey_data(
         say(f"Warning: {leak}")
     digests = {name: [look.sha256 for look in looks[name]] for name in SPLITS}
     return Survey(data, frames, fingerprint(data, digests), leaks)
+
+
+def _calibration_faults(data: DataSet) -> list[str]:
+    """What valid lacks: known before the training, and not at its end."""
+    photos, referable = data.splits["valid"].photos, referable_from(Contract())
+    missing = {
+        "ME risk": not any(photo.me_label for photo in photos),
+        f"DR grade of {referable} or more": not any(photo.dr_grade >= referable for photo in photos),
+    }
+    where = data.splits["valid"].annotations
+    return [
+        f"{where}: expected photographs with {what} to calibrate on, found none" for what in missing if missing[what]
+    ]
 
 
 def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor) -> dict[str, Any]:

@@ -205,12 +205,16 @@ def _interval(figure: Mapping[str, Any]) -> str:
 
 
 def _figures_table(figures: Mapping[str, Any]) -> str:
-    bodies = {"all": figures["all"], **figures["sources"]}
-    rows = [["photographs", *(str(body["n"]) for body in bodies.values())]]
-    rows += [["patients", *(str(body["patients"]) for body in bodies.values())]]
+    bodies = [figures["all"], *figures["sources"].values()]
+    rows = [["photographs", *(str(body["n"]) for body in bodies)]]
+    rows += [["patients", *(str(body["patients"]) for body in bodies)]]
     for task, name, title in FIGURES:
-        rows.append([title, *(_cell(body[task][name]) for body in bodies.values())])
-    return _table(["", *map(escape, bodies)], rows, "Over all photographs" + " and by source" * (len(bodies) > 1))
+        rows.append([title, *(_cell(body[task][name]) for body in bodies)])
+    return _table(
+        ["", "all", *map(escape, figures["sources"])],
+        rows,
+        "Over all photographs" + " and by source" * (len(bodies) > 1),
+    )
 
 
 def _cell(figure: Mapping[str, Any]) -> str:
@@ -237,10 +241,7 @@ def _source_note(figures: Mapping[str, Any]) -> str:
 def _counts_table(predictions: Mapping[str, Predictions], contract: Contract) -> str:
     rows = []
     for split, whole in predictions.items():
-        sources = sorted(set(whole.sources))
-        parts = {split: whole}
-        if len(sources) > 1:
-            parts |= {f"{split}, {source or 'unknown'}": whole.of_source(source) for source in sources}
+        parts = {split: whole, **{f"{split}, {name}": whole.of_source(name) for name in whole.named_sources}}
         for name, p in parts.items():
             grades = np.bincount(p.dr_true, minlength=len(contract.dr_grades))
             risks = np.bincount(p.me_true, minlength=2)
