@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shlex
@@ -257,6 +258,20 @@ def test_killed_three_times_a_run_ends_on_the_same_bits(data: DataSet, tmp_path:
         assert_same_bits(killed.weights, whole.weights)
         assert killed.epoch == whole.epoch
     assert whole.epoch == 3
+
+
+@pytest.mark.parametrize(("parent", "exit_code"), [(os.getpid(), 0), (1, 1)], ids=["alive", "killed"])
+def test_a_worker_whose_parent_was_killed_while_it_started_ends(
+    data: DataSet, parent: int, exit_code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's own watch begins later: it would take whoever adopted the worker for its parent, and wait forever."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: parent)
+        loader = make_loader(items(data)[0], 1, Fabric(accelerator="cpu"))
+    worker = multiprocessing.get_context("fork").Process(target=loader.worker_init_fn, args=(0,))
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == exit_code
 
 
 def on_two_devices(arguments: list[str]) -> str:

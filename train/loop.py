@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -381,12 +383,15 @@ def make_loader(items: Dataset[Any], workers: int, fabric: Fabric, **kwargs: Any
         persistent_workers=workers > 0,
         pin_memory=fabric.device.type == "cuda",
         collate_fn=collate,
-        worker_init_fn=_leave_ctrl_c_to_parent,
+        worker_init_fn=partial(_begin_worker, os.getpid()),
         **kwargs,
     )
 
 
-def _leave_ctrl_c_to_parent(_worker: int) -> None:
+def _begin_worker(parent: int, _worker: int) -> None:
+    # PyTorch watches whoever is the parent from here on: of one killed before, a worker would wait forever.
+    if os.getppid() != parent:
+        os._exit(1)
     # A terminal sends Ctrl-C to the whole process group; the parent needs its workers until the step's end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Inherited from StopRequest with the fork; a worker that outlives SIGTERM would hang its parent's exit.
