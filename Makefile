@@ -25,7 +25,7 @@ help:
 	@echo "make bench  the training benchmark; benchmarks/ has those of a trained model"
 	@echo "make evaluate DATA=folder       the figures of the card's Evaluation section, from the file that ships"
 	@echo "make release-model DATA=folder  train, export and evaluate the released model again (WEIGHTS=imagenet or a file)"
-	@echo "make clean  remove the environment and everything made"
+	@echo "make clean  remove .venv, demo/ and what was built"
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -77,4 +77,4 @@ release-model: $(READY)
 	$(MAKE) evaluate DATA=$(DATA)
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info
+	rm -rf .venv demo build dist *.egg-info  # the defaults only: a VENV or DEMO that was given is its owner's

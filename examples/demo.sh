@@ -5,8 +5,13 @@ bin="${VENV:-.venv}/bin"
 here="${DEMO:-demo}"
 export RETINA_ARTIFACTS="$here/artifacts"
 
+if [ -e "$here" ] && [ ! -e "$here/.retina-demo" ]; then
+  echo "DEMO=$here: expected a folder that a demo made, which is made anew, found another's. Give a new one." >&2
+  exit 2
+fi
 rm -rf "$here"
 mkdir -p "$here"
+touch "$here/.retina-demo"
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
 say "1/5  Drawing a data set of fundus photographs"
