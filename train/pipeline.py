@@ -177,7 +177,7 @@ def train(
 
     def on_epoch(history: list[dict[str, float]]) -> None:
         if fabric.is_global_zero:
-            _write_history(run, history)
+            plots.learning_curves(_write_history(run, history), run.folder / "learning_curves.png")
             tracker.epoch(history[-1])
             say_once(_epoch_line(history[-1], trainer.progress.best_epoch))
 
@@ -446,10 +446,10 @@ def _git_commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _write_history(run: Run, history: list[dict[str, float]]) -> None:
+def _write_history(run: Run, history: list[dict[str, float]]) -> pd.DataFrame:
     frame = pd.DataFrame(history)
     run.write("history.csv", frame.to_csv(index=False))
-    plots.learning_curves(frame, run.folder / "learning_curves.png")
+    return frame
 
 
 def _epoch_line(row: dict[str, float], best_epoch: int) -> str:
