@@ -34,6 +34,7 @@ from retina.train.framing import Normalize, make_preprocess
 from retina.train.loop import Trainer, fit, load_resume, make_loader, save_resume
 from retina.train.model import RetinaNet
 from retina.train.pipeline import Run, make_fabric
+from retina.train.tracking import EXPERIMENT
 from small_set import SMALL, items, small_set
 from torch import Tensor
 
@@ -336,9 +337,11 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, tmp_path: Pat
     assert {name: split["all"]["n"] for name, split in metrics["splits"].items()} == counts
 
 
+@pytest.mark.filterwarnings("ignore:.*noload.*")  # MLflow's own queries
 def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(data: DataSet, tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
     artifacts = tmp_path / "of mine"
-    started = [sys.executable, *command(data, artifacts, "h", "--epochs", "1", "--workers", "0")]
+    started = [sys.executable, *command(data, artifacts, "h", "--epochs", "1", "--workers", "0", "--track", "mlflow")]
     with subprocess.Popen(started, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -349,6 +352,9 @@ def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(data: DataSet, t
     assert process.returncode == 130, said
     go_on = f"retina-train --resume --name h --artifacts '{artifacts}'"
     assert said.strip().endswith(f"Go on with:  {go_on}")
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{artifacts}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert run.info.status == "KILLED"
     result = CliRunner().invoke(main, shlex.split(go_on)[1:])
     assert result.exit_code == 0, result.output
 

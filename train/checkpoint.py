@@ -87,15 +87,16 @@ def load_start(net: RetinaNet, backbone: str, weights: str, dr_grades: tuple[int
     if weights not in ("imagenet", "none"):
         path = Path(weights)
         body = read_state_dict(path)
-        if body.get("kind") == _KIND or "dr_head.3.weight" in body:
+        is_ours = body.get("kind") == _KIND
+        if is_ours or "dr_head.3.weight" in body:
             start = _from_body(path, body, framing="squash", image_size=384)  # only its weights are taken
             if start.backbone != backbone:
                 raise ModelFileError(
                     f"{weights}: expected a checkpoint of {backbone} to start from, found one of {start.backbone}. "
                     "Choose that --backbone, or start from a torchvision state_dict."
                 )
-            found, is_ours = start.contract.dr_grades, body.get("kind") == _KIND
-            if found != dr_grades if is_ours else len(found) != len(dr_grades):
+            found = start.contract.dr_grades
+            if len(found) != len(dr_grades) or (is_ours and found != dr_grades):
                 raise ModelFileError(
                     f"{weights}: expected a checkpoint with the DR grades {list(dr_grades)} of the data to start from, "
                     f"found {list(found) if is_ours else f'{len(found)} of them'}. Start from a torchvision state_dict."

@@ -178,6 +178,7 @@ def _run(
             raise OutputError(
                 f"{run.folder}: expected a new run, found one there. Give another --name, or --resume it."
             )
+    tracker = make_tracker(track, artifacts)
     try:
         return train(
             config,
@@ -185,12 +186,13 @@ def _run(
             device=device,
             resume=resume,
             allow_leakage=allow_leakage,
-            tracker=make_tracker(track, artifacts),
+            tracker=tracker,
             say=click.echo,
         )
     except KeyboardInterrupt:  # past the epochs, which stop by themselves
         if not run.resume_file.is_file():
             raise
+        tracker.stop()
         click.echo(f"Stopped, everything saved. Go on with:  {run.resume_command}")
         return False
 

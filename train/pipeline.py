@@ -245,7 +245,8 @@ def make_fabric(device: str, precision: str) -> Fabric:
         precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
     fabric.launch()
-    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default, with 10 bits of mantissa where fp32 is promised
+    # PyTorch's default is True: convolutions with 10 bits of mantissa, where fp32 is promised.
+    torch.backends.cudnn.allow_tf32 = False
     return fabric
 
 
@@ -334,14 +335,15 @@ def survey_data(
 
 def _calibration_faults(data: DataSet) -> list[str]:
     """What valid lacks: known before the training, and not at its end."""
-    photos, referable = data.splits["valid"].photos, referable_from(Contract())
-    missing = {
-        "ME risk": not any(photo.me_label for photo in photos),
-        f"DR grade of {referable} or more": not any(photo.dr_grade >= referable for photo in photos),
+    valid, referable = data.splits["valid"], referable_from(Contract())
+    is_there = {
+        "ME risk": any(photo.me_label for photo in valid.photos),
+        f"DR grade of {referable} or more": any(photo.dr_grade >= referable for photo in valid.photos),
     }
-    where = data.splits["valid"].annotations
     return [
-        f"{where}: expected photographs with {what} to calibrate on, found none" for what in missing if missing[what]
+        f"{valid.annotations}: expected photographs with {what} to calibrate on, found none"
+        for what, found in is_there.items()
+        if not found
     ]
 
 

@@ -125,6 +125,8 @@ class MlflowTracker:
         self._log({key: value for key, value in row.items() if key != "epoch"}, step=int(row["epoch"]))
 
     def stop(self) -> None:
+        if not self._run_id:  # interrupted before it started
+            return
         with self._reaching():
             self._client.set_terminated(self._run_id, status="KILLED")
 
