@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..runtime.annotations import fault_report
-from ..runtime.contract import DR_PROBS, INPUT_NAME, ME_PROBS, Contract
+from ..runtime.contract import DR_PROBS, INPUT_NAME, ME_PROBS, Contract, Rule, decide
 from ..runtime.errors import AnnotationError, ParityError, UsageError
 from ..runtime.model import session_options
 from ..runtime.picture import decode
+from ..train.calibration import calibration_faults, is_calibrated
 from ..train.data import DataSet, Photo, read_dataset
+from ..train.metrics import referable_from
+from ..train.screening import screening_rules
 from .calibration import METHODS, measure_ranges
 from .gate import Answers, Gate, judge
 from .quantize import Recipe, quantize, tensors_to_measure
@@ -43,6 +46,8 @@ class Int8:
     mean_difference: float
     """Mean absolute difference of a DR probability from fp32 on the validation split."""
     gate: Gate
+    thresholds: Mapping[str, Rule]
+    """The contract's rules for this file: ``screening_thresholds``."""
 
     def lines(self) -> list[str]:
         """The figures, for a person."""
@@ -50,6 +55,8 @@ class Int8:
         return [
             f"quantised with {self.recipe}, calibrated on {self.calibrated_on} photographs of train",
             *self.gate.lines(),
+            f"  referral from DR {self.thresholds['referable_dr'].level:.3f}, "
+            f"ME {self.thresholds['referable_me'].level:.3f}",
             f"  mean difference of a DR probability {self.mean_difference:.4f}{beyond}",
         ]
 
@@ -88,7 +95,7 @@ def to_int8(
     candidates = [
         Int8(
             model, recipe, ranges.photographs, float(np.abs(answer.dr_probs - reference.dr_probs).mean()),
-            judge(contract, valid, reference, answer),
+            judge(contract, valid, reference, answer), screening_thresholds(contract, valid, answer),
         )
         for model, recipe, answer in zip(models, RECIPES, answers, strict=True)
     ]  # fmt: skip
@@ -111,8 +118,23 @@ def choose(candidates: Sequence[Int8]) -> Int8:
     return close[0] if close else min(accepted or candidates, key=lambda candidate: candidate.mean_difference)
 
 
+def screening_thresholds(contract: Contract, valid: Sequence[Photo], answers: Answers) -> Mapping[str, Rule]:
+    """The contract's rules; of a calibrated checkpoint, both referrals at the operating point of int8's own answers.
+
+    Fitted to fp32's, they can miss in int8 a photograph more than screening may: rounding moves those next to them.
+    """
+    if not is_calibrated(contract):
+        return contract.thresholds
+    referable = np.array([photo.dr_grade >= referable_from(contract) for photo in valid], np.int64)
+    probs = [decide(contract, *row).referable_prob for row in zip(answers.dr_probs, answers.me_probs, strict=True)]
+    me_true = np.array([photo.me_label for photo in valid], np.int64)
+    return screening_rules(contract.thresholds, referable, np.array(probs), me_true, answers.me_probs[:, 1])
+
+
 def _read(root: Path, contract: Contract, me_positive_from: int | None) -> DataSet:
     data, faults = read_dataset(root, me_positive_from)
+    if not faults and is_calibrated(contract):
+        faults = calibration_faults(data, contract)
     if faults:
         raise AnnotationError(fault_report(root, faults))
     unknown = sorted({photo.dr_grade for photo in data.splits["valid"].photos} - set(contract.dr_grades))

@@ -126,6 +126,8 @@ def run_export(job: ExportJob) -> Exported:
     model = checkpoint.build_model()
     photographs = choose_photographs(job.check, checkpoint)
     file, int8 = _convert(job, checkpoint, DeployedModel(model, contract), contract)
+    if int8 is not None:
+        contract = contract.with_(thresholds=dict(int8.thresholds))
     done: list[tuple[Contract, Parity]] = []
 
     def write_and_check(temporary: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,17 @@ from onnx import TensorProto, numpy_helper
 from retina.export.calibration import measure_ranges
 from retina.export.gate import Answers, judge
 from retina.export.graph import DeployedModel
-from retina.export.int8 import Int8, choose
+from retina.export.int8 import Int8, choose, screening_thresholds, to_int8
+from retina.export.job import ExportJob, run_export
 from retina.export.quantize import Recipe, body_of, quantize, round_keeping_sums, tensors_to_measure
 from retina.export.to_onnx import to_onnx
-from retina.runtime.contract import Contract
+from retina.runtime.contract import Contract, Rule, default_thresholds
+from retina.runtime.errors import AnnotationError
+from retina.runtime.model import RetinaModel
 from retina.train.checkpoint import load_checkpoint
 from retina.train.data import Photo
 from small_checkpoint import small_checkpoint
+from small_set import small_set
 
 
 def pictures(count: int) -> list[NDArray[np.uint8]]:
@@ -160,7 +165,9 @@ def test_what_is_kept_is_quick_among_the_close_ones() -> None:
     def kept(*candidates: tuple[float, bool]) -> int:
         """Place of what is chosen, the quickest first, by mean difference and whether the gate is passed."""
         files = [
-            Int8(onnx.ModelProto(), Recipe("mean", place), 2, difference, passes if good else fails)
+            Int8(
+                onnx.ModelProto(), Recipe("mean", place), 2, difference, passes if good else fails, default_thresholds()
+            )
             for place, (difference, good) in enumerate(candidates)
         ]
         return choose(files).recipe.float_blocks
@@ -176,9 +183,72 @@ def test_a_file_that_is_kept_but_not_close_says_so() -> None:
     passes = judge(Contract(), [photo(0, 0), photo(2, 1)], fp32, fp32)
 
     def last_line(difference: float) -> str:
-        return Int8(onnx.ModelProto(), Recipe("mean", 1), 320, difference, passes).lines()[-1].strip()
+        kept = Int8(onnx.ModelProto(), Recipe("mean", 1), 320, difference, passes, default_thresholds())
+        return kept.lines()[-1].strip()
 
     assert last_line(0.0035) == "mean difference of a DR probability 0.0035"
     assert last_line(0.0123) == (
         "mean difference of a DR probability 0.0123, above the 0.005 aimed at: no closer way was as accurate"
     )
+
+
+CALIBRATED = Contract(
+    thresholds={
+        **default_thresholds(),
+        "referable_dr": Rule("at_least", 0.4, 3),
+        "referable_me": Rule("at_least", 0.3),
+    },
+    provenance={"dr_temperature": 1.1, "me_temperature": 0.9},
+)
+
+
+def test_a_calibrated_checkpoints_referrals_are_fitted_to_the_int8_answers() -> None:
+    """Referable from grade 3 here. Of one photograph each, screening may miss none."""
+    valid = [photo(0, 0), photo(2, 1), photo(3, 0), photo(4, 0)]
+    dr = np.array(
+        [[0.9, 0.0, 0.0, 0.1, 0.0], [0.1, 0.1, 0.6, 0.1, 0.1], [0.5, 0.1, 0.1, 0.2, 0.1], [0.0, 0.0, 0.0, 0.1, 0.9]],
+        np.float32,
+    )
+    me = np.array([[0.9, 0.1], [0.8, 0.2], [0.95, 0.05], [0.96, 0.04]], np.float32)
+    found = screening_thresholds(CALIBRATED, valid, Answers(dr, me))
+    # Grades 3 and 4 have 0.1, 0.2, 0.3 and 1.0 of the probability: both referable ones are found from 0.3 on.
+    assert (found["referable_dr"].level, found["referable_dr"].from_grade) == (pytest.approx(0.25), 3)
+    assert found["referable_me"].level == pytest.approx(0.15)
+    assert (found["dr"], found["me"]) == (Rule(), Rule())
+
+
+def test_rules_that_nobody_fitted_stay() -> None:
+    asked = CALIBRATED.with_(provenance={})
+    answers = Answers(np.eye(5, dtype=np.float32)[[0, 4]], np.eye(2, dtype=np.float32))
+    assert screening_thresholds(asked, [photo(0, 0), photo(4, 1)], answers) == asked.thresholds
+
+
+def test_an_exported_int8_file_carries_its_own_referrals(tmp_path: Path) -> None:
+    """Through the whole export of a calibrated checkpoint: at the file's thresholds, its answers find nine of ten."""
+    data = small_set(tmp_path / "data", [0, 1, 2, 3, 4] * 2, [0, 2, 0, 3, 1, 4] * 2)
+    checkpoint = load_checkpoint(small_checkpoint(tmp_path / "c.pth"))
+    calibrated = checkpoint.contract.with_(thresholds=CALIBRATED.thresholds, provenance=CALIBRATED.provenance)
+    replace(checkpoint, contract=calibrated).save(tmp_path / "c.pth")
+    job = ExportJob(
+        tmp_path / "c.pth", tmp_path / "m.onnx", precision="int8", calibration=data.root,
+        check=data.root / "valid/images", force=True,
+    )  # fmt: skip
+    run_export(job)
+    model = RetinaModel(tmp_path / "m.onnx")
+    assert model.contract.thresholds["referable_dr"].from_grade == 3
+    assert model.contract.thresholds != CALIBRATED.thresholds
+    valid = data.splits["valid"].photos
+    sick = [photo for photo in valid if photo.dr_grade >= 3]
+    assert sick and all(model.predict(photo.path).referable for photo in sick)
+    edema = [photo for photo in valid if photo.me_label]
+    assert edema and all(model.predict(photo.path).referable_me for photo in edema)
+
+
+def test_valid_without_edema_is_refused_before_a_calibrated_checkpoint_is_quantised(
+    tmp_path: Path, fp32: onnx.ModelProto
+) -> None:
+    data = small_set(tmp_path, [0, 3], [0, 3])
+    path = data.splits["valid"].annotations
+    path.write_text(path.read_text().replace(",1,", ",0,"))
+    with pytest.raises(AnnotationError, match="photographs with ME risk to calibrate on, found none"):
+        to_int8(fp32, CALIBRATED, data.root, None, force=True)

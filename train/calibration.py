@@ -6,13 +6,32 @@ from dataclasses import replace
 
 import torch
 
-from ..runtime.contract import Rule
+from ..runtime.contract import Contract
 from .checkpoint import Checkpoint
-from .data import EvalItems
+from .data import DataSet, EvalItems
 from .loop import as_predictions
-from .metrics import Decisions
-from .screening import screening_threshold
+from .metrics import Decisions, referable_from
+from .screening import screening_rules
 from .temperature import fit_temperature, scale_head
+
+
+def calibration_faults(data: DataSet, contract: Contract) -> list[str]:
+    """What valid lacks to calibrate on: for a command to know before its work, and not at its end."""
+    valid, referable = data.splits["valid"], referable_from(contract)
+    is_there = {
+        "ME risk": any(photo.me_label for photo in valid.photos),
+        f"DR grade of {referable} or more": any(photo.dr_grade >= referable for photo in valid.photos),
+    }
+    return [
+        f"{valid.annotations}: expected photographs with {what} to calibrate on, found none"
+        for what, found in is_there.items()
+        if not found
+    ]
+
+
+def is_calibrated(contract: Contract) -> bool:
+    """Whether ``calibrated`` made the checkpoint that the contract is of."""
+    return "dr_temperature" in contract.provenance
 
 
 def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_logits: torch.Tensor) -> Checkpoint:
@@ -33,15 +52,11 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
     weights = scale_head(scale_head(best.weights, "dr_head", dr_temperature), "me_head", me_temperature)
     p = as_predictions(items, dr_logits / dr_temperature, me_logits / me_temperature)
     decisions = Decisions.of(p, best.contract)
-    rules = {
-        "referable_dr": replace(
-            best.contract.thresholds["referable_dr"],
-            threshold=screening_threshold(decisions.referable_true, decisions.referable_prob),
-        ),
-        "referable_me": Rule("at_least", screening_threshold(p.me_true, p.me_probs[:, 1])),
-    }
+    rules = screening_rules(
+        best.contract.thresholds, decisions.referable_true, decisions.referable_prob, p.me_true, p.me_probs[:, 1]
+    )
     contract = best.contract.with_(
-        thresholds={**best.contract.thresholds, **rules},
+        thresholds=rules,
         provenance={
             **best.contract.provenance, "dr_temperature": dr_temperature, "me_temperature": me_temperature
         },

@@ -28,7 +28,7 @@ from ..runtime.model import Prediction
 from ..runtime.table import Row, Table, cells, columns
 from . import plots, report
 from .augment import make_augment
-from .calibration import calibrated, calibration_line
+from .calibration import calibrated, calibration_faults, calibration_line, is_calibrated
 from .checkpoint import Checkpoint, current_versions, load_checkpoint, load_start, write_atomically
 from .config import BEST_NAME, FINAL_NAME, TrainConfig
 from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights, fingerprint, read_dataset
@@ -36,7 +36,7 @@ from .frames import DecodedFrames, Frames, Look, look_through
 from .framing import Normalize
 from .leakage import Leak, find_leaks
 from .loop import Trainer, as_predictions, eval_loader, fit, load_resume
-from .metrics import Predictions, evaluate, referable_from, write_metrics
+from .metrics import Predictions, evaluate, write_metrics
 from .model import RetinaNet
 from .tracking import NoTracker, Tracker
 
@@ -206,7 +206,7 @@ def train(
         return items, *trainer.predict(bar, len(items))
 
     # A run that failed while it finished was calibrated before: of that, the temperatures would be 1.
-    if config.calibrate == "valid" and "dr_temperature" not in best.contract.provenance:
+    if config.calibrate == "valid" and not is_calibrated(best.contract):
         best = calibrated(best, *predict("valid"))
         trainer.judged.load_state_dict(best.weights)
         say_once(f"Calibrated on valid: {calibration_line(best)}.")
@@ -315,7 +315,7 @@ def survey_data(
             f"{where}, line {p.line}: {look.fault}" for p, look in zip(photos, looks[name], strict=True) if look.fault
         ]
     if config.calibrate == "valid":
-        faults += _calibration_faults(data)
+        faults += calibration_faults(data, Contract())
     leaks = find_leaks(data, looks)
     copies = [leak for leak in leaks if leak.kind == "same bytes"]
     if copies and not allow_leakage:
@@ -331,20 +331,6 @@ def survey_data(
         say(f"Warning: {leak}")
     digests = {name: [look.sha256 for look in looks[name]] for name in SPLITS}
     return Survey(data, frames, fingerprint(data, digests), leaks)
-
-
-def _calibration_faults(data: DataSet) -> list[str]:
-    """What valid lacks: known before the training, and not at its end."""
-    valid, referable = data.splits["valid"], referable_from(Contract())
-    is_there = {
-        "ME risk": any(photo.me_label for photo in valid.photos),
-        f"DR grade of {referable} or more": any(photo.dr_grade >= referable for photo in valid.photos),
-    }
-    return [
-        f"{valid.annotations}: expected photographs with {what} to calibrate on, found none"
-        for what, found in is_there.items()
-        if not found
-    ]
 
 
 def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.contract import Rule
 from ..runtime.errors import UsageError
 
 SENSITIVITY = 0.90
@@ -34,3 +37,22 @@ def screening_threshold(true: NDArray[np.integer], prob: NDArray[np.floating]) -
     last_found = float(positives[math.ceil(SENSITIVITY * positives.size) - 1])
     below = prob[prob < last_found]
     return (last_found + (float(below.max()) if below.size else 0.0)) / 2
+
+
+def screening_rules(
+    rules: Mapping[str, Rule],
+    referable_true: NDArray[np.integer],
+    referable_prob: NDArray[np.floating],
+    me_true: NDArray[np.integer],
+    me_prob: NDArray[np.floating],
+) -> dict[str, Rule]:
+    """A contract's rules, those of both referrals at the screening operating point; all arrays as above.
+
+    Raises:
+        UsageError: one of the conditions does not occur.
+    """
+    return {
+        **rules,
+        "referable_dr": replace(rules["referable_dr"], threshold=screening_threshold(referable_true, referable_prob)),
+        "referable_me": Rule("at_least", screening_threshold(me_true, me_prob)),
+    }
