@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="DATA",
-    help="For int8: the folder that retina-train was given. Calibrates on train/, judges on valid/.",
+    help="For int8: the folder that retina-train was given. Calibrates on train/, judges on valid/, and fits the "
+    "referral thresholds of a calibrated checkpoint to int8's own answers there.",
 )
 @click.option("--explain", is_flag=True, help="Add Grad-CAM outputs: dr_cam and me_cam, and one map for every class.")
 @click.option(
