@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from eyes import FinishedRun, write_set
 from small_export import SmallExport
+
+# A script that starts the suite in the background ignores Ctrl-C for it, and so for what the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
