@@ -12,7 +12,6 @@ from sklearn.metrics import roc_auc_score
 
 from ..runtime.contract import Contract, Decision, decide
 from ..train.data import Photo
-from ..train.metrics import referable_from
 
 ACCURACY_LOSS = 0.005
 """Largest fall of either head's accuracy: half a point."""
@@ -98,7 +97,7 @@ def judge(contract: Contract, photos: Sequence[Photo], fp32: Answers, int8: Answ
 
 
 def _quality(contract: Contract, photos: Sequence[Photo], answers: Answers, decisions: list[Decision]) -> Quality:
-    referable = [photo.dr_grade >= referable_from(contract) for photo in photos]
+    referable = [photo.dr_grade >= contract.referable_from for photo in photos]
     return Quality(
         float(np.mean([d.dr_grade == photo.dr_grade for d, photo in zip(decisions, photos, strict=True)])),
         float(np.mean([d.me_risk == photo.me_label for d, photo in zip(decisions, photos, strict=True)])),

@@ -20,7 +20,6 @@ from ..runtime.model import session_options
 from ..runtime.picture import decode
 from ..train.calibration import calibration_faults, is_calibrated
 from ..train.data import DataSet, Photo, read_dataset
-from ..train.metrics import referable_from
 from ..train.screening import screening_rules
 from .calibration import METHODS, measure_ranges
 from .gate import Answers, Gate, judge
@@ -125,7 +124,7 @@ def screening_thresholds(contract: Contract, valid: Sequence[Photo], answers: An
     """
     if not is_calibrated(contract):
         return contract.thresholds
-    referable = np.array([photo.dr_grade >= referable_from(contract) for photo in valid], np.int64)
+    referable = np.array([photo.dr_grade >= contract.referable_from for photo in valid], np.int64)
     probs = [decide(contract, *row).referable_prob for row in zip(answers.dr_probs, answers.me_probs, strict=True)]
     me_true = np.array([photo.me_label for photo in valid], np.int64)
     return screening_rules(contract.thresholds, referable, np.array(probs), me_true, answers.me_probs[:, 1])

@@ -171,6 +171,12 @@ class Contract:
     def output_names(self) -> list[str]:
         return [output["name"] for output in self.outputs]
 
+    @property
+    def referable_from(self) -> int:
+        """The lowest original grade that counts as referable DR."""
+        from_grade = self.thresholds["referable_dr"].from_grade
+        return 2 if from_grade is None else from_grade
+
     def with_(self, **changes: Any) -> Contract:
         return replace(self, **changes)
 
@@ -239,15 +245,14 @@ class Decision:
 
 def decide(contract: Contract, dr_probs: NDArray[np.floating], me_probs: NDArray[np.floating]) -> Decision:
     """Apply the contract's rules to one photograph: dr_probs (K,) and me_probs (2,), in [0, 1]."""
-    referable = contract.thresholds["referable_dr"]
-    from_grade = 2 if referable.from_grade is None else referable.from_grade
-    referable_prob = float(sum(p for p, g in zip(dr_probs, contract.dr_grades, strict=True) if g >= from_grade))
+    referable_from = contract.referable_from
+    referable_prob = float(sum(p for p, g in zip(dr_probs, contract.dr_grades, strict=True) if g >= referable_from))
     me_rule = contract.thresholds["me"]
     me_risk = int(np.argmax(me_probs)) if me_rule.rule == "argmax" else int(me_probs[1] >= me_rule.level)
     return Decision(
         dr_grade=contract.dr_grades[int(np.argmax(dr_probs))],
         me_risk=me_risk,
-        referable=referable_prob >= referable.level,
+        referable=referable_prob >= contract.thresholds["referable_dr"].level,
         referable_prob=referable_prob,
         referable_me=bool(me_probs[1] >= contract.thresholds["referable_me"].level),
     )

@@ -10,14 +10,14 @@ from ..runtime.contract import Contract
 from .checkpoint import Checkpoint
 from .data import DataSet, EvalItems
 from .loop import as_predictions
-from .metrics import Decisions, referable_from
+from .metrics import Decisions
 from .screening import screening_rules
 from .temperature import fit_temperature, scale_head
 
 
 def calibration_faults(data: DataSet, contract: Contract) -> list[str]:
     """What valid lacks to calibrate on: for a command to know before its work, and not at its end."""
-    valid, referable = data.splits["valid"], referable_from(contract)
+    valid, referable = data.splits["valid"], contract.referable_from
     is_there = {
         "ME risk": any(photo.me_label for photo in valid.photos),
         f"DR grade of {referable} or more": any(photo.dr_grade >= referable for photo in valid.photos),

@@ -97,7 +97,7 @@ class Decisions:
     def of(cls, p: Predictions, contract: Contract) -> Decisions:
         made = [decide(contract, dr, me) for dr, me in zip(p.dr_probs, p.me_probs, strict=True)]
         index_of = {grade: index for index, grade in enumerate(contract.dr_grades)}
-        is_referable = np.array([grade >= referable_from(contract) for grade in contract.dr_grades], np.int64)
+        is_referable = np.array([grade >= contract.referable_from for grade in contract.dr_grades], np.int64)
         return cls(
             np.array([index_of[d.dr_grade] for d in made], np.int64),
             np.array([d.me_risk for d in made], np.int64),
@@ -106,12 +106,6 @@ class Decisions:
             np.array([d.referable_prob for d in made], np.float64),
             np.array([d.referable_me for d in made], np.int64),
         )
-
-
-def referable_from(contract: Contract) -> int:
-    """The lowest original grade that counts as referable DR."""
-    from_grade = contract.thresholds["referable_dr"].from_grade
-    return 2 if from_grade is None else from_grade
 
 
 def epoch_scores(p: Predictions) -> dict[str, float]:
@@ -205,7 +199,7 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
     resampled = _bootstrap(p, decisions, n_bootstrap, seed)
     body: dict[str, Any] = {"n": len(p.patients), "patients": len(set(p.patients)), "dr": {}, "me": {}}
     body["referable_dr"] = {
-        "from_grade": referable_from(contract),
+        "from_grade": contract.referable_from,
         "threshold": contract.thresholds["referable_dr"].threshold,
         "positives": int(decisions.referable_true.sum()),
     }

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from ..runtime.contract import Contract
 from . import yardsticks
 from .checkpoint import write_atomically
-from .metrics import Decisions, Predictions, referable_from
+from .metrics import Decisions, Predictions
 from .yardsticks import Floats, Indices
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
@@ -108,7 +108,7 @@ def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_p
             ax.plot(pred[true == 0].mean(), pred[true == 1].mean(), "o", color=colour, ms=6, mec="white")
     for ax, title in (
         (axes[0, 0], "ME risk"),
-        (axes[0, 1], f"Referable DR (grade {referable_from(contract)} or worse)"),
+        (axes[0, 1], f"Referable DR (grade {contract.referable_from} or worse)"),
     ):
         ax.plot([0, 1], [0, 1], color=GREY, lw=0.6)
         ax.set(title=title, xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
