@@ -71,7 +71,12 @@ def pictures() -> Iterator[tuple[str, Pixels]]:
 
 
 def _entry(name: str, pixels: Pixels, answer: Prediction, model: RetinaModel) -> dict[str, Any]:
-    decisions = {"dr_grade": answer.grade, "me_risk": answer.me_risk, "referable": answer.referable}
+    decisions = {
+        "dr_grade": answer.grade,
+        "me_risk": answer.me_risk,
+        "referable": answer.referable,
+        "referable_me": answer.referable_me,
+    }
     return {
         "name": name,
         "file": f"{name}.rgb",

@@ -294,15 +294,16 @@ def test_conforms(small_export: SmallExport, static: tuple[str, Path], open_page
 @pytest.mark.parametrize("rule", [{}, {"rule": "at_least", "threshold": 0.35}])
 def test_decisions_follow_the_rules_in_the_file(page: Page, rule: dict[str, Any]) -> None:
     referable = Rule("at_least", 0.7, from_grade=3)
-    contract = CONTRACT.with_(thresholds={**default_thresholds(), "me": Rule(**rule), "referable_dr": referable})
+    thresholds = {"me": Rule(**rule), "referable_dr": referable, "referable_me": Rule("at_least", 0.2)}
+    contract = CONTRACT.with_(thresholds={**default_thresholds(), **thresholds})
     rng = np.random.default_rng(0)
     for _ in range(20):
         dr, risk = rng.dirichlet(np.ones(5) / 2), rng.uniform()
         expected = decide(contract, dr, np.array([1 - risk, risk]))
         given = [json.loads(contract.to_json()), dr.tolist(), [1 - risk, risk]]
         found = in_module(page, "contract.js", "m.decide(...a)", given)
-        assert (found["grade"], found["meRisk"], found["referable"]) == (
-            expected.dr_grade, expected.me_risk, expected.referable,
+        assert (found["grade"], found["meRisk"], found["referable"], found["referableMe"]) == (
+            expected.dr_grade, expected.me_risk, expected.referable, expected.referable_me,
         )  # fmt: skip
         assert found["referableProb"] == pytest.approx(expected.referable_prob)
 

@@ -19,11 +19,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from retina.export.conformance import write_kit
 from retina.runtime.cli import main as retina_score
-from retina.runtime.model import RELEASED
+from retina.runtime.contract import Rule, default_thresholds
+from retina.runtime.model import RELEASED, RetinaModel
 from retina.train.synthetic import photograph
 from small_export import SmallExport
-from tiny_model import write_tiny_model
+from tiny_model import CONTRACT, write_tiny_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SOURCES = {"python": "python/score.py", "node": "node/score.js", "cpp": "cpp/score.cpp"}
@@ -113,14 +115,43 @@ def test_another_answer_is_told(program: Program, small_export: SmallExport, tmp
     odd["dr_probs"][3] += 2e-3
     landscape = next(picture for picture in index["pictures"] if picture["decisions"])
     landscape["decisions"]["me_risk"] ^= 1
+    landscape["decisions"]["referable_me"] ^= True
     (kit / "index.json").write_text(json.dumps(index))
     result = program(small_export.model, "--conformance", kit)
-    assert result.returncode == 1 and result.stdout.endswith(" 2 faults\n"), result.stdout
+    assert result.returncode == 1 and result.stdout.endswith(" 3 faults\n"), result.stdout
     lines = [line for line in result.stdout.splitlines() if "expected" in line]
-    assert "odd" in lines[1] or "odd" in lines[0]
     line = next(line for line in lines if "dr_probs" in line)
+    assert "odd" in line
     assert "3" in line.split("expected")[0] and f"{found:.4f}"[:-1] in line.split("found")[1]
     assert any("me_risk: expected" in line for line in lines)
+    assert any("referable_me: expected" in line for line in lines)
+
+
+def test_decisions_are_by_the_files_own_thresholds(program: Program, tmp_path: Path) -> None:
+    plain = CONTRACT.with_(thresholds=default_thresholds())
+    fitted = CONTRACT.with_(
+        thresholds={
+            "dr": Rule(),
+            "me": Rule("at_least", 0.8),
+            "referable_dr": Rule("at_least", 0.5, from_grade=4),
+            "referable_me": Rule("at_least", 0.75),
+        }
+    )
+    kits = []
+    for name, contract in (("plain", plain), ("fitted", fitted)):
+        model = write_tiny_model(tmp_path / f"{name}.onnx", contract=contract)
+        write_kit(RetinaModel(model), tmp_path / name)
+        pictures = json.loads((tmp_path / name / "index.json").read_text())["pictures"]
+        kits.append({picture["name"]: picture["decisions"] for picture in pictures if picture["decisions"]})
+        result = program(model, "--conformance", tmp_path / name)
+        assert result.returncode == 0, result.stdout + result.stderr
+    turned = {
+        what
+        for name in kits[0].keys() & kits[1]
+        for what in kits[0][name]
+        if kits[0][name][what] != kits[1][name][what]
+    }
+    assert turned == {"me_risk", "referable", "referable_me"}
 
 
 def test_rows_are_those_of_retina_score(program: Program, small_export: SmallExport, photographs: Path) -> None:

@@ -65,6 +65,7 @@ export function decide(contract, drProbs, meProbs) {
     meProb: meProbs[1],
     referable: referableProb >= referable.threshold,
     referableProb,
+    referableMe: meProbs[1] >= meThresholds(contract).referral,
     maps: null,
   };
 }

@@ -290,7 +290,7 @@ function step(by) {
   if (row?.state === "done") select(row, { focus: true });
 }
 
-function drawFindings({ grade, drProbs, meRisk, meProb, referable, referableProb }) {
+function drawFindings({ grade, drProbs, meRisk, meProb, referable, referableProb, referableMe }) {
   $("dr-answer").textContent = `Grade ${grade}`;
   $("dr-answer").append(" ", Object.assign(document.createElement("span"), { textContent: gradeName(grade) }));
   $("dr-bars").replaceChildren(
@@ -309,7 +309,7 @@ function drawFindings({ grade, drProbs, meRisk, meProb, referable, referableProb
   $("me-answer").replaceChildren(mark(label[0].toUpperCase() + label.slice(1), meRisk === 1), ` ${percent(meProb)}`);
   const { risk, referral } = meThresholds(contract);
   $("me-bar").replaceChildren(gauge(meProb, risk, referral));
-  const referred = `to be referred from ${percent(referral)}: ${meProb >= referral ? "yes" : "no"}`;
+  const referred = `to be referred from ${percent(referral)}: ${referableMe ? "yes" : "no"}`;
   $("me-rule").textContent =
     `Counts as ${contract.me_labels[1]}` + (risk === referral ? `, ${referred}` : ` from ${percent(risk)}; ${referred}`);
 }

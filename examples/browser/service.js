@@ -45,6 +45,7 @@ export async function scoreByService(file, contract, headers) {
     meProb: row.me_prob,
     referable: row.referable,
     referableProb: row.referable_prob,
+    referableMe: row.referable_me,
     maps: row.maps ? { dr: mapOf(row.maps.dr), me: mapOf(row.maps.me) } : null,
   };
   return { answer, error: "" };

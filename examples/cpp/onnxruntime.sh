@@ -4,13 +4,12 @@
 #     sh onnxruntime.sh [PYTHON]      a Python that has onnxruntime; default: python3
 # Not needed where libonnxruntime-dev can be installed, or with one of onnxruntime's release archives.
 set -eu
-cd "$(dirname "$0")"
-python=${1:-python3}
+library=$("${1:-python3}" -c 'import onnxruntime, pathlib; print(*pathlib.Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"))')
+cd "$(dirname "$0")" # only now: PYTHON may be a relative path
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 
-library=$("$python" -c 'import onnxruntime, pathlib; print(*pathlib.Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"))')
 mkdir -p onnxruntime/include onnxruntime/lib "$work/lists/partial" "$work/cache/archives/partial"
 ln -sf "$library" onnxruntime/lib/libonnxruntime.so
 ln -sf "$library" onnxruntime/lib/libonnxruntime.so.1

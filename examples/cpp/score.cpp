@@ -38,10 +38,12 @@ struct Model {  // an open model file and the contract inside it
     const json &rule = rules["me"], &referable = rules["referable_dr"];
     double referred = 0;
     for (size_t i = 0; i < grades.size(); ++i) referred += grades[i] >= referable.value("from_grade", 2) ? dr[i] : 0;
+    const double refer_me = rules.value("/referable_me/threshold"_json_pointer, 0.5);
     const bool risk = rule["rule"] == "argmax" ? me[1] > me[0] : me[1] >= rule.value("threshold", 0.5);
     return {{"dr_probs", std::vector(dr, dr + grades.size())}, {"me_probs", std::vector(me, me + 2)},
             {"decisions", {{"dr_grade", grades[std::max_element(dr, dr + grades.size()) - dr]},
-                           {"me_risk", int(risk)}, {"referable", referred >= referable.value("threshold", 0.5)}}}};
+                           {"me_risk", int(risk)}, {"referable", referred >= referable.value("threshold", 0.5)},
+                           {"referable_me", me[1] >= refer_me}}}};
   }
 };
 

@@ -45,13 +45,13 @@ class Model {
 
   /** What the probabilities amount to, by the contract's rules. */
   decide({ dr, me }) {
-    const { dr_grades: grades, thresholds } = this.contract;
-    const { me: rule, referable_dr: referable } = thresholds;
-    const referred = dr.filter((_, i) => grades[i] >= (referable.from_grade ?? 2)).reduce((sum, prob) => sum + prob, 0);
+    const { dr_grades: grades, thresholds: rules } = this.contract;
+    const referred = dr.filter((_, i) => grades[i] >= (rules.referable_dr.from_grade ?? 2)).reduce((a, b) => a + b, 0);
     return {
       dr_grade: grades[dr.indexOf(Math.max(...dr))],
-      me_risk: Number(rule.rule === "argmax" ? me[1] > me[0] : me[1] >= (rule.threshold ?? 0.5)),
-      referable: referred >= (referable.threshold ?? 0.5),
+      me_risk: Number(rules.me.rule === "argmax" ? me[1] > me[0] : me[1] >= (rules.me.threshold ?? 0.5)),
+      referable: referred >= (rules.referable_dr.threshold ?? 0.5),
+      referable_me: me[1] >= (rules.referable_me?.threshold ?? 0.5),
     };
   }
 }

@@ -39,14 +39,14 @@ class Model:
 
     def decide(self, dr: list[float], me: list[float]) -> dict[str, int | bool]:
         """What the probabilities amount to, by the contract's rules."""
-        rule, referable = self.rules["me"], self.rules["referable_dr"]
-        at_least = rule.get("threshold", 0.5)
+        rule, referable, referable_me = (self.rules.get(task, {}) for task in ("me", "referable_dr", "referable_me"))
         from_grade = referable.get("from_grade", 2)
         referable_prob = sum(prob for prob, grade in zip(dr, self.grades, strict=True) if grade >= from_grade)
         return {
             "dr_grade": self.grades[dr.index(max(dr))],
-            "me_risk": int(me[1] > me[0] if rule["rule"] == "argmax" else me[1] >= at_least),
+            "me_risk": int(me[1] > me[0] if rule["rule"] == "argmax" else me[1] >= rule.get("threshold", 0.5)),
             "referable": referable_prob >= referable.get("threshold", 0.5),
+            "referable_me": me[1] >= referable_me.get("threshold", 0.5),
         }
 
 
