@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
-from ..runtime.contract import Contract, Decision, decide
-from ..train.data import Photo
+from ..runtime.contract import Contract
+from ..train import yardsticks
+from ..train.metrics import Decisions, Predictions
+from ..train.yardsticks import Floats, Indices
 
 ACCURACY_LOSS = 0.005
 """Largest fall of either head's accuracy: half a point."""
@@ -19,16 +19,6 @@ AUC_LOSS = 0.005
 """Largest fall of the AUC of referable DR and of ME risk."""
 AGREEMENT = 0.98
 """Smallest share of photographs with the same DR grade, and with the same ME risk."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """One file's probabilities for some photographs, in their order."""
-
-    dr_probs: NDArray[np.float32]
-    """(N, K)."""
-    me_probs: NDArray[np.float32]
-    """(N, 2)."""
 
 
 @dataclass(frozen=True)
@@ -82,29 +72,27 @@ class Gate:
         ]
 
 
-def judge(contract: Contract, photos: Sequence[Photo], fp32: Answers, int8: Answers) -> Gate:
+def judge(contract: Contract, fp32: Predictions, int8: Predictions) -> Gate:
     """Compare two files' decisions by the contract's rules, with each other and with the labels."""
-    ours, theirs = (
-        [decide(contract, dr, me) for dr, me in zip(a.dr_probs, a.me_probs, strict=True)] for a in (fp32, int8)
-    )
+    before, after = Decisions.of(fp32, contract), Decisions.of(int8, contract)
     return Gate(
-        len(photos),
-        _quality(contract, photos, fp32, ours),
-        _quality(contract, photos, int8, theirs),
-        float(np.mean([a.dr_grade == b.dr_grade for a, b in zip(ours, theirs, strict=True)])),
-        float(np.mean([a.me_risk == b.me_risk for a, b in zip(ours, theirs, strict=True)])),
+        len(fp32.paths),
+        _quality(fp32, before),
+        _quality(int8, after),
+        float(np.mean(before.dr_pred == after.dr_pred)),
+        float(np.mean(before.me_pred == after.me_pred)),
     )
 
 
-def _quality(contract: Contract, photos: Sequence[Photo], answers: Answers, decisions: list[Decision]) -> Quality:
-    referable = [photo.dr_grade >= contract.referable_from for photo in photos]
+def _quality(p: Predictions, decisions: Decisions) -> Quality:
     return Quality(
-        float(np.mean([d.dr_grade == photo.dr_grade for d, photo in zip(decisions, photos, strict=True)])),
-        float(np.mean([d.me_risk == photo.me_label for d, photo in zip(decisions, photos, strict=True)])),
-        _auc(referable, [d.referable_prob for d in decisions]),
-        _auc([bool(photo.me_label) for photo in photos], [float(me[1]) for me in answers.me_probs]),
+        float(np.mean(decisions.dr_pred == p.dr_true)),
+        float(np.mean(decisions.me_pred == p.me_true)),
+        _auc(decisions.referable_true, decisions.referable_prob),
+        _auc(p.me_true, p.me_probs[:, 1].astype(np.float64)),
     )
 
 
-def _auc(truth: list[bool], score: list[float]) -> float | None:
-    return float(roc_auc_score(truth, score)) if len(set(truth)) == 2 else None
+def _auc(true: Indices, score: Floats) -> float | None:
+    auc = float(yardsticks.auc(true, score, np.ones((1, true.size)))[0])
+    return None if math.isnan(auc) else auc

@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..runtime.annotations import fault_report
-from ..runtime.contract import DR_PROBS, INPUT_NAME, ME_PROBS, Contract, Rule, decide
+from ..runtime.contract import DR_PROBS, INPUT_NAME, ME_PROBS, Contract, Rule
 from ..runtime.errors import AnnotationError, ParityError, UsageError
 from ..runtime.model import session_options
 from ..runtime.picture import decode
 from ..train.calibration import calibration_faults, is_calibrated
 from ..train.data import DataSet, Photo, read_dataset
+from ..train.metrics import Predictions
 from ..train.screening import screening_rules
 from .calibration import METHODS, measure_ranges
-from .gate import Answers, Gate, judge
+from .gate import Gate, judge
 from .quantize import Recipe, quantize, tensors_to_measure
 
 CALIBRATION_PHOTOGRAPHS = 320
@@ -90,11 +91,11 @@ def to_int8(
     calibration = _spread(train, CALIBRATION_PHOTOGRAPHS)
     ranges = measure_ranges(fp32, tensors_to_measure(fp32), _pixels(calibration, "Calibrating"))
     models = [quantize(fp32, ranges, recipe) for recipe in RECIPES]
-    reference, *answers = _answer([fp32, *models], valid)
+    reference, *answers = _predict([fp32, *models], contract, valid)
     candidates = [
         Int8(
             model, recipe, ranges.photographs, float(np.abs(answer.dr_probs - reference.dr_probs).mean()),
-            judge(contract, valid, reference, answer), screening_thresholds(contract, valid, answer),
+            judge(contract, reference, answer), screening_thresholds(contract, answer),
         )
         for model, recipe, answer in zip(models, RECIPES, answers, strict=True)
     ]  # fmt: skip
@@ -117,17 +118,14 @@ def choose(candidates: Sequence[Int8]) -> Int8:
     return close[0] if close else min(accepted or candidates, key=lambda candidate: candidate.mean_difference)
 
 
-def screening_thresholds(contract: Contract, valid: Sequence[Photo], answers: Answers) -> Mapping[str, Rule]:
+def screening_thresholds(contract: Contract, valid: Predictions) -> Mapping[str, Rule]:
     """The contract's rules; of a calibrated checkpoint, both referrals at the operating point of int8's own answers.
 
     Fitted to fp32's, they can miss in int8 a photograph more than screening may: rounding moves those next to them.
     """
     if not is_calibrated(contract):
         return contract.thresholds
-    referable = np.array([photo.dr_grade >= contract.referable_from for photo in valid], np.int64)
-    probs = [decide(contract, *row).referable_prob for row in zip(answers.dr_probs, answers.me_probs, strict=True)]
-    me_true = np.array([photo.me_label for photo in valid], np.int64)
-    return screening_rules(contract.thresholds, referable, np.array(probs), me_true, answers.me_probs[:, 1])
+    return screening_rules(contract, valid)
 
 
 def _read(root: Path, contract: Contract, me_positive_from: int | None) -> DataSet:
@@ -153,8 +151,9 @@ def _pixels(photos: Sequence[Photo], what: str) -> Iterator[NDArray[np.uint8]]:
         yield decode(photo.path)
 
 
-def _answer(models: Sequence[onnx.ModelProto], photos: Sequence[Photo]) -> list[Answers]:
-    """Every model's probabilities, each photograph decoded once."""
+def _predict(models: Sequence[onnx.ModelProto], contract: Contract, photos: Sequence[Photo]) -> list[Predictions]:
+    """Every model's answers, each photograph decoded once."""
+    dr_true = [contract.dr_grades.index(photo.dr_grade) for photo in photos]
     sessions = [
         ort.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
         for model in models
@@ -164,6 +163,8 @@ def _answer(models: Sequence[onnx.ModelProto], photos: Sequence[Photo]) -> list[
         for pixels in _pixels(photos, "Judging")
     ]
     return [
-        Answers(np.concatenate([dr for dr, _ in column]), np.concatenate([me for _, me in column]))
+        Predictions.of(
+            photos, dr_true, np.concatenate([dr for dr, _ in column]), np.concatenate([me for _, me in column])
+        )
         for column in zip(*rows, strict=True)
     ]

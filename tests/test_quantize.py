@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from retina.export.calibration import measure_ranges
-from retina.export.gate import Answers, judge
+from retina.export.gate import judge
 from retina.export.graph import DeployedModel
 from retina.export.int8 import Int8, choose, screening_thresholds, to_int8
 from retina.export.job import ExportJob, run_export
@@ -23,6 +23,7 @@ from retina.runtime.errors import AnnotationError
 from retina.runtime.model import RetinaModel
 from retina.train.checkpoint import load_checkpoint
 from retina.train.data import Photo
+from retina.train.metrics import Predictions
 from small_checkpoint import small_checkpoint
 from small_set import small_set
 
@@ -128,18 +129,20 @@ def test_rounding_keeps_each_kernels_sum() -> None:
     np.testing.assert_array_equal(by_hand, [[[[1, 3], [3, -1]]]])
 
 
-def photo(grade: int, me: int) -> Photo:
-    return Photo(Path("x.jpg"), "x", 2, grade, me)
+def answers(truth: list[tuple[int, int]], dr: NDArray[np.float32], me: NDArray[np.float32]) -> Predictions:
+    """To photographs of these DR grades and ME labels."""
+    photos = [Photo(Path("x.jpg"), "x", 2, grade, label) for grade, label in truth]
+    return Predictions.of(photos, [grade for grade, _ in truth], dr, me)
 
 
 def test_gate_by_hand() -> None:
     """Four photographs; int8 turns one grade 2 into 1, and turns the order of two ME probabilities."""
-    photos = [photo(0, 0), photo(2, 0), photo(3, 1), photo(4, 1)]
+    truth = [(0, 0), (2, 0), (3, 1), (4, 1)]
     right = np.eye(5, dtype=np.float32)[[0, 2, 3, 4]]
     wrong = np.eye(5, dtype=np.float32)[[0, 1, 3, 4]]
-    fp32 = Answers(right, np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.1, 0.9]], np.float32))
-    int8 = Answers(wrong, np.array([[0.9, 0.1], [0.3, 0.7], [0.4, 0.6], [0.1, 0.9]], np.float32))
-    gate = judge(Contract(), photos, fp32, int8)
+    fp32 = answers(truth, right, np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.1, 0.9]], np.float32))
+    int8 = answers(truth, wrong, np.array([[0.9, 0.1], [0.3, 0.7], [0.4, 0.6], [0.1, 0.9]], np.float32))
+    gate = judge(Contract(), fp32, int8)
     assert (gate.fp32.dr_accuracy, gate.int8.dr_accuracy, gate.int8.me_accuracy) == (1.0, 0.75, 0.75)
     assert gate.int8.me_auc == 0.75  # 3 of the 4 pairs in order
     assert gate.fp32.referable_auc == 1.0 and gate.int8.referable_auc == pytest.approx((2 + 0.5) / 3)
@@ -147,20 +150,20 @@ def test_gate_by_hand() -> None:
     assert [fault.split(":")[0] for fault in gate.faults] == [
         "dr_accuracy", "me_accuracy", "referable_auc", "me_auc", "dr_agreement", "me_agreement"
     ]  # fmt: skip
-    assert judge(Contract(), photos, fp32, fp32).faults == []
+    assert judge(Contract(), fp32, fp32).faults == []
 
 
 def test_gate_without_positives_judges_what_it_can() -> None:
-    answers = Answers(np.eye(5, dtype=np.float32)[[0, 1]], np.array([[1, 0], [1, 0]], np.float32))
-    gate = judge(Contract(), [photo(0, 0), photo(1, 0)], answers, answers)
+    healthy = answers([(0, 0), (1, 0)], np.eye(5, dtype=np.float32)[[0, 1]], np.array([[1, 0], [1, 0]], np.float32))
+    gate = judge(Contract(), healthy, healthy)
     assert gate.int8.me_auc is None and gate.int8.referable_auc is None and gate.faults == []
 
 
 def test_what_is_kept_is_quick_among_the_close_ones() -> None:
-    photos, right = [photo(0, 0), photo(2, 1)], np.eye(5, dtype=np.float32)[[0, 2]]
-    fp32 = Answers(right, np.eye(2, dtype=np.float32))
-    passes = judge(Contract(), photos, fp32, fp32)
-    fails = judge(Contract(), photos, fp32, Answers(right[::-1], fp32.me_probs))
+    truth, right = [(0, 0), (2, 1)], np.eye(5, dtype=np.float32)[[0, 2]]
+    fp32 = answers(truth, right, np.eye(2, dtype=np.float32))
+    passes = judge(Contract(), fp32, fp32)
+    fails = judge(Contract(), fp32, answers(truth, right[::-1], fp32.me_probs))
 
     def kept(*candidates: tuple[float, bool]) -> int:
         """Place of what is chosen, the quickest first, by mean difference and whether the gate is passed."""
@@ -179,8 +182,8 @@ def test_what_is_kept_is_quick_among_the_close_ones() -> None:
 
 
 def test_a_file_that_is_kept_but_not_close_says_so() -> None:
-    fp32 = Answers(np.eye(5, dtype=np.float32)[[0, 2]], np.eye(2, dtype=np.float32))
-    passes = judge(Contract(), [photo(0, 0), photo(2, 1)], fp32, fp32)
+    fp32 = answers([(0, 0), (2, 1)], np.eye(5, dtype=np.float32)[[0, 2]], np.eye(2, dtype=np.float32))
+    passes = judge(Contract(), fp32, fp32)
 
     def last_line(difference: float) -> str:
         kept = Int8(onnx.ModelProto(), Recipe("mean", 1), 320, difference, passes, default_thresholds())
@@ -204,13 +207,12 @@ CALIBRATED = Contract(
 
 def test_a_calibrated_checkpoints_referrals_are_fitted_to_the_int8_answers() -> None:
     """Referable from grade 3 here. Of one photograph each, screening may miss none."""
-    valid = [photo(0, 0), photo(2, 1), photo(3, 0), photo(4, 0)]
     dr = np.array(
         [[0.9, 0.0, 0.0, 0.1, 0.0], [0.1, 0.1, 0.6, 0.1, 0.1], [0.5, 0.1, 0.1, 0.2, 0.1], [0.0, 0.0, 0.0, 0.1, 0.9]],
         np.float32,
     )
     me = np.array([[0.9, 0.1], [0.8, 0.2], [0.95, 0.05], [0.96, 0.04]], np.float32)
-    found = screening_thresholds(CALIBRATED, valid, Answers(dr, me))
+    found = screening_thresholds(CALIBRATED, answers([(0, 0), (2, 1), (3, 0), (4, 0)], dr, me))
     # Grades 3 and 4 have 0.1, 0.2, 0.3 and 1.0 of the probability: both referable ones are found from 0.3 on.
     assert (found["referable_dr"].level, found["referable_dr"].from_grade) == (pytest.approx(0.25), 3)
     assert found["referable_me"].level == pytest.approx(0.15)
@@ -219,8 +221,8 @@ def test_a_calibrated_checkpoints_referrals_are_fitted_to_the_int8_answers() -> 
 
 def test_rules_that_nobody_fitted_stay() -> None:
     asked = CALIBRATED.with_(provenance={})
-    answers = Answers(np.eye(5, dtype=np.float32)[[0, 4]], np.eye(2, dtype=np.float32))
-    assert screening_thresholds(asked, [photo(0, 0), photo(4, 1)], answers) == asked.thresholds
+    valid = answers([(0, 0), (4, 1)], np.eye(5, dtype=np.float32)[[0, 4]], np.eye(2, dtype=np.float32))
+    assert screening_thresholds(asked, valid) == asked.thresholds
 
 
 def test_an_exported_int8_file_carries_its_own_referrals(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from ..runtime.contract import Contract
 from .checkpoint import Checkpoint
 from .data import DataSet, EvalItems
 from .loop import as_predictions
-from .metrics import Decisions
 from .screening import screening_rules
 from .temperature import fit_temperature, scale_head
 
@@ -51,12 +50,8 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
     me_temperature = fit_temperature(me_logits, torch.from_numpy(raw.me_true))
     weights = scale_head(scale_head(best.weights, "dr_head", dr_temperature), "me_head", me_temperature)
     p = as_predictions(items, dr_logits / dr_temperature, me_logits / me_temperature)
-    decisions = Decisions.of(p, best.contract)
-    rules = screening_rules(
-        best.contract.thresholds, decisions.referable_true, decisions.referable_prob, p.me_true, p.me_probs[:, 1]
-    )
     contract = best.contract.with_(
-        thresholds=rules,
+        thresholds=screening_rules(best.contract, p),
         provenance={
             **best.contract.provenance, "dr_temperature": dr_temperature, "me_temperature": me_temperature
         },

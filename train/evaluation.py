@@ -42,15 +42,11 @@ def score_split(model: RetinaModel, photos: tuple[Photo, ...], *, workers: int |
     if faults := [f"{scored.source}: {scored.error}" for scored in scores if scored.error is not None]:
         raise AnnotationError("photographs that cannot be scored:\n  " + "\n  ".join(faults))
     found = [scored.prediction for scored in scores if scored.prediction is not None]
-    return Predictions(
-        image_names=tuple(photo.image_name for photo in photos),
-        paths=tuple(str(path) for path in paths),
-        dr_true=np.array([grades.index(photo.dr_grade) for photo in photos], np.int64),
-        me_true=np.array([photo.me_label for photo in photos], np.int64),
+    return Predictions.of(
+        photos,
+        [grades.index(photo.dr_grade) for photo in photos],
         dr_probs=np.array([[p.dr_probs[grade] for grade in grades] for p in found], np.float32),
         me_probs=np.array([[1.0 - p.me_prob, p.me_prob] for p in found], np.float32),
-        sources=tuple(photo.source for photo in photos),
-        patients=tuple(photo.patient or photo.image_name for photo in photos),
     )
 
 

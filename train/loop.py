@@ -405,17 +405,7 @@ def eval_loader(items: EvalItems, config: TrainConfig, fabric: Fabric) -> DataLo
 
 
 def as_predictions(items: EvalItems, dr_logits: Tensor, me_logits: Tensor) -> Predictions:
-    photos = items.photos
-    return Predictions(
-        image_names=tuple(photo.image_name for photo in photos),
-        paths=tuple(str(photo.path) for photo in photos),
-        dr_true=torch.tensor(items.dr_index).numpy(),
-        me_true=torch.tensor([photo.me_label for photo in photos]).numpy(),
-        dr_probs=dr_logits.softmax(1).numpy(),
-        me_probs=me_logits.softmax(1).numpy(),
-        sources=tuple(photo.source for photo in photos),
-        patients=tuple(photo.patient or photo.image_name for photo in photos),
-    )
+    return Predictions.of(items.photos, items.dr_index, dr_logits.softmax(1).numpy(), me_logits.softmax(1).numpy())
 
 
 class StopRequest:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from ..runtime.contract import Contract, decide
 from . import yardsticks
 from .yardsticks import Floats, Indices
+
+if TYPE_CHECKING:
+    from .data import Photo  # loads torch, which the figures do without
 
 HEADLINES = (
     ("dr", "accuracy", "DR accuracy"),
@@ -55,6 +58,26 @@ class Predictions:
     """Camera or collection of each photograph; empty strings where unknown."""
     patients: tuple[str, ...]
     """Patient of each photograph; its image name where unknown."""
+
+    @classmethod
+    def of(
+        cls,
+        photos: Sequence[Photo],
+        dr_true: Sequence[int],
+        dr_probs: NDArray[np.float32],
+        me_probs: NDArray[np.float32],
+    ) -> Predictions:
+        """Answers to annotated photographs, and their grades as indices."""
+        return cls(
+            image_names=tuple(photo.image_name for photo in photos),
+            paths=tuple(str(photo.path) for photo in photos),
+            dr_true=np.array(dr_true, np.int64),
+            me_true=np.array([photo.me_label for photo in photos], np.int64),
+            dr_probs=dr_probs,
+            me_probs=me_probs,
+            sources=tuple(photo.source for photo in photos),
+            patients=tuple(photo.patient or photo.image_name for photo in photos),
+        )
 
     @property
     def named_sources(self) -> list[str]:

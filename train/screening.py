@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.contract import Rule
+from ..runtime.contract import Contract, Rule
 from ..runtime.errors import UsageError
+from .metrics import Decisions, Predictions
 
 SENSITIVITY = 0.90
 """Share of the photographs with the condition that screening should find; more than the 0.80 that the British Diabetic
@@ -39,20 +39,16 @@ def screening_threshold(true: NDArray[np.integer], prob: NDArray[np.floating]) -
     return (last_found + (float(below.max()) if below.size else 0.0)) / 2
 
 
-def screening_rules(
-    rules: Mapping[str, Rule],
-    referable_true: NDArray[np.integer],
-    referable_prob: NDArray[np.floating],
-    me_true: NDArray[np.integer],
-    me_prob: NDArray[np.floating],
-) -> dict[str, Rule]:
-    """A contract's rules, those of both referrals at the screening operating point; all arrays as above.
+def screening_rules(contract: Contract, valid: Predictions) -> dict[str, Rule]:
+    """The contract's rules, those of both referrals at the screening operating point of these answers.
 
     Raises:
         UsageError: one of the conditions does not occur.
     """
+    decisions = Decisions.of(valid, contract)
+    referable = screening_threshold(decisions.referable_true, decisions.referable_prob)
     return {
-        **rules,
-        "referable_dr": replace(rules["referable_dr"], threshold=screening_threshold(referable_true, referable_prob)),
-        "referable_me": Rule("at_least", screening_threshold(me_true, me_prob)),
+        **contract.thresholds,
+        "referable_dr": replace(contract.thresholds["referable_dr"], threshold=referable),
+        "referable_me": Rule("at_least", screening_threshold(valid.me_true, valid.me_probs[:, 1])),
     }
