@@ -27,12 +27,16 @@ MAX_BYTES = 1 << 30
 _STRIP = 256
 """Rows that are copied from Pillow at a time."""
 
+_CHUNK = 1 << 20
+"""Bytes that are searched at a time."""
+
 _log = logging.getLogger(__name__)
 
+_JPEG = b"\xff\xd8\xff"
 # Opened by their first bytes and not by Image.open, whose limit on pixels is a global of the process that warns where
 # ours must refuse, and which would start Ghostscript for an .eps file called .jpg.
 _OPENERS: tuple[tuple[str, Callable[[bytes], bool], type[ImageFile]], ...] = (
-    ("JPEG", lambda head: head.startswith(b"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
+    ("JPEG", lambda head: head.startswith(_JPEG), JpegImagePlugin.JpegImageFile),
     ("PNG", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
     ("TIFF", lambda head: head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
     ("WebP", lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", WebPPlugin.WebPImageFile),
@@ -45,6 +49,7 @@ _OPENERS: tuple[tuple[str, Callable[[bytes], bool], type[ImageFile]], ...] = (
 )
 _DICOM_MAGIC = slice(128, 132)
 
+_START_OF_SCAN = 0xDA
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -117,7 +122,7 @@ def _array(rgb: Image.Image, name: str) -> NDArray[np.uint8]:
             pixels[top:bottom] = np.asarray(rgb.crop((0, top, width, bottom)))
         return pixels
     except MemoryError:
-        raise _refusal(name, f"too large for the memory at hand: {rgb.width} x {rgb.height}") from None
+        raise _too_large(name, width, height) from None
 
 
 def _upright(image: Image.Image, name: str, at_least: int | None) -> Image.Image:
@@ -133,6 +138,8 @@ def _upright(image: Image.Image, name: str, at_least: int | None) -> Image.Image
             rgb = rgb.transpose(method)
     except RetinaError:
         raise
+    except MemoryError:
+        raise _too_large(name, *image.size) from None
     except Exception as err:  # noqa: BLE001 - Pillow's formats let out anything on damaged files: KeyError, struct.error
         raise _refusal(name, _reason(err)) from None
     _require_size(name, *rgb.size)
@@ -141,8 +148,10 @@ def _upright(image: Image.Image, name: str, at_least: int | None) -> Image.Image
 
 def _load_file(file: BinaryIO, name: str, at_least: int | None) -> Image.Image:
     head = file.read(132)
-    file.seek(0)
     _require(bool(head), name, "empty file")
+    if head.startswith(_JPEG):
+        _require(_has_an_end(file), name, "cut short: no end of image after the JPEG's data")
+    file.seek(0)
     if head[_DICOM_MAGIC] == b"DICM":
         return _upright(Image.fromarray(_dicom_pixels(file, name)), name, at_least)
     for label, is_format, opener in _OPENERS:
@@ -159,11 +168,32 @@ def _load_file(file: BinaryIO, name: str, at_least: int | None) -> Image.Image:
     raise _refusal(name, f"expected {formats} or DICOM, found a file that starts with {head[:8].hex(' ')}")
 
 
+def _has_an_end(file: BinaryIO) -> bool:
+    """Whether a JPEG's data are followed by its end of image, as they are not where a copy into a file of the final
+    size was broken off and left zeros: the decoder fills what is missing with grey, and Pillow does not hear of it.
+    """
+    file.seek(2)
+    while len(marker := file.read(4)) == 4 and marker[0] == 0xFF:
+        if marker[1] == _START_OF_SCAN:
+            last = b""
+            while chunk := file.read(_CHUNK):
+                if b"\xff\xd9" in last + chunk:
+                    return True
+                last = chunk[-1:]
+            return False
+        # Over each segment at once: an embedded thumbnail has an end of its own.
+        file.seek(int.from_bytes(marker[2:]) - 2, os.SEEK_CUR)
+    return True  # damaged in another way, which the decoder tells
+
+
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         # PNG and JPEG 2000 fill 16 bits; TIFF says how many it uses.
-        bits = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
-        return Image.fromarray(_to_8_bits(np.asarray(image), bits)).convert("RGB")
+        tags = getattr(image, "tag_v2", {})
+        grey = _to_8_bits(np.asarray(image), tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0])
+        # Of 8 bits Pillow turns it round itself.
+        white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+        return Image.fromarray(255 - grey if white_is_zero else grey).convert("RGB")
     if image.mode in ("I", "F"):
         # Their range is nowhere stated, and guessing it from the values would make a grade depend on the brightest dot.
         raise _refusal(name, "expected 8 or 16 unsigned bits per sample, found signed, 32-bit or floating-point ones")
@@ -207,7 +237,8 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
     _require_size(name, width, height)
     known = colours in ("RGB", "MONOCHROME1", "MONOCHROME2", "YBR_RCT", "YBR_ICT") or colours.startswith("YBR_FULL")
     _require(known, name, f"expected RGB, YBR or MONOCHROME pixels in DICOM, found {colours[:16]!r}")
-    _require(1 <= bits <= 16 and not signed, name, f"expected up to 16 unsigned bits in DICOM, found {bits}")
+    found = f"{bits} {'signed' if signed else 'unsigned'}"
+    _require(1 <= bits <= 16 and not signed, name, f"expected up to 16 unsigned bits in DICOM, found {found}")
     if frames > 1:
         _log.warning("%s: DICOM of %d frames, only the first is read", name, frames)
     try:
@@ -233,6 +264,10 @@ def _require(holds: bool, name: str, reason: str) -> None:
 
 def _refusal(name: str, reason: str) -> PictureError:
     return PictureError(f"{name}: {reason}", reason)
+
+
+def _too_large(name: str, width: int, height: int) -> PictureError:
+    return _refusal(name, f"too large for the memory at hand: {width} x {height}")
 
 
 def _reason(err: Exception) -> str:

@@ -107,6 +107,33 @@ def test_sixteen_bit_gray_is_rounded_to_eight(format_: str) -> None:
         np.testing.assert_array_equal(pixels[..., channel], expected)
 
 
+def test_tiff_whose_zero_is_white() -> None:
+    """As Pillow reads it of eight bits, and what is written on film is a negative."""
+    values = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 60
+    deep = decode(_tiff(values.tobytes(), bits=16, samples=1, photometric=0))
+    np.testing.assert_array_equal(deep[..., 0], 255 - np.round(values * (255 / 65535)))
+    shallow = decode(_tiff((values >> 8).astype(np.uint8).tobytes(), bits=8, samples=1, photometric=0))
+    np.testing.assert_array_equal(shallow[..., 0], 255 - (values >> 8))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_jpeg_with_zeros_for_its_end_is_refused(progressive: bool, share: float) -> None:
+    """What a copy leaves that was broken off in a file of the final size; Pillow shows grey there and says nothing."""
+    eye = photograph().resize((640, 480))
+    thumbnail, data = io.BytesIO(), io.BytesIO()
+    eye.resize((64, 48)).save(thumbnail, "JPEG")
+    eye.save(data, "JPEG", quality=95, progressive=progressive, comment=thumbnail.getvalue())
+    whole = data.getvalue()
+    assert whole.count(b"\xff\xd9") == 2
+    kept = round(share * len(whole))
+    for broken in (whole[:kept] + bytes(len(whole) - kept), whole[:-2] + bytes(2)):
+        with pytest.raises(PictureError, match="cut short: no end of image after the JPEG's data"):
+            decode(broken)
+    decode(whole)
+    decode(whole + bytes(10_000))
+
+
 def test_big_endian_and_twelve_bit_tiff() -> None:
     values = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 4
     big = _tiff(values.astype(">u2").tobytes(), bits=16, samples=1, order=">")
@@ -126,7 +153,9 @@ def test_sixteen_bit_colour() -> None:
     np.testing.assert_array_equal(pixels, values >> 8)  # Pillow's way: less than one level from rounding
 
 
-def _tiff(data: bytes, *, bits: int, samples: int, width: int = 32, height: int = 32, order: str = "<") -> bytes:
+def _tiff(
+    data: bytes, *, bits: int, samples: int, width: int = 32, height: int = 32, order: str = "<", photometric: int = 1
+) -> bytes:
     """A plain TIFF by hand: what Pillow cannot write."""
     import struct
 
@@ -137,7 +166,7 @@ def _tiff(data: bytes, *, bits: int, samples: int, width: int = 32, height: int 
         (257, 4, 1, height),
         (258, 3, samples, bits if samples == 1 else bits_at),
         (259, 3, 1, 1),
-        (262, 3, 1, 2 if samples == 3 else 1),
+        (262, 3, 1, 2 if samples == 3 else photometric),
         (273, 4, 1, data_at),
         (277, 3, 1, samples),
         (278, 4, 1, height),
