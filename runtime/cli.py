@@ -6,9 +6,12 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,17 +87,25 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
     _hush()
     use_one_heap()
     try:
-        failed = _run(paths, **options)
+        with _one_stop():
+            failed, told = _run(paths, **options)
     except RetinaError as err:
         click.echo(f"retina-score: {err}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         click.echo("\nretina-score: stopped; the same command goes on from here", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails as well
-        click.echo("retina-score: stopped, its output was closed; the same command goes on from here", err=True)
+    except OSError as err:  # all others have been told by the place they concern
+        _drop_output()
+        why = "was closed" if isinstance(err, BrokenPipeError) else f"cannot be written: {err.strerror}"
+        with suppress(OSError):
+            click.echo(f"retina-score: stopped, its output {why}; the same command goes on from here", err=True)
         sys.exit(2)
+    try:
+        for line in told:
+            click.echo(line, err=options["as_json"])
+    except OSError:  # the table is there, and nobody listens
+        _drop_output()
     sys.exit(1 if failed else 0)
 
 
@@ -111,13 +122,14 @@ def _run(
     verify: Path | None,
     resume: bool,
     as_json: bool,
-) -> int:
-    """Do it all; returns the number of files that failed."""
+) -> tuple[int, list[str]]:
+    """Do it all; returns the number of files that failed, and what to tell about the whole."""
     from .agreement import read_truth
     from .errors import UsageError
     from .folder import ENDINGS, gather
+    from .journal import ENDING as JOURNAL
     from .journal import Journal
-    from .model import RELEASED
+    from .model import RELEASED, find_model
     from .progress import progress
     from .scoring import depends_on, require_maps, require_room, score_rows
     from .summary import Summary
@@ -131,7 +143,9 @@ def _run(
             f"{' '.join(paths)}: expected photographs, found none ({listing.ignored} other files). Read: {endings}"
         )
     out = out.resolve() if os.path.islink(out) else out  # else the table would replace the link
-    inputs = [path for path in (model, annotations) if path is not None]
+    model = find_model(model, artifacts)
+    lists = [Path(path[1:]) for path in paths if path.startswith("@")]
+    inputs = [path.resolve() for path in (model, annotations, verify, *lists) if path is not None]
     require_room(out, len(listing.names), [*inputs, *(listing.root / name for name in listing.names)])
     truth = read_truth(annotations, listing) if annotations else None
     opened = open_model(model, artifacts, verify, provider, exact=exact)
@@ -143,10 +157,10 @@ def _run(
         click.echo(f"{truth.unmatched} annotations name no photograph scored here", err=True)
 
     grades = opened.contract.dr_grades
-    summary = Summary()
+    summary = Summary(opened.contract.thresholds)
     start = time.monotonic()
     journal = Journal(
-        out.with_name(out.name + ".journal"),
+        out.with_name(out.name + JOURNAL),
         depends_on(opened, exact=exact, provider=provider, overlays=overlays),
         resume=resume,
     )
@@ -166,12 +180,38 @@ def _run(
         journal.discard()
     finally:
         journal.close()
-    for line in summary.lines(time.monotonic() - start):
-        click.echo(line, err=as_json)
+    told = list(summary.lines(time.monotonic() - start))
     if overlays is not None:
-        click.echo(f"wrote overlays into {overlays}", err=as_json)
-    click.echo(f"wrote {out}: {len(listing.names)} rows; {listing.ignored} other files ignored", err=as_json)
-    return summary.failed
+        told.append(f"wrote overlays into {overlays}")
+    told.append(f"wrote {out}: {len(listing.names)} rows; {listing.ignored} other files ignored")
+    return summary.failed, told
+
+
+@contextmanager
+def _one_stop() -> Iterator[None]:
+    """Obey the first Ctrl-C alone: a second one would cut short the wait for the photographs in work, and the process
+    would end in an abort of its threads.
+    """
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, as in a script's background
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _drop_output() -> None:
+    """Let the interpreter's last flush of what could not be written fail no more."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _hush() -> None:
@@ -180,6 +220,9 @@ def _hush() -> None:
     Pillow and pydicom would say so at length, and pydicom could quote the patient. A name that the terminal's encoding
     does not have is written with backslashes.
     """
+    # Closed by whoever started this: then the next file to be opened, and not the terminal, would get what is told.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 - open to the end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

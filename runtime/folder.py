@@ -121,6 +121,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _listed(argument: str) -> list[str]:
+    if argument == "-" and sys.stdin is None:
+        raise UsageError("-: expected a list of paths on standard input, found it closed")
     try:
         content = sys.stdin.buffer.read() if argument == "-" else Path(argument[1:]).read_bytes()
     except OSError as err:

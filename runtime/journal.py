@@ -14,7 +14,9 @@ from .errors import OutputError
 from .model import Prediction
 from .table import Row
 
-FORMAT = 1
+FORMAT = 2
+ENDING = ".journal"
+"""After the name of the table that it is kept beside."""
 SYNC_SECONDS = 2.0
 """A process killed loses nothing; a machine without power at most the rows of this time."""
 
@@ -114,9 +116,11 @@ class Journal:
                     if self.changed:
                         return 0
                 else:
-                    name, stamp = entry.pop("name"), entry.pop("stamp")
-                    dr_probs = {int(grade): p for grade, p in entry.pop("dr_probs").items()}
-                    self._rows[name] = (tuple(stamp), Row(name, Prediction(dr_probs=dr_probs, **entry)))
+                    try:
+                        row, stamp = _row(entry)
+                    except (KeyError, TypeError, ValueError, AttributeError):  # whole, but none of ours
+                        break
+                    self._rows[row.name] = stamp, row
                 sound += len(line)
         return sound
 
@@ -138,6 +142,12 @@ def _entry(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return entry if isinstance(entry, dict) else None
+
+
+def _row(entry: dict[str, Any]) -> tuple[Row, Stamp]:
+    name, (size, changed, entered) = entry.pop("name"), entry.pop("stamp")
+    dr_probs = {int(grade): p for grade, p in entry.pop("dr_probs").items()}
+    return Row(name, Prediction(dr_probs=dr_probs, **entry)), (size, changed, entered)
 
 
 def _lock(descriptor: int, path: Path) -> None:

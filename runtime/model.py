@@ -312,7 +312,10 @@ def _check_digest(path: Path, found: str) -> None:
     beside = path.with_name(path.name + ".sha256")
     if not beside.is_file():
         return
-    words = beside.read_text(encoding="utf-8", errors="replace").split()
+    try:
+        words = beside.read_text(encoding="utf-8", errors="replace").split()
+    except OSError as err:
+        raise ModelFileError(f"{beside}: expected the digest of {path.name}, found: {err.strerror}") from None
     expected = words[0].lower() if words else "nothing"
     if expected != found:
         raise ModelFileError(

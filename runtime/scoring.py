@@ -14,9 +14,10 @@ from typing import Any
 from .contract import HEADS
 from .errors import MissingExtraError, OutputError, PictureError, UsageError
 from .folder import Listing
+from .journal import ENDING as JOURNAL
 from .journal import Journal, Stamp, stamp
 from .model import Prediction, RetinaModel
-from .table import Row
+from .table import PARTIAL, Row
 from .workers import ordered_map
 
 BYTES_PER_ROW = 600
@@ -162,17 +163,21 @@ def depends_on(model: RetinaModel, *, exact: bool, provider: str, overlays: Path
 def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
     """Refuse an output that cannot be written or would take the place of what is read, before any work.
 
+    What stands beside it until the table is complete (``*.journal``, ``*.partial``) must not take such a place either.
+
     Raises:
         OutputError: no such folder, something else than a file in its place, one of ``inputs``, or less room than the
             rows will take.
     """
     if os.path.isdir(out):
         raise OutputError(f"{out}: expected a file to write, found a folder")
-    if os.path.exists(out):
-        if not os.path.isfile(out):
-            raise OutputError(f"{out}: expected a file to write, found a device or a pipe; --json writes to a pipe")
-        if any(path.name == out.name and os.path.exists(path) and path.samefile(out) for path in inputs):
-            raise OutputError(f"{out}: expected a file to write, found one that is to be read; name another --out")
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise OutputError(f"{out}: expected a file to write, found a device or a pipe; --json writes to a pipe")
+    places = {place.name: place for place in (out, *(out.with_name(out.name + end) for end in (JOURNAL, PARTIAL)))}
+    for path in inputs:
+        place = places.get(path.name)
+        if place is not None and os.path.exists(path) and os.path.exists(place) and path.samefile(place):
+            raise OutputError(f"{place}: expected a file to write, found one that is to be read; name another --out")
     if not os.path.isdir(out.absolute().parent):
         raise OutputError(f"{out}: expected an existing folder to write to, found none: {out.absolute().parent}")
     needed, free = rows * BYTES_PER_ROW, shutil.disk_usage(out.absolute().parent).free

@@ -57,7 +57,7 @@ GRACE = 30
     default=64,
     show_default=True,
     metavar="MIB",
-    help="Size of one request. Memory is bounded by this times --queue.",
+    help="Size of one request. Memory for bodies is bounded by twice this times --queue.",
 )
 @click.option(
     "--page",
@@ -157,13 +157,17 @@ def _token(file: Path | None) -> str | None:
     from .errors import UsageError
 
     if file is None:
-        return os.environ.get("RETINA_TOKEN") or None
-    try:
-        token = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as err:
-        raise UsageError(f"--token-file {file}: expected a file with a token, found: {err}") from None
-    if not token:
-        raise UsageError(f"--token-file {file}: expected a token, found an empty file")
+        source, token = "RETINA_TOKEN", os.environ.get("RETINA_TOKEN") or None
+    else:
+        source = f"--token-file {file}"
+        try:
+            token = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as err:
+            raise UsageError(f"{source}: expected a file with a token, found: {err}") from None
+        if not token:
+            raise UsageError(f"{source}: expected a token, found an empty file")
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise UsageError(f"{source}: expected a token of ASCII letters, digits and signs, as a header can carry it")
     return token
 
 
@@ -175,9 +179,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((name, port), family=family, backlog=512)
-    except OSError as err:
+    except (OSError, UnicodeError) as err:  # a name that is none cannot even be asked for
         raise UsageError(
-            f"--host {host} --port {port}: expected an address to listen on, found: {err.strerror}. "
+            f"--host {host} --port {port}: expected an address to listen on, found: {getattr(err, 'strerror', err)}. "
             "Choose another (--port 0: any that is free)."
         ) from None
 
@@ -198,7 +202,9 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z"
-        line: dict[str, Any] = {"time": stamp, "level": record.levelname.lower(), "event": record.getMessage().strip()}
+        # uvicorn puts a whole traceback, with this machine's paths, into one message.
+        event = record.getMessage().strip().split("\n", 1)[0]
+        line: dict[str, Any] = {"time": stamp, "level": record.levelname.lower(), "event": event}
         line |= getattr(record, "fields", {})
         if record.exc_info and record.exc_info[0] is not None:
             frames = traceback.extract_tb(record.exc_info[2])

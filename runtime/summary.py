@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from .agreement import Confusion
 from .annotations import Annotation
+from .contract import Rule
 from .table import Row, utf8
 
 REASONS_SHOWN = 8
@@ -17,6 +18,8 @@ REASONS_SHOWN = 8
 class Summary:
     """Counts only, so that it stays small however many rows there are."""
 
+    thresholds: Mapping[str, Rule]
+    """The contract's, for people to know from where on is referred."""
     grades: Counter[int] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     first_failed: dict[str, str] = field(default_factory=dict)
@@ -60,7 +63,11 @@ class Summary:
         if self.scored:
             counts = ", ".join(f"{grade}: {self.grades[grade]}" for grade in sorted(self.grades))
             yield f"DR grades {counts}"
-            yield f"to refer: DR {_share(self.referable, self.scored)}, ME {_share(self.referable_me, self.scored)}"
+            dr, me = (self.thresholds[task].level for task in ("referable_dr", "referable_me"))
+            yield (
+                f"to refer: DR {_share(self.referable, self.scored)}, from a probability of {dr:.3f} on; "
+                f"ME {_share(self.referable_me, self.scored)}, from {me:.3f}"
+            )
             yield f"ME risk {_share(self.me_risks, self.scored)}"
         for reason, count in self.reasons.most_common(REASONS_SHOWN):
             yield f"failed {count}: {reason} (such as {utf8(self.first_failed[reason])!r})"

@@ -23,6 +23,8 @@ NOTEBOOK_COLUMNS = (
     "True ME risk",
 )
 """The columns of the original notebook's file, which other programs read by name."""
+PARTIAL = ".partial"
+"""After the name of a table that is not whole yet."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Table:
             OutputError: the folder cannot be written, or the disk is full.
         """
         self._path = path
-        self._partial = path.with_name(path.name + ".partial")
+        self._partial = path.with_name(path.name + PARTIAL)
         with self._telling():
             self._file = self._partial.open("w", encoding="utf-8", errors="backslashreplace", newline="")
         self.write(header)

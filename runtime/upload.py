@@ -21,7 +21,9 @@ _OTHER_FIELDS = 16
 
 @dataclass(frozen=True)
 class Limits:
-    """What a service takes in, so that its memory is bounded by ``requests * body`` whatever clients do."""
+    """What a service takes in, so that its memory is bounded by ``2 * requests * body`` whatever clients do: the pieces
+    of a body, and the whole that they are put together to.
+    """
 
     requests: int = 32
     """Requests being read, waiting or being scored at once; further ones are answered 429."""

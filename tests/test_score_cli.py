@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -385,6 +386,68 @@ def test_a_link_to_the_table_stays_a_link(score: Score) -> None:
     assert score("eyes", "--out", "t.csv").returncode == 0
     assert Path("t.csv").is_symlink()
     assert len(table("far/real.csv")) == 1
+
+
+def test_nothing_that_is_read_is_written_over(score: Score) -> None:
+    """The model that was found and not named, and a list of paths, as well as what options name."""
+    photographs(Path("eyes"), 2)
+    Path("list.txt").write_text("eyes/00000.png\n")
+    Path("link.onnx").symlink_to("artifacts/retina_multitask.onnx")
+    model = Path("artifacts/retina_multitask.onnx")
+    whole = model.read_bytes()
+    for options in (
+        ["eyes", "--out", str(model)],
+        ["eyes", "--model", "link.onnx", "--out", str(model)],
+        ["@list.txt", "--out", "list.txt"],
+    ):
+        done = score(*options)
+        assert (
+            done.returncode == 2
+            and f"{options[-1]}: expected a file to write, found one that is to be read" in done.stderr
+        )
+    assert model.read_bytes() == whole and Path("list.txt").read_text() == "eyes/00000.png\n"
+
+
+def test_a_table_that_is_written_counts_whoever_listens(score: Score) -> None:
+    """With its output full or closed from the start: the table is there, and the exit code is the table's."""
+    photographs(Path("eyes"), 2)
+    for redirect in ("> /dev/full", "2>&-", ">&-"):
+        Path("test_predictions.csv").unlink(missing_ok=True)
+        command = f'exec "$0" -c "$1" eyes {redirect}'
+        done = subprocess.run(["sh", "-c", command, sys.executable, COMMAND[2]], capture_output=True, check=False)
+        assert (done.returncode, len(table())) == (0, 2), (redirect, done.stderr)
+        assert b"Traceback" not in done.stderr and b"Exception" not in done.stderr
+
+
+def test_a_full_output_is_told_and_gone_on_from(score: Score) -> None:
+    photographs(Path("eyes"), 3)
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*COMMAND, "eyes", "--json"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 2 and b"Traceback" not in done.stderr
+    with Path("/dev/full").open("wb") as full:
+        assert subprocess.run([*COMMAND, "eyes"], stdout=subprocess.DEVNULL, stderr=full, check=False).returncode == 2
+    assert b"stopped, its output cannot be written: No space left on device; the same command goes on" in done.stderr
+
+
+def test_a_list_from_a_closed_input_is_refused(score: Score) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" - <&-', sys.executable, COMMAND[2]], capture_output=True, check=False
+    )
+    assert done.returncode == 2 and b"expected a list of paths on standard input, found it closed" in done.stderr
+
+
+@pytest.mark.parametrize("pause", [0.01, 0.2])
+def test_a_second_ctrl_c_does_not_abort_the_first(score: Score, pause: float) -> None:
+    photographs(Path("eyes"), 3000)
+    process = subprocess.Popen([*COMMAND, "eyes", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    time.sleep(pause)
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=30)[1]
+    assert process.returncode == 130, told
+    assert b"stopped; the same command goes on from here" in told and b"Traceback" not in told
 
 
 def test_output_closed_before_the_end_is_told_and_gone_on_from(score: Score) -> None:

@@ -176,6 +176,23 @@ def test_a_torn_last_line_is_scored_again(tmp_path: Path, model: RetinaModel, to
     assert journalled(path, model, listing) == ["0004.png"]
 
 
+def test_a_line_that_is_no_row_is_scored_again(tmp_path: Path, model: RetinaModel) -> None:
+    listing = folder_of(tmp_path / "eyes", 3)
+    path = tmp_path / "j"
+    journalled(path, model, listing)
+    whole = path.read_bytes()
+    head, first, second, third = whole.splitlines(keepends=True)
+    for strange in (
+        b"{}\n",
+        second.replace(b'"me_prob"', b'"another"'),
+        second.replace(b'"stamp": [', b'"stamp": [1, '),
+    ):
+        assert strange != second
+        path.write_bytes(head + first + strange + third)
+        assert journalled(path, model, listing) == ["0001.png", "0002.png"]
+        assert path.read_bytes() == whole
+
+
 def test_a_journal_of_something_else_starts_over_and_says_what_changed(tmp_path: Path, model: RetinaModel) -> None:
     listing = folder_of(tmp_path / "eyes", 3)
     journalled(tmp_path / "j", model, listing)
@@ -224,6 +241,10 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path) -> No
     require_room(tmp_path / "t.csv", 1, [tmp_path / "other.csv"])
     with pytest.raises(OutputError, match="found one that is to be read"):
         require_room(tmp_path / "t.csv", 1, [tmp_path / "." / "t.csv"])
+    for ending in (".journal", ".partial"):
+        (tmp_path / f"t.csv{ending}").touch()
+        with pytest.raises(OutputError, match=f"t.csv{ending}: expected a file to write, found one that is to be read"):
+            require_room(tmp_path / "t.csv", 1, [tmp_path / f"t.csv{ending}"])
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OutputError, match="found a device or a pipe"):
         require_room(tmp_path / "pipe", 1)

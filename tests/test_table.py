@@ -8,6 +8,7 @@ import pytest
 from retina.runtime import AnnotationError, OutputError, Prediction
 from retina.runtime.agreement import Confusion, read_truth
 from retina.runtime.annotations import Annotation
+from retina.runtime.contract import default_thresholds
 from retina.runtime.folder import Listing
 from retina.runtime.summary import Summary
 from retina.runtime.table import Row, Table, cells, columns, utf8
@@ -131,7 +132,7 @@ def test_truth_names_all_faults(tmp_path: Path) -> None:
 
 
 def test_summary_counts_and_tells() -> None:
-    summary = Summary()
+    summary = Summary(default_thresholds())
     for i in range(3):
         summary.add(Row(f"{i}", PREDICTION), known=i == 0, truth=Annotation(2, "a", 2, 0, {}))
     summary.add(Row("bad\udcff", None, "empty file"), known=False, truth=None)
@@ -139,7 +140,7 @@ def test_summary_counts_and_tells() -> None:
     for line in (
         "scored 3, 1 of them in an earlier run; failed 1; 2.0 per second",
         "DR grades 2: 3",
-        "to refer: DR 3 (100.0%), ME 0 (0.0%)",
+        "to refer: DR 3 (100.0%), from a probability of 0.500 on; ME 0 (0.0%), from 0.500",
         "ME risk 3 (100.0%)",
         "failed 1: empty file (such as 'bad\\\\udcff')",
         "against 3 annotations:",
