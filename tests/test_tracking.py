@@ -126,6 +126,10 @@ def test_a_resumed_run_goes_on_and_a_new_run_of_the_same_name_does_not(artifacts
     history = client.get_metric_history(run.info.run_id, "train_loss")
     assert [(m.step, m.value) for m in history] == [(1, 1.5), (2, 1.25)]
 
+    resumed.stop(failed=True)
+    (run,) = runs_named_second()
+    assert run.info.status == "FAILED"
+
     make_tracker("mlflow", artifacts).start("second", {"epochs": 2}, FACTS)
     assert len(runs_named_second()) == 2
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from eyes import eye, write_annotations, write_set, write_split
+from retina.train import pipeline
 from retina.train.cli import main
 from retina.train.config import TrainConfig
 
@@ -123,6 +124,19 @@ def test_a_thousand_faults_do_not_fill_the_terminal(tmp_path: Path, data: Path) 
     assert message.splitlines()[-1].strip().startswith("... and ")
 
 
+def test_stopped_while_it_reads_photographs_training_says_that_nothing_is_lost(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "look_through", interrupted)
+    result = retina_train(data, *QUICK, "--artifacts", tmp_path)
+    assert result.exit_code == 130, result.output
+    assert "stopped before training began; nothing is lost. Run the same command again." in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_missing_split_is_named(tmp_path: Path, data: Path) -> None:
     root = shutil.copytree(data, tmp_path / "data")
     shutil.rmtree(root / "valid")
@@ -229,6 +243,18 @@ def test_a_damaged_config_is_named(tmp_path: Path, data: Path, content: str) -> 
     result = retina_train("--resume", "--artifacts", tmp_path)
     assert result.exit_code == 2
     assert "config.json: expected the options of a run, found damage" in result.stderr
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"devices": 1}'])
+def test_damaged_facts_of_a_run_are_named(tmp_path: Path, data: Path, content: str) -> None:
+    config = TrainConfig(str(data), image_size=32, backbone="resnet18", weights="none", workers=0)
+    folder = interrupted(tmp_path, data)
+    (folder / "resume.pth").touch()
+    (folder / "config.json").write_text(config.to_json())
+    (folder / "run.json").write_text(content)
+    result = retina_train("--resume", "--artifacts", tmp_path)
+    assert result.exit_code == 2
+    assert f"{folder / 'run.json'}: expected the facts of a run, found damage" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from eyes import FinishedRun
 from lightning_fabric import Fabric
-from retina.runtime.errors import ModelFileError, NonFiniteLossError
+from retina.runtime.errors import ModelFileError, NonFiniteLossError, OutputError
 from retina.runtime.picture import decode
+from retina.train import pipeline
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.cli import main
 from retina.train.config import TrainConfig
@@ -33,8 +34,8 @@ from retina.train.data import DataSet, EpochPlan, TrainItems, class_weights, rea
 from retina.train.framing import Normalize, make_preprocess
 from retina.train.loop import Trainer, fit, load_resume, make_loader, save_resume
 from retina.train.model import RetinaNet
-from retina.train.pipeline import Run, make_fabric
-from retina.train.tracking import EXPERIMENT
+from retina.train.pipeline import Run, make_fabric, saved_place, train
+from retina.train.tracking import EXPERIMENT, NoTracker
 from small_set import SMALL, items, small_set
 from torch import Tensor
 
@@ -357,6 +358,66 @@ def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(data: DataSet, t
     assert run.info.status == "KILLED"
     result = CliRunner().invoke(main, shlex.split(go_on)[1:])
     assert result.exit_code == 0, result.output
+
+
+def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted_twice(epoch: int, *_: object) -> Callable[[int, list[float]], None]:
+        def show(done: int, totals: list[float]) -> None:
+            for _ in range(2 * (epoch == 2)):
+                signal.raise_signal(signal.SIGINT)
+
+        return show
+
+    monkeypatch.setattr(pipeline, "_progress_bar", interrupted_twice)
+    result = CliRunner().invoke(main, command(data, tmp_path, "twice", "--workers", "0")[2:])
+    assert result.exit_code == 130, result.output
+    assert "everything saved" not in result.output
+    assert "Stopped. Saved up to the start of epoch 2 of 3; what came after is done again. Go on with:" in result.output
+    monkeypatch.undo()
+    result = CliRunner().invoke(main, ["--resume", "--artifacts", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "Resuming twice in epoch 2 of 3." in result.output
+
+
+def test_how_far_a_run_is_saved(data: DataSet, tmp_path: Path) -> None:
+    t = trainer(items(data)[0])
+    run = Run(tmp_path, "a")
+    for epoch, batch, place in (
+        (2, 3, "batch 3 of epoch 2 of 3"),
+        (3, 0, "the start of epoch 3 of 3"),
+        (4, 0, "the end of its last epoch"),
+    ):
+        t.progress.epoch, t.progress.batch = epoch, batch
+        save_resume(t, run.resume_file)
+        assert saved_place(run, RECIPE) == place
+
+
+def test_a_run_that_fails_or_is_interrupted_is_ended_for_its_tracker(data: DataSet, tmp_path: Path) -> None:
+    class Recorded(NoTracker):
+        def __init__(self, error: BaseException | None = None) -> None:
+            self.error, self.stopped = error, list[bool]()
+
+        def epoch(self, row: object) -> None:
+            if self.error is not None:
+                raise self.error
+
+        def stop(self, *, failed: bool = False) -> None:
+            self.stopped.append(failed)
+            raise OutputError("the store is out of reach as well")
+
+    config = replace(RECIPE, data=str(data.root))
+    diverging = replace(config, lr_heads=1e38, lr_backbone=1e38)
+    for name, recipe, error, failed in (
+        ("diverged", diverging, NonFiniteLossError("expected a finite loss"), True),
+        ("full", config, OutputError("disk full"), True),
+        ("interrupted", config, KeyboardInterrupt(), False),
+    ):
+        tracker = Recorded(None if name == "diverged" else error)
+        with pytest.raises(type(error)):
+            train(recipe, Run(tmp_path, name), device="cpu", tracker=tracker, quiet=True)
+        assert tracker.stopped == [failed], name
 
 
 def test_where_runs_are_kept_is_said_only_where_it_is_not_the_default() -> None:

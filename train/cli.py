@@ -127,7 +127,7 @@ def main(context: click.Context, /, **options: Any) -> None:
     the run, report.html first, in artifacts/runs/RUN/. Ctrl-C saves everything; --resume goes on as if nothing had
     happened. Next: retina-export --format onnx.
 
-    Exit code 0: finished. 2: nothing could be done. 130: stopped, and resumable.
+    Exit code 0: finished. 2: nothing could be done. 130: stopped, and resumable where training had begun.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
     try:
         require_extra("train", *EXTRA_MODULES)
@@ -135,6 +135,11 @@ def main(context: click.Context, /, **options: Any) -> None:
     except RetinaError as err:
         click.echo(f"retina-train: {err}", err=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo(
+            "\nretina-train: stopped before training began; nothing is lost. Run the same command again.", err=True
+        )
+        sys.exit(130)
     sys.exit(0 if finished else 130)
 
 
@@ -155,7 +160,7 @@ def _run(
 
         click.echo(format_table(list_runs(artifacts)))
         return True
-    from .pipeline import Run, train
+    from .pipeline import Run, saved_place, train
     from .tracking import make_tracker
 
     if name is not None and (name in ("", ".", "..") or "/" in name or "\\" in name or len(os.fsencode(name)) > 255):
@@ -189,11 +194,11 @@ def _run(
             tracker=tracker,
             say=click.echo,
         )
-    except KeyboardInterrupt:  # past the epochs, which stop by themselves
+    except KeyboardInterrupt:  # a second one in an epoch, or past the epochs: nothing more was saved
         if not run.resume_file.is_file():
             raise
-        tracker.stop()
-        click.echo(f"Stopped, everything saved. Go on with:  {run.resume_command}")
+        place = saved_place(run, config)
+        click.echo(f"Stopped. Saved up to {place}; what came after is done again. Go on with:  {run.resume_command}")
         return False
 
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ WEIGHT_DECAY = 0.02
 WARM_UP = 0.05
 """Share of the training over which ``--schedule cosine`` rises to the full rates."""
 _RESUME_KIND = "retina-edge resume state"
+Used = TypeVar("Used")
 
 
 @dataclass
@@ -358,11 +359,20 @@ def save_resume(trainer: Trainer, file: Path) -> None:
 
 def load_resume(trainer: Trainer, file: Path) -> None:
     """Raises ModelFileError where the file is no resume state."""
+    _with_resume(file, trainer.load_state)
+
+
+def saved_progress(file: Path) -> Progress:
+    """Where a run goes on; ModelFileError where the file is no resume state."""
+    return _with_resume(file, lambda state: Progress(**state["progress"]))
+
+
+def _with_resume(file: Path, use: Callable[[dict[str, Any]], Used]) -> Used:
     state = read_state_dict(file)
     if state.get("kind") != _RESUME_KIND:
         raise ModelFileError(f"{file}: expected a {_RESUME_KIND}, found another file. Start a new run.")
     try:
-        trainer.load_state(state)
+        return use(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as err:
         raise ModelFileError(
             f"{file}: expected a whole {_RESUME_KIND}, found damage: {err}. Start a new run."

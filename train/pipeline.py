@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from ..runtime.annotations import MAX_FAULTS_SHOWN, Annotation
 from ..runtime.contract import Contract, Preprocessing
-from ..runtime.errors import AnnotationError, OutputError, UsageError
+from ..runtime.errors import AnnotationError, ModelFileError, OutputError, UsageError
 from ..runtime.model import Prediction
 from ..runtime.table import Row, Table, cells, columns
 from . import plots, report
@@ -35,7 +36,7 @@ from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights, 
 from .frames import DecodedFrames, Frames, Look, look_through
 from .framing import Normalize
 from .leakage import Leak, find_leaks
-from .loop import Trainer, as_predictions, eval_loader, fit, load_resume
+from .loop import Trainer, as_predictions, eval_loader, fit, load_resume, saved_progress
 from .metrics import Predictions, evaluate, write_metrics
 from .model import RetinaNet
 from .tracking import NoTracker, Tracker
@@ -74,6 +75,22 @@ class Run:
         """What to type to go on with it."""
         where = [] if self.artifacts == Path("artifacts") else ["--artifacts", str(self.artifacts)]
         return shlex.join(["retina-train", "--resume", "--name", self.name, *where])
+
+    def facts(self) -> dict[str, Any]:
+        """What ``run_facts`` said as it began.
+
+        Raises:
+            ModelFileError: the file is damaged.
+        """
+        try:
+            facts = dict(json.loads(self.facts_file.read_text()))
+            if missing := {"devices", "data_fingerprint"} - facts.keys():
+                raise ValueError(f"no {' and no '.join(sorted(missing))}")
+        except (OSError, ValueError, TypeError) as err:
+            raise ModelFileError(
+                f"{self.facts_file}: expected the facts of a run, found damage: {err}. Start a new run."
+            ) from None
+        return facts
 
     def write(self, name: str, text: str) -> None:
         write_atomically(self.folder / name, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -119,6 +136,25 @@ def train(
     Raises:
         RetinaError: anything a user can mend, before training where it can be known.
     """
+    tracker = tracker or NoTracker()
+    try:
+        return _train(config, run, device, resume, allow_leakage, tracker, say, quiet)
+    except BaseException as err:
+        with contextlib.suppress(OutputError):  # that the tracker fails too is not what the user has to know
+            tracker.stop(failed=isinstance(err, Exception))
+        raise
+
+
+def _train(
+    config: TrainConfig,
+    run: Run,
+    device: str,
+    resume: bool,
+    allow_leakage: bool,
+    tracker: Tracker,
+    say: Say,
+    quiet: bool,
+) -> bool:
     if config.batch_size == 1 and config.image_size <= 32:
         raise UsageError(
             "--batch-size 1: expected two photographs or more at --image-size 32, whose last feature map is one pixel: "
@@ -126,7 +162,6 @@ def train(
         )
     device = pick_device(device)
     _expect_writable(run.artifacts)
-    tracker = tracker or NoTracker()
     fabric = make_fabric(device, config.precision)
     run = replace(run, name=fabric.broadcast(run.name))  # devices may have been named by different seconds
     say_once = say if fabric.is_global_zero else (lambda _line: None)
@@ -215,6 +250,19 @@ def train(
         _finish(run, data, trainer, best, predictions, tracker, say_once)
     fabric.barrier()
     return True
+
+
+def saved_place(run: Run, config: TrainConfig) -> str:
+    """How far a run's resume state goes, in words.
+
+    Raises:
+        ModelFileError: it is none.
+    """
+    progress = saved_progress(run.resume_file)
+    if progress.epoch > config.epochs:
+        return "the end of its last epoch"
+    where = f"batch {progress.batch}" if progress.batch else "the start"
+    return f"{where} of epoch {progress.epoch} of {config.epochs}"
 
 
 def _expect_writable(artifacts: Path) -> None:
@@ -377,7 +425,7 @@ def _finish(
     best.save(run.folder / "best.pth")
     write_test_predictions(run.folder / TEST_PREDICTIONS, data.splits["test"], predictions["test"], contract)
     history = pd.DataFrame(trainer.progress.history)
-    facts = json.loads(run.facts_file.read_text())
+    facts = run.facts()
     page = report.write_report(
         run.folder, {**trainer.config.to_dict(), **facts}, metrics, history, predictions, contract
     )
@@ -411,7 +459,7 @@ def _paths(data: DataSet, split: str) -> list[Path]:
 
 
 def _check_same(run: Run, survey: Survey, fabric: Fabric) -> None:
-    facts = json.loads(run.facts_file.read_text())
+    facts = run.facts()
     if facts["devices"] != fabric.world_size:
         raise UsageError(
             f"{run.folder}: expected {facts['devices']} devices as the run began, found {fabric.world_size}: another "

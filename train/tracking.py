@@ -37,8 +37,8 @@ class Tracker(Protocol):
     def epoch(self, row: Mapping[str, float]) -> None:
         """One row of ``history.csv``."""
 
-    def stop(self) -> None:
-        """The run was interrupted and may be resumed."""
+    def stop(self, *, failed: bool = False) -> None:
+        """The run was interrupted, or has ``failed``, and may be resumed."""
 
     def finish(self, folder: Path, metrics: Mapping[str, Any]) -> None:
         """The run's folder is complete: ``metrics`` as in ``metrics.json``, ``best.pth`` the model to register."""
@@ -51,7 +51,7 @@ class NoTracker:
 
     def epoch(self, row: Mapping[str, float]) -> None: ...
 
-    def stop(self) -> None: ...
+    def stop(self, *, failed: bool = False) -> None: ...
 
     def finish(self, folder: Path, metrics: Mapping[str, Any]) -> None: ...
 
@@ -124,11 +124,11 @@ class MlflowTracker:
     def epoch(self, row: Mapping[str, float]) -> None:
         self._log({key: value for key, value in row.items() if key != "epoch"}, step=int(row["epoch"]))
 
-    def stop(self) -> None:
+    def stop(self, *, failed: bool = False) -> None:
         if not self._run_id:  # interrupted before it started
             return
         with self._reaching():
-            self._client.set_terminated(self._run_id, status="KILLED")
+            self._client.set_terminated(self._run_id, status="FAILED" if failed else "KILLED")
 
     def finish(self, folder: Path, metrics: Mapping[str, Any]) -> None:
         """Log final figures and files, register ``best.pth`` as a new version of the model, end the run."""
