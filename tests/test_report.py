@@ -138,6 +138,7 @@ def test_page_shows_figures_settings_and_the_warning(run_dir: Path) -> None:
     assert "Leakage: 1 found." in said
     for setting in ("f00d" * 16, "<img src=x>", "9.9", "a.png & b.png", "old <cam>", "first & <best>"):
         assert setting in said
+    assert said.count("referable ME risk: where the probability of risk reaches 0.5") == 2, "below the curves, and last"
     assert "99999" not in said, "counts are shown as a table of the predictions"
 
 

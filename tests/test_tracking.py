@@ -80,6 +80,8 @@ def test_a_run_is_logged_and_its_best_model_can_be_loaded_from_the_registry(arti
     accuracy = metrics["splits"]["test"]["all"]["dr"]["accuracy"]
     assert run.data.metrics["test/dr_accuracy"] == pytest.approx(accuracy["value"])
     assert run.data.metrics["test/dr_accuracy_high"] == pytest.approx(accuracy["high"])
+    sensitivity = metrics["splits"]["test"]["all"]["referable_me"]["sensitivity"]["value"]
+    assert run.data.metrics["test/referable_me_sensitivity"] == pytest.approx(sensitivity)
     by_source = metrics["splits"]["test"]["sources"]["camera A (old)"]["dr"]["accuracy"]["value"]
     assert run.data.metrics["test/camera A _old_/dr_accuracy"] == pytest.approx(by_source)
     logged = {file.path for file in client.list_artifacts(run.info.run_id)}

@@ -90,7 +90,9 @@ def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], tit
 
 
 def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_png: Path) -> None:
-    """ROC curves of ME risk and referable DR for each split, with the point where the contract's rule stands."""
+    """ROC curves of ME risk and referable DR for each split, with the points where the contract's rules stand: round
+    the decision's, square ME's referral.
+    """
     figure, axes = _figure(1, 2, (9, 4.6))
     for split, p in predictions.items():
         decisions = Decisions.of(p, contract)
@@ -105,7 +107,9 @@ def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_p
             false_positive, true_positive = roc_points(true, score)
             area = yardsticks.auc(true, score, np.ones((1, true.size)))[0]
             ax.plot(false_positive, true_positive, dash, color=colour, label=f"{split}: AUC {area:.3f}")
-            ax.plot(pred[true == 0].mean(), pred[true == 1].mean(), "o", color=colour, ms=6, mec="white")
+            points = [(pred, "o"), *([(decisions.referable_me_pred, "s")] if ax is axes[0, 0] else [])]
+            for said, marker in points:
+                ax.plot(said[true == 0].mean(), said[true == 1].mean(), marker, color=colour, ms=6, mec="white")
     for ax, title in (
         (axes[0, 0], "ME risk"),
         (axes[0, 1], f"Referable DR (grade {contract.referable_from} or worse)"),

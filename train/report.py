@@ -139,7 +139,7 @@ def write_report(
         leaks=_leak_list(config.get("leaks")),
         curves=_picture(run_dir / "learning_curves.png", "Loss, accuracy, agreement and learning rates by epoch"),
         roc=_picture(run_dir / "roc.png", "ROC curves of ME risk and referable DR"),
-        rules=escape("; ".join(rule_text(contract, task) for task in ("me", "referable_dr"))),
+        rules=escape("; ".join(rule_text(contract, task) for task in contract.thresholds if task != "dr")),
         splits="\n".join(
             _split(run_dir, split, metrics["splits"][split], heads_the_page=split == judged) for split in splits
         ),
@@ -154,11 +154,12 @@ def write_report(
 
 
 def rule_text(contract: Contract, task: str) -> str:
-    """A contract's decision rule for ``dr``, ``me`` or ``referable_dr``, in words."""
-    rule, name = contract.thresholds[task], {"dr": "DR grade", "me": "ME risk", "referable_dr": "referable DR"}[task]
+    """A contract's decision rule for one of its tasks, in words."""
+    names = {"dr": "DR grade", "me": "ME risk", "referable_dr": "referable DR", "referable_me": "referable ME risk"}
+    rule, name = contract.thresholds[task], names[task]
     if rule.rule == "argmax":
         return f"{name}: the most probable answer"
-    what = "risk" if task == "me" else f"the grades from {rule.from_grade} up"
+    what = "risk" if task in ("me", "referable_me") else f"the grades from {rule.from_grade} up"
     return f"{name}: where the probability of {what} reaches {rule.threshold:g}"
 
 
@@ -324,7 +325,7 @@ def _settings(config: Mapping[str, Any], contract: Contract) -> str:
     facts = {"versions": current_versions(), **{key: config[key] for key in config if key not in shown_above}}
     provenance = {key: value for key, value in contract.provenance.items() if key != "metrics"}
     pairs = [*_flatten(facts), *_flatten({"provenance": provenance})]
-    pairs += [("decision rule", rule_text(contract, task)) for task in ("dr", "referable_dr", "me")]
+    pairs += [("decision rule", rule_text(contract, task)) for task in contract.thresholds]
     rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in pairs)
     return f'<div class="scroll"><table class="pairs">{rows}</table></div>'
 

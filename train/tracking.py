@@ -238,8 +238,8 @@ def _load_pyfunc(path: str) -> _Scorer:
 
 
 def _figures(prefix: str, body: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for task in ("dr", "me", "referable_dr"):
-        for name, figure in body[task].items():
+    for task, figures in body.items():
+        for name, figure in figures.items() if isinstance(figures, Mapping) else ():
             if isinstance(figure, Mapping):
                 ends = {"": "value", "_low": "low", "_high": "high"}
                 yield from (
