@@ -81,6 +81,16 @@ def test_cosine_rates_by_hand(data: DataSet) -> None:
     assert heads["lr"] == pytest.approx(1e-3 * half_way)
 
 
+@pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 0.02), ("adam", 0.0)])
+def test_adamw_decays_weights_by_hand(optimizer: str, decay: float) -> None:
+    t = trainer(replace(RELEASED, optimizer=optimizer, lr_heads=1e-2))
+    weight = t.net.dr_head[0].weight
+    before = weight.detach().clone()
+    weight.grad = torch.zeros_like(weight)
+    t.optimizer.step()
+    torch.testing.assert_close(weight.detach(), before * (1 - 1e-2 * decay), rtol=1e-6, atol=0)
+
+
 def test_average_is_the_exponential_one_and_is_what_is_judged(data: DataSet) -> None:
     t = trainer(replace(RELEASED, ema=0.5))
     train, _ = items(data)

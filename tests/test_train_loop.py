@@ -66,7 +66,9 @@ class NeverStop:
 
 def train_epoch(t: Trainer, train: TrainItems, plan: EpochPlan | None = None) -> None:
     plan = plan or EpochPlan(train.dr_index, t.config.batch_size, t.config.sampler, t.config.seed)
-    t.train_epoch(make_loader(train, 0, t.fabric, batch_sampler=plan), NeverStop(), lambda n, totals: None)  # type: ignore[arg-type]
+    t.train_epoch(
+        make_loader(train, 0, t.fabric, batch_sampler=plan), NeverStop(), lambda n, totals: None, plan.n_batches
+    )  # type: ignore[arg-type]
 
 
 def run(
@@ -185,6 +187,16 @@ def test_rates_halve_when_valid_no_longer_improves(data: DataSet, tmp_path: Path
     # Patience 2: the first epoch is the best, two are borne, after the fourth they halve.
     assert [row["lr_backbone"] for row in t.progress.history] == [1e-4] * 4 + [5e-5]
     assert [row["lr_heads"] for row in t.progress.history] == [1e-3] * 4 + [5e-4]
+
+
+def test_rates_stay_while_the_loss_on_valid_falls(data: DataSet, tmp_path: Path) -> None:
+    """The loss and not the score, of which less would be worse."""
+    train, _ = items(data)
+    t = trainer(train, replace(RECIPE, epochs=6))
+    t.train_epoch = lambda *_: t.progress.totals.__setitem__(slice(None), [1.0] * 6)  # type: ignore[method-assign]
+    t.judge = lambda *_: {"loss": 1 / t.progress.epoch, "score": 0.1 * t.progress.epoch}  # type: ignore[method-assign]
+    run(t, data, tmp_path / "resume.pth")
+    assert [row["lr_heads"] for row in t.progress.history] == [1e-3] * 6
 
 
 def test_stopped_at_a_random_step_and_resumed_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path) -> None:

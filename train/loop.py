@@ -140,7 +140,7 @@ class Trainer:
         return self.normalize(image.float()).contiguous(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
     def train_epoch(
-        self, loader: DataLoader[Batch], stop: StopRequest, show: Callable[[int, list[float]], None], n_batches: int = 1
+        self, loader: DataLoader[Batch], stop: StopRequest, show: Callable[[int, list[float]], None], n_batches: int
     ) -> None:
         """Finish the epoch of ``n_batches`` micro-batches that is under way, or stop at a step's end."""
         fabric, progress = self.fabric, self.progress
