@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from eyes import write_set
 from retina.runtime.picture import decode
+from retina.train import evaluation
 from retina.train.evaluation import main
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from tiny_model import CONTRACT, expected_probs, write_tiny_model
@@ -49,6 +50,16 @@ def test_a_photograph_that_cannot_be_read_is_named(data: Path, tmp_path: Path) -
     result = CliRunner().invoke(main, [str(data), "--model", str(model)])
     assert result.exit_code == 1
     assert "eye_3.jpg: expected JPEG" in result.output
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_scored(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "evaluate_file", lambda *_, **__: pytest.fail("scored first"))
+    model = write_tiny_model(tmp_path / "tiny.onnx")
+    result = CliRunner().invoke(main, [str(data), "--model", str(model), "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    assert f"{tmp_path}: cannot be written" in result.output
 
 
 def test_a_grade_that_the_model_lacks_is_named(data: Path, tmp_path: Path) -> None:

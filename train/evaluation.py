@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..runtime.annotations import fault_report
 from ..runtime.errors import AnnotationError, RetinaError, UsageError
 from ..runtime.model import RetinaModel, find_model
-from .checkpoint import write_atomically
+from .checkpoint import require_place, write_atomically
 from .data import SPLITS, Photo, read_dataset
 from .metrics import Predictions, evaluate
 from .report import FIGURES
@@ -118,6 +118,8 @@ def main(
     DATA is laid out as for retina-train. Prints Markdown.
     """
     try:
+        if out is not None:
+            require_place(out)
         opened = RetinaModel(find_model(model))
         figures = evaluate_file(opened, data, splits, me_positive_from=me_positive_from)
         if out is not None:
