@@ -100,13 +100,14 @@ def _explain(
     image_format: Any,
     **source: Any,
 ) -> int:
-    from .gallery import Gallery, list_photographs
+    from .gallery import Gallery, list_photographs, require_apart
 
     if not inputs:
         raise UsageError("expected photographs or folders to explain, found none. See retina-gradcam --help.")
     if source["model"] is None:
         require_extra("gradcam", "torch", "torchvision")
     photographs = list_photographs(inputs)
+    require_apart(out, inputs)
     explainer = _open(head, artifacts, **source)
     gallery = Gallery(out, scale, npy, image_format)
     with progress(2 * len(photographs), "Grad-CAM") as advance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 
-from ..runtime.contract import Head
+from ..runtime.contract import HEADS, Head
 from ..runtime.errors import OutputError, PictureError, UsageError
 from ..runtime.field import Field
 from ..runtime.folder import find_pictures
 from ..runtime.image_file import ImageFormat, write_image
-from ..runtime.overlay import peak_at, write_overlays
+from ..runtime.overlay import overlay_path, peak_at, write_overlays
 from ..runtime.panel import draw_panel
 from ..runtime.picture import load
 from .explainer import Answer, Explainer, Pixels
@@ -69,8 +70,10 @@ class Gallery:
             on_step: called twice for each photograph, when it is explained and when it is drawn.
 
         Raises:
+            UsageError: what would be written is a photograph to be read.
             OutputError: the folder cannot be written or the disk is full.
         """
+        self._require_unread(photographs)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with ThreadPoolExecutor(self.workers) as pool:
@@ -85,6 +88,15 @@ class Gallery:
         except OSError as err:
             raise OutputError(f"{err.filename or self.folder}: cannot be written: {err.strerror or err}") from None
         return drawn
+
+    def _require_unread(self, photographs: Sequence[Photograph]) -> None:
+        """A picture never takes the place of a photograph, whatever the two are called."""
+        read = {os.path.realpath(photograph.path) for photograph in photographs}  # Path's fails on links in a circle
+        for base in (self.folder.resolve() / photograph.stem for photograph in photographs):
+            overlays = [overlay_path(base, head, self.image_format) for head in HEADS]
+            for path in (*overlays, _panel_path(base)):
+                if str(path) in read:
+                    raise UsageError(f"{path}: expected a name to write to, found a photograph; give another --out")
 
     def _answered(
         self,
@@ -147,7 +159,7 @@ class Gallery:
             for overlay, head_map in zip(overlays, answer.maps.values(), strict=True):
                 np.save(overlay.with_suffix(".npy"), head_map.values)
         panel = draw_panel(picture, photograph.name, answer.decision, answer.maps, lit, tops)
-        write_image(base.with_name(f"{base.name}_panel.jpg"), panel)
+        write_image(_panel_path(base), panel)
         peaks = {head: peak_at(head_map, lit, picture.size) for head, head_map in answer.maps.items()}
         written = dict(zip(answer.maps, (path.relative_to(self.folder).as_posix() for path in overlays), strict=True))
         return replace(photograph, peaks=peaks, overlays=written)
@@ -175,11 +187,34 @@ def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:
     if twice is not None:
         paths = " and ".join(str(path) for path, name in found if name == twice)
         raise UsageError(f"{paths}: their overlays would have the same name. Give the folder that holds both.")
-    stems = Counter(str(Path(name).with_suffix("")) for name in names)
+    # Without its ending, unless that is also what another photograph's overlays begin with.
+    stems = Counter(str(Path(name).with_suffix("")) for name in names) + names
     return [
         Photograph(path, name, stem if stems[stem := str(Path(name).with_suffix(""))] == 1 else name)
         for path, name in found
     ]
+
+
+def require_apart(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse, before any work, a folder for overlays among the photographs.
+
+    The next run would explain this one's pictures, and ``eye_dr.jpg`` is drawn over a photograph of that name.
+
+    Raises:
+        UsageError: ``out`` lies in a folder given, or is where a photograph given lies.
+    """
+    place = out.resolve()
+    for given in inputs:
+        folder = (given if given.is_dir() else given.parent).resolve()
+        if place == folder or (given.is_dir() and place.is_relative_to(folder)):
+            raise UsageError(
+                f"--out {out}: expected a folder outside {folder}, or its pictures would be taken for photographs and "
+                "could replace them; give another --out"
+            )
+
+
+def _panel_path(base: Path) -> Path:
+    return base.with_name(f"{base.name}_panel.jpg")
 
 
 def _decoded(explainer: Explainer, path: Path) -> Pixels | PictureError:

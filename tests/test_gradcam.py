@@ -21,6 +21,7 @@ from retina.export.to_onnx import OnnxFile
 from retina.gradcam import GradCAM, find_layer, head_logit
 from retina.gradcam.cli import main
 from retina.gradcam.explainer import CheckpointExplainer, OnnxExplainer
+from retina.gradcam.gallery import list_photographs
 from retina.runtime.contract import Contract, Head, Preprocessing
 from retina.runtime.errors import UsageError
 from retina.runtime.picture import decode
@@ -256,6 +257,42 @@ def test_the_default_checkpoint_and_folder(folder: Path, checkpoint: Path, tmp_p
     assert written == ["a_me.jpg", "a_panel.jpg", "gradcam.csv", "index.html"]
 
 
+def test_photographs_are_never_drawn_over(folder: Path, explain_file: Path) -> None:
+    """However the two are named: in the folder given, beside the photograph given, in a folder that holds it."""
+    for name in ("eye.jpg", "eye_dr.jpg", "clinic/eye.jpg"):
+        Image.fromarray(photograph(1, 0, 64, seed=5).picture).save(folder / name)
+    # Drawn into photographs/, the overlay of clinic's clinic/eye.jpg is photographs/clinic/eye_dr.jpg.
+    (folder / "clinic" / "clinic").mkdir()
+    for name in ("clinic/clinic/eye.jpg", "clinic/eye_dr.jpg"):
+        Image.fromarray(photograph(1, 0, 64, seed=6).picture).save(folder / name)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    pair = [str(folder / "eye.jpg"), str(folder / "eye_dr.jpg")]
+    for inputs in ([str(folder)], pair, pair[:1], [str(folder / "clinic")]):
+        result = CliRunner().invoke(main, [*inputs, "--model", str(explain_file), "--out", str(folder)])
+        assert result.exit_code == 2, inputs
+        assert "give another --out" in result.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_default_folder_is_refused_where_it_lies_among_the_photographs(
+    folder: Path, explain_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(main, [".", "--model", str(explain_file)])
+    assert result.exit_code == 2
+    assert "--out artifacts/gradcam: expected a folder outside" in result.stderr
+
+
+def test_no_two_photographs_overlays_begin_alike(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "a.jpg.jpg", "b.jpg", "b.jpg.png", "c.jpg"):
+        (tmp_path / name).touch()
+    stems = {listed.name: listed.stem for listed in list_photographs([tmp_path])}
+    assert stems == {
+        "a.jpg": "a.jpg", "a.jpg.jpg": "a.jpg.jpg", "a.png": "a.png",
+        "b.jpg": "b", "b.jpg.png": "b.jpg.png", "c.jpg": "c",
+    }  # fmt: skip
+
+
 def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
     changes = {}
     for scale in ("image", "shared"):
@@ -281,7 +318,9 @@ def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_
         (["{folder}", "--model", "x.onnx", "--layer", "layer3"], "--layer: expected without --model"),
         (["{folder}", "--model", "{explain_file}", "--target", "5"], "expected one of 0, 1, 2, 3, 4 for the dr head"),
         (["{folder}", "{folder}", "--checkpoint", "{checkpoint}"], "would have the same name"),
-        (["{folder}", "--checkpoint", "{checkpoint}", "--out", "{folder}/a.png"], "cannot be written"),
+        (["{folder}", "--checkpoint", "{checkpoint}", "--out", "{checkpoint}"], "cannot be written"),
+        (["{folder}", "--out", "{folder}/maps"], "expected a folder outside"),
+        (["{folder}/a.jpg", "--out", "{folder}"], "expected a folder outside"),
     ],
 )
 def test_what_is_refused(args: list[str], message: str, folder: Path, checkpoint: Path, explain_file: Path) -> None:
