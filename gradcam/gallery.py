@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from ..runtime.contract import HEADS, Head
-from ..runtime.errors import OutputError, PictureError, UsageError
+from ..runtime.errors import MissingExtraError, OutputError, PictureError, UsageError
 from ..runtime.field import Field
 from ..runtime.folder import find_pictures
 from ..runtime.image_file import ImageFormat, write_image
@@ -62,7 +62,8 @@ class Gallery:
         photographs: Sequence[Photograph],
         on_step: Callable[[], object] = lambda: None,
     ) -> list[Photograph]:
-        """Explain and draw all photographs, in order; a file that cannot be read keeps its row, with the reason.
+        """Explain and draw all photographs, in order; one that cannot be read or explained keeps its row, with the
+        reason.
 
         Args:
             explainer: the model.
@@ -107,7 +108,7 @@ class Gallery:
     ) -> Iterator[Photograph]:
         """Forward passes in batches, while the pool decodes the next batch."""
 
-        def start(batch: Sequence[Photograph]) -> list[Future[Pixels | PictureError]]:
+        def start(batch: Sequence[Photograph]) -> list[Future[Pixels | str]]:
             return [pool.submit(_decoded, explainer, photograph.path) for photograph in batch]
 
         batches = [photographs[i : i + BATCH] for i in range(0, len(photographs), BATCH)]
@@ -115,14 +116,14 @@ class Gallery:
         for i, batch in enumerate(batches):
             decoded = [future.result() for future in waiting]
             waiting = start(batches[i + 1]) if i + 1 < len(batches) else []
-            readable = [pixels for pixels in decoded if not isinstance(pixels, PictureError)]
-            answers = iter(explainer.explain(readable) if readable else [])
+            answers = iter(_explained(explainer, [pixels for pixels in decoded if not isinstance(pixels, str)]))
             for photograph, pixels in zip(batch, decoded, strict=True):
                 on_step()
-                if isinstance(pixels, PictureError):
-                    yield replace(photograph, error=pixels.reason)
+                answer = pixels if isinstance(pixels, str) else next(answers)
+                if isinstance(answer, str):
+                    yield replace(photograph, error=answer)
                 else:
-                    yield replace(photograph, answer=next(answers))
+                    yield replace(photograph, answer=answer)
 
     def _drawn(
         self,
@@ -217,11 +218,26 @@ def _panel_path(base: Path) -> Path:
     return base.with_name(f"{base.name}_panel.jpg")
 
 
-def _decoded(explainer: Explainer, path: Path) -> Pixels | PictureError:
+def _decoded(explainer: Explainer, path: Path) -> Pixels | str:
+    """The photograph, or why it cannot be read."""
     try:
         return explainer.decode(path)
     except PictureError as err:
-        return err
+        return err.reason
+    except MissingExtraError as err:
+        return str(err).split("\n", 1)[0]
+
+
+def _explained(explainer: Explainer, photographs: Sequence[Pixels]) -> list[Answer | str]:
+    """An answer for each, or why there is none: where a batch is refused, its photographs are tried alone."""
+    if not photographs:
+        return []
+    try:
+        return list(explainer.explain(photographs))
+    except PictureError as err:
+        if len(photographs) == 1:
+            return [err.reason]
+    return [answer for pixels in photographs for answer in _explained(explainer, [pixels])]
 
 
 def _tops(photographs: Iterable[Photograph]) -> dict[Head, float]:

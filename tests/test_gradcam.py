@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,8 @@ from retina.gradcam.cli import main
 from retina.gradcam.explainer import CheckpointExplainer, OnnxExplainer
 from retina.gradcam.gallery import list_photographs
 from retina.runtime.contract import Contract, Head, Preprocessing
-from retina.runtime.errors import UsageError
+from retina.runtime.errors import PictureError, UsageError
+from retina.runtime.model import Prediction, RetinaModel
 from retina.runtime.picture import decode
 from retina.train.checkpoint import Checkpoint
 from retina.train.framing import make_preprocess
@@ -255,6 +258,32 @@ def test_the_default_checkpoint_and_folder(folder: Path, checkpoint: Path, tmp_p
     assert CliRunner().invoke(main, args).exit_code == 0
     written = sorted(path.name for path in (tmp_path / "artifacts" / "gradcam").iterdir())
     assert written == ["a_me.jpg", "a_panel.jpg", "gradcam.csv", "index.html"]
+
+
+def test_what_cannot_be_read_or_explained_keeps_its_row(
+    folder: Path, explain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A DICOM file where pydicom was never installed, and a photograph that the model cannot take."""
+    (folder / "b.dcm").write_bytes(bytes(128) + b"DICM")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pydicom" else find_spec(name))
+    predict, refused = RetinaModel.predict_pixels, decode(folder / "a.png").shape
+
+    def refusing(model: RetinaModel, pixels: np.ndarray, **options: Any) -> Prediction:
+        if pixels.shape == refused:
+            raise PictureError("explain.onnx: too large", "too large")
+        return predict(model, pixels, **options)
+
+    monkeypatch.setattr(RetinaModel, "predict_pixels", refusing)
+    out = tmp_path / "out"
+    result = CliRunner().invoke(main, [str(folder), "--out", str(out), "--model", str(explain_file)])
+    assert result.exit_code == 1, result.output
+    with (out / "gradcam.csv").open(newline="") as file:
+        rows = {row["Image name"]: (row["status"], row["error"]) for row in csv.DictReader(file)}
+    assert rows["a.jpg"] == rows["clinic/b.png"] == ("ok", "")
+    assert rows["a.png"] == ("error", "too large")
+    assert rows["b.dcm"] == ("error", "pydicom not installed. Run:  pip install 'retina-edge[dicom]'")
 
 
 def test_photographs_are_never_drawn_over(folder: Path, explain_file: Path) -> None:
