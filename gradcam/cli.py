@@ -75,7 +75,7 @@ def main(
     LESIONS holds lesions.csv (column Image name), photographs X.jpg, and masks X_EX.png, X_HE.png, ...
 
     Exit code 0: all done. 1: done, but some files failed, or maps that do not depend on the weights. 2: nothing could
-    be done.
+    be done. 130: stopped.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
     out = out or artifacts / "gradcam"
     try:
@@ -86,6 +86,10 @@ def main(
     except RetinaError as err:
         click.echo(f"retina-gradcam: {err}", err=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        left = "what was drawn stays, without a new gradcam.csv and index.html" if evaluate is None else "no new tables"
+        click.echo(f"\nretina-gradcam: stopped; {left}", err=True)
+        sys.exit(130)
     sys.exit(code)
 
 
@@ -138,16 +142,18 @@ def _evaluate(
             "--evaluate: expected no photographs and no --model, --npy, --scale or --format beside it, since it reads "
             "LESIONS, draws nothing and redraws the checkpoint's weights. Run two commands."
         )
+    from ..train.checkpoint import require_place
     from .faithfulness import measure, steps
     from .lesions import read_lesions
     from .verdict import as_markdown, write_picture, write_table
 
     photographs = read_lesions(lesions)
     explainer = _open_checkpoint(head, artifacts, **source)
+    for name in ("faithfulness.csv", "faithfulness.md", "faithfulness.png"):
+        require_place(out / name)
     with progress(steps(photographs), "Faithfulness") as advance:
         found = measure(explainer, photographs, advance)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         write_table(out / "faithfulness.csv", found)
         (out / "faithfulness.md").write_text(as_markdown(found) + "\n", encoding="utf-8")
         write_picture(out / "faithfulness.png", found)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from retina.gradcam import deletion
+from retina.gradcam import deletion, faithfulness
 from retina.gradcam.cli import main
 from retina.gradcam.explainer import CheckpointExplainer
 from retina.gradcam.faithfulness import CENTRE, CHANCE, MAP, _mean_of_seen, measure
@@ -259,3 +259,16 @@ def test_masks_are_those_of_their_own_photograph(tmp_path: Path) -> None:
         Image.new("L", (side, side), 255).save(tmp_path / f"{name}_EX.png")
     Image.new("L", (40, 40), 255).save(tmp_path / "eye_HE.png")
     assert [sorted(photograph.masks) for photograph in read_lesions(tmp_path)] == [["EX", "HE"], ["EX"], ["EX"]]
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(
+    lesions: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_arguments: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(faithfulness, "measure", measured)
+    options = ["--checkpoint", str(checkpoint), "--out", str(checkpoint / "out")]
+    result = CliRunner().invoke(main, ["--evaluate", str(lesions), *options])
+    assert result.exit_code == 2
+    assert "cannot be written" in result.stderr

@@ -383,3 +383,15 @@ def test_a_model_file_needs_no_torch(folder: Path, tmp_path: Path) -> None:
     refused = run("plain.onnx")
     assert refused.returncode == 2
     assert "retina-export --explain" in refused.stderr
+
+
+def test_stopped_by_the_user_it_says_so(
+    folder: Path, explain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OnnxExplainer, "explain", stopped)
+    result = CliRunner().invoke(main, [str(folder), "--model", str(explain_file), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 130
+    assert "retina-gradcam: stopped" in result.stderr
