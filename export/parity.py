@@ -50,7 +50,7 @@ class Bounds:
 
 FP32 = Bounds(probability=1e-4, cam=1e-3, alone=1e-5, equal_decisions=1.0)
 INT8 = Bounds(probability=None, cam=None, alone=1e-2, equal_decisions=0.0)
-"""quantize.py judges int8 by its accuracy. In a batch, a rounding may fall to the other side: one step of 255."""
+"""gate.py judges int8 by its accuracy. In a batch, a rounding may fall to the other side: one step of 255."""
 
 
 @dataclass(frozen=True)
