@@ -107,15 +107,16 @@ def main(**options: Any) -> None:
       retina-export --inspect artifacts/retina_multitask.onnx
       retina-export --conformance kit/                  # to prove an embedding right: docs/embedding.md
 
-    Exit code 0: exported. 2: refused, with the reason. Research and demonstration only, not for clinical use.
+    Exit code 0: exported. 2: refused, with the reason. 130: stopped. Research and demonstration only, not for
+    clinical use.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
     try:
         _run(**options)
     except RetinaError as err:
         click.echo(f"retina-export: {err}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        click.echo("\nretina-export: stopped; nothing was written", err=True)
+    except KeyboardInterrupt as err:
+        click.echo(f"\nretina-export: stopped{err}", err=True)
         sys.exit(130)
 
 
@@ -167,8 +168,20 @@ def _run(
     )
     what = f"{format}, {precision}{', explain' if explain else ''}"
     click.echo(f"{job.checkpoint} to {job.out} ({what}): exporting, then comparing with PyTorch", err=True)
-    exported = run_export(job)
+    before = _stamp(job.out)
+    try:
+        exported = run_export(job)
+    except KeyboardInterrupt:
+        told = (
+            "nothing was written" if _stamp(job.out) == before else f"{job.out} is whole, what stands beside it is not"
+        )
+        raise KeyboardInterrupt(f"; {told}") from None
     click.echo(json.dumps(exported.to_dict(), indent=1) if as_json else "\n".join(_lines(exported)))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Another one once a file has been replaced."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
 
 def _lines(exported: Exported) -> list[str]:

@@ -129,6 +129,7 @@ def run_export(job: ExportJob) -> Exported:
     if int8 is not None:
         contract = contract.with_(thresholds=dict(int8.thresholds))
     done: list[tuple[Contract, Parity]] = []
+    digest_file, contract_file = (job.out.with_name(job.out.name + ending) for ending in (".sha256", CONTRACT_ENDING))
 
     def write_and_check(temporary: Path) -> None:
         file.write(temporary, contract)
@@ -138,14 +139,15 @@ def run_export(job: ExportJob) -> Exported:
         final = contract.with_(parity=parity.to_dict() | ({} if int8 is None else {"int8": int8.to_dict()}))
         file.write(temporary, final)
         done.append((final, parity))
+        # Those of the file that was there before: stopped from here on, they would refuse the new one.
+        for path in (digest_file, contract_file, signature_of(job.out)):
+            path.unlink(missing_ok=True)
 
     write_atomically(job.out, write_and_check)
     digest = sha256_of(job.out)
-    beside = {".sha256": f"{digest}  {job.out.name}\n", CONTRACT_ENDING: done[0][0].to_json() + "\n"}
-    for ending, text in beside.items():
-        path = job.out.with_name(job.out.name + ending)
+    beside = {digest_file: f"{digest}  {job.out.name}\n", contract_file: done[0][0].to_json() + "\n"}
+    for path, text in beside.items():
         write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
-    signature_of(job.out).unlink(missing_ok=True)  # of the file that was there before
     if job.sign is not None:
         sign(job.out, job.sign)
     if job.conformance is not None:

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from retina.export import job
 from retina.export.cli import main
 from retina.export.graph import DeployedModel
 from retina.export.to_pt2 import Pt2File
@@ -319,3 +320,29 @@ def test_a_damaged_archive_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     result = export("--inspect", whole)
     assert result.exit_code == 2
     assert "m.pt: expected a whole file, found damage" in result.output
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_stopped_it_leaves_no_file_that_is_refused_and_says_what_was_written(
+    when: str, checkpoint: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m.onnx"
+    out.write_bytes(b"the file of an earlier export")
+    for ending in (".sha256", ".sig", ".contract.json"):
+        out.with_name(out.name + ending).write_text("0" * 64)
+
+    def stopped(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "check_parity" if when == "before" else "sha256_of", stopped)
+    if when == "after":
+        monkeypatch.setattr(job, "provenance", lambda *_arguments: {})  # takes a digest as well
+    result = export(checkpoint, "--check", photographs, "--out", out)
+    assert result.exit_code == 130
+    if when == "before":
+        assert "stopped; nothing was written" in result.output
+        assert len(list(tmp_path.iterdir())) == 4
+    else:
+        assert "m.onnx is whole" in result.output
+        assert list(tmp_path.iterdir()) == [out]
+        RetinaModel(out)
