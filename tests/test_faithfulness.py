@@ -13,11 +13,11 @@ from PIL import Image
 from retina.gradcam import deletion, faithfulness
 from retina.gradcam.cli import main
 from retina.gradcam.explainer import CheckpointExplainer
-from retina.gradcam.faithfulness import CENTRE, CHANCE, MAP, _mean_of_seen, measure
-from retina.gradcam.interval import bootstrap
+from retina.gradcam.faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Figure, _mean_of_seen, measure
+from retina.gradcam.interval import Interval, bootstrap
 from retina.gradcam.lesions import read_lesions
 from retina.gradcam.pointing import centre_prior, point
-from retina.gradcam.randomisation import STAGE_NAMES, redrawn_models, similarity
+from retina.gradcam.randomisation import ALIKE_BELOW, STAGE_NAMES, redrawn_models, similarity
 from retina.runtime.contract import Contract, Preprocessing
 from retina.runtime.errors import AnnotationError, PictureError
 from retina.runtime.field import Field
@@ -272,3 +272,12 @@ def test_where_nothing_can_be_written_nothing_is_measured(
     result = CliRunner().invoke(main, ["--evaluate", str(lesions), *options])
     assert result.exit_code == 2
     assert "cannot be written" in result.stderr
+
+
+def test_the_sanity_check_is_sure_only_where_the_whole_interval_is() -> None:
+    def passes(low: float, high: float) -> bool:
+        interval = Interval((low + high) / 2, low, high)
+        return Faithfulness([Figure("redrawn", "", "dr", STAGE_NAMES[-1], 9, interval)], {}).depends_on_weights
+
+    assert passes(ALIKE_BELOW - 0.2, ALIKE_BELOW - 0.1)
+    assert not passes(ALIKE_BELOW - 0.2, ALIKE_BELOW + 0.1)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from retina.export import parity
-from retina.export.parity import FP32, INT8, Parity, Reference, check_parity
+from retina.export.parity import FP32, INT8, SIZES, Parity, Reference, check_parity
+from retina.runtime.contract import MIN_SIDE, Contract
 from retina.runtime.errors import ParityError
 from retina.train.checkpoint import load_checkpoint
 from small_checkpoint import small_checkpoint
@@ -121,3 +123,21 @@ def test_autograd_reference_by_finite_differences(reference: Reference, tmp_path
     finally:
         model.float()
     np.testing.assert_allclose(reference(pixels).values["dr_cam_per_grade"][0], cams, rtol=1e-3, atol=1e-5)
+
+
+def test_a_turned_decision_is_refused_of_fp32(reference: Reference) -> None:
+    """Even where every probability is within the bounds: here they are wide."""
+    with pytest.raises(ParityError, match=r"decision on eye0.png: expected dr_grade \d, found \d"):
+        check(
+            reference, lambda out, _pixels: out | {"dr_probs": np.roll(out["dr_probs"], 1, axis=1)},
+            replace(INT8, equal_decisions=1.0),
+        )  # fmt: skip
+
+
+def test_sizes_reach_from_below_the_network_to_a_camera_original() -> None:
+    sides = [side for size in SIZES for side in size]
+    assert min(sides) == MIN_SIDE and max(sides) >= 4000
+    assert any(height > width for height, width in SIZES) and any(height < width for height, width in SIZES)
+    assert any(side % 2 for side in sides)
+    side = Contract().preprocessing.image_size
+    assert any(max(size) < side for size in SIZES) and any(min(size) > side for size in SIZES)

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from retina.export.calibration import measure_ranges
-from retina.export.gate import judge
+from retina.export.gate import Gate, Quality, judge
 from retina.export.graph import DeployedModel
 from retina.export.int8 import Int8, choose, screening_thresholds, to_int8
 from retina.export.job import ExportJob, run_export
@@ -254,3 +254,21 @@ def test_valid_without_edema_is_refused_before_a_calibrated_checkpoint_is_quanti
     path.write_text(path.read_text().replace(",1,", ",0,"))
     with pytest.raises(AnnotationError, match="photographs with ME risk to calibrate on, found none"):
         to_int8(fp32, CALIBRATED, data.root, None, force=True)
+
+
+def test_each_bound_of_the_gate() -> None:
+    """Just within and just beyond; the two agreements are each of their own head."""
+    good = Quality(0.9, 0.9, 0.9, 0.9)
+
+    def faults(int8: Quality, dr: float = 1.0, me: float = 1.0) -> list[str]:
+        return [fault.split(":")[0] for fault in Gate(100, good, int8, dr, me).faults]
+
+    for name in ("dr_accuracy", "me_accuracy", "referable_auc", "me_auc"):
+        assert faults(replace(good, **{name: 0.8951})) == []
+        assert faults(replace(good, **{name: 0.8949})) == [name]
+    assert faults(good, dr=0.98, me=0.98) == []
+    assert faults(good, dr=0.979) == ["dr_agreement"] and faults(good, me=0.979) == ["me_agreement"]
+    truth, dr = [(0, 0), (2, 1)], np.eye(5, dtype=np.float32)[[0, 2]]
+    me = np.eye(2, dtype=np.float32)
+    gate = judge(Contract(), answers(truth, dr, me), answers(truth, dr, me[[1, 1]]))
+    assert (gate.dr_agreement, gate.me_agreement) == (1.0, 0.5)
