@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from numpy.typing import NDArray
+from retina.runtime.agreement import Confusion
 from retina.runtime.contract import Contract, Rule, decide, default_thresholds
 from retina.train import yardsticks
 from retina.train.evaluation import figures_table
@@ -68,8 +69,8 @@ def drawn_patients(p: Predictions, seed: int) -> tuple[NDArray[np.int64], NDArra
 def test_quadratic_kappa_by_hand() -> None:
     # True 0 0 1 2, said 0 1 1 2. Observed cost 1. By chance: rows (2, 1, 1), columns (1, 2, 1) over 4 photographs,
     # cost (2*2*1 + 2*1*4 + 1*1*1 + 1*1*1 + 1*1*4 + 1*2*1) / 4 = 20 / 4 = 5. Kappa = 1 - 1/5.
-    assert quadratic_kappa(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2]), 3) == pytest.approx(0.8)
-    assert quadratic_kappa(np.array([1, 1]), np.array([1, 1]), 3) == 0.0
+    assert quadratic_kappa(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2]), range(3)) == pytest.approx(0.8)
+    assert quadratic_kappa(np.array([1, 1]), np.array([1, 1]), range(3)) == 0.0
 
 
 def test_auc_by_hand() -> None:
@@ -156,7 +157,7 @@ def test_every_figure_is_scikit_learns(seed: int) -> None:
         (lambda c, p, w: yardsticks.accuracy(c), lambda t, y, p: sk.accuracy_score(t, y)),
         (lambda c, p, w: yardsticks.balanced_accuracy(c), lambda t, y, p: sk.balanced_accuracy_score(t, y)),
         (
-            lambda c, p, w: yardsticks.quadratic_kappa(c),
+            lambda c, p, w: yardsticks.quadratic_kappa(c, range(5)),
             lambda t, y, p: sk.cohen_kappa_score(t, y, weights="quadratic"),
         ),
         (
@@ -321,14 +322,26 @@ def test_sources_may_be_called_anything() -> None:
     assert [re.findall(r">(\d+)<", line)[0] for line in counts] == ["120", "80", "40"]
 
 
+def test_a_grade_that_does_not_occur_is_still_a_step() -> None:
+    """As retina-score counts, which knows nothing of indices: 2 for 4 costs two steps squared, though none is a 3."""
+    true, pred = np.array([0, 1, 2, 3, 3, 2]), np.array([0, 1, 3, 3, 2, 2])  # indices into 0, 1, 2, 4
+    grades = np.array([0, 1, 2, 4])
+    expected = sk.cohen_kappa_score(grades[true], grades[pred], weights="quadratic", labels=range(5))
+    assert quadratic_kappa(true, pred, grades.tolist()) == pytest.approx(expected)
+    scored = Confusion()
+    for pair in zip(grades[true].tolist(), grades[pred].tolist(), strict=True):
+        scored.add(*pair)
+    assert scored.quadratic_kappa() == pytest.approx(expected)
+
+
 def test_epoch_scores_agree_with_evaluate() -> None:
     p = predictions()
-    scores, figures = epoch_scores(p), headline(evaluate(p, CONTRACT, n_bootstrap=1)["all"])
+    scores, figures = epoch_scores(p, CONTRACT.dr_grades), headline(evaluate(p, CONTRACT, n_bootstrap=1)["all"])
     for name in ("dr_accuracy", "dr_kappa", "me_accuracy", "me_auc"):
         assert scores[name] == pytest.approx(figures[name])
     assert scores["score"] == pytest.approx(sum(scores[n] for n in scores if n != "score") / 4)
     no_risk = Predictions(**{**vars(p), "me_true": np.zeros(120, np.int64)})
-    assert epoch_scores(no_risk)["me_auc"] == 0.5
+    assert epoch_scores(no_risk, CONTRACT.dr_grades)["me_auc"] == 0.5
 
 
 def test_metrics_file_holds_what_was_evaluated(tmp_path: Path) -> None:

@@ -241,6 +241,7 @@ class EvalItems(Dataset[Item]):
 
     def __init__(self, data: DataSet, split: str, frames: Frames) -> None:
         self.photos = data.splits[split].photos
+        self.dr_grades = data.dr_grades
         self.dr_index = [data.dr_index(photo.dr_grade) for photo in self.photos]
         self.frames = frames
 

@@ -235,7 +235,7 @@ class Trainer:
         dr_loss = ((weights * self._dr_losses(dr_logits, dr_true)).sum() / weights.sum()).item()
         me_loss = F.cross_entropy(me_logits, me_true).item()
         loss = self.config.dr_weight * dr_loss + self.config.me_weight * me_loss
-        return {"loss": loss, "dr_loss": dr_loss, "me_loss": me_loss, **epoch_scores(predictions)}
+        return {"loss": loss, "dr_loss": dr_loss, "me_loss": me_loss, **epoch_scores(predictions, items.dr_grades)}
 
     def unfreeze(self) -> None:
         """Open the whole backbone, which goes on at a tenth of its rate."""

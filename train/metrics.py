@@ -104,8 +104,10 @@ class Predictions:
 class Decisions:
     """What predictions amount to by the rules of a contract; all arrays (N,)."""
 
+    dr_grades: tuple[int, ...]
+    """The contract's: the original grade of each index."""
     dr_pred: Indices
-    """Indices into the contract's dr_grades."""
+    """Indices into dr_grades."""
     me_pred: Indices
     """0 or 1."""
     referable_true: Indices
@@ -122,6 +124,7 @@ class Decisions:
         index_of = {grade: index for index, grade in enumerate(contract.dr_grades)}
         is_referable = np.array([grade >= contract.referable_from for grade in contract.dr_grades], np.int64)
         return cls(
+            contract.dr_grades,
             np.array([index_of[d.dr_grade] for d in made], np.int64),
             np.array([d.me_risk for d in made], np.int64),
             is_referable[p.dr_true],
@@ -131,8 +134,8 @@ class Decisions:
         )
 
 
-def epoch_scores(p: Predictions) -> dict[str, float]:
-    """The few figures that an epoch is judged by.
+def epoch_scores(p: Predictions, dr_grades: Sequence[int]) -> dict[str, float]:
+    """The few figures that an epoch is judged by; ``dr_grades`` has the original grade of each index.
 
     ``score`` chooses the best checkpoint. Each head counts half; within a head a decision measure and a ranking or
     agreement measure share, since accuracy alone moves by whole photographs: the mean of accuracy and quadratic
@@ -143,7 +146,7 @@ def epoch_scores(p: Predictions) -> dict[str, float]:
     me_auc = float(yardsticks.auc(p.me_true, p.me_probs[:, 1], np.ones((1, p.me_true.size)))[0])
     scores = {
         "dr_accuracy": float((dr_pred == p.dr_true).mean()),
-        "dr_kappa": quadratic_kappa(p.dr_true, dr_pred, p.dr_probs.shape[1]),
+        "dr_kappa": quadratic_kappa(p.dr_true, dr_pred, dr_grades),
         "me_accuracy": float((p.me_probs.argmax(axis=1) == p.me_true).mean()),
         "me_auc": 0.5 if math.isnan(me_auc) else me_auc,
     }
@@ -151,10 +154,10 @@ def epoch_scores(p: Predictions) -> dict[str, float]:
     return scores
 
 
-def quadratic_kappa(true: Indices, pred: Indices, n_classes: int) -> float:
+def quadratic_kappa(true: Indices, pred: Indices, values: Sequence[int]) -> float:
     """Cohen's kappa with quadratic weights, in [-1, 1]; 0 where all of truth and prediction is one class."""
-    counts = yardsticks.confusion(true, pred, n_classes, np.ones((1, true.size)))
-    kappa = float(yardsticks.quadratic_kappa(counts)[0])
+    counts = yardsticks.confusion(true, pred, len(values), np.ones((1, true.size)))
+    kappa = float(yardsticks.quadratic_kappa(counts, values)[0])
     return 0.0 if math.isnan(kappa) else kappa
 
 
@@ -255,7 +258,7 @@ def _figures(p: Predictions, d: Decisions, weights: Floats) -> dict[tuple[str, s
     return {
         ("dr", "accuracy"): yardsticks.accuracy(dr),
         ("dr", "balanced_accuracy"): yardsticks.balanced_accuracy(dr),
-        ("dr", "kappa"): yardsticks.quadratic_kappa(dr),
+        ("dr", "kappa"): yardsticks.quadratic_kappa(dr, d.dr_grades),
         ("dr", "calibration_error"): yardsticks.calibration_error(p.dr_probs, p.dr_true, weights),
         ("referable_dr", "auc"): yardsticks.auc(d.referable_true, d.referable_prob, weights),
         ("referable_dr", "sensitivity"): yardsticks.share(referable[:, 1, 1], referable[:, 1].sum(axis=1)),

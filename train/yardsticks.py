@@ -7,6 +7,8 @@ figure. NaN stands where a figure is not defined. The definitions are scikit-lea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,12 +38,13 @@ def balanced_accuracy(counts: Floats) -> Floats:
     return share(np.where(occurs, recall, 0.0).sum(axis=1), occurs.sum(axis=1).astype(np.float64))
 
 
-def quadratic_kappa(counts: Floats) -> Floats:
+def quadratic_kappa(counts: Floats, values: Sequence[int]) -> Floats:
     """Cohen's kappa with quadratic weights, from confusion matrices (B, K, K): (B,) in [-1, 1].
 
-    Disagreement costs the squared distance in classes; 0 is what the margins alone would give. Cohen 1968.
+    Disagreement costs the squared difference of the classes' ``values`` (K of them), so that a grade that does not
+    occur still counts as a step; 0 is what the margins alone would give. Cohen 1968.
     """
-    steps = np.arange(counts.shape[1])
+    steps = np.asarray(values)
     cost = (steps[:, None] - steps) ** 2
     total = counts.sum(axis=(1, 2))
     by_chance = share(np.einsum("bi,ij,bj->b", counts.sum(axis=2), cost, counts.sum(axis=1)), total)
