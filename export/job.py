@@ -70,6 +70,8 @@ class ExportJob:
             raise UsageError(f"--precision int8: expected --format onnx, found {self.format}")
         if self.precision == "int8" and self.calibration is None:
             raise UsageError("--precision int8: expected --calibration DATA, the folder that retina-train was given")
+        if self.calibration is not None and self.precision != "int8":
+            raise UsageError(f"--calibration {self.calibration}: expected --precision int8, found {self.precision}")
         if self.conformance is not None and self.format != "onnx":
             raise UsageError(f"--conformance: expected --format onnx, found {self.format}")
 
@@ -110,7 +112,7 @@ def run_export(job: ExportJob) -> Exported:
         OutputError: the place cannot be written.
         PictureError, UsageError, AnnotationError: the photographs to compare or calibrate on.
     """
-    require_place(job.out)
+    require_place(job.out, [job.checkpoint])
     if job.conformance is not None:
         require_place(job.conformance / INDEX)
     if job.sign is not None:
@@ -175,7 +177,7 @@ def _convert(
     if job.format == "pt2":
         return Pt2File.of(deployed), None
     file = OnnxFile.of(deployed, contract)
-    if job.calibration is None or job.precision == "fp32":
+    if job.calibration is None:
         return file, None
     me_positive_from = checkpoint.config.get("me_positive_from")
     int8 = to_int8(file.model, contract, job.calibration, me_positive_from, force=job.force)

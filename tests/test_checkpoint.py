@@ -116,6 +116,41 @@ def test_weights_of_another_shape_are_refused(net: RetinaNet, tmp_path: Path) ->
         load_checkpoint(tmp_path / "a.pth")
 
 
+def test_damaged_checkpoints_are_refused(net: RetinaNet, tmp_path: Path) -> None:
+    """Of the right kind, and each with one thing in it that is not as retina-train wrote it."""
+    weights, path = net.state_dict(), tmp_path / "a.pth"
+    Checkpoint(weights, "resnet18", CONTRACT).save(path)
+    whole = torch.load(path, weights_only=True)
+    nan = {**weights, "me_head.3.bias": torch.tensor([0.0, float("nan")])}
+    for change, said in (
+        ({"weights": {**weights, "extra": torch.zeros(1)}}, "found extra too"),
+        ({"weights": {**weights, "me_head.3.bias": [0.0, 0.0]}}, r"me_head.3.bias: expected \(2,\), found nothing"),
+        ({"weights": nan}, "me_head.3.bias: expected finite weights"),
+        ({"weights": 3}, "found a damaged checkpoint"),
+        ({"config": [1]}, "found a damaged checkpoint"),
+        ({"contract": 3}, "found a damaged one"),
+    ):
+        torch.save({**whole, **change}, path)
+        with pytest.raises(ModelFileError, match=said):
+            load_checkpoint(path)
+    torch.save({"dr_head.3.weight": torch.tensor(1.0), "me_head.3.weight": torch.zeros(2, 256)}, path)
+    with pytest.raises(ModelFileError, match=r"found the entries dr_head\.3\.weight"):
+        load_checkpoint(path)
+
+
+def test_rotten_bytes_are_told_and_not_loaded(net: RetinaNet, tmp_path: Path) -> None:
+    """torch.load does not look at the archive's checksums."""
+    path = tmp_path / "a.pth"
+    Checkpoint(net.state_dict(), "resnet18", CONTRACT).save(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(net.state_dict()["dr_head.3.weight"].numpy().tobytes())
+    content[at] ^= 0x40
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["kind"] == "retina-edge checkpoint"
+    with pytest.raises(ModelFileError, match=r"a\.pth: expected a sound file, found .*data/\d+ in it damaged"):
+        load_checkpoint(path)
+
+
 def test_backbone_starts_from_a_torchvision_state_dict(tmp_path: Path) -> None:
     torch.manual_seed(2)
     source = torchvision.models.resnet18()

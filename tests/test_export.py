@@ -268,6 +268,8 @@ def test_options_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
     for arguments, reason in (
         (("--precision", "int8"), "expected --calibration DATA"),
         (("--precision", "int8", "--format", "pt2", "--calibration", tmp_path), "expected --format onnx"),
+        (("--calibration", tmp_path), "expected --precision int8, found fp32"),
+        (("--out", checkpoint), "expected a file to write, found one that is to be read"),
         (("--check", tmp_path), "expected photographs, found none"),
         (("--out", "/proc/nowhere/x.onnx"), "cannot be written"),
         (("--sign", tmp_path / "no.key"), "--sign"),

@@ -128,7 +128,7 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
     retina-export and retina-gradcam take it.
     """
     try:
-        require_place(out)
+        require_place(out, checkpoints)
         loaded = {path: load_checkpoint(path) for path in checkpoints}
         mean = average([(str(path), loaded[path]) for path in checkpoints])
         read, faults = read_dataset(data, mean.config.get("me_positive_from"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -121,13 +121,15 @@ def _from_body(path: Path, body: dict[str, Any], framing: Framing, image_size: i
         )
     except KeyError as err:
         raise ModelFileError(f"{path}: expected a checkpoint with the entry {err}, found none. Train again.") from None
+    except (TypeError, AttributeError) as err:
+        raise ModelFileError(f"{path}: expected a checkpoint of retina-train, found a damaged one: {err}") from None
     _check_fits(path, checkpoint)
     return checkpoint
 
 
 def _from_bare(path: Path, body: dict[str, Any], framing: Framing, image_size: int) -> Checkpoint:
     last_layer = body.get("dr_head.3.weight")
-    if not isinstance(last_layer, Tensor) or "me_head.3.weight" not in body:
+    if not isinstance(last_layer, Tensor) or last_layer.ndim != 2 or "me_head.3.weight" not in body:
         found = ", ".join(str(key) for key in list(body)[:4]) or "nothing"
         raise ModelFileError(
             f"{path}: expected a retina-edge checkpoint, or the original notebook's state_dict with backbone.*, "
@@ -149,11 +151,17 @@ def _from_bare(path: Path, body: dict[str, Any], framing: Framing, image_size: i
 def _check_fits(path: Path, checkpoint: Checkpoint) -> None:
     with torch.device("meta"):
         expected = RetinaNet(len(checkpoint.contract.dr_grades), checkpoint.backbone).state_dict()
+    if not isinstance(checkpoint.weights, dict) or not isinstance(checkpoint.config, dict):
+        raise ModelFileError(f"{path}: expected weights and config by their names, found a damaged checkpoint")
     for name, tensor in expected.items():
         found = checkpoint.weights.get(name)
-        if found is None or found.shape != tensor.shape:
-            shape = "nothing" if found is None else str(tuple(found.shape))
+        if not isinstance(found, Tensor) or found.shape != tensor.shape:
+            shape = str(tuple(found.shape)) if isinstance(found, Tensor) else "nothing"
             raise ModelFileError(f"{path}: {name}: expected {tuple(tensor.shape)}, found {shape}")
+        if not found.isfinite().all():
+            raise ModelFileError(f"{path}: {name}: expected finite weights, found others. Train again.")
+    if unknown := sorted(checkpoint.weights.keys() - expected.keys()):
+        raise ModelFileError(f"{path}: expected the weights of {checkpoint.backbone} alone, found {unknown[0]} too")
 
 
 def current_versions() -> dict[str, str]:
@@ -167,12 +175,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_place(out: Path) -> None:
-    """Say before the work starts that a file cannot be written.
+def require_place(out: Path, inputs: Iterable[Path] = ()) -> None:
+    """Say before the work starts that a file cannot be written, or would take the place of one that is to be read.
 
     Raises:
-        OutputError: its folder cannot be made or written, or ``out`` is a folder.
+        OutputError: its folder cannot be made or written, or ``out`` is a folder or one of ``inputs``.
     """
+    if any(path.exists() and out.exists() and path.samefile(out) for path in inputs):
+        raise OutputError(f"{out}: expected a file to write, found one that is to be read; name another --out")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as err:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 import torch
 import torchvision
@@ -122,10 +123,13 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # noqa: BLE001 - torch raises a different type for each way a file can be wrong
-        first_line = str(err).strip().splitlines()[0][:200] if str(err).strip() else type(err).__name__
+        # Not its text: that would advise to load the file unsafely.
         raise ModelFileError(
-            f"{path}: expected a torch file of plain tensors, found one that cannot be read safely: {first_line}"
+            f"{path}: expected a torch file of plain tensors, found one that cannot be read safely: of another kind, "
+            f"cut short or with code in it ({type(err).__name__})"
         ) from None
+    if is_zipfile(path) and (damaged := ZipFile(path).testzip()) is not None:  # torch.load does not look
+        raise ModelFileError(f"{path}: expected a sound file, found {damaged} in it damaged. Copy it again.")
     if not isinstance(state, dict):
         raise ModelFileError(f"{path}: expected a dictionary of weights, found {type(state).__name__}")
     return state
