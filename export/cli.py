@@ -11,6 +11,7 @@ import click
 
 from ..runtime.contract import Framing, Precision
 from ..runtime.errors import RetinaError, require_extra
+from ..runtime.journal import stamp
 
 if TYPE_CHECKING:
     from .job import Exported, Format
@@ -168,20 +169,15 @@ def _run(
     )
     what = f"{format}, {precision}{', explain' if explain else ''}"
     click.echo(f"{job.checkpoint} to {job.out} ({what}): exporting, then comparing with PyTorch", err=True)
-    before = _stamp(job.out)
+    before = stamp(job.out)
     try:
         exported = run_export(job)
     except KeyboardInterrupt:
         told = (
-            "nothing was written" if _stamp(job.out) == before else f"{job.out} is whole, what stands beside it is not"
+            "nothing was written" if stamp(job.out) == before else f"{job.out} is whole, what stands beside it is not"
         )
         raise KeyboardInterrupt(f"; {told}") from None
     click.echo(json.dumps(exported.to_dict(), indent=1) if as_json else "\n".join(_lines(exported)))
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Another one once a file has been replaced."""
-    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
 
 def _lines(exported: Exported) -> list[str]:
