@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnxruntime as ort
@@ -82,7 +83,7 @@ def contenders(model: RetinaNet, contract: Contract, folder: Path, options: argp
         "TorchScript": answer_of_module(script.module, plain),
     }
     if options.compile:
-        runs["torch.compile"] = answer_of_module(torch.compile(deployed), plain)
+        runs["torch.compile"] = answer_of_module(cast(torch.nn.Module, torch.compile(deployed)), plain)
     runs |= {name: _onnxruntime(path, options.threads) for name, path in paths.items()}
     if importlib.util.find_spec("openvino"):
         runs |= {

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,17 +64,16 @@ def main() -> None:
         files = sorted((options.photographs or Path(folder)).glob("*.jpg"))
         photographs = [Photograph(files[i % len(files)], str(i), str(i)) for i in range(options.count)]
         gallery = Gallery(Path(folder) / "out", image_format=options.format)
-        contenders = {
-            "plain: decoding and forward passes": lambda part: plain(explainer, part),
-            f"overlays of both heads, {options.format}": lambda part: gallery.make(explainer, part),
+        contenders: dict[str, Callable[[list[Photograph]], object]] = {
+            "plain: decoding and forward passes": partial(plain, explainer),
+            f"overlays of both heads, {options.format}": partial(gallery.make, explainer),
         }
-        found = {}
-        for name, work in contenders.items():
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+        for work in contenders.values():
             work(photographs[:BATCH])  # warm up
-            found[name] = []
         for _ in range(options.rounds):
             for name, work in contenders.items():
-                found[name].append(seconds(lambda work=work: work(photographs)))
+                found[name].append(seconds(partial(work, photographs)))
     size = explainer.contract.preprocessing.image_size
     print(f"{options.count} photographs, {size} px, {options.threads} threads, {options.rounds} rounds")
     print(f"{'':<38}{'seconds':>8}{'cpu seconds':>18}")

@@ -13,7 +13,7 @@ import logging
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -88,17 +88,18 @@ class Original(Dataset[tuple[Tensor, int, int]]):
             return self.transform(picture.convert("RGB")), self.items.dr_index[index], photo.me_label
 
 
-def new_trainer(config: TrainConfig, items: TrainItems, n_grades: int, device: str) -> Trainer:
+def new_trainer(config: TrainConfig, items: TrainItems, dr_grades: tuple[int, ...], device: str) -> Trainer:
     torch.manual_seed(0)
     prep = Preprocessing(image_size=config.image_size)
-    net = RetinaNet(n_grades, config.backbone)
-    weights = class_weights(items.dr_index, n_grades)
-    return Trainer(make_fabric(device, config.precision), config, net, Normalize(prep.mean, prep.std), weights)
+    net = RetinaNet(len(dr_grades), config.backbone)
+    weights = class_weights(items.dr_index, len(dr_grades))
+    fabric = make_fabric(device, config.precision)
+    return Trainer(fabric, config, net, Normalize(prep.mean, prep.std), dr_grades, weights)
 
 
-def our_epoch(trainer: Trainer, loader: object) -> None:
+def our_epoch(trainer: Trainer, loader: object, n_batches: int) -> None:
     trainer.progress.batch, trainer.progress.totals = 0, [0.0] * 6
-    trainer.train_epoch(loader, StopRequest(), lambda n, totals: None)  # type: ignore[arg-type]
+    trainer.train_epoch(loader, StopRequest(), lambda n, totals: None, n_batches)  # type: ignore[arg-type]
 
 
 def plain_epoch(trainer: Trainer, batches: list[Batch]) -> None:
@@ -112,12 +113,14 @@ def plain_epoch(trainer: Trainer, batches: list[Batch]) -> None:
             dr_logits, me_logits = net(x)
         loss = F.cross_entropy(dr_logits.float(), dr_true, trainer.dr_weights)
         loss = loss + F.cross_entropy(me_logits.float(), me_true)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         trainer.optimizer.optimizer.step()
         trainer.optimizer.optimizer.zero_grad()
 
 
-def original_epoch(net: nn.Module, adam: torch.optim.Adam, loader: DataLoader[list[Tensor]], trainer: Trainer) -> None:
+def original_epoch(
+    net: nn.Module, adam: torch.optim.Adam, loader: Iterable[Sequence[Tensor]], trainer: Trainer
+) -> None:
     """The original notebook's loop: fp32, no workers, each loss and accuracy fetched with .item()."""
     device = trainer.fabric.device
     net.train()
@@ -126,7 +129,7 @@ def original_epoch(net: nn.Module, adam: torch.optim.Adam, loader: DataLoader[li
         adam.zero_grad()
         dr_logits, me_logits = net(x)
         loss = F.cross_entropy(dr_logits, dr_true, trainer.dr_weights) + F.cross_entropy(me_logits, me_true)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
         loss.item()
         (dr_logits.argmax(1) == dr_true).sum().item()
@@ -182,13 +185,12 @@ def compare(config: TrainConfig, dataset: DataSet, keep: int, device: str, round
     frames, _ = look_through(paths, Preprocessing(image_size=config.image_size), "uint8", "disk", scratch)
     items = TrainItems(dataset, frames, make_augment("notebook"), seed=0)
     plan = EpochPlan(items.dr_index, config.batch_size, "shuffle", seed=0)
-    n_grades = len(dataset.dr_grades)
-    ours, bare, whole = (new_trainer(config, items, n_grades, device) for _ in range(3))
+    ours, bare, whole = (new_trainer(config, items, dataset.dr_grades, device) for _ in range(3))
     loader = Watched(make_loader(items, config.workers, ours.fabric, batch_sampler=plan))
     ready = list(make_loader(items, 0, ours.fabric, batch_sampler=plan))
     n = sum(len(batch.filenames) for batch in ready)
 
-    theirs = RetinaNet(n_grades, config.backbone).to(ours.fabric.device)
+    theirs = RetinaNet(len(dataset.dr_grades), config.backbone).to(ours.fabric.device)
     theirs.set_frozen(True)
     adam = torch.optim.Adam(theirs.parameters(), lr=1e-4)
     original = DataLoader(
@@ -199,8 +201,8 @@ def compare(config: TrainConfig, dataset: DataSet, keep: int, device: str, round
     target = ours.fabric.device
     ways: dict[str, Callable[[], None]] = {
         "plain": lambda: plain_epoch(bare, ready),
-        "loop": lambda: our_epoch(ours, InMemory(ready)),
-        "whole": lambda: our_epoch(whole, loader),
+        "loop": lambda: our_epoch(ours, InMemory(ready), len(ready)),
+        "whole": lambda: our_epoch(whole, loader, len(ready)),
         "original": lambda: original_epoch(theirs, adam, original, ours),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}

@@ -12,6 +12,7 @@ import click
 from ..runtime.contract import Framing, Precision
 from ..runtime.errors import RetinaError, require_extra
 from ..runtime.journal import stamp
+from ..train.options import bare_options
 
 if TYPE_CHECKING:
     from .job import Exported, Format
@@ -68,16 +69,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Write a conformance kit (ONNX only): raw pixels and the answers expected; with --inspect, of that file.",
 )
-@click.option(
-    "--framing",
-    type=click.Choice(get_args(Framing)),
-    default="squash",
-    show_default=True,
-    help="For a bare state_dict, which does not say how it was trained: how pictures were framed,",
-)
-@click.option(
-    "--image-size", type=click.IntRange(32), default=384, show_default=True, metavar="PIXELS", help="and their side."
-)
+@bare_options
 @click.option(
     "--artifacts",
     type=click.Path(path_type=Path),

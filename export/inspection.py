@@ -13,7 +13,7 @@ import onnx
 
 from ..runtime.contract import METADATA_KEY, Contract
 from ..runtime.errors import ModelFileError
-from ..runtime.model import RetinaModel
+from ..runtime.model import RetinaModel, check_digest
 from ..train.checkpoint import sha256_of
 
 
@@ -65,9 +65,10 @@ def inspect_file(path: Path) -> Inspection:
         ModelFileError: not such a file, or changed since it was exported.
     """
     if path.is_file() and zipfile.is_zipfile(path):
-        _check_digest(path)
+        digest = sha256_of(path)
+        check_digest(path, digest)
         kind, contract = _zip_contract(path)
-        return Inspection(path, kind, path.stat().st_size, sha256_of(path), _has_digest(path), contract, None, {})
+        return Inspection(path, kind, path.stat().st_size, digest, _has_digest(path), contract, None, {})
     opened = RetinaModel(path)
     model = onnx.load(path)
     operators = dict(Counter(node.op_type for node in model.graph.node).most_common())
@@ -91,16 +92,6 @@ def _zip_contract(path: Path) -> tuple[str, Contract]:
         raise ModelFileError(f"{path}: expected a whole file, found damage: {err}. Export it again.") from None
     kind = "torchscript" if any("/code/" in name for name in names) else "pt2"
     return kind, Contract.from_json(text, source=str(path))
-
-
-def _check_digest(path: Path) -> None:
-    beside = path.with_name(path.name + ".sha256")
-    if beside.is_file():
-        expected, found = (beside.read_text().split() or ["nothing"])[0], sha256_of(path)
-        if expected != found:
-            raise ModelFileError(
-                f"{path}: expected sha256 {expected} (from {beside.name}), found {found}. Export it again."
-            )
 
 
 def _has_digest(path: Path) -> bool:

@@ -19,7 +19,7 @@ from ..runtime.errors import AnnotationError, ParityError, UsageError
 from ..runtime.model import session_options
 from ..runtime.picture import decode
 from ..train.calibration import calibration_faults, is_calibrated
-from ..train.data import DataSet, Photo, read_dataset
+from ..train.data import DataSet, Photo, fingerprint_of_files, read_dataset
 from ..train.metrics import Predictions
 from ..train.screening import screening_rules
 from .calibration import METHODS, measure_ranges
@@ -33,6 +33,11 @@ half of it and 0.6 MB."""
 CLOSE = 0.005
 """Largest mean difference of a DR probability from fp32 on valid. The gate asks for decisions only, which a file that
 is further off can get right there by luck: docs/recipe.md, "The int8 file"."""
+
+_STRANGERS = (
+    "  Warning: these are not the photographs and labels that the checkpoint was trained on; where their valid holds "
+    "some of its train, the figures above flatter it"
+)
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,14 @@ class Int8:
     gate: Gate
     thresholds: Mapping[str, Rule]
     """The contract's rules for this file: ``screening_thresholds``."""
+    data_fingerprint: str = ""
+    """Of the photographs it was calibrated and judged on."""
+    trained_on: str = ""
+    """Fingerprint of those the checkpoint was trained on; empty where it does not say."""
 
     def lines(self) -> list[str]:
         """The figures, for a person."""
+        strangers = self.trained_on not in ("", self.data_fingerprint)
         beyond = "" if self.mean_difference <= CLOSE else f", above the {CLOSE} aimed at: no closer way was as accurate"
         return [
             f"quantised with {self.recipe}, calibrated on {self.calibrated_on} photographs of train",
@@ -58,6 +68,7 @@ class Int8:
             f"  referral from DR {self.thresholds['referable_dr'].level:.3f}, "
             f"ME {self.thresholds['referable_me'].level:.3f}",
             f"  mean difference of a DR probability {self.mean_difference:.4f}{beyond}",
+            *([_STRANGERS] if strangers else []),
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,6 +76,7 @@ class Int8:
             "recipe": str(self.recipe),
             "calibrated_on": self.calibrated_on,
             "mean_difference": self.mean_difference,
+            "data_fingerprint": self.data_fingerprint,
             **self.gate.to_dict(),
         }
 
@@ -87,6 +99,7 @@ def to_int8(
         ParityError: no recipe is accurate enough; the message has the figures.
     """
     data = _read(root, contract, me_positive_from)
+    found, trained_on = fingerprint_of_files(data), contract.provenance.get("data_fingerprint", "")
     train, valid = data.splits["train"].photos, data.splits["valid"].photos
     calibration = _spread(train, CALIBRATION_PHOTOGRAPHS)
     ranges = measure_ranges(fp32, tensors_to_measure(fp32), _pixels(calibration, "Calibrating"))
@@ -95,7 +108,7 @@ def to_int8(
     candidates = [
         Int8(
             model, recipe, ranges.photographs, float(np.abs(answer.dr_probs - reference.dr_probs).mean()),
-            judge(contract, reference, answer), screening_thresholds(contract, answer),
+            judge(contract, reference, answer), screening_thresholds(contract, answer), found, trained_on,
         )
         for model, recipe, answer in zip(models, RECIPES, answers, strict=True)
     ]  # fmt: skip

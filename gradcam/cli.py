@@ -12,6 +12,7 @@ from ..runtime.contract import HEADS, Head
 from ..runtime.errors import OutputError, RetinaError, UsageError, require_extra
 from ..runtime.progress import progress
 from ..train.config import BEST_NAME
+from ..train.options import bare_options
 
 if TYPE_CHECKING:
     from .explainer import CheckpointExplainer, Explainer
@@ -44,7 +45,11 @@ if TYPE_CHECKING:
 @click.option(
     "--npy", is_flag=True, help="Write the raw maps as well, (h, w) float32: in logits; of several layers, from 0 to 1."
 )
-@click.option("--checkpoint", type=click.Path(path_type=Path), help=f"Trained model.  [default: ARTIFACTS/{BEST_NAME}]")
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path),
+    help=f"Trained model.  [default: ARTIFACTS/{BEST_NAME}; where none is there, the file that retina-score takes]",
+)  # fmt: skip
+@bare_options
 @click.option(
     "--model", type=click.Path(path_type=Path),
     help="Instead of a checkpoint: an ONNX file from `retina-export --explain`; needs no torch.",
@@ -108,8 +113,6 @@ def _explain(
 
     if not inputs:
         raise UsageError("expected photographs or folders to explain, found none. See retina-gradcam --help.")
-    if source["model"] is None:
-        require_extra("gradcam", "torch", "torchvision")
     photographs = list_photographs(inputs)
     require_apart(out, inputs)
     explainer = _open(head, artifacts, **source)
@@ -165,19 +168,27 @@ def _evaluate(
 
 
 def _open(head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | None, **how: Any) -> Explainer:
+    from ..runtime.model import RELEASED, find_model
     from .explainer import OnnxExplainer
 
-    if model is None:
-        return _open_checkpoint(head, artifacts, checkpoint=checkpoint, **how)
-    given = {
+    of_checkpoints = {
         "--checkpoint": checkpoint is not None,
         "--layer": how["layers"] != ("layer4",),
         "--method": how["method"] != "gradcam",
+        "--framing": how["framing"] != "squash",
+        "--image-size": how["image_size"] != 384,
     }
-    if any(given.values()):
+    given = ", ".join(option for option, is_given in of_checkpoints.items() if is_given)
+    if model is None:
+        if given or (artifacts / BEST_NAME).exists():
+            return _open_checkpoint(head, artifacts, checkpoint=checkpoint, **how)
+        model = find_model(None, artifacts)
+        which = "the model that ships with this package" if model == RELEASED else str(model)
+        click.echo(f"{artifacts / BEST_NAME}: no checkpoint there; explaining {which}", err=True)
+    elif given:
         raise UsageError(
-            f"{', '.join(option for option, is_given in given.items() if is_given)}: expected without --model, whose "
-            "file holds Grad-CAM of layer4. Explain from the checkpoint instead."
+            f"{given}: expected without --model, whose file holds Grad-CAM of layer4. Explain from the checkpoint "
+            "instead."
         )
     return OnnxExplainer(model, _heads(head), how["target"])
 

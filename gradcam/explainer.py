@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.contract import HEADS, Contract, Decision, Head, decide
+from ..runtime.contract import HEADS, Contract, Decision, Framing, Head, decide
 from ..runtime.errors import UsageError
 from ..runtime.model import DECODE_MARGIN, RetinaModel
 from ..runtime.overlay import HeadMap
@@ -76,8 +76,12 @@ class CheckpointExplainer:
         target: int | None = None,
         layers: Sequence[str] = ("layer4",),
         method: Method = "gradcam",
+        framing: Framing = "squash",
+        image_size: int = 384,
     ) -> None:
         """``target`` is the DR grade to explain (with the ME head alone: 0 or 1); None: the most probable.
+
+        ``framing`` and ``image_size`` are how a bare state_dict was trained.
 
         Raises:
             ModelFileError: not a checkpoint that can be read.
@@ -90,7 +94,7 @@ class CheckpointExplainer:
         from ..train.model import RetinaNet
         from .cam import GradCAM, head_logit
 
-        checkpoint = load_checkpoint(path)
+        checkpoint = load_checkpoint(path, framing=framing, image_size=image_size)
         self.contract = checkpoint.contract
         # A CPU convolves channels-last weights in three quarters of the time (ResNet-50, 512 px).
         self.model = checkpoint.build_model().to(memory_format=torch.channels_last)

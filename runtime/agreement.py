@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .annotations import MAX_DR_GRADE, Annotation, NameIndex, fault_report, scan_annotations
+from .annotations import MAX_DR_GRADE, Annotation, NameIndex, fault_report, me_label, scan_annotations
 from .errors import AnnotationError
 from .folder import Listing
 
@@ -25,8 +25,13 @@ class Truth:
     """Annotations of which no file was scored."""
 
 
-def read_truth(path: str | Path, listing: Listing) -> Truth:
+def read_truth(path: str | Path, listing: Listing, me_positive_from: int | None = None) -> Truth:
     """Read annotations and find the file of each.
+
+    Args:
+        path: annotations.csv.
+        listing: the files scored.
+        me_positive_from: ME grades from this one up become 1, lower ones 0; None accepts 0 and 1 only.
 
     Raises:
         AnnotationError: naming every fault at once: those of the file itself, names that fit several files, files
@@ -47,11 +52,12 @@ def read_truth(path: str | Path, listing: Listing) -> Truth:
         elif name in by_name:
             faults.append(f"line {row.line}: {row.image!r} means {name!r}, as line {by_name[name].line} does already")
         else:
-            by_name[name] = row
+            label, fault = me_label(row, me_positive_from)
+            by_name[name] = replace(row, me_grade=label)
             if row.dr_grade > MAX_DR_GRADE:
                 faults.append(f"line {row.line}: Retinopathy grade: expected 0 to {MAX_DR_GRADE}, found {row.dr_grade}")
-            if row.me_grade > 1:
-                faults.append(f"line {row.line}: Risk of macular edema: expected 0 or 1, found {row.me_grade}")
+            if fault:
+                faults.append(f"line {row.line}: {fault}")
     if not faults and not by_name:
         faults.append(f"expected names of files in {listing.root}, found none among {unmatched} rows")
     if faults:

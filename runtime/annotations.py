@@ -49,18 +49,6 @@ class Annotations:
     rows: tuple[Annotation, ...]
 
 
-def read_annotations(path: str | Path) -> Annotations:
-    """Read an annotations file.
-
-    Raises:
-        AnnotationError: naming every fault of the file with its line and value, all at once.
-    """
-    annotations, faults = scan_annotations(path)
-    if faults:
-        raise AnnotationError(fault_report(annotations.path, faults))
-    return annotations
-
-
 def scan_annotations(path: str | Path) -> tuple[Annotations, list[str]]:
     """Read the sound rows of an annotations file, and name the faults of the others instead of raising.
 
@@ -75,7 +63,10 @@ def scan_annotations(path: str | Path) -> tuple[Annotations, list[str]]:
     except OSError as err:
         return Annotations(path, ()), [f"cannot be read: {err.strerror}"]
     except UnicodeDecodeError as err:
-        return Annotations(path, ()), [f"expected UTF-8 text, found byte {err.object[err.start]:#04x} at {err.start}"]
+        return Annotations(path, ()), [
+            f"expected UTF-8 text, found byte {err.object[err.start]:#04x} at {err.start}; "
+            'spreadsheets save it as "CSV UTF-8"'
+        ]
     rows: list[Annotation] = []
     faults: list[str] = []
     first_line: dict[str, int] = {}
@@ -117,6 +108,23 @@ def fault_report(path: Path, faults: list[str]) -> str:
     left = len(faults) - len(shown)
     head = f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}; mend the file and run again:"
     return "\n  ".join([head, *shown, *([f"... and {left} more"] if left else [])])
+
+
+def me_label(row: Annotation, positive_from: int | None) -> tuple[int, str]:
+    """The ME risk that a row states, and what is wrong with it, or nothing.
+
+    Args:
+        row: its grade is 0 or 1, or with ``positive_from`` any.
+        positive_from: grades from this one up are risk; None where the grade is the label.
+    """
+    if positive_from is not None:
+        return int(row.me_grade >= positive_from), ""
+    if row.me_grade <= 1:
+        return row.me_grade, ""
+    return 0, (
+        f"Risk of macular edema: expected 0 or 1, found {row.me_grade} ({row.image}); "
+        "--me-positive-from N makes graded risk binary"
+    )
 
 
 class NameIndex:
@@ -167,17 +175,6 @@ class NameIndex:
             if found:
                 return found[0]
         return None
-
-    def resolve(self, name: str) -> Path:
-        """The file that ``name`` means.
-
-        Raises:
-            AnnotationError: no file fits, or several fit equally well.
-        """
-        found = self.find(name)
-        if found is None:
-            raise AnnotationError(f"{name!r}: expected a photograph of that name in {self.folder}, found none")
-        return self.folder / found
 
 
 def _header_faults(header: list[str]) -> list[str]:

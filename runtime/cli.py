@@ -42,6 +42,17 @@ if TYPE_CHECKING:
     help="Grades given by people: fills the two True columns and prints accuracy, kappa and confusion.",
 )
 @click.option(
+    "--me-positive-from",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="ME grades from N up are risk, where annotations grade it 0/1/2.",
+)
+@click.option(
+    "--referral",
+    is_flag=True,
+    help="Add the columns referable, referable_prob and referable_me: who is to be referred by the model's thresholds.",
+)
+@click.option(
     "--overlays",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -115,6 +126,8 @@ def _run(
     model: Path | None,
     artifacts: str,
     annotations: Path | None,
+    me_positive_from: int | None,
+    referral: bool,
     workers: int | None,
     provider: str,
     exact: bool,
@@ -147,7 +160,9 @@ def _run(
     lists = [Path(path[1:]) for path in paths if path.startswith("@")]
     inputs = [path.resolve() for path in (model, annotations, verify, *lists) if path is not None]
     require_room(out, len(listing.names), [*inputs, *(listing.root / name for name in listing.names)])
-    truth = read_truth(annotations, listing) if annotations else None
+    if me_positive_from is not None and annotations is None:
+        raise UsageError("--me-positive-from: expected --annotations CSV, whose grades it reads, found none")
+    truth = read_truth(annotations, listing, me_positive_from) if annotations else None
     opened = open_model(model, artifacts, verify, provider, exact=exact)
     if overlays is not None:
         require_maps(opened, listing, overlays)
@@ -169,10 +184,10 @@ def _run(
             click.echo(f"scoring all again: {', '.join(journal.changed)} changed since the last run", err=True)
         elif len(journal):
             click.echo(f"going on: {len(journal)} rows of an earlier run", err=True)
-        with Table(out, columns(grades)) as table, progress(len(listing.names)) as advance:
+        with Table(out, columns(grades, referral=referral)) as table, progress(len(listing.names)) as advance:
             for row, known in score_rows(opened, listing, journal, workers, overlays):
                 true = truth.by_name.get(row.name) if truth else None
-                table.write(cells(row, grades, true))
+                table.write(cells(row, grades, true, referral=referral))
                 summary.add(row, known=known, truth=true)
                 if as_json:
                     click.echo(json.dumps(record(row, true)))

@@ -139,7 +139,7 @@ class RetinaModel:
         self.path = find_model(path)
         content = _read(self.path)
         self.sha256 = hashlib.sha256(content).hexdigest()
-        _check_digest(self.path, self.sha256)
+        check_digest(self.path, self.sha256)
         _check_single_file(self.path, content)
         self._session = _open(self.path, content, threads, provider)
         self.contract = _contract(self.path, self._session)
@@ -308,7 +308,12 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _check_digest(path: Path, found: str) -> None:
+def check_digest(path: Path, found: str) -> None:
+    """Compare a file's sha256, in hexadecimal, with what stands in ``<file>.sha256`` beside it, if anything does.
+
+    Raises:
+        ModelFileError: they differ.
+    """
     beside = path.with_name(path.name + ".sha256")
     if not beside.is_file():
         return

@@ -23,6 +23,8 @@ NOTEBOOK_COLUMNS = (
     "True ME risk",
 )
 """The columns of the original notebook's file, which other programs read by name."""
+REFERRAL_COLUMNS = ("referable", "referable_prob", "referable_me")
+"""On demand, after all others: 1 where DR is to be referred, its probability, and 1 where ME is."""
 PARTIAL = ".partial"
 """After the name of a table that is not whole yet."""
 
@@ -37,19 +39,24 @@ class Row:
     error: str = ""
 
 
-def columns(grades: Sequence[int]) -> list[str]:
-    """The header for a model of these original DR grades."""
-    return [*NOTEBOOK_COLUMNS, *(f"dr_prob_{grade}" for grade in grades), "me_prob", "status", "error"]
+def columns(grades: Sequence[int], *, referral: bool = False) -> list[str]:
+    """The header for a model of these original DR grades; ``referral`` adds what its thresholds decide."""
+    header = [*NOTEBOOK_COLUMNS, *(f"dr_prob_{grade}" for grade in grades), "me_prob", "status", "error"]
+    return [*header, *REFERRAL_COLUMNS] if referral else header
 
 
-def cells(row: Row, grades: Sequence[int], truth: Annotation | None = None) -> list[str]:
+def cells(row: Row, grades: Sequence[int], truth: Annotation | None = None, *, referral: bool = False) -> list[str]:
     """One line of the table. Probabilities have six decimals, so that equal answers are equal bytes."""
     true_dr, true_me = ("", "") if truth is None else (str(truth.dr_grade), str(truth.me_grade))
     p = row.prediction
     if p is None:
-        return [row.name, "", true_dr, "", true_me, *("" for _ in grades), "", "error", row.error]
-    probs = [f"{p.dr_probs[grade]:.6f}" for grade in grades]
-    return [row.name, str(p.grade), true_dr, str(p.me_risk), true_me, *probs, f"{p.me_prob:.6f}", "ok", ""]
+        line = [row.name, "", true_dr, "", true_me, *("" for _ in grades), "", "error", row.error]
+        referred = ["" for _ in REFERRAL_COLUMNS]
+    else:
+        probs = [f"{p.dr_probs[grade]:.6f}" for grade in grades]
+        line = [row.name, str(p.grade), true_dr, str(p.me_risk), true_me, *probs, f"{p.me_prob:.6f}", "ok", ""]
+        referred = [str(int(p.referable)), f"{p.referable_prob:.6f}", str(int(p.referable_me))]
+    return [*line, *referred] if referral else line
 
 
 def record(row: Row, truth: Annotation | None = None) -> dict[str, Any]:

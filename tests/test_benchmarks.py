@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,16 @@ def test_cross_source_averages_the_branches(drawn: Path, monkeypatch: pytest.Mon
         assert row["trained on"] == f"larga ({own})"
         assert row["tested on"] == f"ronda ({other})"
         assert 0.0 <= float(row["other Referable DR AUC"]) <= 1.0
+
+
+def test_the_training_benchmark_times_each_way(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", str(drawn), "--image-size", "32", "--batches", "1", "--rounds", "1", "--workers", "0"]
+    runpy.run_path(str(BENCHMARKS / "train.py"))["main"](options, standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "1 rounds of 16 photographs" in printed
+    assert re.findall(r"^(\D+?) +[\d.]+ photographs/s", printed, flags=re.MULTILINE) == [
+        "plainest loop", "this loop", "with its loader", "the original's way"
+    ]  # fmt: skip
 
 
 def test_degradation_scores_the_spoiled_copies(drawn: Path, tmp_path: Path) -> None:

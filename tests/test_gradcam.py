@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ from retina.gradcam.explainer import CheckpointExplainer, OnnxExplainer
 from retina.gradcam.gallery import list_photographs
 from retina.runtime.contract import Contract, Head, Preprocessing
 from retina.runtime.errors import PictureError, UsageError
-from retina.runtime.model import Prediction, RetinaModel
+from retina.runtime.model import RELEASED, Prediction, RetinaModel
 from retina.runtime.picture import decode
 from retina.train.checkpoint import Checkpoint
 from retina.train.framing import make_preprocess
@@ -260,6 +261,45 @@ def test_the_default_checkpoint_and_folder(folder: Path, checkpoint: Path, tmp_p
     assert written == ["a_me.jpg", "a_panel.jpg", "gradcam.csv", "index.html"]
 
 
+def test_without_a_checkpoint_the_file_that_would_score_is_explained(
+    folder: Path, explain_file: Path, tmp_path: Path
+) -> None:
+    artifacts = tmp_path / "artifacts"
+    artifacts.mkdir()
+    shutil.copy(explain_file, artifacts / "retina_multitask.onnx")
+    for told, empty in ((f"explaining {artifacts / 'retina_multitask.onnx'}", False), ("that ships", True)):
+        if empty:
+            (artifacts / "retina_multitask.onnx").unlink()
+        result = CliRunner().invoke(main, [str(folder / "a.jpg"), "--artifacts", str(artifacts)])
+        assert result.exit_code == 0, result.output
+        assert f"{artifacts / 'retina_multitask_best.pth'}: no checkpoint there; explaining" in result.stderr
+        assert told in result.stderr
+        with (artifacts / "gradcam" / "gradcam.csv").open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        expected = RetinaModel(RELEASED if empty else explain_file).predict(folder / "a.jpg")
+        assert (row["dr_grade"], row["me_risk"]) == (str(expected.grade), str(expected.me_risk))
+        prob = expected.me_prob if expected.me_risk else 1.0 - expected.me_prob
+        assert float(row["me_prob"]) == pytest.approx(prob, abs=1e-4)
+    result = CliRunner().invoke(main, [str(folder / "a.jpg"), "--artifacts", str(artifacts), "--layer", "layer3"])
+    assert result.exit_code == 2
+    assert "retina_multitask_best.pth: expected a checkpoint" in result.stderr
+
+
+def test_a_bare_state_dict_is_explained_as_it_was_trained(folder: Path, tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "bare.pth")
+    Checkpoint(network().state_dict(), "resnet18", CONTRACT).save(tmp_path / "ours.pth")
+    prep = CONTRACT.preprocessing
+    how = ["--framing", prep.framing, "--image-size", str(prep.image_size)]
+    tables = {}
+    for name, options in (("ours", []), ("bare", how), ("bare at 384", [])):
+        file, out = tmp_path / f"{name.split()[0]}.pth", tmp_path / name
+        args = [str(folder / "a.jpg"), "--checkpoint", str(file), "--out", str(out), *options]
+        result = CliRunner().invoke(main, args)
+        assert result.exit_code == 0, result.output
+        tables[name] = (out / "gradcam.csv").read_text()
+    assert tables["bare"] == tables["ours"] != tables["bare at 384"]
+
+
 def test_what_cannot_be_read_or_explained_keeps_its_row(
     folder: Path, explain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,6 +385,7 @@ def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_
         (["{folder}", "--checkpoint", "{checkpoint}", "--target", "7"], "expected one of 0, 1, 2, 3, 4"),
         (["{folder}", "--checkpoint", "{checkpoint}", "--layer", "layer9"], "layer layer9: expected one of conv1"),
         (["{folder}", "--model", "x.onnx", "--layer", "layer3"], "--layer: expected without --model"),
+        (["{folder}", "--model", "x.onnx", "--image-size", "512"], "--image-size: expected without --model"),
         (["{folder}", "--model", "{explain_file}", "--target", "5"], "expected one of 0, 1, 2, 3, 4 for the dr head"),
         (["{folder}", "{folder}", "--checkpoint", "{checkpoint}"], "would have the same name"),
         (["{folder}", "--checkpoint", "{checkpoint}", "--out", "{checkpoint}"], "cannot be written"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,6 +197,15 @@ def test_a_file_that_is_kept_but_not_close_says_so() -> None:
     )
 
 
+@pytest.mark.parametrize(("trained_on", "warns"), [("a", False), ("", False), ("b", True)])
+def test_a_file_calibrated_on_other_photographs_than_trained_on_says_so(trained_on: str, warns: bool) -> None:
+    fp32 = answers([(0, 0), (2, 1)], np.eye(5, dtype=np.float32)[[0, 2]], np.eye(2, dtype=np.float32))
+    passes = judge(Contract(), fp32, fp32)
+    kept = Int8(onnx.ModelProto(), Recipe("mean", 1), 2, 0.0, passes, default_thresholds(), "a", trained_on)
+    assert ("not the photographs and labels" in kept.lines()[-1]) is warns
+    assert kept.to_dict()["data_fingerprint"] == "a"
+
+
 CALIBRATED = Contract(
     thresholds={
         **default_thresholds(),
@@ -228,9 +239,12 @@ def test_rules_that_nobody_fitted_stay() -> None:
 def test_an_exported_int8_file_carries_its_own_referrals(tmp_path: Path) -> None:
     """Through the whole export of a calibrated checkpoint: at the file's thresholds, its answers find nine of ten."""
     data = small_set(tmp_path / "data", [0, 1, 2, 3, 4] * 2, [0, 2, 0, 3, 1, 4] * 2)
+    for split in data.splits.values():  # risk is grade 2 here, as the checkpoint says
+        graded = re.sub(r"^([^,]+,\d),1\b", r"\1,2", split.annotations.read_text(), flags=re.MULTILINE)
+        split.annotations.write_text(graded)
     checkpoint = load_checkpoint(small_checkpoint(tmp_path / "c.pth"))
     calibrated = checkpoint.contract.with_(thresholds=CALIBRATED.thresholds, provenance=CALIBRATED.provenance)
-    replace(checkpoint, contract=calibrated).save(tmp_path / "c.pth")
+    replace(checkpoint, contract=calibrated, config={"me_positive_from": 2}).save(tmp_path / "c.pth")
     job = ExportJob(
         tmp_path / "c.pth", tmp_path / "m.onnx", precision="int8", calibration=data.root,
         check=data.root / "valid/images", force=True,
@@ -242,6 +256,12 @@ def test_an_exported_int8_file_carries_its_own_referrals(tmp_path: Path) -> None
     valid = data.splits["valid"].photos
     sick = [photo for photo in valid if photo.dr_grade >= 3]
     assert sick and all(model.predict(photo.path).referable for photo in sick)
+    photographs = [
+        f"{name} {hashlib.sha256(photo.path.read_bytes()).hexdigest()} {photo.dr_grade} {photo.me_label}"
+        for name, split in data.splits.items() for photo in split.photos
+    ]  # fmt: skip
+    fingerprint = hashlib.sha256("\n".join(sorted(photographs)).encode()).hexdigest()
+    assert model.contract.parity["int8"]["data_fingerprint"] == fingerprint
     edema = [photo for photo in valid if photo.me_label]
     assert edema and all(model.predict(photo.path).referable_me for photo in edema)
 

@@ -49,15 +49,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
 def trainer(config: TrainConfig = RELEASED) -> Trainer:
     torch.manual_seed(0)
     fabric = Fabric(accelerator="cpu", devices=1)
-    return Trainer(fabric, config, RetinaNet(3, config.backbone), Normalize(SMALL.mean, SMALL.std), torch.ones(3))
+    return Trainer(
+        fabric, config, RetinaNet(3, config.backbone), Normalize(SMALL.mean, SMALL.std), (0, 1, 2), torch.ones(3)
+    )
 
 
 def test_ordinal_targets_by_hand() -> None:
     near, far = math.exp(-2.2), math.exp(-4.4)
     expected = np.array([[1, near, far], [near, 1, near], [far, near, 1]])
     expected /= expected.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(dr_targets("ordinal", 3).numpy(), expected, rtol=1e-6)
-    assert torch.equal(dr_targets("hard", 3), torch.eye(3))
+    np.testing.assert_allclose(dr_targets("ordinal", (1, 2, 3)).numpy(), expected, rtol=1e-6)
+    assert torch.equal(dr_targets("hard", (0, 1, 2)), torch.eye(3))
+
+
+def test_ordinal_targets_go_by_the_grades_and_not_by_their_places() -> None:
+    far = math.exp(-8.8)  # grades 0 and 4, of a set that has no others
+    expected = np.array([[1, far], [far, 1]]) / (1 + far)
+    np.testing.assert_allclose(dr_targets("ordinal", (0, 4)).numpy(), expected, rtol=1e-6)
 
 
 def test_a_near_miss_costs_less_than_a_far_one() -> None:

@@ -148,6 +148,35 @@ def test_annotations_add_truth_and_print_agreement(score: Score) -> None:
     assert "1 annotations name no photograph" in done.stderr
 
 
+def test_referral_adds_its_columns_after_all_others(score: Score) -> None:
+    folder = photographs(Path("eyes"), 4)
+    (folder / "bad.png").touch()
+    assert score("eyes", "--referral").returncode == 1
+    *rows, bad = table()
+    assert list(bad) == [*columns(range(5)), "referable", "referable_prob", "referable_me"]
+    assert [bad["referable"], bad["referable_prob"], bad["referable_me"]] == ["", "", ""]
+    for i, row in enumerate(rows):
+        dr, me = expected_probs(image(i))
+        assert float(row["referable_prob"]) == pytest.approx(dr[2:].sum(), abs=1e-5)
+        assert (row["referable"], row["referable_me"]) == (str(int(dr[2:].sum() >= 0.5)), str(int(me[1] >= 0.5)))
+    assert len({row["referable"] for row in rows}) == 2
+    plain = [{key: row[key] for key in columns(range(5))} for row in table()]
+    assert score("eyes").returncode == 1
+    assert table() == plain
+
+
+def test_graded_edema_becomes_risk_from_the_grade_that_is_named(score: Score) -> None:
+    photographs(Path("eyes"), 3)
+    rows = [f"{i:05}.png,{i},{i}" for i in range(3)]
+    Path("a.csv").write_text("\n".join(["Image name,Retinopathy grade,Risk of macular edema", *rows]))
+    refused = score("eyes", "--annotations", "a.csv")
+    assert refused.returncode == 2
+    assert "line 4: Risk of macular edema: expected 0 or 1, found 2 (00002.png); --me-positive-from N" in refused.stderr
+    for threshold, labels in ((1, ["0", "1", "1"]), (2, ["0", "0", "1"])):
+        assert score("eyes", "--annotations", "a.csv", "--me-positive-from", str(threshold)).returncode == 0
+        assert [row["True ME risk"] for row in table()] == labels
+
+
 def test_files_and_lists_instead_of_a_folder(score: Score) -> None:
     photographs(Path("eyes"), 4)
     Path("list.txt").write_text("eyes/00003.png\neyes/00001.png\n")
@@ -176,6 +205,7 @@ def test_files_and_lists_instead_of_a_folder(score: Score) -> None:
         (["eyes", "--out", "eyes"], "expected a file to write, found a folder"),
         (["eyes", "--annotations", "none.csv"], "none.csv: 1 fault"),
         (["eyes", "--annotations", "bad.csv"], "line 2: Retinopathy grade: expected a whole number from 0, found 'x'"),
+        (["eyes", "--me-positive-from", "2"], "--me-positive-from: expected --annotations CSV"),
         (["eyes", "--provider", "abacus"], "--provider abacus: expected one of"),
         (["@none.txt"], "@none.txt: expected a list of paths"),
     ],

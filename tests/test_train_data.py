@@ -121,6 +121,17 @@ def test_a_missing_column_does_not_make_every_photograph_unlisted(tmp_path: Path
     assert "eye_2.jpg: expected a row" in faults[1]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_annotations_in_another_encoding_are_one_fault(tmp_path: Path, encoding: str) -> None:
+    write_set(tmp_path)
+    path = tmp_path / "train" / "annotations.csv"
+    path.write_bytes(path.read_text(encoding="utf-8").replace("caption", "légende").encode(encoding))
+    (fault, *others) = read_dataset(tmp_path)[1]
+    assert fault.startswith(f"{path}, expected UTF-8 text, found byte 0x")
+    assert fault.endswith('spreadsheets save it as "CSV UTF-8"')
+    assert not [other for other in others if "expected a row" in other]
+
+
 def test_a_folder_without_splits_is_refused(tmp_path: Path) -> None:
     write_split(tmp_path / "train", [0, 1], 0)
     with pytest.raises(AnnotationError, match=r"found no annotations\.csv in valid/, test/"):

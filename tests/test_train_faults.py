@@ -154,10 +154,24 @@ def test_an_artifacts_folder_that_cannot_be_written_is_said_before_anything_is_r
 
 
 def test_the_name_of_an_earlier_run_is_refused(tmp_path: Path, data: Path) -> None:
-    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (interrupted(tmp_path, data) / "history.csv").touch()
     message = refused(tmp_path, data, *QUICK, "--name", "mine")
     assert "expected a new run, found one there" in message
     assert "--resume" in message
+
+
+def test_the_name_of_a_run_that_never_began_is_free(tmp_path: Path, data: Path) -> None:
+    interrupted(tmp_path, data)
+    result = retina_train(data, *QUICK, "--name", "mine", "--artifacts", tmp_path)
+    assert result.exit_code == 0, result.output
+
+
+def test_a_train_split_with_one_me_label_is_trained_with_a_warning(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "data", train=[0, 1, 0, 1], others=(0, 1))
+    result = retina_train(root, *QUICK, "--artifacts", tmp_path)
+    assert result.exit_code == 0, result.output
+    warning = f"Warning: {root / 'train' / 'annotations.csv'}: every ME label is 0; no risk can be learnt"
+    assert warning in result.output
 
 
 def interrupted(artifacts: Path, data: Path) -> Path:

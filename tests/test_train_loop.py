@@ -54,7 +54,7 @@ def trainer(train: TrainItems, config: TrainConfig = RECIPE) -> Trainer:
     torch.manual_seed(config.seed)
     net = RetinaNet(3, config.backbone)
     fabric = Fabric(accelerator="cpu", devices=1)
-    return Trainer(fabric, config, net, Normalize(SMALL.mean, SMALL.std), class_weights(train.dr_index, 3))
+    return Trainer(fabric, config, net, Normalize(SMALL.mean, SMALL.std), (0, 1, 2), class_weights(train.dr_index, 3))
 
 
 class NeverStop:
@@ -227,6 +227,24 @@ def test_stopped_at_a_random_step_and_resumed_a_run_ends_on_the_same_bits(data: 
         ]
         assert without_time[0] == without_time[1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_stopped_while_its_last_epoch_is_judged_a_run_stops(data: DataSet, tmp_path: Path) -> None:
+    train, _ = items(data)
+    t, file = trainer(train, replace(RECIPE, epochs=1)), tmp_path / "resume.pth"
+    judge = t.judge
+
+    def interrupted(*arguments: Any) -> dict[str, float]:
+        signal.raise_signal(signal.SIGINT)
+        return judge(*arguments)
+
+    t.judge = interrupted  # type: ignore[method-assign]
+    assert not run(t, data, file)
+    resumed = trainer(train, t.config)
+    load_resume(resumed, file)
+    assert (resumed.progress.epoch, len(resumed.progress.history)) == (2, 1)
+    assert run(resumed, data, file)
+    assert_same_bits(weights(resumed), weights(t))
 
 
 def test_a_file_that_is_no_resume_state_is_refused(data: DataSet, tmp_path: Path) -> None:

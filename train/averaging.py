@@ -22,8 +22,8 @@ from tqdm import tqdm
 from ..runtime.annotations import fault_report
 from ..runtime.errors import AnnotationError, RetinaError, UsageError
 from .calibration import calibrated, calibration_line
-from .checkpoint import Checkpoint, current_versions, load_checkpoint, require_place, sha256_of
-from .data import DataSet, EvalItems, collate, fingerprint, read_dataset
+from .checkpoint import Checkpoint, current_versions, load_checkpoint, require_place
+from .data import DataSet, EvalItems, collate, fingerprint_of_files, read_dataset
 from .frames import DecodedFrames
 from .framing import Normalize
 from .loop import as_predictions
@@ -109,7 +109,7 @@ def items_of(checkpoint: Checkpoint, data: DataSet, split: str) -> EvalItems:
 def _check_same(data: DataSet, mean: Checkpoint) -> None:
     """Other photographs of valid may be among those that the branches were trained on."""
     expected = mean.contract.provenance["data_fingerprint"]
-    found = fingerprint(data, {name: [sha256_of(p.path) for p in split.photos] for name, split in data.splits.items()})
+    found = fingerprint_of_files(data)
     if found != expected:
         raise UsageError(
             f"{data.root}: expected the photographs and labels that the checkpoints were trained on (fingerprint "
@@ -141,8 +141,6 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
         replace(mean, metrics={"splits": {"valid": figures}}).save(out)
     except RetinaError as err:
         raise click.ClickException(str(err)) from None
-    except OSError as err:  # a photograph of train, which is read for its digest only
-        raise click.ClickException(f"{err.filename}: cannot be read: {err.strerror}") from None
     dr, me = figures["all"]["dr"], figures["all"]["me"]
     click.echo(
         f"{out}: {mean.contract.provenance['run']}. Calibrated on valid: {calibration_line(mean)}. There: DR accuracy "

@@ -124,8 +124,8 @@ def main(context: click.Context, /, **options: Any) -> None:
       torchrun --nproc-per-node 2 -m retina.train data/
 
     Leaves retina_multitask_best.pth, retina_multitask_final.pth and test_predictions.csv in artifacts/, and all about
-    the run, report.html first, in artifacts/runs/RUN/. Ctrl-C saves everything; --resume goes on as if nothing had
-    happened. Next: retina-export --format onnx.
+    the run, report.html first, in artifacts/runs/RUN/. Ctrl-C saves everything at the step's end; --resume goes on as
+    if nothing had happened. Next: retina-export --format onnx.
 
     Exit code 0: finished. 2: nothing could be done. 130: stopped, and resumable where training had begun.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
@@ -179,7 +179,7 @@ def _run(
         asked = {key: value for key, value in recipe.items() if _is_given(context, key)}
         config = TrainConfig.of_recipe(recipe["recipe"], {**asked, "data": str(data.resolve())})
         run = Run(artifacts, name or f"{datetime.now():%Y%m%d-%H%M%S}")
-        if run.folder.exists():
+        if run.has_begun:
             raise OutputError(
                 f"{run.folder}: expected a new run, found one there. Give another --name, or --resume it."
             )

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ..runtime.annotations import MAX_DR_GRADE, NameIndex, scan_annotations
+from ..runtime.annotations import MAX_DR_GRADE, NameIndex, me_label, scan_annotations
 from ..runtime.errors import AnnotationError, UsageError
 from .augment import Augment, augment_with_seed, draw_seed
+from .checkpoint import sha256_of
 from .frames import Frames
 
 SPLITS = ("train", "valid", "test")
@@ -118,26 +119,21 @@ def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: l
         except AnnotationError as err:
             faults.append(f"{where}: {err}")
             continue
-        me_label = _me_label(row.me_grade, me_positive_from)
-        problems = []
+        me, me_fault = me_label(row, me_positive_from)
+        problems = [me_fault] if me_fault else []
         if file is None:
             problems.append(f"expected a photograph named {row.image!r} in {images}, found none")
         elif file in owner:
             problems.append(f"{row.image!r} means {file}, which line {owner[file]} already labels")
         if row.dr_grade > MAX_DR_GRADE:
             problems.append(f"Retinopathy grade: expected 0 to {MAX_DR_GRADE}, found {row.dr_grade} ({row.image})")
-        if me_label is None:
-            problems.append(
-                f"Risk of macular edema: expected 0 or 1, found {row.me_grade} ({row.image}); "
-                "--me-positive-from N makes graded risk binary"
-            )
         faults += [f"{where}: {problem}" for problem in problems]
         if file is not None:
             owner.setdefault(file, row.line)
-        if not problems and file is not None and me_label is not None:
+        if not problems and file is not None:
             extra = {key.casefold(): value for key, value in row.extra.items()}
             caption, source, patient = (extra.get(key, "") for key in ("caption", "source", "patient"))
-            photos.append(Photo(images / file, row.image, row.line, row.dr_grade, me_label, caption, source, patient))
+            photos.append(Photo(images / file, row.image, row.line, row.dr_grade, me, caption, source, patient))
     listed = owner.keys() | (_mentioned(annotations.path, index) if row_faults else set())
     unlisted = [file for file in index.names if file not in listed]
     faults += [f"{images / file}: expected a row in {annotations.path}, found none" for file in unlisted]
@@ -147,7 +143,8 @@ def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: l
 def _mentioned(path: Path, index: NameIndex) -> set[str]:
     """Files that any cell names: a photograph whose row has a fault of its own is not unlisted as well."""
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        # Without zero bytes, names in UTF-16, which is refused, can be read all the same.
+        text = path.read_bytes().replace(b"\0", b"").decode("utf-8-sig", errors="replace")
     except OSError:
         return set(index.names)
     files = set()
@@ -161,10 +158,17 @@ def _mentioned(path: Path, index: NameIndex) -> set[str]:
     return files
 
 
-def _me_label(grade: int, positive_from: int | None) -> int | None:
-    if positive_from is not None:
-        return int(grade >= positive_from)
-    return grade if grade in (0, 1) else None
+def fingerprint_of_files(data: DataSet) -> str:
+    """``fingerprint`` of what is on the disk now.
+
+    Raises:
+        AnnotationError: a photograph cannot be read.
+    """
+    try:
+        digests = {name: [sha256_of(photo.path) for photo in split.photos] for name, split in data.splits.items()}
+    except OSError as err:
+        raise AnnotationError(f"{err.filename}: cannot be read: {err.strerror}") from None
+    return fingerprint(data, digests)
 
 
 def fingerprint(data: DataSet, digests: Mapping[str, Sequence[str]]) -> str:

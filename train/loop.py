@@ -66,6 +66,8 @@ class Trainer:
     config: TrainConfig
     net: RetinaNet
     normalize: nn.Module
+    dr_grades: tuple[int, ...]
+    """Original grade of each DR index."""
     dr_weights: Tensor
     """(K,) float32: what each grade counts in the DR loss."""
     progress: Progress = field(default_factory=Progress)
@@ -74,7 +76,7 @@ class Trainer:
         self.net.to(self.fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.normalize.to(self.fabric.device)
         self.dr_weights = self.dr_weights.to(self.fabric.device)
-        self.dr_targets = dr_targets(self.config.dr_targets, len(self.dr_weights)).to(self.fabric.device)
+        self.dr_targets = dr_targets(self.config.dr_targets, self.dr_grades).to(self.fabric.device)
         heads = [*self.net.dr_head.parameters(), *self.net.me_head.parameters()]
         groups = [
             {"params": list(self.net.backbone.parameters()), "lr": self.config.lr_backbone},
@@ -337,6 +339,8 @@ def fit(
             progress.batch, progress.totals, progress.seconds = 0, [0.0] * 6, 0.0
             save_resume(trainer, resume_file)
             on_epoch(progress.history)
+            if stop.agreed(fabric):  # while valid was judged
+                return False
     return True
 
 

@@ -36,7 +36,7 @@ from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights, 
 from .frames import DecodedFrames, Frames, Look, look_through
 from .framing import Normalize
 from .leakage import Leak, find_leaks
-from .loop import Trainer, as_predictions, eval_loader, fit, load_resume, saved_progress
+from .loop import Progress, Trainer, as_predictions, eval_loader, fit, load_resume, saved_progress
 from .metrics import Predictions, evaluate, write_metrics
 from .model import RetinaNet
 from .tracking import NoTracker, Tracker
@@ -69,6 +69,12 @@ class Run:
     @property
     def facts_file(self) -> Path:
         return self.folder / "run.json"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is more of it than its options, which a run that was refused at once leaves behind."""
+        written = {file.name for file in self.folder.iterdir()} if self.folder.exists() else set()
+        return bool(written - {self.config_file.name, self.facts_file.name})
 
     @property
     def resume_command(self) -> str:
@@ -183,7 +189,7 @@ def _train(
     dr_weights = class_weights(train_items.dr_index, len(data.dr_grades))
     if config.class_weights == "none":
         dr_weights = torch.ones_like(dr_weights)
-    trainer = Trainer(fabric, config, net, Normalize(preprocessing.mean, preprocessing.std), dr_weights)
+    trainer = Trainer(fabric, config, net, Normalize(preprocessing.mean, preprocessing.std), data.dr_grades, dr_weights)
 
     facts = run_facts(survey, fabric, dr_weights)
     if resume:
@@ -222,7 +228,8 @@ def _train(
     )  # fmt: skip
     if not finished:
         tracker.stop()
-        say_once(f"Stopped in epoch {trainer.progress.epoch}, everything saved. Go on with:  {run.resume_command}")
+        place = _place(trainer.progress, config.epochs)
+        say_once(f"Stopped at {place}, everything saved. Go on with:  {run.resume_command}")
         return False
     if fabric.is_global_zero:
         checkpoint(trainer.progress.history[-1]).save(run.folder / "final.pth")
@@ -258,11 +265,14 @@ def saved_place(run: Run, config: TrainConfig) -> str:
     Raises:
         ModelFileError: it is none.
     """
-    progress = saved_progress(run.resume_file)
-    if progress.epoch > config.epochs:
+    return _place(saved_progress(run.resume_file), config.epochs)
+
+
+def _place(progress: Progress, epochs: int) -> str:
+    if progress.epoch > epochs:
         return "the end of its last epoch"
     where = f"batch {progress.batch}" if progress.batch else "the start"
-    return f"{where} of epoch {progress.epoch} of {config.epochs}"
+    return f"{where} of epoch {progress.epoch} of {epochs}"
 
 
 def _expect_writable(artifacts: Path) -> None:
@@ -375,6 +385,8 @@ def survey_data(
         raise AnnotationError(f"{data.root}: {count}; nothing was trained. Mend and run again:\n  {listed}")
     counts = ", ".join(f"{name} {len(data.splits[name].photos)}" for name in SPLITS)
     say(f"Photographs: {counts}. DR grades {list(data.dr_grades)}.")
+    if len(me_labels := {photo.me_label for photo in data.splits["train"].photos}) == 1:
+        say(f"Warning: {data.splits['train'].annotations}: every ME label is {me_labels.pop()}; no risk can be learnt")
     for leak in leaks:
         say(f"Warning: {leak}")
     digests = {name: [look.sha256 for look in looks[name]] for name in SPLITS}

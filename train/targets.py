@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,9 +13,9 @@ ORDINAL_DECAY = 2.2
 neighbour. Soft ordinal labels are Diaz and Marathe's (CVPR 2019); the decay is ours."""
 
 
-def dr_targets(kind: Literal["hard", "ordinal"], n_grades: int) -> Tensor:
-    """(K, K) float32: row i is the distribution that the DR head should give a photograph of grade index i."""
-    index = torch.arange(n_grades, dtype=torch.float32)
+def dr_targets(kind: Literal["hard", "ordinal"], dr_grades: Sequence[int]) -> Tensor:
+    """(K, K) float32: row i is the distribution that the DR head should give a photograph of grade ``dr_grades[i]``."""
     if kind == "hard":
-        return torch.eye(n_grades)
-    return torch.softmax(-ORDINAL_DECAY * (index[:, None] - index).abs(), dim=1)
+        return torch.eye(len(dr_grades))
+    grades = torch.tensor(dr_grades, dtype=torch.float32)
+    return torch.softmax(-ORDINAL_DECAY * (grades[:, None] - grades).abs(), dim=1)
