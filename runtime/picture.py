@@ -18,6 +18,7 @@ from PIL.ImageFile import ImageFile
 
 from .contract import MIN_SIDE
 from .errors import PictureError, RetinaError, require_extra
+from .jpeg import silent_fault
 
 MAX_PIXELS = 100_000_000
 """Largest height x width, from the header: a few times the largest fundus camera, and 300 MB decoded."""
@@ -26,9 +27,6 @@ MAX_BYTES = 1 << 30
 
 _STRIP = 256
 """Rows that are copied from Pillow at a time."""
-
-_CHUNK = 1 << 20
-"""Bytes that are searched at a time."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +47,6 @@ _OPENERS: tuple[tuple[str, Callable[[bytes], bool], type[ImageFile]], ...] = (
 )
 _DICOM_MAGIC = slice(128, 132)
 
-_START_OF_SCAN = 0xDA
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -149,8 +146,8 @@ def _upright(image: Image.Image, name: str, at_least: int | None) -> Image.Image
 def _load_file(file: BinaryIO, name: str, at_least: int | None) -> Image.Image:
     head = file.read(132)
     _require(bool(head), name, "empty file")
-    if head.startswith(_JPEG):
-        _require(_has_an_end(file), name, "cut short: no end of image after the JPEG's data")
+    if head.startswith(_JPEG) and (fault := silent_fault(file)):
+        raise _refusal(name, fault)
     file.seek(0)
     if head[_DICOM_MAGIC] == b"DICM":
         return _upright(Image.fromarray(_dicom_pixels(file, name)), name, at_least)
@@ -166,24 +163,6 @@ def _load_file(file: BinaryIO, name: str, at_least: int | None) -> Image.Image:
             return _upright(image, name, at_least)
     formats = ", ".join(label for label, _, _ in _OPENERS)
     raise _refusal(name, f"expected {formats} or DICOM, found a file that starts with {head[:8].hex(' ')}")
-
-
-def _has_an_end(file: BinaryIO) -> bool:
-    """Whether a JPEG's data are followed by its end of image, as they are not where a copy into a file of the final
-    size was broken off and left zeros: the decoder fills what is missing with grey, and Pillow does not hear of it.
-    """
-    file.seek(2)
-    while len(marker := file.read(4)) == 4 and marker[0] == 0xFF:
-        if marker[1] == _START_OF_SCAN:
-            last = b""
-            while chunk := file.read(_CHUNK):
-                if b"\xff\xd9" in last + chunk:
-                    return True
-                last = chunk[-1:]
-            return False
-        # Over each segment at once: an embedded thumbnail has an end of its own.
-        file.seek(int.from_bytes(marker[2:]) - 2, os.SEEK_CUR)
-    return True  # damaged in another way, which the decoder tells
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -134,6 +134,40 @@ def test_a_jpeg_with_zeros_for_its_end_is_refused(progressive: bool, share: floa
     decode(whole + bytes(10_000))
 
 
+@pytest.mark.parametrize("gray", [False, True])
+@pytest.mark.parametrize("size", [64, 4096])
+def test_a_jpeg_with_zeros_in_its_middle_is_refused(gray: bool, size: int) -> None:
+    """What a rescue leaves of a sector that it could not read; its decoder takes them for data."""
+    eye = photograph().resize((640, 480)).convert("L" if gray else "RGB")
+    whole = encoded(eye, "JPEG", quality=95)
+    for at in (len(whole) // 2, len(whole) - 2 - size):
+        broken = whole[:at] + bytes(size) + whole[at + size :]
+        Image.open(io.BytesIO(broken)).load()  # without a word
+        with pytest.raises(PictureError, match="damaged: zeros where the JPEG's data should be"):
+            decode(broken)
+
+
+def test_zeros_across_the_pieces_that_are_searched_are_found() -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
+    whole = encoded(Image.fromarray(noise), "JPEG", quality=95)
+    scan = whole.index(b"\xff\xda")
+    at = scan + 2 + int.from_bytes(whole[scan + 2 : scan + 4]) + (1 << 20) - 32
+    with pytest.raises(PictureError, match="damaged: zeros"):
+        decode(whole[:at] + bytes(64) + whole[at + 64 :])
+    assert decode(whole[:at] + bytes(32) + whole[at + 32 :]).shape == noise.shape
+
+
+@pytest.mark.parametrize("options", [{"optimize": True}, {"progressive": True}], ids=str)
+def test_zeros_that_mean_one_colour_are_read(options: dict[str, bool]) -> None:
+    """Black, as around the field, is coded in zeros where the tables are made for the picture, or in many passes."""
+    square = Image.new("RGB", (640, 480))
+    square.paste(photograph().resize((96, 96)), (0, 0))
+    data = encoded(square, "JPEG", quality=90, **options)
+    assert np.abs(decode(data)[100:].astype(int)).max() <= 2
+    if "optimize" in options:
+        assert bytes(64) in data
+
+
 def test_big_endian_and_twelve_bit_tiff() -> None:
     values = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 4
     big = _tiff(values.astype(">u2").tobytes(), bits=16, samples=1, order=">")
