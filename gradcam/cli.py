@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..runtime.contract import HEADS, Head
-from ..runtime.errors import OutputError, RetinaError, UsageError, require_extra
+from ..runtime.errors import MissingExtraError, OutputError, RetinaError, UsageError, require_extra
 from ..runtime.progress import progress
 from ..train.config import BEST_NAME
 from ..train.options import bare_options
@@ -109,10 +109,18 @@ def _explain(
     image_format: Any,
     **source: Any,
 ) -> int:
+    from ..runtime.model import RELEASED
     from .gallery import Gallery, list_photographs, require_apart
 
     if not inputs:
         raise UsageError("expected photographs or folders to explain, found none. See retina-gradcam --help.")
+    if source["model"] is None:
+        try:
+            require_extra("gradcam", "torch", "torchvision")
+        except MissingExtraError as err:
+            raise MissingExtraError(
+                f"{err}\nOr explain an ONNX file that holds maps, as the model that ships does:  --model {RELEASED}"
+            ) from None
     photographs = list_photographs(inputs)
     require_apart(out, inputs)
     explainer = _open(head, artifacts, **source)

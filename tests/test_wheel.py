@@ -91,6 +91,11 @@ def test_base_install_says_which_extra_is_missing(clinic: Path, tmp_path: Path) 
         assert done.returncode == 2
         assert f"pip install 'retina-edge[{extra}]'" in done.stderr
         assert "Traceback" not in done.stderr
+    # The last of them can go on without, and says how.
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "eye.png")
+    model = done.stderr.split("--model ")[1].strip()
+    run([str(clinic / "bin/retina-gradcam"), "eye.png", "--model", model], cwd=tmp_path)
+    assert (tmp_path / "artifacts/gradcam/eye_dr.jpg").is_file()
 
 
 def test_folders_are_no_top_level_modules(clinic: Path, tmp_path: Path) -> None:
