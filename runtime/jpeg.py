@@ -1,21 +1,31 @@
 """What is wrong with a JPEG that its decoder keeps to itself.
 
 Zeros are what a copy leaves where it was broken off, and a rescue where a disk's sector could not be read. libjpeg
-decodes them as if they were data, or fills what it misses with grey, and at most warns; Pillow hands no warning on.
+decodes them as if they were data, or fills what it misses with grey, and at most warns; Pillow hands no warning on. Of
+pictures in several passes only a missing end is found: there zeros may be data anywhere. Nor are zeros that may be data
+found where they lie between two restarts.
 """
 
 from __future__ import annotations
 
+import io
+import re
 from typing import BinaryIO
 
-_ZEROS = bytes(64)
-"""Even of the flattest coded picture, this is two blocks or more."""
+from PIL import JpegImagePlugin
+
 _CHUNK = 1 << 20
 """Bytes that are searched at a time."""
+_NO_DATA = 64
+"""Zeros in a row that no picture has whose code for zeros does not end a block: each block would be 63 equal waves."""
+_SECTOR = 448
+"""Zeros in a row where they are blocks of one colour: all but what may belong to the data around a sector of 512."""
+_TAIL = 64
+"""Bytes at the end of the data without which no sound picture is whole."""
 
 # Markers and symbols of ITU T.81: B.1.1.3, F.1.2.2.1.
 _BASELINE, _PROGRESSIVE, _HUFFMAN_TABLES, _START_OF_SCAN = 0xC0, 0xC2, 0xC4, 0xDA
-_END_OF_IMAGE = b"\xff\xd9"
+_END_OF_IMAGE, _RESTARTS = b"\xff\xd9", re.compile(rb"\xff([\xd0-\xd7])")
 _AC_TABLE = 0x10
 _END_OF_BLOCK = 0x00
 
@@ -36,8 +46,7 @@ def silent_fault(file: BinaryIO) -> str:
                 shortest |= _shortest(segment)
             elif kind == _START_OF_SCAN:
                 luma = shortest.get(_AC_TABLE | segment[2] & 0x0F)
-                # Where zeros end a block, many are blocks of one colour; else 63 equal waves, which nothing shows.
-                return _scan_fault(file, zeros_are_data=segment[0] != components or luma == _END_OF_BLOCK)
+                return _scan_fault(file, may_be_zeros=segment[0] != components or luma == _END_OF_BLOCK)
         except IndexError:
             break
     return ""  # damaged in another way, which the decoder tells
@@ -52,13 +61,32 @@ def _shortest(segment: bytes) -> dict[int, int]:
     return symbols
 
 
-def _scan_fault(file: BinaryIO, *, zeros_are_data: bool) -> str:
-    last, zeros = b"", False
+def _scan_fault(file: BinaryIO, *, may_be_zeros: bool) -> str:
+    start, last, found = file.tell(), b"", False
+    zeros = bytes(_SECTOR if may_be_zeros else _NO_DATA)
     while chunk := file.read(_CHUNK):
         searched = last + chunk
         end = searched.find(_END_OF_IMAGE)
-        zeros = zeros or (not zeros_are_data and searched.find(_ZEROS, 0, None if end < 0 else end) >= 0)
+        found = found or searched.find(zeros, 0, None if end < 0 else end) >= 0
         if end >= 0:
-            return "damaged: zeros where the JPEG's data should be" if zeros else ""
-        last = searched[1 - len(_ZEROS) :]
+            damaged = found and (not may_be_zeros or _is_short(file, start, file.tell() - len(searched) + end))
+            return "damaged: zeros where the JPEG's data should be" if damaged else ""
+        last = searched[1 - len(zeros) :]
     return "cut short: no end of image after the JPEG's data"
+
+
+def _is_short(file: BinaryIO, start: int, end: int) -> bool:
+    """Whether data are missing between ``start`` and ``end`` of the scans: a restart, or as many as are left over when
+    the last block is there, since zeros are the shortest code of a block.
+    """
+    file.seek(0)
+    data = file.read(end)
+    if any(found[0] != 0xD0 + i % 8 for i, found in enumerate(_RESTARTS.findall(data, start))):
+        return True
+    picture = JpegImagePlugin.JpegImageFile(io.BytesIO(data[:-_TAIL]))
+    picture.draft(None, (1, 1))
+    try:
+        picture.load()
+    except Exception:  # noqa: BLE001 - as in picture.py; a fault that the decoder tells is none that it keeps to itself
+        return False
+    return True

@@ -157,15 +157,29 @@ def test_zeros_across_the_pieces_that_are_searched_are_found() -> None:
     assert decode(whole[:at] + bytes(32) + whole[at + 32 :]).shape == noise.shape
 
 
+@pytest.mark.parametrize(("options", "size"), [({}, 512), ({"restart_marker_rows": 1}, 8192)], ids=str)
+def test_a_sector_of_zeros_is_refused_where_zeros_may_be_black(options: dict[str, int], size: int) -> None:
+    square = Image.new("RGB", (1280, 960))
+    square.paste(photograph().resize((640, 480)), (320, 240))
+    whole = encoded(square, "JPEG", quality=95, optimize=True, **options)
+    assert bytes(64) in whole
+    decode(whole)
+    for at in range(len(whole) // 4, len(whole) * 3 // 4, 2048):
+        broken = whole[:at] + bytes(size) + whole[at + size :]
+        Image.open(io.BytesIO(broken)).load()  # without a word
+        with pytest.raises(PictureError, match="damaged: zeros where the JPEG's data should be"):
+            decode(broken)
+
+
 @pytest.mark.parametrize("options", [{"optimize": True}, {"progressive": True}], ids=str)
 def test_zeros_that_mean_one_colour_are_read(options: dict[str, bool]) -> None:
     """Black, as around the field, is coded in zeros where the tables are made for the picture, or in many passes."""
-    square = Image.new("RGB", (640, 480))
+    square = Image.new("RGB", (4000, 3000))
     square.paste(photograph().resize((96, 96)), (0, 0))
     data = encoded(square, "JPEG", quality=90, **options)
     assert np.abs(decode(data)[100:].astype(int)).max() <= 2
     if "optimize" in options:
-        assert bytes(64) in data
+        assert bytes(512) in data
 
 
 def test_big_endian_and_twelve_bit_tiff() -> None:
