@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..runtime.contract import HEADS, Contract, Decision, Framing, Head, decide
 from ..runtime.errors import UsageError
-from ..runtime.model import DECODE_MARGIN, RetinaModel
+from ..runtime.model import DECODE_MARGIN, Prediction, RetinaModel, is_close_call
 from ..runtime.overlay import HeadMap
 from ..runtime.picture import decode
 from ..runtime.workers import usable_cores
@@ -31,6 +31,8 @@ class Answer:
 
     decision: Decision
     maps: Mapping[Head, HeadMap]
+    is_close_call: bool = False
+    """Whether a slightly different decoding of the photograph could turn the decision."""
 
     @classmethod
     def of(
@@ -49,7 +51,8 @@ class Answer:
         for head, of_head in values.items():
             index = (asked or {}).get(head, int(probs[head].argmax()))
             maps[head] = HeadMap(head, of_head, labels[head][index], float(probs[head][index]))
-        return cls(decide(contract, probs["dr"], probs["me"]), maps)
+        close = is_close_call(contract, Prediction.of(contract, probs["dr"], probs["me"]))
+        return cls(decide(contract, probs["dr"], probs["me"]), maps, close)
 
 
 class Explainer(Protocol):
@@ -57,8 +60,10 @@ class Explainer(Protocol):
 
     contract: Contract
 
-    def decode(self, path: Path) -> Pixels:
-        """A photograph as the model is given it: (H, W, 3) uint8 RGB, large ones reduced as retina-score does."""
+    def decode(self, path: Path, *, whole: bool = False) -> Pixels:
+        """A photograph as the model is given it: (H, W, 3) uint8 RGB, large ones reduced as retina-score does unless
+        ``whole``.
+        """
         ...
 
     def explain(self, photographs: Sequence[Pixels]) -> list[Answer]:
@@ -106,9 +111,10 @@ class CheckpointExplainer:
         self._targets = [head_logit(head, self._asked.get(head)) for head in heads]
         self.cam = GradCAM(self.model, layers, method)
 
-    def decode(self, path: Path) -> Pixels:
+    def decode(self, path: Path, *, whole: bool = False) -> Pixels:
         """See Explainer."""
-        return decode(path, at_least=round(DECODE_MARGIN * self.contract.preprocessing.intermediate_size))
+        at_least = round(DECODE_MARGIN * self.contract.preprocessing.intermediate_size)
+        return decode(path, at_least=None if whole else at_least)
 
     def explain(self, photographs: Sequence[Pixels]) -> list[Answer]:
         """One forward pass for all of them; see Explainer."""
@@ -149,9 +155,9 @@ class OnnxExplainer:
             )
         self._asked = _asked_for(self.contract, heads, target)
 
-    def decode(self, path: Path) -> Pixels:
+    def decode(self, path: Path, *, whole: bool = False) -> Pixels:
         """See Explainer."""
-        return self._model.decode(path)
+        return decode(path) if whole else self._model.decode(path)
 
     def explain(self, photographs: Sequence[Pixels]) -> list[Answer]:
         """One after the other, since they may differ in size; see Explainer."""

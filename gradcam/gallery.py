@@ -120,6 +120,8 @@ class Gallery:
             for photograph, pixels in zip(batch, decoded, strict=True):
                 on_step()
                 answer = pixels if isinstance(pixels, str) else next(answers)
+                if not isinstance(pixels, str) and isinstance(answer, Answer) and answer.is_close_call:
+                    answer = _looked_at_again(explainer, photograph.path, pixels, answer)
                 if isinstance(answer, str):
                     yield replace(photograph, error=answer)
                 else:
@@ -218,10 +220,10 @@ def _panel_path(base: Path) -> Path:
     return base.with_name(f"{base.name}_panel.jpg")
 
 
-def _decoded(explainer: Explainer, path: Path) -> Pixels | str:
+def _decoded(explainer: Explainer, path: Path, *, whole: bool = False) -> Pixels | str:
     """The photograph, or why it cannot be read."""
     try:
-        return explainer.decode(path)
+        return explainer.decode(path, whole=whole)
     except PictureError as err:
         return err.reason
     except MissingExtraError as err:
@@ -238,6 +240,14 @@ def _explained(explainer: Explainer, photographs: Sequence[Pixels]) -> list[Answ
         if len(photographs) == 1:
             return [err.reason]
     return [answer for pixels in photographs for answer in _explained(explainer, [pixels])]
+
+
+def _looked_at_again(explainer: Explainer, path: Path, pixels: Pixels, answer: Answer) -> Answer | str:
+    """The answer to the whole photograph, where that to a reduced one could be another: as retina-score does."""
+    whole = _decoded(explainer, path, whole=True)
+    if isinstance(whole, str):
+        return whole
+    return answer if whole.shape == pixels.shape else _explained(explainer, [whole])[0]
 
 
 def _tops(photographs: Iterable[Photograph]) -> dict[Head, float]:

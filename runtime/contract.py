@@ -195,7 +195,7 @@ class Contract:
         """
         try:
             body = json.loads(text)
-        except json.JSONDecodeError as err:
+        except (json.JSONDecodeError, RecursionError) as err:
             raise ModelFileError(f"{source}: expected a contract in JSON, found text that is not: {err}") from None
         if not isinstance(body, dict):
             raise ModelFileError(f"{source}: expected a contract as a JSON object, found {type(body).__name__}")
@@ -246,15 +246,17 @@ class Decision:
 def decide(contract: Contract, dr_probs: NDArray[np.floating], me_probs: NDArray[np.floating]) -> Decision:
     """Apply the contract's rules to one photograph: dr_probs (K,) and me_probs (2,), in [0, 1]."""
     referable_from = contract.referable_from
-    referable_prob = float(sum(p for p, g in zip(dr_probs, contract.dr_grades, strict=True) if g >= referable_from))
+    # In double, as other programs compare: of float32, NumPy would round the threshold.
+    referable_prob = sum(float(p) for p, g in zip(dr_probs, contract.dr_grades, strict=True) if g >= referable_from)
+    me_prob = float(me_probs[1])
     me_rule = contract.thresholds["me"]
-    me_risk = int(np.argmax(me_probs)) if me_rule.rule == "argmax" else int(me_probs[1] >= me_rule.level)
+    me_risk = int(np.argmax(me_probs)) if me_rule.rule == "argmax" else int(me_prob >= me_rule.level)
     return Decision(
         dr_grade=contract.dr_grades[int(np.argmax(dr_probs))],
         me_risk=me_risk,
         referable=referable_prob >= contract.thresholds["referable_dr"].level,
         referable_prob=referable_prob,
-        referable_me=bool(me_probs[1] >= contract.thresholds["referable_me"].level),
+        referable_me=me_prob >= contract.thresholds["referable_me"].level,
     )
 
 

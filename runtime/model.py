@@ -210,8 +210,13 @@ class RetinaModel:
 
         Raises:
             PictureError: pixels of another shape or kind, or too many for the memory at hand.
+            UsageError: ``of`` names a grade or label that the model does not know.
             ModelFileError: the file answers with something that is no probability.
         """
+        for head, label in (of or {}).items():
+            labels = self.contract.dr_grades if head == "dr" else (0, 1)
+            if label not in labels:
+                raise UsageError(f"of: expected one of {', '.join(map(str, labels))} for {head}, found {label}")
         pixels = _checked_pixels(pixels)
         with_maps = maps and self.contract.explain
         names = [DR_PROBS, ME_PROBS, *([DR_CAM_PER_GRADE, ME_CAM_PER_LABEL] if with_maps else [])]

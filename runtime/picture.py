@@ -47,7 +47,7 @@ _OPENERS: tuple[tuple[str, Callable[[bytes], bool], type[ImageFile]], ...] = (
 )
 _DICOM_MAGIC = slice(128, 132)
 
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _TILE_WIDTH, _TILE_LENGTH = 0x0112, 0x0142, 0x0143
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -158,6 +158,10 @@ def _load_file(file: BinaryIO, name: str, at_least: int | None) -> Image.Image:
             except Exception as err:  # noqa: BLE001 - as above
                 raise _refusal(name, f"damaged {label} file: {_reason(err)}") from None
             _require_size(name, *image.size)
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                # Decoded one by one and whole, however little of one the picture needs.
+                tile = image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_LENGTH, 0)
+                _require(tile[0] * tile[1] <= MAX_PIXELS, name, f"too large: found tiles of {tile[0]} x {tile[1]}")
             if at_least is not None:
                 image.draft(image.mode, (at_least, at_least))
             return _upright(image, name, at_least)
@@ -202,9 +206,20 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
     """
     require_extra("dicom", "pydicom")
     from pydicom import dcmread
+    from pydicom.filereader import read_dataset
     from pydicom.pixels.utils import pixel_array
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     facts = ["Rows", "Columns", "PhotometricInterpretation", "BitsStored", "PixelRepresentation", "NumberOfFrames"]
+    try:
+        file.seek(_DICOM_MAGIC.stop)
+        meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag.group != 2)
+        syntax = meta.get("TransferSyntaxUID")
+        file.seek(0)
+    except Exception as err:  # noqa: BLE001 - pydicom, too, lets out anything on damaged files
+        raise _refusal(name, f"damaged DICOM header or no picture in it ({type(err).__name__})") from None
+    # It would be inflated whole before its header can be read, to a thousand times its size.
+    _require(syntax != DeflatedExplicitVRLittleEndian, name, "expected DICOM that is not deflated as a whole")
     try:
         header = dcmread(file, stop_before_pixels=True, specific_tags=facts)
         height, width, bits = int(header.Rows), int(header.Columns), int(header.BitsStored)

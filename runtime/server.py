@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import socket
 import sys
@@ -119,6 +120,8 @@ def _serve(
             f"--host {host}: expected a token, since other machines can then ask, found none. "
             "Name a file that holds one (--token-file FILE), or set RETINA_TOKEN."
         )
+    if not math.isfinite(max_mib):
+        raise UsageError(f"--max-mib: expected a number of MiB, found {max_mib}")
     if page is not None and not (page / "index.html").is_file():
         raise UsageError(f"--page {page}: expected a folder with index.html, found none")
     import uvicorn

@@ -98,7 +98,7 @@ class Problem(BaseModel):
 
 
 class Counter:
-    """Where requests wait their turn: a bounded number of places."""
+    """A bounded number of places for requests in work; who finds none is sent away."""
 
     def __init__(self, places: int) -> None:
         self.places = places
@@ -202,7 +202,7 @@ def create_app(
         A photograph that cannot be read keeps its place, with the reason; 422 if that is so for all of them. With
         ``maps``, Grad-CAM maps where the model file has them.
         """
-        entry: Entry = request.state.entry
+        entry = _entry(request)
         with counter.place():
             photographs = await read_photographs(request, limits)
             loop = asyncio.get_running_loop()
@@ -271,12 +271,17 @@ async def _say_what_is_invalid(_: Request, err: Exception) -> JSONResponse:
     return JSONResponse({"detail": said}, 400)
 
 
+def _entry(request: Request) -> Entry:
+    """The request's line in the log; without ``Envelope`` around the app, one that nobody writes."""
+    return getattr(request.state, "entry", None) or Entry()
+
+
 async def _say_nothing(_: Request, __: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)  # for the log alone
 
 
 async def _say_no_more(request: Request, _: Exception) -> JSONResponse:
-    return JSONResponse({"detail": f"internal error; the log has it under {request.state.entry.id}"}, 500)
+    return JSONResponse({"detail": f"internal error; the log has it under {_entry(request).id}"}, 500)
 
 
 _OCTETS = "application/octet-stream"

@@ -35,8 +35,9 @@ def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], workers: 
     """
     source = iter(items)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="score")
-    waiting: deque[Future[Result]] = deque(pool.submit(work, item) for item in islice(source, AHEAD * workers))
+    waiting: deque[Future[Result]] = deque()
     try:
+        waiting.extend(pool.submit(work, item) for item in islice(source, AHEAD * workers))
         while waiting:
             result = waiting.popleft().result()
             waiting.extend(pool.submit(work, item) for item in islice(source, 1))

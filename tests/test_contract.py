@@ -120,3 +120,24 @@ def test_a_file_that_says_nothing_of_the_surround_keeps_it() -> None:
     assert body["preprocessing"].pop("surround") == "black"
     assert Contract.from_json(json.dumps(body)).preprocessing == Preprocessing(image_size=256, surround="kept")
     assert Preprocessing(framing="squash").surround == "kept"
+
+
+def test_thresholds_are_compared_in_double_as_other_programs_do() -> None:
+    """The float32 next to 0.7 is below it; rounded to float32, the threshold would be met."""
+    rules = {
+        **CONTRACT.thresholds, "me": Rule("at_least", 0.7),
+        "referable_dr": Rule("at_least", 0.7, 2), "referable_me": Rule("at_least", 0.7),
+    }  # fmt: skip
+    just_below = np.float32(0.7)
+    assert float(just_below) < 0.7
+    probs = np.array([1 - just_below, just_below], np.float32)
+    decision = decide(Contract(dr_grades=(0, 2), thresholds=rules), probs, probs)
+    assert (decision.referable, decision.me_risk, decision.referable_me) == (False, 0, False)
+    above = np.nextafter(just_below, np.float32(1))
+    decision = decide(Contract(dr_grades=(0, 2), thresholds=rules), *[np.array([1 - above, above], np.float32)] * 2)
+    assert (decision.referable, decision.me_risk, decision.referable_me) == (True, 1, True)
+
+
+def test_a_contract_nested_without_end_is_refused() -> None:
+    with pytest.raises(ModelFileError, match="expected a contract in JSON"):
+        Contract.from_json("[" * 200_000)

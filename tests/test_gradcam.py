@@ -25,7 +25,7 @@ from retina.gradcam import GradCAM, find_layer, head_logit
 from retina.gradcam.cli import main
 from retina.gradcam.explainer import CheckpointExplainer, OnnxExplainer
 from retina.gradcam.gallery import list_photographs
-from retina.runtime.contract import Contract, Head, Preprocessing
+from retina.runtime.contract import Contract, Head, Preprocessing, Rule
 from retina.runtime.errors import PictureError, UsageError
 from retina.runtime.model import RELEASED, Prediction, RetinaModel
 from retina.runtime.picture import decode
@@ -33,6 +33,7 @@ from retina.train.checkpoint import Checkpoint
 from retina.train.framing import make_preprocess
 from retina.train.model import RetinaNet
 from retina.train.synthetic import photograph
+from tiny_model import write_tiny_model
 from torch import Tensor, nn
 
 CONTRACT = Contract(Preprocessing(image_size=96))
@@ -259,6 +260,40 @@ def test_the_default_checkpoint_and_folder(folder: Path, checkpoint: Path, tmp_p
     assert CliRunner().invoke(main, args).exit_code == 0
     written = sorted(path.name for path in (tmp_path / "artifacts" / "gradcam").iterdir())
     assert written == ["a_me.jpg", "a_panel.jpg", "gradcam.csv", "index.html"]
+
+
+@pytest.mark.parametrize("source", ["--checkpoint", "--model"])
+def test_a_close_call_is_explained_on_the_whole_photograph_as_it_is_scored(tmp_path: Path, source: str) -> None:
+    """A threshold between what the reduced and the whole photograph say."""
+    path = tmp_path / "eye.jpg"
+    Image.fromarray(photograph(2, 1, 900, seed=8).picture).save(path, quality=60)
+
+    def opened(contract: Contract) -> tuple[Path, CheckpointExplainer | OnnxExplainer]:
+        if source == "--checkpoint":
+            Checkpoint(network().state_dict(), "resnet18", contract).save(tmp_path / "a.pth")
+            return tmp_path / "a.pth", CheckpointExplainer(tmp_path / "a.pth")
+        file = write_tiny_model(tmp_path / "a.onnx", contract=contract.with_(explain=True))
+        return file, OnnxExplainer(file)
+
+    def risk_of(explainer: CheckpointExplainer | OnnxExplainer, whole: bool) -> tuple[int, float]:
+        said = explainer.explain([explainer.decode(path, whole=whole)])[0]
+        prob = said.maps["me"].probability
+        return said.decision.me_risk, prob if said.maps["me"].target == 1 else 1 - prob
+
+    _, plain = opened(CONTRACT)
+    assert plain.decode(path).shape != plain.decode(path, whole=True).shape
+    between = (risk_of(plain, whole=False)[1] + risk_of(plain, whole=True)[1]) / 2
+    rules = {**CONTRACT.thresholds, "me": Rule("at_least", between)}
+    file, explainer = opened(CONTRACT.with_(thresholds=rules))
+    reduced, whole = risk_of(explainer, whole=False)[0], risk_of(explainer, whole=True)[0]
+    assert reduced != whole
+    result = CliRunner().invoke(main, [str(path), source, str(file), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "out" / "gradcam.csv").open(newline="") as table:
+        (row,) = csv.DictReader(table)
+    assert int(row["me_risk"]) == whole
+    if source == "--model":
+        assert RetinaModel(file).predict(path).me_risk == whole
 
 
 def test_without_a_checkpoint_the_file_that_would_score_is_explained(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image, ImageFilter
 from retina.runtime import ModelFileError, PictureError, Prediction, RetinaModel, UsageError
-from retina.runtime.contract import METADATA_KEY, Preprocessing, Rule
+from retina.runtime.contract import METADATA_KEY, Head, Preprocessing, Rule
 from retina.runtime.model import find_model, session_options
 from tiny_model import CONTRACT, RAMP, expected_probs, tiny_model, write_tiny_model
 
@@ -355,3 +355,10 @@ def test_a_close_call_is_decided_on_the_whole_picture(tmp_path: Path) -> None:
         from_scaled = scaled.predict_pixels(scaled.decode(path))
         assert from_scaled.me_prob != exact.predict(path).me_prob
         assert scaled.predict(path) == (exact.predict(path) if is_close else from_scaled)
+
+
+@pytest.mark.parametrize("of", [{"dr": 9}, {"me": 2}, {"me": -1}], ids=str)
+def test_a_map_of_no_known_label_is_refused(tmp_path: Path, of: dict[Head, int]) -> None:
+    model = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=CONTRACT.with_(explain=True)))
+    with pytest.raises(UsageError, match=rf"of: expected one of 0, 1.* found {next(iter(of.values()))}"):
+        model.predict_pixels(pixels(1, 40, 40), maps=True, of=of)

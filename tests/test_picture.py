@@ -202,12 +202,20 @@ def test_sixteen_bit_colour() -> None:
 
 
 def _tiff(
-    data: bytes, *, bits: int, samples: int, width: int = 32, height: int = 32, order: str = "<", photometric: int = 1
+    data: bytes,
+    *,
+    bits: int,
+    samples: int,
+    width: int = 32,
+    height: int = 32,
+    order: str = "<",
+    photometric: int = 1,
+    tile: int = 0,
 ) -> bytes:
     """A plain TIFF by hand: what Pillow cannot write."""
     import struct
 
-    bits_at = 8 + 2 + 10 * 12 + 4
+    bits_at = 8 + 2 + (11 if tile else 10) * 12 + 4
     data_at = bits_at + 2 * samples
     tags = [
         (256, 4, 1, width),
@@ -221,11 +229,22 @@ def _tiff(
         (279, 4, 1, len(data)),
         (284, 3, 1, 1),
     ]
+    if tile:
+        strips_as_tiles = {273: 324, 279: 325}
+        tags = [(strips_as_tiles.get(tag, tag), *of_tag) for tag, *of_tag in tags if tag != 278]
+        tags += [(322, 4, 1, tile), (323, 4, 1, tile)]
     out = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags))
     for tag, kind, count, value in tags:
         packed = struct.pack(order + "HH", value, 0) if kind == 3 and count == 1 else struct.pack(order + "I", value)
         out += struct.pack(order + "HHI", tag, kind, count) + packed
     return out + struct.pack(order + "I", 0) + struct.pack(order + "H", bits) * samples + data
+
+
+def test_a_tile_beyond_the_limit_is_refused_before_it_is_decoded() -> None:
+    values = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32)
+    np.testing.assert_array_equal(decode(_tiff(values.tobytes(), bits=8, samples=1, tile=32))[..., 0], values)
+    with pytest.raises(PictureError, match="too large: found tiles of 26700 x 26700"):
+        decode(_tiff(values.tobytes(), bits=8, samples=1, tile=26700))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
@@ -387,12 +406,19 @@ def test_threads_do_not_disturb_each_other() -> None:
     assert failures == []
 
 
-def _dicom(pixels: NDArray[np.generic], photometric: str, bits: int, frames: int = 1, signed: int = 0) -> bytes:
+def _dicom(
+    pixels: NDArray[np.generic],
+    photometric: str,
+    bits: int,
+    frames: int = 1,
+    signed: int = 0,
+    syntax: str = "1.2.840.10008.1.2.1",
+) -> bytes:
     from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, OphthalmicPhotography8BitImageStorage
+    from pydicom.uid import OphthalmicPhotography8BitImageStorage
 
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = OphthalmicPhotography8BitImageStorage
     meta.MediaStorageSOPInstanceUID = "1.2.3"
     data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
@@ -408,6 +434,14 @@ def _dicom(pixels: NDArray[np.generic], photometric: str, bits: int, frames: int
     buffer = io.BytesIO()
     data.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+def test_dicom_that_is_deflated_as_a_whole_is_refused() -> None:
+    """Of which a few kilobytes may hold gigabytes, that are inflated before their header can be read."""
+    deflated = _dicom(np.zeros((640, 640), np.uint8), "MONOCHROME2", 8, syntax="1.2.840.10008.1.2.1.99")
+    assert len(deflated) < 4000
+    with pytest.raises(PictureError, match="expected DICOM that is not deflated as a whole"):
+        decode(deflated)
 
 
 def test_dicom_colours_and_bits(caplog: pytest.LogCaptureFixture) -> None:

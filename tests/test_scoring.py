@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,17 @@ def test_an_error_ends_the_work_and_leaves_no_thread() -> None:
 
     with pytest.raises(ZeroDivisionError):
         list(ordered_map(work, range(10_000), 3))
+    assert threading.active_count() == before
+
+
+def test_files_that_cannot_be_listed_to_their_end_leave_no_thread_behind() -> None:
+    def files() -> Iterator[int]:
+        yield 1
+        raise OSError("gone")
+
+    before = threading.active_count()
+    with pytest.raises(OSError, match="gone"):
+        list(ordered_map(abs, files(), 2))
     assert threading.active_count() == before
 
 

@@ -74,7 +74,7 @@ def figures_table(evaluation: Mapping[str, Any]) -> Iterator[str]:
     """One split's figures as lines of a Markdown table: over all photographs, then by source."""
     columns = [("all", evaluation["all"]), *evaluation["sources"].items()]  # a source may be called "all"
     bodies = [body for _, body in columns]
-    yield "| | " + " | ".join(f"{name} ({body['n']})" for name, body in columns) + " |"
+    yield "| | " + " | ".join(f"{name} ({body['n']})".replace("|", "\\|") for name, body in columns) + " |"
     yield "|---" * (len(bodies) + 1) + "|"
     for task, name, title in FIGURES:
         yield f"| {title} | " + " | ".join(_cell(body[task][name]) for body in bodies) + " |"
