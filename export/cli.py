@@ -12,6 +12,7 @@ import click
 from ..runtime.contract import Framing, Precision
 from ..runtime.errors import RetinaError, require_extra
 from ..runtime.journal import stamp
+from ..runtime.terminal import answer
 from ..train.options import bare_options
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
     metavar="DATA",
     help="For int8: the folder that retina-train was given. Calibrates on train/, judges on valid/, and fits the "
     "referral thresholds of a calibrated checkpoint to int8's own answers there.",
+)
+@click.option(
+    "--me-positive-from",
+    type=click.IntRange(1, 3),
+    metavar="N",
+    help="For --calibration: ME grades from N up are risk.  [default: as the checkpoint was trained]",
 )
 @click.option("--explain", is_flag=True, help="Add Grad-CAM outputs: dr_cam and me_cam, and one map for every class.")
 @click.option(
@@ -118,14 +125,15 @@ def _run(
     format: Format,
     precision: Precision,
     calibration: Path | None,
+    me_positive_from: int | None,
     explain: bool,
     check: Path | None,
     out: Path | None,
     force: bool,
     sign: Path | None,
     conformance: Path | None,
-    framing: Framing,
-    image_size: int,
+    framing: Framing | None,
+    image_size: int | None,
     artifacts: Path,
     inspect: Path | None,
     as_json: bool,
@@ -140,7 +148,9 @@ def _run(
             from .conformance import write_kit
 
             write_kit(RetinaModel(inspect), conformance)
-        click.echo(json.dumps(inspection.to_dict(), indent=1) if as_json else "\n".join(inspection.lines()))
+        answer(
+            json.dumps(inspection.to_dict(), indent=1) if as_json else "\n".join(inspection.lines()), "retina-export"
+        )
         return
     from ..train.config import BEST_NAME
     from .job import ExportJob, default_out, run_export
@@ -153,6 +163,7 @@ def _run(
         explain=explain,
         check=check,
         calibration=calibration,
+        me_positive_from=me_positive_from,
         force=force,
         sign=sign,
         conformance=conformance,
@@ -169,7 +180,7 @@ def _run(
             "nothing was written" if stamp(job.out) == before else f"{job.out} is whole, what stands beside it is not"
         )
         raise KeyboardInterrupt(f"; {told}") from None
-    click.echo(json.dumps(exported.to_dict(), indent=1) if as_json else "\n".join(_lines(exported)))
+    answer(json.dumps(exported.to_dict(), indent=1) if as_json else "\n".join(_lines(exported)), "retina-export")
 
 
 def _lines(exported: Exported) -> list[str]:

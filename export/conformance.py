@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..runtime.contract import DR_PROBS, INPUT, ME_PROBS, MIN_SIDE, Precision
 from ..runtime.model import Prediction, RetinaModel, is_close_call
-from ..train.checkpoint import write_atomically
+from ..train.checkpoint import write_atomically, write_text_atomically
 from ..train.synthetic import photograph
 
 Pixels = NDArray[np.uint8]
@@ -48,7 +48,7 @@ def write_kit(model: RetinaModel, folder: Path) -> int:
     }
     text = json.dumps(index, indent=1) + "\n"
     # Last, so that an index never names a picture that is not there.
-    write_atomically(folder / INDEX, partial(Path.write_text, data=text, encoding="utf-8"))
+    write_text_atomically(folder / INDEX, text)
     return len(entries)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from ..runtime.contract import METADATA_KEY, Contract
 from ..runtime.errors import ModelFileError
 from ..runtime.model import RetinaModel, check_digest
 from ..train.checkpoint import sha256_of
+
+_MAX_CONTRACT = 1 << 24
+"""Bytes; a few thousand are usual."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,11 @@ def _zip_contract(path: Path) -> tuple[str, Contract]:
                 raise ModelFileError(
                     f"{path}: expected the extra file {METADATA_KEY} of retina-export, found {', '.join(names[:3])} ..."
                 )
+            size = archive.getinfo(entry).file_size
+            if size > _MAX_CONTRACT:
+                raise ModelFileError(f"{path}: expected a contract of at most {_MAX_CONTRACT} bytes, found {size}")
             text = archive.read(entry).decode()
-    except (zipfile.BadZipFile, UnicodeDecodeError) as err:
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, RuntimeError, NotImplementedError) as err:
         raise ModelFileError(f"{path}: expected a whole file, found damage: {err}. Export it again.") from None
     kind = "torchscript" if any("/code/" in name for name in names) else "pt2"
     return kind, Contract.from_json(text, source=str(path))

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,7 +14,14 @@ from ..runtime.contract import Contract, Framing, Precision
 from ..runtime.errors import UsageError
 from ..runtime.model import MODEL_NAME, RetinaModel
 from ..runtime.signature import signature_of
-from ..train.checkpoint import Checkpoint, load_checkpoint, require_place, sha256_of, write_atomically
+from ..train.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    require_place,
+    sha256_of,
+    write_atomically,
+    write_text_atomically,
+)
 from .conformance import INDEX, write_kit
 from .graph import DeployedModel
 from .int8 import Int8, to_int8
@@ -55,21 +61,25 @@ class ExportJob:
     """Photographs to compare on; None for the validation split of the checkpoint's run."""
     calibration: Path | None = None
     """Data folder for int8: calibrated on train/, judged on valid/."""
+    me_positive_from: int | None = None
+    """ME grades from this one up are risk in ``calibration``; None: as the checkpoint was trained."""
     force: bool = False
     """Keep an int8 file that fails its accuracy gate, marked in the contract."""
     sign: Path | None = None
     """Private key (PEM, elliptic curve) to sign the file with."""
     conformance: Path | None = None
     """Folder for a conformance kit of the file."""
-    bare_framing: Framing = "squash"
-    bare_image_size: int = 384
-    """How a bare state_dict was trained, which says nothing of its preprocessing."""
+    bare_framing: Framing | None = None
+    bare_image_size: int | None = None
+    """How a bare state_dict was trained, which says nothing of its preprocessing; None: as the notebook's."""
 
     def __post_init__(self) -> None:
         if self.precision == "int8" and self.format != "onnx":
             raise UsageError(f"--precision int8: expected --format onnx, found {self.format}")
         if self.precision == "int8" and self.calibration is None:
             raise UsageError("--precision int8: expected --calibration DATA, the folder that retina-train was given")
+        if self.me_positive_from is not None and self.calibration is None:
+            raise UsageError("--me-positive-from: expected --calibration DATA, whose ME grades it reads, found none")
         if self.calibration is not None and self.precision != "int8":
             raise UsageError(f"--calibration {self.calibration}: expected --precision int8, found {self.precision}")
         if self.conformance is not None and self.format != "onnx":
@@ -149,7 +159,7 @@ def run_export(job: ExportJob) -> Exported:
     digest = sha256_of(job.out)
     beside = {digest_file: f"{digest}  {job.out.name}\n", contract_file: done[0][0].to_json() + "\n"}
     for path, text in beside.items():
-        write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
+        write_text_atomically(path, text)
     if job.sign is not None:
         sign(job.out, job.sign)
     if job.conformance is not None:
@@ -179,7 +189,7 @@ def _convert(
     file = OnnxFile.of(deployed, contract)
     if job.calibration is None:
         return file, None
-    me_positive_from = checkpoint.config.get("me_positive_from")
+    me_positive_from = job.me_positive_from or checkpoint.config.get("me_positive_from")
     int8 = to_int8(file.model, contract, job.calibration, me_positive_from, force=job.force)
     return OnnxFile(int8.model), int8
 

@@ -183,8 +183,8 @@ def _open(head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | 
         "--checkpoint": checkpoint is not None,
         "--layer": how["layers"] != ("layer4",),
         "--method": how["method"] != "gradcam",
-        "--framing": how["framing"] != "squash",
-        "--image-size": how["image_size"] != 384,
+        "--framing": how["framing"] is not None,
+        "--image-size": how["image_size"] is not None,
     }
     given = ", ".join(option for option, is_given in of_checkpoints.items() if is_given)
     if model is None:

@@ -81,12 +81,12 @@ class CheckpointExplainer:
         target: int | None = None,
         layers: Sequence[str] = ("layer4",),
         method: Method = "gradcam",
-        framing: Framing = "squash",
-        image_size: int = 384,
+        framing: Framing | None = None,
+        image_size: int | None = None,
     ) -> None:
         """``target`` is the DR grade to explain (with the ME head alone: 0 or 1); None: the most probable.
 
-        ``framing`` and ``image_size`` are how a bare state_dict was trained.
+        ``framing`` and ``image_size`` are how a bare state_dict was trained; None: as the notebook's.
 
         Raises:
             ModelFileError: not a checkpoint that can be read.

@@ -34,9 +34,12 @@ def bootstrap(
             is not a number, the resample is left out.
         seed: of the resampling, so that a table can be made again.
     """
+    value = float(of(samples.mean(axis=0)))
+    if len(samples) < 2:  # which no resampling can tell apart
+        return Interval(value, np.nan, np.nan)
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(samples), size=(RESAMPLES, len(samples)))
     figures = of(samples[drawn].mean(axis=1))
     known = figures[~np.isnan(figures)]
     low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
-    return Interval(float(of(samples.mean(axis=0))), float(low), float(high))
+    return Interval(value, float(low), float(high))

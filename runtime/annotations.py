@@ -22,6 +22,9 @@ IMAGE_NAME, DR_GRADE, ME_GRADE = "Image name", "Retinopathy grade", "Risk of mac
 MAX_DR_GRADE = 4
 """Of the International Clinical Diabetic Retinopathy scale (Wilkinson et al., Ophthalmology 2003)."""
 
+MAX_ME_GRADE = 3
+"""Of the International Clinical Diabetic Macular Edema scale (likewise); IDRiD grades up to 2."""
+
 MAX_FAULTS_SHOWN = 100
 
 
@@ -117,8 +120,10 @@ def me_label(row: Annotation, positive_from: int | None) -> tuple[int, str]:
         row: its grade is 0 or 1, or with ``positive_from`` any.
         positive_from: grades from this one up are risk; None where the grade is the label.
     """
-    if positive_from is not None:
+    if positive_from is not None and row.me_grade <= MAX_ME_GRADE:
         return int(row.me_grade >= positive_from), ""
+    if positive_from is not None:
+        return 0, f"Risk of macular edema: expected 0 to {MAX_ME_GRADE}, found {row.me_grade} ({row.image})"
     if row.me_grade <= 1:
         return row.me_grade, ""
     return 0, (

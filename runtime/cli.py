@@ -11,13 +11,14 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import model_options, open_model
+from .terminal import drop_output, stop_without_output
 
 if TYPE_CHECKING:
     from .folder import Listing
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--me-positive-from",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 3),
     metavar="N",
     help="ME grades from N up are risk, where annotations grade it 0/1/2.",
 )
@@ -107,16 +108,12 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
         click.echo("\nretina-score: stopped; the same command goes on from here", err=True)
         sys.exit(130)
     except OSError as err:  # all others have been told by the place they concern
-        _drop_output()
-        why = "was closed" if isinstance(err, BrokenPipeError) else f"cannot be written: {err.strerror}"
-        with suppress(OSError):
-            click.echo(f"retina-score: stopped, its output {why}; the same command goes on from here", err=True)
-        sys.exit(2)
+        stop_without_output("retina-score", "stopped", err, "; the same command goes on from here")
     try:
         for line in told:
             click.echo(line, err=options["as_json"])
     except OSError:  # the table is there, and nobody listens
-        _drop_output()
+        drop_output()
     sys.exit(1 if failed else 0)
 
 
@@ -218,15 +215,6 @@ def _one_stop() -> Iterator[None]:
     signal.signal(signal.SIGINT, stop)
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _drop_output() -> None:
-    """Let the interpreter's last flush of what could not be written fail no more."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _hush() -> None:

@@ -47,7 +47,11 @@ class Journal:
             # Unbuffered: a row is with the system once written, and a full disk is told here and not at the end.
             self._file = path.open("ab", buffering=0)
             try:
-                _lock(self._file.fileno(), path)
+                # Two runs that write one table would tear each other's rows.
+                lock(
+                    self._file.fileno(),
+                    f"{path}: another retina-score is writing this table; wait for it, or name another --out",
+                )
                 keep = self._read(head) if resume else 0
                 self._file.truncate(keep)
                 if not keep:
@@ -150,8 +154,12 @@ def _row(entry: dict[str, Any]) -> tuple[Row, Stamp]:
     return Row(name, Prediction(dr_probs=dr_probs, **entry)), (size, changed, entered)
 
 
-def _lock(descriptor: int, path: Path) -> None:
-    """Two runs that write one table would tear each other's rows."""
+def lock(descriptor: int, refusal: str) -> None:
+    """Keep an open file for this process until it is closed.
+
+    Raises:
+        OutputError: with ``refusal``, where another process keeps it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows refuses to rename or remove an open file, which ends the second run as well
@@ -159,6 +167,4 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OutputError(
-            f"{path}: another retina-score is writing this table; wait for it, or name another --out"
-        ) from None
+        raise OutputError(refusal) from None

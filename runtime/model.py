@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -267,8 +268,13 @@ def find_model(path: str | Path | None = None, artifacts: str | Path | None = No
         return Path(path)
     folder = Path(artifacts or os.environ.get("RETINA_ARTIFACTS") or "artifacts")
     for candidate in (folder / MODEL_NAME, folder / INT8_NAME, RELEASED):
-        if os.path.isfile(candidate):
-            return candidate
+        try:
+            if stat.S_ISREG(os.stat(candidate).st_mode):  # noqa: PTH116
+                return candidate
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as err:  # else another model would take its place
+            raise ModelFileError(f"{candidate}: expected a model file or none, found: {err.strerror}") from None
     raise ModelFileError(
         f"{folder / MODEL_NAME}: expected a model file, found none, and none ships with this installation. Make one "
         "with  retina-train DATA and retina-export, or name one (retina-score --model FILE)."

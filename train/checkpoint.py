@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..runtime.contract import Contract, Framing, Preprocessing
-from ..runtime.errors import ModelFileError, OutputError
+from ..runtime.errors import ModelFileError, OutputError, UsageError
 from .model import RetinaNet, backbone_names, load_backbone_weights, read_state_dict
+from .options import BARE_FRAMING, BARE_IMAGE_SIZE
 
 _KIND = "retina-edge checkpoint"
 
@@ -60,18 +61,27 @@ class Checkpoint:
         save_tensors(path, body)
 
 
-def load_checkpoint(path: Path, *, framing: Framing = "squash", image_size: int = 384) -> Checkpoint:
+def load_checkpoint(path: Path, *, framing: Framing | None = None, image_size: int | None = None) -> Checkpoint:
     """Read a checkpoint of this project, or a bare state_dict saved by the original notebook.
 
     Args:
         path: the file.
-        framing: for a bare state_dict only, which says nothing of its preprocessing: how it was trained.
-        image_size: likewise, in pixels.
+        framing: for a bare state_dict, which says nothing of its preprocessing: how it was trained; None: ``squash``, as
+            the notebook did.
+        image_size: likewise, in pixels; None: 384.
 
     Raises:
         ModelFileError: not a torch file of plain types, or of another network.
+        UsageError: a checkpoint of this project, which says otherwise.
     """
-    return _from_body(path, read_state_dict(path), framing, image_size)
+    checkpoint = _from_body(path, read_state_dict(path), framing or BARE_FRAMING, image_size or BARE_IMAGE_SIZE)
+    prep = checkpoint.contract.preprocessing
+    for option, given, found in (("framing", framing, prep.framing), ("image-size", image_size, prep.image_size)):
+        if given not in (None, found):
+            raise UsageError(
+                f"--{option}: expected {found}, as {path} says it was trained, found {given}; leave it out"
+            )
+    return checkpoint
 
 
 def load_start(net: RetinaNet, backbone: str, weights: str, dr_grades: tuple[int, ...]) -> None:
@@ -89,7 +99,7 @@ def load_start(net: RetinaNet, backbone: str, weights: str, dr_grades: tuple[int
         body = read_state_dict(path)
         is_ours = body.get("kind") == _KIND
         if is_ours or "dr_head.3.weight" in body:
-            start = _from_body(path, body, framing="squash", image_size=384)  # only its weights are taken
+            start = _from_body(path, body, BARE_FRAMING, BARE_IMAGE_SIZE)  # only its weights are taken
             if start.backbone != backbone:
                 raise ModelFileError(
                     f"{weights}: expected a checkpoint of {backbone} to start from, found one of {start.backbone}. "
@@ -141,7 +151,9 @@ def _from_bare(path: Path, body: dict[str, Any], framing: Framing, image_size: i
         with torch.device("meta"):
             shapes = {name: tensor.shape for name, tensor in RetinaNet(len(grades), backbone).state_dict().items()}
         if shapes == {name: getattr(tensor, "shape", None) for name, tensor in body.items()}:
-            return Checkpoint(weights=body, backbone=backbone, contract=contract)
+            checkpoint = Checkpoint(weights=body, backbone=backbone, contract=contract)
+            _check_fits(path, checkpoint)
+            return checkpoint
     raise ModelFileError(
         f"{path}: expected the weights of a torchvision ResNet with two heads, found {len(body)} entries "
         f"that fit none of {', '.join(backbone_names())}"
@@ -149,6 +161,9 @@ def _from_bare(path: Path, body: dict[str, Any], framing: Framing, image_size: i
 
 
 def _check_fits(path: Path, checkpoint: Checkpoint) -> None:
+    if checkpoint.backbone not in backbone_names():
+        known = ", ".join(backbone_names())
+        raise ModelFileError(f"{path}: expected a backbone among {known}, found {checkpoint.backbone!r}")
     with torch.device("meta"):
         expected = RetinaNet(len(checkpoint.contract.dr_grades), checkpoint.backbone).state_dict()
     if not isinstance(checkpoint.weights, dict) or not isinstance(checkpoint.config, dict):
@@ -218,3 +233,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise OutputError(f"{path}: cannot be written: {err.strerror or err}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Likewise text, in UTF-8, its lines ended alike on every system; of a name, what UTF-8 cannot hold is written with
+    backslashes.
+    """
+    body = text.encode("utf-8", "backslashreplace")
+    write_atomically(path, lambda temporary: temporary.write_bytes(body))

@@ -16,7 +16,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import click
 from click.core import ParameterSource
 
-from ..runtime.errors import ModelFileError, OutputError, RetinaError, UsageError, require_extra
+from ..runtime.errors import ModelFileError, RetinaError, UsageError, require_extra
+from ..runtime.terminal import answer, tell
 from .config import TrainConfig
 
 DEFAULTS = TrainConfig(data="")
@@ -87,7 +88,7 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
     "N",
 )
 @_option(
-    "me-positive-from", "ME grades from N up are risk, where annotations grade it 0/1/2.", click.IntRange(min=1), "N"
+    "me-positive-from", "ME grades from N up are risk, where annotations grade it 0/1/2.", click.IntRange(1, 3), "N"
 )
 @_option("seed", "Of weights, sampling and augmentation.", click.IntRange(0, 2**63 - 1))
 @_option("precision", "auto: bf16 where the device computes it in hardware. Evaluation is always fp32.")
@@ -158,7 +159,7 @@ def _run(
     if list_only:
         from .runs import format_table, list_runs
 
-        click.echo(format_table(list_runs(artifacts)))
+        answer(format_table(list_runs(artifacts)), "retina-train")
         return True
     from .pipeline import Run, saved_place, train
     from .tracking import make_tracker
@@ -179,10 +180,6 @@ def _run(
         asked = {key: value for key, value in recipe.items() if _is_given(context, key)}
         config = TrainConfig.of_recipe(recipe["recipe"], {**asked, "data": str(data.resolve())})
         run = Run(artifacts, name or f"{datetime.now():%Y%m%d-%H%M%S}")
-        if run.has_begun:
-            raise OutputError(
-                f"{run.folder}: expected a new run, found one there. Give another --name, or --resume it."
-            )
     tracker = make_tracker(track, artifacts)
     try:
         return train(
@@ -192,13 +189,13 @@ def _run(
             resume=resume,
             allow_leakage=allow_leakage,
             tracker=tracker,
-            say=click.echo,
+            say=tell,
         )
     except KeyboardInterrupt:  # a second one in an epoch, or past the epochs: nothing more was saved
         if not run.resume_file.is_file():
             raise
         place = saved_place(run, config)
-        click.echo(f"Stopped. Saved up to {place}; what came after is done again. Go on with:  {run.resume_command}")
+        tell(f"Stopped. Saved up to {place}; what came after is done again. Go on with:  {run.resume_command}")
         return False
 
 
@@ -208,7 +205,7 @@ def _interrupted(artifacts: Path, name: str | None) -> Any:
     if name is not None:
         run = Run(artifacts, name)
         for file in (run.resume_file, run.config_file, run.facts_file):
-            if not file.is_file():
+            if not os.path.isfile(file):
                 raise UsageError(f"{run.folder}: expected an interrupted run, found no {file.name} there")
         return run
     files = sorted(artifacts.glob("runs/*/resume.pth"), key=lambda file: file.stat().st_mtime)

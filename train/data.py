@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
     """
     if not root.is_dir():
         raise AnnotationError(f"{root}: expected a folder with train/, valid/ and test/, found none there")
-    absent = [name for name in SPLITS if not (root / name / "annotations.csv").is_file()]
+    absent = [name for name in SPLITS if not os.path.isfile(root / name / "annotations.csv")]
     if absent:
         raise AnnotationError(
             f"{root}: expected train/, valid/ and test/, each with annotations.csv and images/; "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from tqdm import tqdm
 from ..runtime.annotations import fault_report
 from ..runtime.errors import AnnotationError, RetinaError, UsageError
 from ..runtime.model import RetinaModel, find_model
-from .checkpoint import require_place, write_atomically
+from ..runtime.terminal import tell
+from .checkpoint import require_place, write_text_atomically
 from .data import SPLITS, Photo, read_dataset
 from .metrics import Predictions, evaluate
 from .report import FIGURES
@@ -109,7 +109,7 @@ def _cell(figure: Mapping[str, Any]) -> str:
 )
 @click.option("--split", "splits", type=click.Choice(SPLITS), multiple=True, default=("test",))
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Also write all figures as JSON.")
-@click.option("--me-positive-from", type=click.IntRange(min=1), metavar="N", help="As for retina-train.")
+@click.option("--me-positive-from", type=click.IntRange(1, 3), metavar="N", help="As for retina-train.")
 def main(
     data: Path, model: Path | None, splits: tuple[str, ...], out: Path | None, me_positive_from: int | None
 ) -> None:
@@ -118,22 +118,21 @@ def main(
     DATA is laid out as for retina-train. Prints Markdown.
     """
     try:
-        if out is not None:
-            require_place(out)
         opened = RetinaModel(find_model(model))
-        figures = evaluate_file(opened, data, splits, me_positive_from=me_positive_from)
         if out is not None:
-            text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
-            write_atomically(out, partial(Path.write_text, data=text, encoding="utf-8"))
+            require_place(out, [opened.path, *(data / name / "annotations.csv" for name in SPLITS)])
+        figures = evaluate_file(opened, data, splits, me_positive_from=me_positive_from)
+        for name in splits:
+            tell(
+                f"\n{opened.path.name} (sha256 {opened.sha256[:12]}) on {name}, with 95% intervals by patient. "
+                "Calibration error by chance alone: what it would be were each answer right as often as it says.\n"
+            )
+            tell("\n".join(figures_table(figures["splits"][name])) + "\n")
+            tell("\n".join(classes_table(figures["splits"][name])))
+        if out is not None:
+            write_text_atomically(out, json.dumps(figures, indent=1, allow_nan=False) + "\n")
     except RetinaError as err:
         raise click.ClickException(str(err)) from None
-    for name in splits:
-        click.echo(
-            f"\n{opened.path.name} (sha256 {opened.sha256[:12]}) on {name}, with 95% intervals by patient. "
-            "Calibration error by chance alone: what it would be were each answer right as often as it says.\n"
-        )
-        click.echo("\n".join(figures_table(figures["splits"][name])) + "\n")
-        click.echo("\n".join(classes_table(figures["splits"][name])))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from torch import Tensor
 from ..runtime.contract import Preprocessing
 from ..runtime.errors import OutputError, PictureError
 from ..runtime.picture import decode
-from .checkpoint import current_versions, write_atomically
+from .checkpoint import current_versions, write_atomically, write_text_atomically
 from .framing import make_frame
 
 PHASH_SIDE = 16
@@ -123,7 +124,7 @@ def look_through(
     if cache == "memory":
         array = np.empty(shape, dtype=dtype)
         return ArrayFrames(array), _look_at_each(frames, array, progress)
-    if looks_file.is_file() and array_file.is_file():
+    if os.path.isfile(looks_file) and os.path.isfile(array_file):
         with contextlib.suppress(OSError, EOFError, ValueError, TypeError):  # damaged: made anew
             return MappedFrames(array_file), [Look(**look) for look in json.loads(looks_file.read_text())]
     _expect_room(folder, math.prod(shape) * np.dtype(dtype).itemsize)
@@ -138,7 +139,7 @@ def look_through(
     if any(look.fault for look in looks):
         array_file.unlink()
         return frames, looks
-    write_atomically(looks_file, lambda temporary: temporary.write_text(json.dumps([vars(look) for look in looks])))
+    write_text_atomically(looks_file, json.dumps([vars(look) for look in looks]))
     return MappedFrames(array_file), looks
 
 
@@ -174,7 +175,7 @@ def _expect_room(folder: Path, needed: int) -> None:
         raise OutputError(f"{folder}: cannot keep the cache: {err.strerror or err}; try --cache memory") from None
     if free < needed:
         raise OutputError(
-            f"{folder}: expected {needed / 1e9:.1f} GB of free space for the cache, found {free / 1e9:.1f} GB; "
+            f"{folder}: expected {needed / 1e6:.0f} MB of free space for the cache, found {free / 1e6:.0f} MB; "
             "make room, or try --cache memory"
         )
 

@@ -196,11 +196,11 @@ def write_metrics(path: Path, epoch: int, splits: Mapping[str, dict[str, Any]]) 
     Raises:
         OutputError: the folder cannot be written or the disk is full.
     """
-    from .checkpoint import write_atomically  # loads torch, which `retina-train --list` does without
+    from .checkpoint import write_text_atomically  # loads torch, which `retina-train --list` does without
 
     metrics = {"checkpoint": "best", "epoch": epoch, "splits": dict(splits)}
     text = json.dumps(metrics, indent=1, allow_nan=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    write_text_atomically(path, text + "\n")
     return metrics
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
@@ -118,8 +119,12 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     Raises:
         ModelFileError: not there, not a torch file, or a file that would run code when loaded.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelFileError(f"{path}: expected a checkpoint or weights file, found none there")
+    try:
+        path.open("rb").close()
+    except OSError as err:
+        raise ModelFileError(f"{path}: cannot be read: {err.strerror}") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # noqa: BLE001 - torch raises a different type for each way a file can be wrong

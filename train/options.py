@@ -9,23 +9,24 @@ import click
 
 from ..runtime.contract import Framing
 
+BARE_FRAMING: Framing = "squash"
+BARE_IMAGE_SIZE = 384
+"""How the original notebook prepared its pictures, whose checkpoints are bare state_dicts."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option(
         "--framing",
         type=click.Choice(get_args(Framing)),
-        default="squash",
-        show_default=True,
-        help="For a bare state_dict, which does not say how it was trained: how pictures were framed,",
+        help="For a bare state_dict, which does not say how it was trained: how pictures were framed  "
+        f"[default: {BARE_FRAMING}],",
     ),
     click.option(
         "--image-size",
         type=click.IntRange(32),
-        default=384,
-        show_default=True,
         metavar="PIXELS",
-        help="and their side.",
+        help=f"and their side  [default: {BARE_IMAGE_SIZE}].",
     ),
 )
 

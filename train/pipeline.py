@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,12 +25,20 @@ from tqdm import tqdm
 from ..runtime.annotations import MAX_FAULTS_SHOWN, Annotation
 from ..runtime.contract import Contract, Preprocessing
 from ..runtime.errors import AnnotationError, ModelFileError, OutputError, UsageError
+from ..runtime.journal import lock
 from ..runtime.model import Prediction
 from ..runtime.table import Row, Table, cells, columns
 from . import plots, report
 from .augment import make_augment
 from .calibration import calibrated, calibration_faults, calibration_line, is_calibrated
-from .checkpoint import Checkpoint, current_versions, load_checkpoint, load_start, write_atomically
+from .checkpoint import (
+    Checkpoint,
+    current_versions,
+    load_checkpoint,
+    load_start,
+    write_atomically,
+    write_text_atomically,
+)
 from .config import BEST_NAME, FINAL_NAME, TrainConfig
 from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights, fingerprint, read_dataset
 from .frames import DecodedFrames, Frames, Look, look_through
@@ -73,8 +81,36 @@ class Run:
     @property
     def has_begun(self) -> bool:
         """Whether there is more of it than its options, which a run that was refused at once leaves behind."""
-        written = {file.name for file in self.folder.iterdir()} if self.folder.exists() else set()
+        written = {file.name for file in self.folder.iterdir() if not file.name.startswith(".")}
         return bool(written - {self.config_file.name, self.facts_file.name})
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep it for this process: two that write one run would mix their weights and figures.
+
+        Raises:
+            OutputError: another process has it, or it cannot be written.
+        """
+        _expect_writable(self.artifacts)
+        file = self.folder / ".lock"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            opened = file.open("w")
+        except OSError as err:
+            raise OutputError(f"{self.folder}: cannot be written: {err.strerror}. Give another --name.") from None
+        with opened:
+            lock(
+                opened.fileno(),
+                f"{self.folder}: another retina-train is writing this run; wait for it, or give another --name",
+            )
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # unless something came of it
+                    if set(self.folder.iterdir()) == {file}:
+                        file.unlink()
+                        self.folder.rmdir()
+                        self.folder.parent.rmdir()
 
     @property
     def resume_command(self) -> str:
@@ -99,7 +135,7 @@ class Run:
         return facts
 
     def write(self, name: str, text: str) -> None:
-        write_atomically(self.folder / name, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text_atomically(self.folder / name, text)
 
 
 @dataclass(frozen=True)
@@ -143,8 +179,14 @@ def train(
         RetinaError: anything a user can mend, before training where it can be known.
     """
     tracker = tracker or NoTracker()
+    is_first = os.environ.get("RANK", "0") == "0"  # the other devices' processes write nothing
     try:
-        return _train(config, run, device, resume, allow_leakage, tracker, say, quiet)
+        with run.claimed() if is_first else contextlib.nullcontext():
+            if is_first and not resume and run.has_begun:
+                raise OutputError(
+                    f"{run.folder}: expected a new run, found one there. Give another --name, or --resume it."
+                )
+            return _train(config, run, device, resume, allow_leakage, tracker, say, quiet)
     except BaseException as err:
         with contextlib.suppress(OutputError):  # that the tracker fails too is not what the user has to know
             tracker.stop(failed=isinstance(err, Exception))
@@ -167,7 +209,6 @@ def _train(
             "batch-norm has no variance of one value"
         )
     device = pick_device(device)
-    _expect_writable(run.artifacts)
     fabric = make_fabric(device, config.precision)
     run = replace(run, name=fabric.broadcast(run.name))  # devices may have been named by different seconds
     say_once = say if fabric.is_global_zero else (lambda _line: None)
@@ -387,6 +428,8 @@ def survey_data(
     say(f"Photographs: {counts}. DR grades {list(data.dr_grades)}.")
     if len(me_labels := {photo.me_label for photo in data.splits["train"].photos}) == 1:
         say(f"Warning: {data.splits['train'].annotations}: every ME label is {me_labels.pop()}; no risk can be learnt")
+    if data.dr_grades[-1] < (referable := Contract().referable_from):
+        say(f"Warning: {data.splits['train'].annotations}: no DR grade is {referable} or more; nobody will be referred")
     for leak in leaks:
         say(f"Warning: {leak}")
     digests = {name: [look.sha256 for look in looks[name]] for name in SPLITS}

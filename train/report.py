@@ -19,7 +19,7 @@ from ..runtime.contract import Contract
 from ..runtime.errors import RetinaError
 from ..runtime.picture import decode
 from . import plots
-from .checkpoint import current_versions, write_atomically
+from .checkpoint import current_versions, write_text_atomically
 from .metrics import HEADLINES, Decisions, Predictions, classification_report
 from .page import PAGE, STYLE
 from .yardsticks import CALIBRATION_BINS
@@ -115,7 +115,7 @@ def write_report(
     """
     _write_pictures(run_dir, metrics, history, predictions, contract)
     for split, p in predictions.items():
-        _write_text(run_dir / f"classification_report_{split}.txt", classification_report(p, contract))
+        write_text_atomically(run_dir / f"classification_report_{split}.txt", classification_report(p, contract))
 
     judged = "test" if "test" in predictions else list(predictions)[-1]
     figures = metrics["splits"][judged]
@@ -149,7 +149,7 @@ def write_report(
         settings=_settings(config, contract),
         version=escape(current_versions()["retina-edge"]),
     )
-    _write_text(run_dir / REPORT_NAME, page)
+    write_text_atomically(run_dir / REPORT_NAME, page)
     return run_dir / REPORT_NAME
 
 
@@ -178,12 +178,6 @@ def _write_pictures(
             body = metrics["splits"][split]["all"][task]
             out_png = run_dir / f"confusion_{task}_{split}.png"
             plots.confusion_matrix(body["confusion_matrix"], body["labels"], f"{title}, {split}", out_png)
-
-
-def _write_text(path: Path, text: str) -> None:
-    # A file name that is not UTF-8 holds surrogates, which no page can show.
-    body = text.encode("utf-8", "replace")
-    write_atomically(path, lambda temporary: temporary.write_bytes(body))
 
 
 def _card(figure: Mapping[str, Any], title: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,7 @@ def list_runs(artifacts: Path) -> list[RunSummary]:
     A run cut short while writing, or damaged since, is listed with what can be read of it.
     """
     folders = sorted((artifacts / "runs").glob("*/"))
-    return [_summary(folder) for folder in folders if any((folder / name).exists() for name in _SIGNS)]
+    return [_summary(folder) for folder in folders if any(os.path.exists(folder / name) for name in _SIGNS)]
 
 
 _SIGNS = ("config.json", "history.csv", "metrics.json", "resume.pth")
