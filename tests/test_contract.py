@@ -58,6 +58,10 @@ def test_json_both_ways() -> None:
         ({"thresholds": RULES | {"me": AT_LEAST | {"threshold": 2}}}, "threshold: expected a number"),
         ({"thresholds": RULES | {"me": []}}, "cannot be read"),
         ({"thresholds": RULES | {"me": {"threshold": 0.5}}}, "cannot be read: 'rule'"),
+        ({"thresholds": RULES | {"me": AT_LEAST | {"threshold": -0.1}}}, "threshold: expected a number"),
+        ({"thresholds": RULES | {"me": {"rule": "above"}}}, "rule: expected argmax or at_least, found above"),
+        ({"dr_grades": [0]}, "dr_grades: expected two or more whole numbers in rising order"),
+        ({"dr_grades": [3, 1, 0]}, "dr_grades: expected two or more whole numbers in rising order"),
         ({"preprocessing": {"framing": "crop"}}, "cannot be read"),
     ],
 )
@@ -66,6 +70,33 @@ def test_what_is_no_contract_is_refused(change: dict[str, Any], message: str) ->
     with pytest.raises(ModelFileError, match=message) as caught:
         Contract.from_json(json.dumps(body), source="model.onnx")
     assert str(caught.value).startswith("model.onnx: contract")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"framing": "crop"}, "framing: expected field or squash, found crop"),
+        ({"surround": "white"}, "surround: expected black or kept, found white"),
+        ({"image_size": 31}, "image_size: expected a whole number from 32, found 31"),
+        ({"image_size": 256.0}, "image_size: expected a whole number from 32, found 256.0"),
+    ],
+)
+def test_preprocessing_that_nobody_does_is_refused(change: dict[str, Any], message: str) -> None:
+    body = json.loads(CONTRACT.to_json())
+    body["preprocessing"] |= change
+    with pytest.raises(ModelFileError, match=f"contract preprocessing.{message}"):
+        Contract.from_json(json.dumps(body))
+
+
+def test_the_square_that_a_photograph_is_first_resized_to_by_hand() -> None:
+    assert Preprocessing("field", 97).intermediate_size == 146  # 145.5, and never less
+    assert Preprocessing("squash", 97).intermediate_size == 97
+
+
+def test_a_number_that_json_lacks_is_not_written() -> None:
+    """Python would write NaN, which a browser's JSON.parse refuses, and with it the whole file."""
+    with pytest.raises(ValueError, match="JSON compliant"):
+        CONTRACT.with_(provenance={"auc": float("nan")}).to_json()
 
 
 def test_what_a_later_version_adds_is_ignored() -> None:
@@ -108,6 +139,31 @@ def test_decisions_by_hand() -> None:
     decision = decide(screening, np.array([0.5, 0.25, 0.25]), np.array([0.6, 0.4]))
     assert (decision.dr_grade, decision.me_risk, decision.referable) == (0, 1, True)
     assert decision.referable_prob == pytest.approx(0.5)
+
+
+def test_a_probability_that_equals_its_threshold_is_a_yes() -> None:
+    """Even odds, and exact in binary: a photograph there is referred, as ``at_least`` says."""
+    even = CONTRACT.with_(
+        thresholds=default_thresholds() | {"me": Rule("at_least", 0.5), "referable_dr": Rule("at_least", 0.5, 1)}
+    )
+    decision = decide(even, np.array([0.5, 0.25, 0.25]), np.array([0.5, 0.5]))
+    assert (decision.me_risk, decision.referable, decision.referable_me) == (1, True, True)
+    below = np.nextafter(np.float32(0.5), np.float32(0))
+    decision = decide(even, np.array([1 - below, 0, below]), np.array([1 - below, below]))
+    assert (decision.me_risk, decision.referable, decision.referable_me) == (0, False, False)
+
+
+def test_argmax_at_even_odds_is_no_risk_and_knows_no_threshold() -> None:
+    assert Rule().level == 0.5
+    two_grades = Contract(dr_grades=(0, 3), thresholds=default_thresholds() | {"me": Rule("argmax", 0.3)})
+    for me_prob in (0.4, 0.5):
+        assert decide(two_grades, np.array([0.5, 0.5]), np.array([1 - me_prob, me_prob])).me_risk == 0
+
+
+def test_referable_is_grade_2_or_worse_where_the_rule_names_none() -> None:
+    unnamed = Contract(thresholds=default_thresholds() | {"referable_dr": Rule("at_least", 0.5)})
+    decision = decide(unnamed, np.array([0.25, 0.375, 0.25, 0.125, 0.0]), np.array([0.9, 0.1]))
+    assert (decision.referable, decision.referable_prob) == (False, 0.375)
 
 
 def test_rule_needs_a_threshold() -> None:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image, ImageFilter
 from retina.runtime import ModelFileError, PictureError, Prediction, RetinaModel, UsageError
-from retina.runtime.contract import METADATA_KEY, Head, Preprocessing, Rule
-from retina.runtime.model import find_model, session_options
+from retina.runtime.contract import METADATA_KEY, Contract, Head, Preprocessing, Rule, default_thresholds
+from retina.runtime.model import find_model, is_close_call, session_options
 from tiny_model import CONTRACT, RAMP, expected_probs, tiny_model, write_tiny_model
 
 
@@ -201,6 +201,12 @@ def test_a_known_digest_is_held_to(tmp_path: Path) -> None:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     beside.write_text(f"{digest}  m.onnx\n")
     assert RetinaModel(path).sha256 == digest
+    beside.write_text(digest.upper())  # as PowerShell's Get-FileHash writes it
+    assert RetinaModel(path).sha256 == digest
+    beside.write_text("")
+    with pytest.raises(ModelFileError, match="expected sha256 nothing"):
+        RetinaModel(path)
+    beside.write_text(f"{digest}  m.onnx\n")
     content = bytearray(path.read_bytes())
     at = content.index(np.float32(6).tobytes())  # a weight: nothing but the digest can notice
     content[at] ^= 1
@@ -220,11 +226,12 @@ def test_a_file_cut_short_is_refused_without_a_digest(tmp_path: Path, cut: float
         RetinaModel(path)
 
 
-def test_probabilities_that_are_none_are_an_error_not_a_grade(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("weight", "found"), [(6, r"found \[nan"), (4, r"and \[nan")], ids=["dr", "me"])
+def test_probabilities_that_are_none_are_an_error_not_a_grade(tmp_path: Path, weight: float, found: str) -> None:
     content = write_tiny_model(tmp_path / "m.onnx").read_bytes()
     path = tmp_path / "nan.onnx"
-    path.write_bytes(content.replace(np.float32(6).tobytes(), np.float32("nan").tobytes()))
-    with pytest.raises(ModelFileError, match=r"expected probabilities, found \[nan"):
+    path.write_bytes(content.replace(np.float32(weight).tobytes(), np.float32("nan").tobytes()))
+    with pytest.raises(ModelFileError, match=rf"expected probabilities, .*{found}"):
         RetinaModel(path).predict(pixels())
 
 
@@ -362,3 +369,42 @@ def test_a_map_of_no_known_label_is_refused(tmp_path: Path, of: dict[Head, int])
     model = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=CONTRACT.with_(explain=True)))
     with pytest.raises(UsageError, match=rf"of: expected one of 0, 1.* found {next(iter(of.values()))}"):
         model.predict_pixels(pixels(1, 40, 40), maps=True, of=of)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize("decision", ["me", "referable_me", "referable_dr"])
+def test_a_probability_within_half_a_hundredth_of_a_threshold_is_a_close_call(decision: str, side: int) -> None:
+    """All other thresholds are far away: 0.2 and 0.6 of ME, 0.4 of DR, whose first grade leads by far."""
+    rules = {"me": Rule("at_least", 0.6), "referable_me": Rule("at_least", 0.2), "referable_dr": Rule("at_least", 0.4)}
+    contract = Contract(dr_grades=(0, 3), thresholds=default_thresholds() | rules)
+
+    def is_close(distance: float) -> bool:
+        at = rules[decision].level + side * distance
+        dr, me = (at, 0.9) if decision == "referable_dr" else (0.1, at)
+        return is_close_call(contract, Prediction.of(contract, np.array([1 - dr, dr]), np.array([1 - me, me])))
+
+    assert is_close(0.004) and not is_close(0.006)
+
+
+def test_a_first_grade_that_leads_by_half_a_hundredth_is_a_close_call() -> None:
+    def is_close(lead: float) -> bool:
+        dr = np.array([0.4 + lead, 0.2, 0.4])
+        return is_close_call(contract, Prediction.of(contract, dr, np.array([0.9, 0.1])))
+
+    contract = Contract(dr_grades=(0, 1, 3), thresholds=default_thresholds() | {"referable_dr": Rule("at_least", 0.7)})
+    assert is_close(0.004) and not is_close(0.006)
+
+
+def test_the_second_look_explains_what_it_decides(tmp_path: Path) -> None:
+    plain = CONTRACT.with_(preprocessing=Preprocessing("squash", 64), explain=True)
+    path = tmp_path / "eye.jpg"
+    Image.fromarray(pixels(3, 600, 900)).filter(ImageFilter.GaussianBlur(9)).save(path, quality=60)
+    me_prob = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=plain), exact=True).predict(path).me_prob
+    rules = {**plain.thresholds, "me": Rule("at_least", me_prob)}
+    file = write_tiny_model(tmp_path / "b.onnx", contract=plain.with_(thresholds=rules))
+    seen, expected = RetinaModel(file).predict(path), RetinaModel(file, exact=True).predict(path)
+    assert seen.maps is not None and expected.maps is not None
+    for head in ("dr", "me"):
+        np.testing.assert_array_equal(seen.maps[head], expected.maps[head])
+    for source in (path, pixels()):
+        assert RetinaModel(file).predict(source, maps=False).maps is None
