@@ -1,22 +1,26 @@
 """Cores, order, the journal and resuming, in process."""
 
+import hashlib
 import os
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
+import PIL
 import pytest
 from PIL import Image
 from retina.runtime import ModelFileError, OutputError, RetinaModel, UsageError
 from retina.runtime.folder import Listing, find_pictures, gather
 from retina.runtime.journal import Journal, stamp
 from retina.runtime.model import find_model
-from retina.runtime.scoring import overlay_base, require_room, score_rows
+from retina.runtime.scoring import depends_on, overlay_base, require_maps, require_room, score_rows
 from retina.runtime.table import Row
 from retina.runtime.workers import AHEAD, ordered_map, usable_cores
-from tiny_model import write_tiny_model
+from tiny_model import CONTRACT, write_tiny_model
 
 V1 = "cpu,cpuacct/x/cpu."
 KEY = {"model": "abc", "exact": False}
@@ -218,6 +222,62 @@ def test_a_journal_of_something_else_starts_over_and_says_what_changed(tmp_path:
     assert not (tmp_path / "j").exists()
 
 
+def test_a_journal_says_all_that_changed_in_order(tmp_path: Path) -> None:
+    """What it has and lacks beside the other alike; and a format of before is another one."""
+    for key, changed in (
+        (KEY, []),
+        ({**KEY, "overlays": "maps", "model": "other", "exact": True}, ["exact", "model", "overlays"]),
+        (KEY, ["exact", "model", "overlays"]),
+    ):
+        journal = Journal(tmp_path / "j", key)
+        assert journal.changed == changed
+        journal.close()
+    (tmp_path / "j").write_text('{"format": 1, "model": "abc", "exact": false}\n')
+    journal = Journal(tmp_path / "j", KEY)
+    assert journal.changed == ["format"]
+    journal.close()
+
+
+def test_a_stamp_by_hand(tmp_path: Path) -> None:
+    """Size and time of the content count by themselves: on Windows the third number never changes."""
+    (tmp_path / "a.jpg").write_bytes(b"12345")
+    os.utime(tmp_path / "a.jpg", ns=(1, 1_700_000_000_123_456_700))
+    found = stamp(tmp_path / "a.jpg")
+    assert found is not None and found[:2] == (5, 1_700_000_000_123_456_700)
+    assert stamp(tmp_path / "none.jpg") is None
+
+
+def test_a_row_of_a_file_that_had_no_stamp_is_not_kept(tmp_path: Path, model: RetinaModel) -> None:
+    """It appeared while it was scored. The rows after it are kept nevertheless."""
+    listing = folder_of(tmp_path / "eyes", 2)
+    first, second = (Row(name, model.predict(listing.root / name)) for name in listing.names)
+    journal = Journal(tmp_path / "j", KEY)
+    journal.add(first, None)
+    journal.add(second, stamp(listing.root / second.name))
+    journal.close()
+    again = Journal(tmp_path / "j", KEY)
+    assert len(again) == 1 and again.row(second.name, stamp(listing.root / second.name)) == second
+    again.close()
+
+
+def test_a_row_depends_on_all_that_computes_it(
+    tmp_path: Path, model: RetinaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run that missed one of these would put rows of two kinds into one table."""
+    monkeypatch.chdir(tmp_path)
+    found = depends_on(model, exact=True, provider="openvino", overlays=Path("maps"))
+    assert found.pop("versions") == {
+        "retina-edge": version("retina-edge"),
+        "onnxruntime": onnxruntime.__version__,
+        "pillow": PIL.__version__,
+        "numpy": np.__version__,
+    }
+    digest = hashlib.sha256((tmp_path / "m.onnx").read_bytes()).hexdigest()
+    assert found == {"model": digest, "exact": True, "provider": "openvino", "overlays": str(tmp_path / "maps")}
+    plain = depends_on(model, exact=False, provider="cpu", overlays=None)
+    assert (plain["exact"], plain["provider"], plain["overlays"]) == (False, "cpu", None)
+
+
 def test_two_runs_never_write_one_table(tmp_path: Path) -> None:
     first = Journal(tmp_path / "j", KEY)
     with pytest.raises(OutputError, match="another retina-score is writing this table"):
@@ -350,6 +410,39 @@ def test_a_link_that_leads_nowhere_does_not_hide_its_folder(tmp_path: Path) -> N
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     (tmp_path / "circle").symlink_to("circle")
     assert find_pictures(tmp_path) == Listing(tmp_path, ("a.jpg", "loop.jpg"), 1, (tmp_path,))
+
+
+def test_a_resumed_run_draws_what_is_missing_and_nothing_else(tmp_path: Path) -> None:
+    """As after a kill between the row and its second overlay, or where somebody tidied up."""
+    model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=CONTRACT.with_(explain=True)))
+    listing, maps = folder_of(tmp_path / "eyes", 3), tmp_path / "maps"
+
+    def drawn_afresh() -> list[str]:
+        journal = Journal(tmp_path / "j", KEY)
+        try:
+            return [row.name for row, known in score_rows(model, listing, journal, 1, maps) if not known]
+        finally:
+            journal.close()
+
+    assert drawn_afresh() == list(listing.names)
+    assert drawn_afresh() == []
+    (maps / "0000.png_dr.jpg").unlink()
+    (maps / "0002.png_me.jpg").unlink()
+    assert drawn_afresh() == ["0000.png", "0002.png"]
+    assert len(list(maps.iterdir())) == 6
+
+
+def test_overlays_among_the_photographs_are_refused_however_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=CONTRACT.with_(explain=True)))
+    folder_of(tmp_path / "eyes", 1)
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("eyes")
+    for maps in (tmp_path / "eyes/maps", Path("link/maps"), Path("eyes")):
+        with pytest.raises(UsageError, match="expected a folder outside eyes"):
+            require_maps(model, gather(["eyes"]), maps)
+    require_maps(model, gather(["eyes"]), Path("eyes.maps"))
 
 
 def test_overlays_lie_below_their_folder_whatever_the_name() -> None:

@@ -8,10 +8,10 @@ import pytest
 from retina.runtime import AnnotationError, OutputError, Prediction
 from retina.runtime.agreement import Confusion, read_truth
 from retina.runtime.annotations import Annotation
-from retina.runtime.contract import default_thresholds
+from retina.runtime.contract import Rule, default_thresholds
 from retina.runtime.folder import Listing
 from retina.runtime.summary import Summary
-from retina.runtime.table import Row, Table, cells, columns, utf8
+from retina.runtime.table import Row, Table, cells, columns, record, utf8
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix
 
 GRADES = (0, 2, 4)
@@ -61,7 +61,7 @@ def test_the_table_appears_only_when_complete(tmp_path: Path) -> None:
     with Table(path, ["a"]) as table:
         table.write(["1"])
         assert path.read_text() == "earlier"
-    assert path.read_text() == "a\n1\n"
+    assert path.read_bytes() == b"a\n1\n"
     assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]
 
 
@@ -148,3 +148,59 @@ def test_summary_counts_and_tells() -> None:
         "ME accuracy 0.0000",
     ):
         assert line in text
+
+
+def test_referral_and_json_by_hand() -> None:
+    """DR is referred here and ME is not."""
+    assert cells(Row("a", PREDICTION), GRADES, referral=True)[-4:] == ["", "1", "0.750000", "0"]
+    assert cells(Row("b", None, "empty file"), GRADES, referral=True)[-4:] == ["empty file", "", "", ""]
+    odd = Prediction(0, {0: 0.12345678, 4: 0.87654322}, 0, 0.123456789, False, 0.87654322, True)
+    assert record(Row("byte\udcff", odd)) == {
+        "image": "byte\\udcff", "status": "ok", "error": "", "dr_grade": 0,
+        "dr_probs": {"0": 0.123457, "4": 0.876543}, "me_risk": 0, "me_prob": 0.123457,
+        "referable": False, "referable_prob": 0.876543, "referable_me": True,
+    }  # fmt: skip
+
+
+def test_summary_keeps_each_count_in_its_place() -> None:
+    """Of two photographs: one with ME risk, one whose ME is referred; truth and prediction differ in both heads."""
+    rules = default_thresholds() | {"referable_dr": Rule("at_least", 0.4), "referable_me": Rule("at_least", 0.3)}
+    summary = Summary(rules)
+    rows = ((3, 1, False, False, (0, 0)), (1, 0, False, True, (1, 0)), (1, 0, False, True, (1, 0)))
+    for grade, risk, referable, referable_me, truth in rows:
+        said = Prediction(grade, {grade: 1.0}, risk, 0.5, referable, 0.0, referable_me)
+        summary.add(Row("a", said), known=False, truth=Annotation(2, "a", *truth, {}))
+    lines = list(summary.lines(0.0))
+    assert "DR grades 1: 2, 3: 1" in lines
+    assert "to refer: DR 0 (0.0%), from a probability of 0.400 on; ME 2 (66.7%), from 0.300" in lines
+    assert "ME risk 1 (33.3%)" in lines
+    dr, me = lines.index("DR true down, predicted across"), lines.index("ME true down, predicted across")
+    assert [line.split() for line in lines[dr + 1 : dr + 5]] == [
+        ["0", "1", "3"], ["0", "0", "0", "1"], ["1", "0", "2", "0"], ["3", "0", "0", "0"]
+    ]  # fmt: skip
+    assert [line.split() for line in lines[me + 1 :]] == [["0", "1"], ["0", "2", "1"], ["1", "0", "0"]]
+
+
+def test_summary_shows_eight_reasons_the_commonest_first() -> None:
+    def failures(reasons: int) -> list[str]:
+        summary = Summary(default_thresholds())
+        for reason in range(reasons):
+            for nth in range(1 + (reason == reasons - 1)):
+                summary.add(Row(f"{reason}-{nth}", None, f"reason {reason}"), known=False, truth=None)
+        return list(summary.lines(1.0))[1:]
+
+    assert failures(8) == ["failed 2: reason 7 (such as '7-0')"] + [
+        f"failed 1: reason {i} (such as '{i}-0')" for i in range(7)
+    ]
+    assert len(failures(9)) == 9 and failures(9)[0] == "failed 2: reason 8 (such as '8-0')"
+    assert failures(10)[8] == "... and 2 more reasons: see the column error"
+
+
+def test_truth_takes_grades_up_to_4_and_counts_what_it_finds_no_file_of(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("Image name,Retinopathy grade,Risk of macular edema\na,4,2\nb,0,1\nnone,0,0\n")
+    truth = read_truth(path, Listing(tmp_path, ("a.jpg", "b.jpg"), 0), me_positive_from=2)
+    assert {name: (row.dr_grade, row.me_grade) for name, row in truth.by_name.items()} == {
+        "a.jpg": (4, 1), "b.jpg": (0, 0)
+    }  # fmt: skip
+    assert truth.unmatched == 1
