@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from retina.runtime.contract import Preprocessing
+from retina.runtime.field import _field_mask, _lit_box
 from retina.runtime.picture import decode
-from retina.train.framing import make_frame, make_preprocess
+from retina.train.framing import field_mask, lit_box, make_frame, make_preprocess
 
 
 def disc(height: int, width: int, centre: tuple[float, float], radius: float, seed: int = 0) -> np.ndarray:
@@ -130,6 +131,59 @@ def test_retina_is_not_taken_for_surround(haemorrhage: bool) -> None:
         picture[120:180, 60:150] = (20, 8, 8)
     kept = make_frame(Preprocessing(image_size=128, surround="kept"))(torch.from_numpy(picture)[None])
     np.testing.assert_allclose(framed(picture), kept[0].permute(1, 2, 0), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("field", "dim", "surround", "of_dim", "of_surround"),
+    [
+        # Level 177.4, threshold 20 + 0.2 (177.4 - 20) = 51.5: (56 - 51.5) / 17.74 + 0.5
+        (200.0, 56.0, 20.0, 0.755, 0.0),
+        # Level 83.5, where a fifth of the way up would be more than 0.35 x 83.5 = 29.2: (30 - 29.2) / 8.35 + 0.5
+        (100.0, 36.0, 30.0, 1.0, 0.591),
+        # The noise of a black photograph, of level 20 at least: no field is found, so that nothing is surround.
+        (3.0, 1.0, 1.0, 1.0, 1.0),
+    ],
+)
+def test_what_is_field_by_hand(field: float, dim: float, surround: float, of_dim: float, of_surround: float) -> None:
+    """Three bands, field to the left; as many pixels as the grid has cells."""
+    columns = torch.tensor([field] * 32 + [dim] * 12 + [surround] * 20)
+    mask = field_mask(columns.expand(1, 3, 64, 64))[0, 0]
+    assert mask[32, [5, 38, 60]].tolist() == pytest.approx([1.0, of_dim, of_surround], abs=1e-3)
+    one_more_cell = max(of_dim, of_surround)
+    assert mask[32, [44, 45]].tolist() == pytest.approx([one_more_cell, of_surround], abs=1e-3)
+    np.testing.assert_allclose(_field_mask(columns.expand(64, 64).numpy()), mask, atol=1e-3)
+
+
+def test_a_hole_in_the_field_is_field_and_a_bay_is_not() -> None:
+    picture = torch.full((64, 64), 200.0)
+    picture[16:48, 16:48] = 20.0
+    hole = picture.clone()
+    picture[:16, 16:48] = 20.0
+    for shape, kept in ((hole, 1.0), (picture, 0.0), (picture.T, 0.0)):
+        assert field_mask(shape.expand(1, 3, 64, 64))[0, 0, 30, 30] == kept
+
+
+def test_a_column_belongs_to_the_field_where_a_fiftieth_of_it_is_lit() -> None:
+    x = torch.zeros(1, 3, 100, 100)
+    x[..., 20:80, 30:70] = 200.0
+    x[..., 40:43, 20:30] = 200.0  # three pixels of a hundred
+    x[..., 40, 10:20] = 200.0  # one of a hundred: the edge lies half-way between these columns and those
+    left, right, top, bottom = (float(edge) for edge in lit_box(x))
+    assert left == pytest.approx(0.2, abs=1e-5)
+    # In the last lit column 0.60 of the pixels are lit, beyond it none: 0.02 is met a thirtieth beyond its neighbour.
+    assert right == pytest.approx(0.7 + (0.5 - 0.02 / 0.60) / 100, abs=1e-5)
+    np.testing.assert_allclose(_lit_box((x[0, 0] > 0).float().numpy()), (left, right, top, bottom), atol=1e-5)
+    assert (top, bottom) == pytest.approx((0.2 - (0.5 - 0.02 / 0.40) / 100, 0.8 + (0.5 - 0.02 / 0.40) / 100), abs=1e-3)
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_one_line_of_hot_pixels_is_no_field(across: bool) -> None:
+    """Every pixel of its column is lit, but of each row one in a hundred."""
+    x = torch.zeros(100, 100)
+    x[:, 40] = 200.0
+    x = x.T if across else x
+    assert [float(edge) for edge in lit_box(x.expand(1, 3, 100, 100))] == [0.0, 1.0, 0.0, 1.0]
+    assert _lit_box((x > 0).float().numpy()) == (0.0, 1.0, 0.0, 1.0)
 
 
 def test_batch_of_mixed_pictures_equals_each_alone() -> None:

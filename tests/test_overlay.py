@@ -161,7 +161,8 @@ def test_dark_vessels_and_haemorrhages_belong_to_the_field() -> None:
     pixels = disc(200, 200, (100, 100), 90)
     pixels[80:110, 90:120] = 0
     lit = Field.find(pixels, PREP).lit
-    assert lit[95, 105] == 1
+    assert lit.shape == (144, 144)
+    assert lit[95 * 144 // 200, 105 * 144 // 200] == 1
     assert lit[2, 2] == 0
 
 
