@@ -19,6 +19,7 @@ from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.data import read_dataset
 from retina.train.framing import make_preprocess
 from retina.train.model import RetinaNet
+from retina.train.screening import screening_threshold
 from retina.train.temperature import fit_temperature
 from torch.optim.swa_utils import AveragedModel
 
@@ -110,8 +111,13 @@ def test_saved_mean_is_calibrated_on_valid(tmp_path: Path) -> None:
     assert mean.metrics["splits"]["valid"]["all"]["dr"]["accuracy"]["value"] == pytest.approx(accuracy)
     assert f"DR accuracy {accuracy:.3f}" in result.output
     threshold = mean.contract.thresholds["referable_dr"].threshold
-    referable = dr.softmax(1)[:, 2:].sum(1) >= threshold
-    assert referable[true >= 2].double().mean() >= 0.90
+    referable_prob = dr.softmax(1)[:, 2:].sum(1)
+    assert (referable_prob >= threshold)[true >= 2].double().mean() >= 0.90
+    # Of the answers as the mean gives them, not of those before their temperature.
+    rules = mean.contract.thresholds
+    for task, sick, prob in (("dr", true >= 2, referable_prob), ("me", true > 1, me.softmax(1)[:, 1])):
+        expected = screening_threshold(sick.long().numpy(), prob.numpy())
+        assert rules[f"referable_{task}"].threshold == pytest.approx(expected, abs=1e-5)
 
 
 def test_faults_are_named(tmp_path: Path) -> None:

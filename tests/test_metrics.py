@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from retina.runtime.agreement import Confusion
 from retina.runtime.contract import Contract, Rule, decide, default_thresholds
 from retina.train import yardsticks
+from retina.train.data import Photo
 from retina.train.evaluation import figures_table
 from retina.train.metrics import (
     Decisions,
@@ -299,6 +300,27 @@ def test_decisions_are_the_contracts() -> None:
     body = evaluate(p, contract, n_bootstrap=1)["all"]
     assert body["me"]["sensitivity"]["value"] == sk.recall_score(p.me_true, p.me_probs[:, 1] >= np.float32(0.3))
     assert body["referable_dr"]["from_grade"] == 3
+
+
+def test_referral_of_me_is_judged_by_its_own_rule() -> None:
+    """Each of the two referrals has another threshold than the plain answer, and other photographs with it."""
+    p = predictions()
+    rules = default_thresholds() | {"referable_me": Rule("at_least", 0.3), "referable_dr": Rule("at_least", 0.2, 3)}
+    body = evaluate(p, Contract(thresholds=rules), n_bootstrap=1)["all"]
+    for task, true, said in (
+        ("referable_me", p.me_true == 1, p.me_probs[:, 1] >= np.float32(0.3)),
+        ("referable_dr", p.dr_true >= 3, p.dr_probs[:, 3:].astype(np.float64).sum(1) >= 0.2),
+    ):
+        assert body[task]["positives"] == true.sum() != said.sum()
+        assert body[task]["threshold"] == rules[task].threshold
+        assert body[task]["sensitivity"]["value"] == pytest.approx(sk.recall_score(true, said))
+        assert body[task]["specificity"]["value"] == pytest.approx(sk.recall_score(true, said, pos_label=False))
+
+
+def test_photographs_go_by_their_patient_where_one_is_named() -> None:
+    photos = [Photo(Path(f"{i}.png"), f"{i}.png", 2, 0, i, patient=patient) for i, patient in enumerate(("p", ""))]
+    p = Predictions.of(photos, [0, 0], np.eye(5, dtype=np.float32)[:2], np.eye(2, dtype=np.float32))
+    assert (p.patients, p.image_names, p.me_true.tolist()) == (("p", "1.png"), ("0.png", "1.png"), [0, 1])
 
 
 def test_each_source_is_judged_by_itself() -> None:

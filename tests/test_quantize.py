@@ -159,6 +159,17 @@ def test_gate_without_positives_judges_what_it_can() -> None:
     healthy = answers([(0, 0), (1, 0)], np.eye(5, dtype=np.float32)[[0, 1]], np.array([[1, 0], [1, 0]], np.float32))
     gate = judge(Contract(), healthy, healthy)
     assert gate.int8.me_auc is None and gate.int8.referable_auc is None and gate.faults == []
+    assert gate.lines()[1].strip() == "dr_accuracy 1.0000 to 1.0000, me_accuracy 1.0000 to 1.0000"
+
+
+def test_gate_ranks_by_probability_and_not_by_decision() -> None:
+    """No photograph is called referable, yet every one that is has more of it than every one that is not."""
+    dr = np.array([[0.9, 0.0, 0.1, 0.0, 0.0], [0.8, 0.0, 0.1, 0.1, 0.0], [0.7, 0.0, 0.3, 0.0, 0.0]], np.float32)
+    valid = answers([(0, 0), (1, 0), (2, 1)], dr, np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]], np.float32))
+    swapped = replace(valid, dr_probs=dr[[0, 2, 1]])
+    gate = judge(Contract(), valid, swapped)
+    assert (gate.fp32.referable_auc, gate.int8.referable_auc) == (1.0, 0.5)
+    assert gate.faults and gate.to_dict()["accepted"] is False
 
 
 def test_what_is_kept_is_quick_among_the_close_ones() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -17,10 +18,12 @@ from eyes import write_set
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
+from PIL import Image
 from retina.runtime.contract import Contract, Rule, decide
 from retina.runtime.errors import UsageError
 from retina.train.augment import augment_with_seed, make_augment
-from retina.train.cameras import _specks
+from retina.train.calibration import calibration_faults
+from retina.train.cameras import _specks, recompressed
 from retina.train.checkpoint import load_checkpoint
 from retina.train.config import RECIPES, TrainConfig
 from retina.train.data import DataSet, EpochPlan
@@ -205,6 +208,20 @@ def test_cameras_sometimes_leave_dust_on_a_photograph() -> None:
     assert 5 <= (np.array(darkest) < -8.0).sum() <= 30
 
 
+def test_a_recompressed_picture_is_pillows_jpeg_of_a_quality_in_the_range() -> None:
+    rows, columns = np.mgrid[:48, :48]
+    pixels = np.stack([5 * rows, 3 * columns, rows ^ columns], axis=2).astype(np.uint8)
+    by_quality = []
+    for quality in (30, 31):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+        by_quality.append(np.asarray(Image.open(file)).tobytes())
+    picture = torch.from_numpy(pixels).permute(2, 0, 1)
+    torch.manual_seed(0)
+    found = {recompressed(picture, 30, 31).permute(1, 2, 0).numpy().tobytes() for _ in range(20)}
+    assert found == set(by_quality)
+
+
 def test_temperature_is_the_likeliest() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 1.5, (400, 4))
@@ -218,6 +235,13 @@ def test_temperature_is_the_likeliest() -> None:
     found = fit_temperature(too_sure, torch.from_numpy(true))
     assert found == pytest.approx(reference, rel=1e-4)
     assert 2.4 < found < 3.6
+
+
+def test_a_temperature_has_its_bounds() -> None:
+    """Of answers that are all right none is too sure, and of those that are all wrong none is unsure enough."""
+    right = torch.tensor([[0.1, -0.1], [-0.1, 0.1]])
+    assert fit_temperature(right, torch.tensor([0, 1])) == pytest.approx(0.05)
+    assert fit_temperature(right, torch.tensor([1, 0])) == pytest.approx(20.0)
 
 
 def test_a_folded_temperature_divides_the_logits() -> None:
@@ -249,6 +273,14 @@ def test_screening_threshold_by_hand() -> None:
     assert screening_threshold(true, prob) == pytest.approx((0.5 + 0.45) / 2)  # nine of ten, and no false alarm
     with pytest.raises(UsageError, match="found none"):
         screening_threshold(np.zeros(3, int), np.ones(3))
+
+
+def test_valid_is_enough_to_calibrate_on_with_the_lowest_referable_grade(data: DataSet) -> None:
+    """Its worst eye has grade 2."""
+    assert calibration_faults(data, Contract()) == []
+    rules = {**Contract().thresholds, "referable_dr": Rule("at_least", 0.5, 3)}
+    (fault,) = calibration_faults(data, Contract(thresholds=rules))
+    assert "expected photographs with DR grade of 3 or more to calibrate on, found none" in fault
 
 
 def test_referral_rules_decide_beside_the_plain_ones() -> None:
