@@ -32,6 +32,7 @@ def check(prediction: Prediction, image: NDArray[np.uint8], atol: float = 1e-6) 
     assert prediction.me_risk == int(me[1] > 0.5)
     assert prediction.referable_prob == pytest.approx(dr[2:].sum(), abs=atol)
     assert prediction.referable == (dr[2:].sum() >= 0.5)
+    assert prediction.referable_me == (me[1] >= 0.5)
 
 
 @pytest.mark.parametrize("seed", range(5))
