@@ -300,6 +300,9 @@ def test_decisions_are_the_contracts() -> None:
     body = evaluate(p, contract, n_bootstrap=1)["all"]
     assert body["me"]["sensitivity"]["value"] == sk.recall_score(p.me_true, p.me_probs[:, 1] >= np.float32(0.3))
     assert body["referable_dr"]["from_grade"] == 3
+    true, said = (np.array(contract.dr_grades)[index] for index in (p.dr_true, p.dr_probs.argmax(1)))
+    kappa = sk.cohen_kappa_score(true, said, weights="quadratic", labels=range(6))  # 3 for 5 is two steps
+    assert body["dr"]["kappa"]["value"] == pytest.approx(kappa)
 
 
 def test_referral_of_me_is_judged_by_its_own_rule() -> None:
