@@ -72,6 +72,17 @@ def test_bare_state_dict_of_the_notebook(net: RetinaNet, tmp_path: Path) -> None
     assert (other.contract.preprocessing.framing, other.contract.preprocessing.image_size) == ("field", 256)
 
 
+def test_a_checkpoint_knows_how_it_was_trained(net: RetinaNet, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    Checkpoint(net.state_dict(), "resnet18", CONTRACT).save(path)
+    prep = CONTRACT.preprocessing
+    load_checkpoint(path, framing=prep.framing, image_size=prep.image_size)
+    with pytest.raises(UsageError, match=f"--image-size: expected {prep.image_size} as .* was trained, found 999"):
+        load_checkpoint(path, image_size=999)
+    with pytest.raises(UsageError, match=f"--framing: expected {prep.framing}"):
+        load_checkpoint(path, framing="squash" if prep.framing == "field" else "field")
+
+
 class Evil:
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -128,11 +139,15 @@ def test_damaged_checkpoints_are_refused(net: RetinaNet, tmp_path: Path) -> None
         ({"weights": nan}, "me_head.3.bias: expected finite weights"),
         ({"weights": 3}, "found a damaged checkpoint"),
         ({"config": [1]}, "found a damaged checkpoint"),
+        ({"backbone": "resnet9"}, "a.pth: expected a backbone among .*resnet50.*, found 'resnet9'"),
         ({"contract": 3}, "found a damaged one"),
     ):
         torch.save({**whole, **change}, path)
         with pytest.raises(ModelFileError, match=said):
             load_checkpoint(path)
+    torch.save(nan, path)
+    with pytest.raises(ModelFileError, match=r"me_head\.3\.bias: expected finite weights"):
+        load_checkpoint(path)
     torch.save({"dr_head.3.weight": torch.tensor(1.0), "me_head.3.weight": torch.zeros(2, 256)}, path)
     with pytest.raises(ModelFileError, match=r"found the entries dr_head\.3\.weight"):
         load_checkpoint(path)

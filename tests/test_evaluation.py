@@ -62,6 +62,15 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_scored(
     assert f"{tmp_path}: cannot be written" in result.output
 
 
+def test_the_model_is_not_written_over(data: Path, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "tiny.onnx")
+    before = model.read_bytes()
+    result = CliRunner().invoke(main, [str(data), "--model", str(model), "--out", str(model)])
+    assert result.exit_code == 1
+    assert "tiny.onnx: expected a file to write, found one that is to be read" in result.output
+    assert model.read_bytes() == before
+
+
 def test_a_grade_that_the_model_lacks_is_named(data: Path, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "three.onnx", contract=CONTRACT.with_(dr_grades=(0, 1, 2)))
     result = CliRunner().invoke(main, [str(data), "--model", str(model)])

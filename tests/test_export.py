@@ -324,6 +324,14 @@ def test_a_damaged_archive_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     assert "m.pt: expected a whole file, found damage" in result.output
 
 
+def test_an_archive_that_would_swell_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/extra/retina.contract", bytes(1 << 25))
+    result = export("--inspect", tmp_path / "m.pt")
+    assert result.exit_code == 2
+    assert "m.pt: expected a contract of at most 16777216 bytes, found 33554432" in result.output
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_stopped_it_leaves_no_file_that_is_refused_and_says_what_was_written(
     when: str, checkpoint: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -87,6 +87,12 @@ def test_the_centre_prior_is_in_the_centre() -> None:
     assert prior[4, 4 - 2] / prior[4, 4] == pytest.approx(np.exp(-0.5 * (2 / 9 / 0.25) ** 2))
 
 
+def test_one_photograph_has_no_interval() -> None:
+    interval = bootstrap(np.array([[0.1]]), lambda s: s[..., 0])
+    assert interval.value == 0.1
+    assert np.isnan([interval.low, interval.high]).all()
+
+
 def test_the_interval_is_that_of_scipy() -> None:
     samples = np.random.default_rng(1).gamma(2.0, size=(20, 2))
     mine = bootstrap(samples, lambda s: s[..., 0] / s[..., 1])

@@ -267,6 +267,10 @@ def test_the_model_is_looked_for_where_export_puts_it(tmp_path: Path, monkeypatc
     monkeypatch.setenv("RETINA_ARTIFACTS", "elsewhere")
     assert find_model() == Path("elsewhere/retina_multitask.onnx")
     assert find_model("other.onnx") == Path("other.onnx")
+    Path("circle").mkdir()
+    Path("circle/retina_multitask.onnx").symlink_to("retina_multitask.onnx")
+    with pytest.raises(ModelFileError, match=r"circle/retina_multitask\.onnx: expected a model file or none, found: "):
+        find_model(None, "circle")
     assert find_model(None, "artifacts") == Path("artifacts/retina_multitask.onnx")
 
 

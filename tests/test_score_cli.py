@@ -172,6 +172,8 @@ def test_graded_edema_becomes_risk_from_the_grade_that_is_named(score: Score) ->
     refused = score("eyes", "--annotations", "a.csv")
     assert refused.returncode == 2
     assert "line 4: Risk of macular edema: expected 0 or 1, found 2 (00002.png); --me-positive-from N" in refused.stderr
+    Path("b.csv").write_text(Path("a.csv").read_text().replace("2,2", "2,20"))
+    assert "expected 0 to 3, found 20" in score("eyes", "--annotations", "b.csv", "--me-positive-from", "1").stderr
     for threshold, labels in ((1, ["0", "1", "1"]), (2, ["0", "0", "1"])):
         assert score("eyes", "--annotations", "a.csv", "--me-positive-from", str(threshold)).returncode == 0
         assert [row["True ME risk"] for row in table()] == labels

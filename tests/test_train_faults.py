@@ -160,6 +160,54 @@ def test_the_name_of_an_earlier_run_is_refused(tmp_path: Path, data: Path) -> No
     assert "--resume" in message
 
 
+def test_a_run_that_another_process_writes_is_refused(tmp_path: Path, data: Path) -> None:
+    folder = interrupted(tmp_path, data)
+    (folder / ".lock").touch()
+    code = "import fcntl, sys; fcntl.flock(f := open(sys.argv[1]), 2); print('kept', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, folder / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdin is not None and other.stdout is not None
+        assert other.stdout.readline() == b"kept\n"
+        message = refused(tmp_path, data, *QUICK, "--name", "mine")
+        assert f"{folder}: another retina-train is writing this run" in message
+        (folder / "resume.pth").touch()
+        resumed = retina_train("--resume", "--artifacts", tmp_path)
+        assert resumed.exit_code == 2
+        assert "another retina-train is writing this run" in resumed.stderr
+        other.stdin.close()
+    (folder / "resume.pth").unlink()
+    result = retina_train(data, *QUICK, "--name", "mine", "--artifacts", tmp_path)
+    assert result.exit_code == 0, result.output
+
+
+def test_a_run_that_cannot_have_its_folder_is_refused(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").touch()
+    assert f"{tmp_path / 'runs' / 'mine'}: cannot be written" in refused(tmp_path, data, *QUICK, "--name", "mine")
+
+
+def test_training_goes_on_when_nobody_reads_what_it_says(tmp_path: Path, data: Path) -> None:
+    command = [sys.executable, "-m", "retina.train", data, *QUICK, "--artifacts", tmp_path, "--name", "alone"]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(list(map(str, command)), stdout=full, stderr=subprocess.PIPE, check=False, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "runs" / "alone" / "report.html").is_file()
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        listed = subprocess.run(
+            [sys.executable, "-m", "retina.train", "--list", "--artifacts", tmp_path],
+            stdout=full, stderr=subprocess.PIPE, check=False, text=True,
+        )  # fmt: skip
+    assert listed.returncode == 2
+    assert listed.stderr == "retina-train: stopped, its output cannot be written: No space left on device\n"
+
+
+def test_grades_of_which_none_is_referred_are_warned_of(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "data", train=[0, 1, 0, 1], others=(0, 1))
+    result = retina_train(root, *QUICK, "--artifacts", tmp_path)
+    assert "no DR grade is 2 or more; nobody will be referred" in result.output
+
+
 def test_the_name_of_a_run_that_never_began_is_free(tmp_path: Path, data: Path) -> None:
     interrupted(tmp_path, data)
     result = retina_train(data, *QUICK, "--name", "mine", "--artifacts", tmp_path)

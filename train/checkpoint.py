@@ -66,8 +66,8 @@ def load_checkpoint(path: Path, *, framing: Framing | None = None, image_size: i
 
     Args:
         path: the file.
-        framing: for a bare state_dict, which says nothing of its preprocessing: how it was trained; None: ``squash``, as
-            the notebook did.
+        framing: for a bare state_dict, which says nothing of its preprocessing: how it was trained; None: ``squash``,
+            as the notebook did.
         image_size: likewise, in pixels; None: 384.
 
     Raises:
@@ -78,9 +78,7 @@ def load_checkpoint(path: Path, *, framing: Framing | None = None, image_size: i
     prep = checkpoint.contract.preprocessing
     for option, given, found in (("framing", framing, prep.framing), ("image-size", image_size, prep.image_size)):
         if given not in (None, found):
-            raise UsageError(
-                f"--{option}: expected {found}, as {path} says it was trained, found {given}; leave it out"
-            )
+            raise UsageError(f"--{option}: expected {found} as {path} was trained, found {given}; leave it out")
     return checkpoint
 
 
