@@ -94,7 +94,6 @@ def set_metadata(model: onnx.ModelProto, contract: Contract) -> None:
             METADATA_KEY: contract.to_json(),
             "description": f"Diabetic retinopathy grade and macular edema risk. {DISCLAIMER}",
             "author": "The retina-edge developers",
-            "license": package["License-Expression"],
             "version": package["Version"],
             "task": "classify",
             "names": json.dumps(names),
