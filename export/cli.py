@@ -194,4 +194,14 @@ def _lines(exported: Exported) -> list[str]:
         *([] if exported.int8 is None else exported.int8.lines()),
         f"wrote {exported.path}, {exported.size / 1e6:.1f} MB, sha256 {exported.sha256[:12]}...",
         "beside it .sha256 and .contract.json",
+        *_unseen(exported.path),
     ]
+
+
+def _unseen(written: Path) -> list[str]:
+    from ..runtime.model import INT8_NAME, MODEL_NAME
+
+    first = written.with_name(MODEL_NAME)
+    if written.name != INT8_NAME or not first.is_file():
+        return []
+    return [f"retina-score takes {first} beside it unless told otherwise: --model {written}"]

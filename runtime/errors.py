@@ -1,6 +1,6 @@
 """Everything that retina-edge refuses, as one small tree.
 
-RetinaError                 the root: what every command turns into a message and exit code 2
+RetinaError                 the root: what every command turns into a message and an exit code that is not 0
 ├── PictureError            a file that is not a photograph we can read
 ├── AnnotationError         annotations that cannot be trained on or compared with
 ├── ModelFileError          an ONNX file that does not keep the contract, or a checkpoint that is not ours

@@ -21,7 +21,7 @@ def write_image(path: Path, image: Image.Image) -> None:
     """Write an RGB image under its ending, ``.jpg`` or ``.png``.
 
     Raises:
-        OSError: the folder cannot be written, the disk is full, or more than 65,535 pixels a side for JPEG.
+        OSError: the folder cannot be written, the disk is full, or more than 65,500 pixels a side for JPEG.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import signal
 import socket
 import sys
@@ -205,10 +206,13 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z"
-        # uvicorn puts a whole traceback, with this machine's paths, into one message.
-        event = record.getMessage().strip().split("\n", 1)[0]
+        event, *traced = record.getMessage().strip().split("\n")
         line: dict[str, Any] = {"time": stamp, "level": record.levelname.lower(), "event": event}
         line |= getattr(record, "fields", {})
+        if event.startswith("Traceback") and traced:  # uvicorn's, with this machine's paths, in one message
+            places = re.findall(r'File ".*?([^/\\"]+)", line (\d+)', "\n".join(traced))
+            line |= {"event": "error", "error": traced[-1].split(":", 1)[0]}
+            line["at"] = [f"{name}:{number}" for name, number in places[-8:]]
         if record.exc_info and record.exc_info[0] is not None:
             frames = traceback.extract_tb(record.exc_info[2])
             line["error"] = record.exc_info[0].__name__

@@ -190,7 +190,6 @@ def create_app(
         "/score",
         dependencies=guarded,
         response_model=Scores,
-        response_model_exclude_unset=True,
         responses={422: {"model": Scores, "description": "None of the photographs could be read"}}
         | _refusals(400, 408, 413, 415, 429)
         | refusals,

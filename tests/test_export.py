@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from retina.export import job
-from retina.export.cli import main
+from retina.export.cli import _unseen, main
 from retina.export.graph import DeployedModel
 from retina.export.to_pt2 import Pt2File
 from retina.export.to_torchscript import TorchScriptFile
@@ -357,3 +357,15 @@ def test_stopped_it_leaves_no_file_that_is_refused_and_says_what_was_written(
         assert "m.onnx is whole" in result.output
         assert list(tmp_path.iterdir()) == [out]
         RetinaModel(out)
+
+
+def test_an_int8_file_that_retina_score_would_pass_over_says_so(tmp_path: Path) -> None:
+    int8 = tmp_path / "retina_multitask.int8.onnx"
+    assert _unseen(int8) == _unseen(tmp_path / "mine.onnx") == []
+    (tmp_path / "retina_multitask.onnx").touch()
+    (said,) = _unseen(int8)
+    assert (
+        said
+        == f"retina-score takes {tmp_path / 'retina_multitask.onnx'} beside it unless told otherwise: --model {int8}"
+    )
+    assert _unseen(tmp_path / "mine.onnx") == []

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -445,3 +446,15 @@ def test_schemathesis_finds_nothing(service: Service, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr
     assert "POST /score" in done.stdout or "4 operations" in done.stdout or "Tested" in done.stdout
+
+
+def test_of_a_traceback_in_a_message_the_log_has_kind_and_places() -> None:
+    """As uvicorn tells of what went wrong while it starts and stops."""
+    try:
+        json.loads("patient")
+    except json.JSONDecodeError:
+        message = traceback.format_exc()
+    line = json.loads(JsonLines().format(logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, message, (), None)))
+    assert (line["event"], line["error"]) == ("error", "json.decoder.JSONDecodeError")
+    assert line["at"][0].startswith("test_serve.py:") and line["at"][-1].startswith("decoder.py:")
+    assert "patient" not in json.dumps(line) and str(Path(__file__).parent) not in json.dumps(line)

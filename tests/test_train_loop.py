@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -406,7 +407,8 @@ def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
     assert "everything saved" not in result.output
     assert "Stopped. Saved up to the start of epoch 2 of 3; what came after is done again. Go on with:" in result.output
     monkeypatch.undo()
-    result = CliRunner().invoke(main, ["--resume", "--artifacts", str(tmp_path)])
+    moved = shutil.copytree(data.root, tmp_path / "moved")
+    result = CliRunner().invoke(main, [str(moved), "--resume", "--artifacts", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert "Resuming twice in epoch 2 of 3." in result.output
 

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -173,7 +173,9 @@ def _run(
     if resume:
         run = _interrupted(artifacts, name)
         config = _config_of(run.config_file)
-        _refuse_changes(context, config, data, recipe)
+        _refuse_changes(context, config, recipe)
+        if data is not None:  # moved since; whether it is the same, its fingerprint tells
+            config = replace(config, data=str(data.resolve()))
     else:
         if data is None:
             raise UsageError("name the data folder, for example:  retina-train data/   (retina-train --help)")
@@ -225,12 +227,10 @@ def _is_given(context: click.Context, key: str) -> bool:
     return context.get_parameter_source(key) is ParameterSource.COMMANDLINE
 
 
-def _refuse_changes(context: click.Context, config: TrainConfig, data: Path | None, recipe: dict[str, Any]) -> None:
+def _refuse_changes(context: click.Context, config: TrainConfig, recipe: dict[str, Any]) -> None:
     asked = {field.name for field in fields(TrainConfig)} & recipe.keys()
     given = [key for key in asked if _is_given(context, key)]
     changes = [(key, getattr(config, key), recipe[key]) for key in given if recipe[key] != getattr(config, key)]
-    if data is not None and str(data.resolve()) != config.data:
-        changes.append(("data", config.data, str(data)))
     if changes:
         listed = "; ".join(f"{key}: expected {old} as the run began, found {new}" for key, old, new in changes)
         raise UsageError(f"--resume goes on as the run began. {listed}. Leave these out, or start a new run.")

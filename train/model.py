@@ -75,8 +75,8 @@ def load_backbone_weights(model: RetinaNet, backbone: str, weights: str) -> None
     """Start the backbone from ``imagenet`` (torchvision's own loading code), ``none``, or a torchvision state_dict.
 
     Raises:
-        UsageError: no network for ``imagenet``, or no such file.
-        ModelFileError: a file that is not a state_dict of this backbone.
+        UsageError: no network for ``imagenet``.
+        ModelFileError: no such file, or one that is not a state_dict of this backbone.
     """
     if weights == "none":
         return

@@ -15,7 +15,8 @@ def fit_temperature(logits: Tensor, true: Tensor) -> float:
         true: (N,) int64, their classes.
 
     Returns:
-        A number from 0.05 to 20; above 1 where the network was too sure of itself.
+        A number from 0.05 to 20; above 1 where the network was too sure of itself. Where all answers are right by a
+        wide margin, any fits, and 1 is kept.
     """
     log_temperature = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")

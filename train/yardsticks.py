@@ -2,7 +2,8 @@
 
 A bootstrap resample is a weighting: how often each photograph was drawn. So every function takes weights (B, N), one
 row a resample, and answers (B,): a thousand resamples cost a few matrix products. Weights of one give the plain
-figure. NaN stands where a figure is not defined. The definitions are scikit-learn's, and tested against it.
+figure. NaN stands where a figure is not defined. The definitions are scikit-learn's, and tested against it; but for
+quadratic kappa's weights, which go by the grades and not by their places among those that occur.
 """
 
 from __future__ import annotations
