@@ -411,6 +411,7 @@ def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
     result = CliRunner().invoke(main, [str(moved), "--resume", "--artifacts", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert "Resuming twice in epoch 2 of 3." in result.output
+    assert json.loads((tmp_path / "runs" / "twice" / "config.json").read_text())["data"] == str(moved)
 
 
 def test_how_far_a_run_is_saved(data: DataSet, tmp_path: Path) -> None:

@@ -239,9 +239,10 @@ def _train(
         epoch = trainer.progress.epoch
         where = f"in epoch {epoch} of {config.epochs}" if epoch <= config.epochs else "after its last epoch"
         say_once(f"Resuming {run.name} {where}.")
-    elif fabric.is_global_zero:
-        run.write("config.json", config.to_json())
-        run.write("run.json", json.dumps(facts, indent=1))
+    if fabric.is_global_zero:
+        run.write("config.json", config.to_json())  # of a resumed run too, whose data may have moved
+        if not resume:
+            run.write("run.json", json.dumps(facts, indent=1))
     tracker.start(run.name, config.to_dict(), facts, resume=resume)
 
     def checkpoint(row: dict[str, float]) -> Checkpoint:
