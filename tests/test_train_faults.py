@@ -137,6 +137,14 @@ def test_stopped_while_it_reads_photographs_training_says_that_nothing_is_lost(
     assert not (tmp_path / "runs").exists()
 
 
+def test_weights_that_are_not_there_are_told_before_photographs_are_read(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "look_through", lambda *_: pytest.fail("read first"))
+    message = refused(tmp_path, data, *QUICK, "--weights", tmp_path / "none.pth")
+    assert f"{tmp_path / 'none.pth'}: expected a checkpoint or weights file, found none there" in message
+
+
 def test_a_missing_split_is_named(tmp_path: Path, data: Path) -> None:
     root = shutil.copytree(data, tmp_path / "data")
     shutil.rmtree(root / "valid")

@@ -46,7 +46,7 @@ from .framing import Normalize
 from .leakage import Leak, find_leaks
 from .loop import Progress, Trainer, as_predictions, eval_loader, fit, load_resume, saved_progress
 from .metrics import Predictions, evaluate, write_metrics
-from .model import RetinaNet
+from .model import RetinaNet, read_state_dict
 from .tracking import NoTracker, Tracker
 
 TEST_PREDICTIONS = "test_predictions.csv"
@@ -214,6 +214,8 @@ def _train(
     say_once = say if fabric.is_global_zero else (lambda _line: None)
     torch.manual_seed(config.seed)
 
+    if not resume and config.weights not in ("imagenet", "none"):
+        read_state_dict(Path(config.weights))  # said now, and not after every photograph was read
     preprocessing = Preprocessing(framing=config.framing, image_size=config.image_size)
     # What stands in two splits was accepted when the run began.
     survey = survey_data(
