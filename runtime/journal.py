@@ -154,8 +154,11 @@ def _row(entry: dict[str, Any]) -> tuple[Row, Stamp]:
     return Row(name, Prediction(dr_probs=dr_probs, **entry)), (size, changed, entered)
 
 
-def lock(descriptor: int, refusal: str) -> None:
-    """Keep an open file for this process until it is closed.
+def lock(descriptor: int, refusal: str, *, alone: bool = False) -> None:
+    """Keep a file that is open for writing until it is closed.
+
+    ``alone``: not shared with processes forked since, which may outlive this one where it is killed; but within one
+    process, it keeps nobody out.
 
     Raises:
         OutputError: with ``refusal``, where another process keeps it.
@@ -165,6 +168,6 @@ def lock(descriptor: int, refusal: str) -> None:
     except ImportError:  # Windows refuses to rename or remove an open file, which ends the second run as well
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        (fcntl.lockf if alone else fcntl.flock)(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX allows either
         raise OutputError(refusal) from None

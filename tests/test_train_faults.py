@@ -171,7 +171,7 @@ def test_the_name_of_an_earlier_run_is_refused(tmp_path: Path, data: Path) -> No
 def test_a_run_that_another_process_writes_is_refused(tmp_path: Path, data: Path) -> None:
     folder = interrupted(tmp_path, data)
     (folder / ".lock").touch()
-    code = "import fcntl, sys; fcntl.flock(f := open(sys.argv[1]), 2); print('kept', flush=True); sys.stdin.read()"
+    code = "import fcntl, sys; fcntl.lockf(f := open(sys.argv[1], 'w'), 2); print('kept', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, folder / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:

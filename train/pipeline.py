@@ -102,6 +102,7 @@ class Run:
             lock(
                 opened.fileno(),
                 f"{self.folder}: another retina-train is writing this run; wait for it, or give another --name",
+                alone=True,
             )
             try:
                 yield
