@@ -117,7 +117,7 @@ def me_label(row: Annotation, positive_from: int | None) -> tuple[int, str]:
     """The ME risk that a row states, and what is wrong with it, or nothing.
 
     Args:
-        row: its grade is 0 or 1, or with ``positive_from`` any.
+        row: its grade is 0 or 1, or with ``positive_from`` up to 3.
         positive_from: grades from this one up are risk; None where the grade is the label.
     """
     if positive_from is not None and row.me_grade <= MAX_ME_GRADE:

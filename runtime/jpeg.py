@@ -46,7 +46,8 @@ def silent_fault(file: BinaryIO) -> str:
                 shortest |= _shortest(segment)
             elif kind == _START_OF_SCAN:
                 luma = shortest.get(_AC_TABLE | segment[2] & 0x0F)
-                return _scan_fault(file, may_be_zeros=segment[0] != components or luma == _END_OF_BLOCK)
+                one_pass = segment[0] == components
+                return _scan_fault(file, one_pass=one_pass, may_be_zeros=not one_pass or luma == _END_OF_BLOCK)
         except IndexError:
             break
     return ""  # damaged in another way, which the decoder tells
@@ -61,7 +62,7 @@ def _shortest(segment: bytes) -> dict[int, int]:
     return symbols
 
 
-def _scan_fault(file: BinaryIO, *, may_be_zeros: bool) -> str:
+def _scan_fault(file: BinaryIO, *, one_pass: bool, may_be_zeros: bool) -> str:
     start, last, found = file.tell(), b"", False
     zeros = bytes(_SECTOR if may_be_zeros else _NO_DATA)
     while chunk := file.read(_CHUNK):
@@ -69,21 +70,23 @@ def _scan_fault(file: BinaryIO, *, may_be_zeros: bool) -> str:
         end = searched.find(_END_OF_IMAGE)
         found = found or searched.find(zeros, 0, None if end < 0 else end) >= 0
         if end >= 0:
-            damaged = found and (not may_be_zeros or _is_short(file, start, file.tell() - len(searched) + end))
+            at = file.tell() - len(searched) + end
+            damaged = found and (not may_be_zeros or (one_pass and _skips(file, start, at)) or _is_short(file, at))
             return "damaged: zeros where the JPEG's data should be" if damaged else ""
         last = searched[1 - len(zeros) :]
     return "cut short: no end of image after the JPEG's data"
 
 
-def _is_short(file: BinaryIO, start: int, end: int) -> bool:
-    """Whether data are missing between ``start`` and ``end`` of the scans: a restart, or as many as are left over when
-    the last block is there, since zeros are the shortest code of a block.
-    """
+def _skips(file: BinaryIO, start: int, end: int) -> bool:
+    """Whether a scan's restarts, which are counted from 0 to 7 and again, are not all there."""
+    file.seek(start)
+    return any(found[0] != 0xD0 + i % 8 for i, found in enumerate(_RESTARTS.findall(file.read(end - start))))
+
+
+def _is_short(file: BinaryIO, end: int) -> bool:
+    """Whether data are left over when the last block is there, since zeros are the shortest code of a block."""
     file.seek(0)
-    data = file.read(end)
-    if any(found[0] != 0xD0 + i % 8 for i, found in enumerate(_RESTARTS.findall(data, start))):
-        return True
-    picture = JpegImagePlugin.JpegImageFile(io.BytesIO(data[:-_TAIL]))
+    picture = JpegImagePlugin.JpegImageFile(io.BytesIO(file.read(end - _TAIL)))
     picture.draft(None, (1, 1))
     try:
         picture.load()
