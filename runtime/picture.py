@@ -214,18 +214,17 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
     try:
         file.seek(_DICOM_MAGIC.stop)
         meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag.group != 2)
-        syntax = meta.get("TransferSyntaxUID")
+        # It would be inflated whole before its header can be read, to a thousand times its size.
+        is_deflated = meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+        _require(not is_deflated, name, "expected DICOM that is not deflated as a whole")
         file.seek(0)
-    except Exception as err:  # noqa: BLE001 - pydicom, too, lets out anything on damaged files
-        raise _refusal(name, f"damaged DICOM header or no picture in it ({type(err).__name__})") from None
-    # It would be inflated whole before its header can be read, to a thousand times its size.
-    _require(syntax != DeflatedExplicitVRLittleEndian, name, "expected DICOM that is not deflated as a whole")
-    try:
         header = dcmread(file, stop_before_pixels=True, specific_tags=facts)
         height, width, bits = int(header.Rows), int(header.Columns), int(header.BitsStored)
         colours = str(header.PhotometricInterpretation)
         frames = int(header.get("NumberOfFrames") or 1)
         signed = bool(header.get("PixelRepresentation", 0))
+    except PictureError:
+        raise
     except Exception as err:  # noqa: BLE001 - pydicom, too, lets out anything on damaged files
         raise _refusal(name, f"damaged DICOM header or no picture in it ({type(err).__name__})") from None
     _require_size(name, width, height)
