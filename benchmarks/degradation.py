@@ -25,7 +25,7 @@ from retina.runtime import RetinaModel
 from retina.runtime.errors import RetinaError
 from retina.runtime.model import RELEASED
 from retina.runtime.picture import load
-from retina.train.data import SPLITS, Photo, read_dataset
+from retina.train.data import SPLITS, Photo, sound_dataset
 from retina.train.evaluation import score_split
 from retina.train.metrics import evaluate
 from scipy.ndimage import binary_fill_holes, binary_opening
@@ -176,10 +176,8 @@ def spoiled(photos: tuple[Photo, ...], spoil: Spoil, folder: Path) -> Iterator[P
 @click.option("--way", "ways", type=click.Choice(list(WAYS)), multiple=True, default=tuple(WAYS))
 def main(root: Path, split: str, files: tuple[Path, ...], ways: tuple[str, ...]) -> None:
     """Score spoiled copies of a split with each model file."""
-    data, faults = read_dataset(root)
-    if faults:
-        raise click.ClickException(faults[0])
     try:
+        data = sound_dataset(root)
         models = [RetinaModel(file) for file in files]
     except RetinaError as err:
         raise click.ClickException(str(err)) from None

@@ -26,9 +26,10 @@ from retina.runtime.contract import Preprocessing
 from retina.train import EpochPlan, Normalize, RetinaNet, TrainConfig, Trainer, class_weights
 from retina.train.augment import make_augment
 from retina.train.data import Batch, DataSet, TrainItems, read_dataset
+from retina.train.device import make_fabric, pick_device
 from retina.train.frames import look_through
-from retina.train.loop import StopRequest, make_loader
-from retina.train.pipeline import make_fabric, pick_device
+from retina.train.loader import make_loader
+from retina.train.stop import StopRequest
 from retina.train.synthetic import write_dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -181,7 +182,7 @@ def compare(config: TrainConfig, dataset: DataSet, keep: int, device: str, round
     if keep:
         train = dataset.splits["train"]
         dataset = replace(dataset, splits={**dataset.splits, "train": replace(train, photos=train.photos[:keep])})
-    paths = [photo.path for photo in dataset.splits["train"].photos]
+    paths = dataset.splits["train"].paths
     frames, _ = look_through(paths, Preprocessing(image_size=config.image_size), "uint8", "disk", scratch)
     items = TrainItems(dataset, frames, make_augment("notebook"), seed=0)
     plan = EpochPlan(items.dr_index, config.batch_size, "shuffle", seed=0)

@@ -19,7 +19,7 @@ from ..runtime.errors import AnnotationError, ParityError, UsageError
 from ..runtime.model import session_options
 from ..runtime.picture import decode
 from ..train.calibration import calibration_faults, is_calibrated
-from ..train.data import DataSet, Photo, fingerprint_of_files, read_dataset
+from ..train.data import DataSet, Photo, fingerprint_of_files, sound_dataset
 from ..train.metrics import Predictions
 from ..train.screening import screening_rules
 from .calibration import METHODS, measure_ranges
@@ -142,10 +142,8 @@ def screening_thresholds(contract: Contract, valid: Predictions) -> Mapping[str,
 
 
 def _read(root: Path, contract: Contract, me_positive_from: int | None) -> DataSet:
-    data, faults = read_dataset(root, me_positive_from)
-    if not faults and is_calibrated(contract):
-        faults = calibration_faults(data, contract)
-    if faults:
+    data = sound_dataset(root, me_positive_from)
+    if is_calibrated(contract) and (faults := calibration_faults(data, contract)):
         raise AnnotationError(fault_report(root, faults))
     unknown = sorted({photo.dr_grade for photo in data.splits["valid"].photos} - set(contract.dr_grades))
     if unknown:

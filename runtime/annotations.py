@@ -105,11 +105,11 @@ def scan_annotations(path: str | Path) -> tuple[Annotations, list[str]]:
     return Annotations(path, tuple(rows)), faults
 
 
-def fault_report(path: Path, faults: list[str]) -> str:
-    """One message for all faults of one file, cut after the first hundred."""
+def fault_report(path: Path, faults: list[str], so: str = "mend and run again") -> str:
+    """One message for all faults of a file or folder, cut after the first hundred; ``so`` is what follows from them."""
     shown = faults[:MAX_FAULTS_SHOWN]
     left = len(faults) - len(shown)
-    head = f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}; mend the file and run again:"
+    head = f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}; {so}:"
     return "\n  ".join([head, *shown, *([f"... and {left} more"] if left else [])])
 
 

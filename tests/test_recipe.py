@@ -28,9 +28,11 @@ from retina.train.checkpoint import load_checkpoint
 from retina.train.config import RECIPES, TrainConfig
 from retina.train.data import DataSet, EpochPlan
 from retina.train.framing import Normalize
-from retina.train.loop import WARM_UP, StopRequest, Trainer, fit, load_resume, make_loader
+from retina.train.loader import make_loader
+from retina.train.loop import WARM_UP, Trainer, fit, load_resume
 from retina.train.model import RetinaNet
 from retina.train.screening import screening_threshold
+from retina.train.stop import StopRequest
 from retina.train.targets import dr_targets
 from retina.train.temperature import fit_temperature, scale_head
 from scipy.ndimage import find_objects, label, uniform_filter

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from eyes import eye, write_annotations, write_set, write_split
-from retina.train import pipeline
+from retina.train import survey
 from retina.train.cli import main
 from retina.train.config import TrainConfig
 
@@ -130,7 +130,7 @@ def test_stopped_while_it_reads_photographs_training_says_that_nothing_is_lost(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "look_through", interrupted)
+    monkeypatch.setattr(survey, "look_through", interrupted)
     result = retina_train(data, *QUICK, "--artifacts", tmp_path)
     assert result.exit_code == 130, result.output
     assert "stopped before training began; nothing is lost. Run the same command again." in result.stderr
@@ -140,7 +140,7 @@ def test_stopped_while_it_reads_photographs_training_says_that_nothing_is_lost(
 def test_weights_that_are_not_there_are_told_before_photographs_are_read(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "look_through", lambda *_: pytest.fail("read first"))
+    monkeypatch.setattr(survey, "look_through", lambda *_: pytest.fail("read first"))
     message = refused(tmp_path, data, *QUICK, "--weights", tmp_path / "none.pth")
     assert f"{tmp_path / 'none.pth'}: expected a checkpoint or weights file, found none there" in message
 

@@ -32,10 +32,13 @@ from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.cli import main
 from retina.train.config import TrainConfig
 from retina.train.data import DataSet, EpochPlan, TrainItems, class_weights, read_dataset
+from retina.train.device import make_fabric
 from retina.train.framing import Normalize, make_preprocess
-from retina.train.loop import Trainer, fit, load_resume, make_loader, save_resume
+from retina.train.loader import make_loader
+from retina.train.loop import Trainer, fit, load_resume, save_resume, saved_progress
 from retina.train.model import RetinaNet
-from retina.train.pipeline import Run, make_fabric, saved_place, train
+from retina.train.pipeline import train
+from retina.train.run import Run
 from retina.train.tracking import EXPERIMENT, NoTracker
 from small_set import SMALL, items, small_set
 from torch import Tensor
@@ -401,7 +404,7 @@ def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
 
         return show
 
-    monkeypatch.setattr(pipeline, "_progress_bar", interrupted_twice)
+    monkeypatch.setattr(pipeline, "progress_bar", interrupted_twice)
     result = CliRunner().invoke(main, command(data, tmp_path, "twice", "--workers", "0")[2:])
     assert result.exit_code == 130, result.output
     assert "everything saved" not in result.output
@@ -416,15 +419,15 @@ def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
 
 def test_how_far_a_run_is_saved(data: DataSet, tmp_path: Path) -> None:
     t = trainer(items(data)[0])
-    run = Run(tmp_path, "a")
+    file = tmp_path / "resume.pth"
     for epoch, batch, place in (
         (2, 3, "batch 3 of epoch 2 of 3"),
         (3, 0, "the start of epoch 3 of 3"),
         (4, 0, "the end of its last epoch"),
     ):
         t.progress.epoch, t.progress.batch = epoch, batch
-        save_resume(t, run.resume_file)
-        assert saved_place(run, RECIPE) == place
+        save_resume(t, file)
+        assert saved_progress(file).place(RECIPE.epochs) == place
 
 
 def test_a_run_that_fails_or_is_interrupted_is_ended_for_its_tracker(data: DataSet, tmp_path: Path) -> None:

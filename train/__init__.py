@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .framing import Normalize, make_frame, make_preprocess
     from .loop import Trainer, fit
     from .model import RetinaNet
-    from .pipeline import Run, train
+    from .pipeline import train
+    from .run import Run
 
 _HOME = {
     "augment": ["make_augment"],
@@ -28,7 +29,8 @@ _HOME = {
     "framing": ["Normalize", "make_frame", "make_preprocess"],
     "loop": ["Trainer", "fit"],
     "model": ["RetinaNet"],
-    "pipeline": ["Run", "train"],
+    "pipeline": ["train"],
+    "run": ["Run"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [

@@ -19,11 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..runtime.annotations import fault_report
-from ..runtime.errors import AnnotationError, RetinaError, UsageError
+from ..runtime.errors import RetinaError, UsageError
 from .calibration import calibrated, calibration_line
 from .checkpoint import Checkpoint, current_versions, load_checkpoint, require_place
-from .data import DataSet, EvalItems, collate, fingerprint_of_files, read_dataset
+from .data import DataSet, EvalItems, collate, fingerprint_of_files, sound_dataset
 from .frames import DecodedFrames
 from .framing import Normalize
 from .loop import as_predictions
@@ -102,8 +101,7 @@ def judged(checkpoint: Checkpoint, items: EvalItems) -> dict[str, Any]:
 
 def items_of(checkpoint: Checkpoint, data: DataSet, split: str) -> EvalItems:
     """A split's photographs, prepared as the checkpoint wants them."""
-    paths = [photo.path for photo in data.splits[split].photos]
-    return EvalItems(data, split, DecodedFrames(paths, checkpoint.contract.preprocessing))
+    return EvalItems(data, split, DecodedFrames(data.splits[split].paths, checkpoint.contract.preprocessing))
 
 
 def _check_same(data: DataSet, mean: Checkpoint) -> None:
@@ -131,9 +129,7 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
         require_place(out, checkpoints)
         loaded = {path: load_checkpoint(path) for path in checkpoints}
         mean = average([(str(path), loaded[path]) for path in checkpoints])
-        read, faults = read_dataset(data, mean.config.get("me_positive_from"))
-        if faults:
-            raise AnnotationError(fault_report(data, faults))
+        read = sound_dataset(data, mean.config.get("me_positive_from"))
         _check_same(read, mean)
         items = items_of(mean, read, "valid")
         mean = calibrated(mean, items, *answers(mean, items))

@@ -161,7 +161,9 @@ def _run(
 
         answer(format_table(list_runs(artifacts)), "retina-train")
         return True
-    from .pipeline import Run, saved_place, train
+    from .loop import saved_progress
+    from .pipeline import train
+    from .run import Run
     from .tracking import make_tracker
 
     if name is not None and (name in ("", ".", "..") or "/" in name or "\\" in name or len(os.fsencode(name)) > 255):
@@ -196,13 +198,13 @@ def _run(
     except KeyboardInterrupt:  # a second one in an epoch, or past the epochs: nothing more was saved
         if not run.resume_file.is_file():
             raise
-        place = saved_place(run, config)
+        place = saved_progress(run.resume_file).place(config.epochs)
         tell(f"Stopped. Saved up to {place}; what came after is done again. Go on with:  {run.resume_command}")
         return False
 
 
 def _interrupted(artifacts: Path, name: str | None) -> Any:
-    from .pipeline import Run
+    from .run import Run
 
     if name is not None:
         run = Run(artifacts, name)

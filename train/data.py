@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ..runtime.annotations import MAX_DR_GRADE, NameIndex, me_label, scan_annotations
+from ..runtime.annotations import MAX_DR_GRADE, NameIndex, fault_report, me_label, scan_annotations
 from ..runtime.errors import AnnotationError, UsageError
 from .augment import Augment, augment_with_seed, draw_seed
 from .checkpoint import sha256_of
@@ -52,6 +52,10 @@ class Split:
     name: str
     annotations: Path
     photos: tuple[Photo, ...]
+
+    @property
+    def paths(self) -> list[Path]:
+        return [photo.path for photo in self.photos]
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,18 @@ def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
     if len(dr_grades) == 1:
         faults.append(f"{splits['train'].annotations}: expected two or more DR grades, found {list(dr_grades)}")
     return DataSet(root, splits, dr_grades), faults
+
+
+def sound_dataset(root: Path, me_positive_from: int | None = None) -> DataSet:
+    """``read_dataset`` for who takes no fault.
+
+    Raises:
+        AnnotationError: listing all faults.
+    """
+    data, faults = read_dataset(root, me_positive_from)
+    if faults:
+        raise AnnotationError(fault_report(root, faults))
+    return data
 
 
 def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: list[str]) -> Split:

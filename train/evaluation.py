@@ -16,12 +16,11 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from ..runtime.annotations import fault_report
 from ..runtime.errors import AnnotationError, RetinaError, UsageError
 from ..runtime.model import RetinaModel, find_model
 from ..runtime.terminal import tell
 from .checkpoint import require_place, write_text_atomically
-from .data import SPLITS, Photo, read_dataset
+from .data import SPLITS, Photo, sound_dataset
 from .metrics import Predictions, evaluate
 from .report import FIGURES
 
@@ -59,9 +58,7 @@ def evaluate_file(
         AnnotationError: faults in the annotations, or photographs that cannot be read.
         UsageError: a grade that the model does not know.
     """
-    data, faults = read_dataset(root, me_positive_from)
-    if faults:
-        raise AnnotationError(fault_report(root, faults))
+    data = sound_dataset(root, me_positive_from)
     return {
         "model_sha256": model.sha256,
         "splits": {

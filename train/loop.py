@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -20,15 +16,17 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..runtime.errors import ModelFileError, NonFiniteLossError
 from .augment import draw_seed
 from .checkpoint import save_tensors
 from .config import TrainConfig
-from .data import Batch, EpochPlan, EvalItems, TrainItems, collate
+from .data import Batch, EpochPlan, EvalItems, TrainItems
+from .loader import eval_loader, make_loader
 from .metrics import Predictions, epoch_scores
 from .model import RetinaNet, read_state_dict
+from .stop import StopRequest
 from .targets import dr_targets
 
 UNFROZEN_RATE = 0.1
@@ -56,6 +54,13 @@ class Progress:
     best_score: float = -1.0
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def place(self, epochs: int) -> str:
+        """How far it is in a run of so many epochs, in words."""
+        if self.epoch > epochs:
+            return "the end of its last epoch"
+        where = f"batch {self.batch}" if self.batch else "the start"
+        return f"{where} of epoch {self.epoch} of {epochs}"
 
 
 @dataclass
@@ -390,69 +395,5 @@ def steps(loader: Iterable[Batch], accumulate: int) -> Iterator[list[Batch]]:
         yield step
 
 
-def make_loader(items: Dataset[Any], workers: int, fabric: Fabric, **kwargs: Any) -> DataLoader[Batch]:
-    return DataLoader(
-        items,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=fabric.device.type == "cuda",
-        collate_fn=collate,
-        worker_init_fn=partial(_begin_worker, os.getpid()),
-        **kwargs,
-    )
-
-
-def _begin_worker(parent: int, _worker: int) -> None:
-    # PyTorch watches whoever is the parent from here on: of one killed before, a worker would wait forever.
-    if os.getppid() != parent:
-        os._exit(1)
-    # A terminal sends Ctrl-C to the whole process group; the parent needs its workers until the step's end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Inherited from StopRequest with the fork; a worker that outlives SIGTERM would hang its parent's exit.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def eval_loader(items: EvalItems, config: TrainConfig, fabric: Fabric) -> DataLoader[Batch]:
-    """One device's share of a split: photographs rank, rank + world, ..."""
-    share = range(fabric.global_rank, len(items), fabric.world_size)
-    return make_loader(items, 0, fabric, batch_size=config.batch_size, sampler=share)
-
-
 def as_predictions(items: EvalItems, dr_logits: Tensor, me_logits: Tensor) -> Predictions:
     return Predictions.of(items.photos, items.dr_index, dr_logits.softmax(1).numpy(), me_logits.softmax(1).numpy())
-
-
-class StopRequest:
-    """Turns SIGINT and SIGTERM into a flag that the loop reads at a step's end; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._old[number] = signal.signal(number, self._request)
-            except ValueError:  # not the main thread: a notebook server's business then
-                break
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore()
-
-    def agreed(self, fabric: Fabric) -> bool:
-        """Whether any device was asked to stop: all stop at the same step, or none."""
-        flag = torch.tensor(float(self.requested), device=fabric.device)
-        self.requested = bool(fabric.all_reduce(flag, reduce_op="max"))
-        return self.requested
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        self._old.clear()

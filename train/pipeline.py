@@ -5,149 +5,40 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
-import shlex
 import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from tqdm import tqdm
 
-from ..runtime.annotations import MAX_FAULTS_SHOWN, Annotation
+from ..runtime.annotations import Annotation
 from ..runtime.contract import Contract, Preprocessing
-from ..runtime.errors import AnnotationError, ModelFileError, OutputError, UsageError
-from ..runtime.journal import lock
+from ..runtime.errors import OutputError, UsageError
 from ..runtime.model import Prediction
 from ..runtime.table import Row, Table, cells, columns
 from . import plots, report
 from .augment import make_augment
-from .calibration import calibrated, calibration_faults, calibration_line, is_calibrated
-from .checkpoint import (
-    Checkpoint,
-    current_versions,
-    load_checkpoint,
-    load_start,
-    write_atomically,
-    write_text_atomically,
-)
+from .calibration import calibrated, calibration_line, is_calibrated
+from .checkpoint import Checkpoint, current_versions, load_checkpoint, load_start, write_atomically
 from .config import BEST_NAME, FINAL_NAME, TrainConfig
-from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights, fingerprint, read_dataset
-from .frames import DecodedFrames, Frames, Look, look_through
+from .console import Say, epoch_line, progress_bar
+from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights
+from .device import make_fabric, pick_device
+from .facts import check_same, run_facts
+from .frames import DecodedFrames
 from .framing import Normalize
-from .leakage import Leak, find_leaks
-from .loop import Progress, Trainer, as_predictions, eval_loader, fit, load_resume, saved_progress
+from .loader import eval_loader
+from .loop import Trainer, as_predictions, fit, load_resume
 from .metrics import Predictions, evaluate, write_metrics
 from .model import RetinaNet, read_state_dict
+from .run import Run
+from .survey import Survey, survey
 from .tracking import NoTracker, Tracker
 
 TEST_PREDICTIONS = "test_predictions.csv"
-
-Say = Callable[[str], None]
-"""Where a line for the person at the terminal goes."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run's folder under ``artifacts/runs``."""
-
-    artifacts: Path
-    name: str
-
-    @property
-    def folder(self) -> Path:
-        return self.artifacts / "runs" / self.name
-
-    @property
-    def resume_file(self) -> Path:
-        return self.folder / "resume.pth"
-
-    @property
-    def config_file(self) -> Path:
-        return self.folder / "config.json"
-
-    @property
-    def facts_file(self) -> Path:
-        return self.folder / "run.json"
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether there is more of it than its options, which a run that was refused at once leaves behind."""
-        written = {file.name for file in self.folder.iterdir() if not file.name.startswith(".")}
-        return bool(written - {self.config_file.name, self.facts_file.name})
-
-    @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Keep it for this process: two that write one run would mix their weights and figures.
-
-        Raises:
-            OutputError: another process has it, or it cannot be written.
-        """
-        _expect_writable(self.artifacts)
-        file = self.folder / ".lock"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            opened = file.open("w")
-        except OSError as err:
-            raise OutputError(f"{self.folder}: cannot be written: {err.strerror}. Give another --name.") from None
-        with opened:
-            lock(
-                opened.fileno(),
-                f"{self.folder}: another retina-train is writing this run; wait for it, or give another --name",
-                alone=True,
-            )
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):  # unless something came of it
-                    if set(self.folder.iterdir()) == {file}:
-                        file.unlink()
-                        self.folder.rmdir()
-                        self.folder.parent.rmdir()
-
-    @property
-    def resume_command(self) -> str:
-        """What to type to go on with it."""
-        where = [] if self.artifacts == Path("artifacts") else ["--artifacts", str(self.artifacts)]
-        return shlex.join(["retina-train", "--resume", "--name", self.name, *where])
-
-    def facts(self) -> dict[str, Any]:
-        """What ``run_facts`` said as it began.
-
-        Raises:
-            ModelFileError: the file is damaged.
-        """
-        try:
-            facts = dict(json.loads(self.facts_file.read_text()))
-            if missing := {"devices", "data_fingerprint"} - facts.keys():
-                raise ValueError(f"no {' and no '.join(sorted(missing))}")
-        except (OSError, ValueError, TypeError) as err:
-            raise ModelFileError(
-                f"{self.facts_file}: expected the facts of a run, found damage: {err}. Start a new run."
-            ) from None
-        return facts
-
-    def write(self, name: str, text: str) -> None:
-        write_text_atomically(self.folder / name, text)
-
-
-@dataclass(frozen=True)
-class Survey:
-    """A data set that has been read, decoded and checked."""
-
-    data: DataSet
-    frames: dict[str, Frames]
-    fingerprint: str
-    """sha256 over every file's bytes and labels: the same data, the same fingerprint."""
-    leaks: list[Leak]
 
 
 def train(
@@ -219,25 +110,16 @@ def _train(
         read_state_dict(Path(config.weights))  # said now, and not after every photograph was read
     preprocessing = Preprocessing(framing=config.framing, image_size=config.image_size)
     # What stands in two splits was accepted when the run began.
-    survey = survey_data(
-        config, preprocessing, run.artifacts / "cache", allow_leakage or resume, say_once, fabric, quiet
-    )
-    data = survey.data
+    surveyed = survey(config, preprocessing, run.artifacts / "cache", allow_leakage or resume, say_once, fabric, quiet)
+    data = surveyed.data
     contract = Contract(preprocessing, dr_grades=data.dr_grades)
+    train_items = TrainItems(data, surveyed.frames["train"], make_augment(config.augment), config.seed)
+    valid_items = EvalItems(data, "valid", surveyed.frames["valid"])
+    trainer = _new_trainer(config, fabric, contract, train_items, resume)
 
-    net = RetinaNet(len(data.dr_grades), config.backbone)
-    if not resume:
-        load_start(net, config.backbone, config.weights, data.dr_grades)
-    train_items = TrainItems(data, survey.frames["train"], make_augment(config.augment), config.seed)
-    valid_items = EvalItems(data, "valid", survey.frames["valid"])
-    dr_weights = class_weights(train_items.dr_index, len(data.dr_grades))
-    if config.class_weights == "none":
-        dr_weights = torch.ones_like(dr_weights)
-    trainer = Trainer(fabric, config, net, Normalize(preprocessing.mean, preprocessing.std), data.dr_grades, dr_weights)
-
-    facts = run_facts(survey, fabric, dr_weights)
+    facts = run_facts(surveyed, fabric, trainer.dr_weights)
     if resume:
-        _check_same(run, survey, fabric)
+        check_same(run, surveyed, fabric)
         load_resume(trainer, run.resume_file)
         epoch = trainer.progress.epoch
         where = f"in epoch {epoch} of {config.epochs}" if epoch <= config.epochs else "after its last epoch"
@@ -250,7 +132,7 @@ def _train(
 
     def checkpoint(row: dict[str, float]) -> Checkpoint:
         versions = current_versions()
-        provenance = {"run": run.name, "data_fingerprint": survey.fingerprint}
+        provenance = {"run": run.name, "data_fingerprint": surveyed.fingerprint}
         weights = {name: tensor.clone() for name, tensor in trainer.judged.state_dict().items()}
         return Checkpoint(
             weights, config.backbone, contract.with_(provenance=provenance), config.to_dict(), {"valid": row},
@@ -265,15 +147,15 @@ def _train(
         if fabric.is_global_zero:
             plots.learning_curves(_write_history(run, history), run.folder / "learning_curves.png")
             tracker.epoch(history[-1])
-            say_once(_epoch_line(history[-1], trainer.progress.best_epoch))
+            say_once(epoch_line(history[-1], trainer.progress.best_epoch))
 
     finished = fit(
         trainer, train_items, valid_items, run.resume_file, on_best, on_epoch,
-        lambda epoch, n: _progress_bar(epoch, config.epochs, n, quiet or not fabric.is_global_zero),
+        lambda epoch, n: progress_bar(epoch, config.epochs, n, quiet or not fabric.is_global_zero),
     )  # fmt: skip
     if not finished:
         tracker.stop()
-        place = _place(trainer.progress, config.epochs)
+        place = trainer.progress.place(config.epochs)
         say_once(f"Stopped at {place}, everything saved. Go on with:  {run.resume_command}")
         return False
     if fabric.is_global_zero:
@@ -282,11 +164,38 @@ def _train(
     fabric.barrier()
 
     say_once(f"Evaluating the best checkpoint (epoch {trainer.progress.best_epoch}) on train, valid and test.")
+    best, predictions = _evaluate_best(run, surveyed, trainer, preprocessing, say_once, quiet)
+    if fabric.is_global_zero:
+        _finish(run, data, trainer, best, predictions, tracker, say_once)
+    fabric.barrier()
+    return True
+
+
+def _new_trainer(
+    config: TrainConfig, fabric: Fabric, contract: Contract, train_items: TrainItems, resume: bool
+) -> Trainer:
+    """With its starting weights, but where a resume state will bring them."""
+    grades, prep = contract.dr_grades, contract.preprocessing
+    net = RetinaNet(len(grades), config.backbone)
+    if not resume:
+        load_start(net, config.backbone, config.weights, grades)
+    dr_weights = class_weights(train_items.dr_index, len(grades))
+    if config.class_weights == "none":
+        dr_weights = torch.ones_like(dr_weights)
+    return Trainer(fabric, config, net, Normalize(prep.mean, prep.std), grades, dr_weights)
+
+
+def _evaluate_best(
+    run: Run, surveyed: Survey, trainer: Trainer, preprocessing: Preprocessing, say: Say, quiet: bool
+) -> tuple[Checkpoint, dict[str, Predictions]]:
+    """The best checkpoint, calibrated where the recipe asks for it, and its answers on every split."""
+    data, config, fabric = surveyed.data, trainer.config, trainer.fabric
     best = load_checkpoint(run.folder / "best.pth")
     trainer.judged.load_state_dict(best.weights)
 
     def predict(name: str) -> tuple[EvalItems, torch.Tensor, torch.Tensor]:
-        frames = survey.frames["valid"] if name == "valid" else DecodedFrames(_paths(data, name), preprocessing)
+        is_kept = name == "valid"
+        frames = surveyed.frames[name] if is_kept else DecodedFrames(data.splits[name].paths, preprocessing)
         items = EvalItems(data, name, frames)
         loader = eval_loader(items, config, fabric)
         bar = tqdm(loader, desc=name, leave=False, disable=quiet or not fabric.is_global_zero or None)
@@ -296,175 +205,8 @@ def _train(
     if config.calibrate == "valid" and not is_calibrated(best.contract):
         best = calibrated(best, *predict("valid"))
         trainer.judged.load_state_dict(best.weights)
-        say_once(f"Calibrated on valid: {calibration_line(best)}.")
-    predictions = {name: as_predictions(*predict(name)) for name in SPLITS}
-    if fabric.is_global_zero:
-        _finish(run, data, trainer, best, predictions, tracker, say_once)
-    fabric.barrier()
-    return True
-
-
-def saved_place(run: Run, config: TrainConfig) -> str:
-    """How far a run's resume state goes, in words.
-
-    Raises:
-        ModelFileError: it is none.
-    """
-    return _place(saved_progress(run.resume_file), config.epochs)
-
-
-def _place(progress: Progress, epochs: int) -> str:
-    if progress.epoch > epochs:
-        return "the end of its last epoch"
-    where = f"batch {progress.batch}" if progress.batch else "the start"
-    return f"{where} of epoch {progress.epoch} of {epochs}"
-
-
-def _expect_writable(artifacts: Path) -> None:
-    """Raise OutputError before hours of training, not after."""
-    try:
-        artifacts.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=artifacts):
-            pass
-    except OSError as err:
-        raise OutputError(
-            f"{artifacts}: expected a folder that can be written, found: {err.strerror}. Choose another --artifacts."
-        ) from None
-
-
-def make_fabric(device: str, precision: str) -> Fabric:
-    """Lightning Fabric for this device, or for the group that ``torchrun`` started."""
-    accelerator = device.split(":", maxsplit=1)[0]
-    world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    devices: Any = local if ":" not in device else [int(device.split(":")[1])]
-    if precision == "auto":
-        precision = "bf16" if bf16_is_faster(accelerator) else "fp32"
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=max(world // local, 1),
-        # Each device keeps batch-norm statistics of its own share, of which ``Trainer`` takes the mean.
-        strategy=DDPStrategy(broadcast_buffers=False) if world > 1 else "auto",
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-    )
-    fabric.launch()
-    # PyTorch's default is True: convolutions with 10 bits of mantissa, where fp32 is promised.
-    torch.backends.cudnn.allow_tf32 = False
-    return fabric
-
-
-def pick_device(asked: str) -> str:
-    """``auto`` to the best device here.
-
-    Raises:
-        UsageError: a device that is not here.
-    """
-    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked == "auto":
-        return next(name for name, here in have.items() if here)
-    here = ["auto", *(name for name, is_here in have.items() if is_here)]
-    here += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if asked not in here:
-        raise UsageError(f"--device {asked}: expected one of {', '.join(here)} on this machine")
-    return asked
-
-
-def bf16_is_faster(accelerator: str) -> bool:
-    """Whether bfloat16 runs in hardware: on a CPU through AVX512-BF16 or AMX (2.7 times here), on CUDA from Ampere."""
-    if accelerator == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if accelerator == "cpu":
-        able = torch.cpu.get_capabilities()
-        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return False
-
-
-def survey_data(
-    config: TrainConfig,
-    preprocessing: Preprocessing,
-    cache_folder: Path,
-    allow_leakage: bool,
-    say: Say,
-    fabric: Fabric,
-    quiet: bool = False,
-) -> Survey:
-    """Read annotations, decode every photograph once, look for leakage.
-
-    Raises:
-        AnnotationError: listing all faults of annotations and photographs together, or copies in two splits.
-    """
-    data, faults = read_dataset(Path(config.data), config.me_positive_from)
-    frames: dict[str, Frames] = {}
-    looks: dict[str, list[Look]] = {}
-    total = sum(len(split.photos) for split in data.splits.values())
-    with tqdm(
-        total=total, desc="reading photographs", leave=False, disable=quiet or not fabric.is_global_zero or None
-    ) as bar:
-        for name in SPLITS:
-            # The first device fills the cache, the others map what it wrote.
-            with fabric.rank_zero_first(local=True):
-                frames[name], looks[name] = look_through(
-                    _paths(data, name),
-                    preprocessing,
-                    "uint8" if name == "train" else "float32",
-                    "off" if name == "test" else config.cache,
-                    cache_folder,
-                    bar.update,
-                )
-    for name in SPLITS:
-        photos = data.splits[name].photos
-        where = data.splits[name].annotations
-        faults += [
-            f"{where}, line {p.line}: {look.fault}" for p, look in zip(photos, looks[name], strict=True) if look.fault
-        ]
-    if config.calibrate == "valid":
-        faults += calibration_faults(data, Contract())
-    leaks = find_leaks(data, looks)
-    copies = [leak for leak in leaks if leak.kind == "same bytes"]
-    if copies and not allow_leakage:
-        faults += [f"{leak} (keep it in one split, or train anyway with --allow-leakage)" for leak in copies]
-    if faults:
-        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
-        left = [f"... and {len(faults) - MAX_FAULTS_SHOWN} more"] if len(faults) > MAX_FAULTS_SHOWN else []
-        listed = "\n  ".join(faults[:MAX_FAULTS_SHOWN] + left)
-        raise AnnotationError(f"{data.root}: {count}; nothing was trained. Mend and run again:\n  {listed}")
-    counts = ", ".join(f"{name} {len(data.splits[name].photos)}" for name in SPLITS)
-    say(f"Photographs: {counts}. DR grades {list(data.dr_grades)}.")
-    if len(me_labels := {photo.me_label for photo in data.splits["train"].photos}) == 1:
-        say(f"Warning: {data.splits['train'].annotations}: every ME label is {me_labels.pop()}; no risk can be learnt")
-    if data.dr_grades[-1] < (referable := Contract().referable_from):
-        say(f"Warning: {data.splits['train'].annotations}: no DR grade is {referable} or more; nobody will be referred")
-    for leak in leaks:
-        say(f"Warning: {leak}")
-    digests = {name: [look.sha256 for look in looks[name]] for name in SPLITS}
-    return Survey(data, frames, fingerprint(data, digests), leaks)
-
-
-def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor) -> dict[str, Any]:
-    """What a run should remember beside its options: data, imbalance, machine, versions."""
-    counts = {
-        name: {
-            "photographs": len(split.photos),
-            "dr_grades": {str(g): sum(p.dr_grade == g for p in split.photos) for g in survey.data.dr_grades},
-            "me_risk": sum(p.me_label for p in split.photos),
-        }
-        for name, split in survey.data.splits.items()
-    }
-    return {
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "data_fingerprint": survey.fingerprint,
-        "counts": counts,
-        "dr_class_weights": [round(float(weight), 6) for weight in dr_weights],
-        "leaks": [str(leak) for leak in survey.leaks],
-        "device": str(fabric.device),
-        "devices": fabric.world_size,
-        "precision": str(fabric._precision.precision),
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": current_versions(),
-        "git_commit": _git_commit(),
-    }
+        say(f"Calibrated on valid: {calibration_line(best)}.")
+    return best, {name: as_predictions(*predict(name)) for name in SPLITS}
 
 
 def _finish(
@@ -513,62 +255,7 @@ def write_test_predictions(path: Path, split: Split, p: Predictions, contract: C
             table.write(line)
 
 
-def _paths(data: DataSet, split: str) -> list[Path]:
-    return [photo.path for photo in data.splits[split].photos]
-
-
-def _check_same(run: Run, survey: Survey, fabric: Fabric) -> None:
-    facts = run.facts()
-    if facts["devices"] != fabric.world_size:
-        raise UsageError(
-            f"{run.folder}: expected {facts['devices']} devices as the run began, found {fabric.world_size}: another "
-            "number would make other batches. Resume on as many (torchrun --nproc-per-node), or start a new run."
-        )
-    before = facts["data_fingerprint"]
-    if before != survey.fingerprint:
-        raise UsageError(
-            f"{run.folder}: expected the photographs and labels the run was started with (fingerprint {before[:12]}), "
-            f"found others ({survey.fingerprint[:12]}). Restore them, or start a new run without --resume."
-        )
-
-
-def _git_commit() -> str:
-    """Of the working folder, which is where an experiment's own code would be; empty outside a repository."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
 def _write_history(run: Run, history: list[dict[str, float]]) -> pd.DataFrame:
     frame = pd.DataFrame(history)
     run.write("history.csv", frame.to_csv(index=False))
     return frame
-
-
-def _epoch_line(row: dict[str, float], best_epoch: int) -> str:
-    mark = "  best so far" if row["epoch"] == best_epoch else ""
-    return (
-        f"epoch {row['epoch']:>3.0f}  train loss {row['train_loss']:.3f} DR {row['train_dr_accuracy']:.3f} "
-        f"ME {row['train_me_accuracy']:.3f}  valid loss {row['valid_loss']:.3f} DR {row['valid_dr_accuracy']:.3f} "
-        f"kappa {row['valid_dr_kappa']:.3f} ME {row['valid_me_accuracy']:.3f} AUC {row['valid_me_auc']:.3f}  "
-        f"{row['seconds']:.0f} s{mark}"
-    )
-
-
-def _progress_bar(epoch: int, epochs: int, n: int, quiet: bool) -> Callable[[int, list[float]], None]:
-    bar = tqdm(total=n, desc=f"epoch {epoch}/{epochs}", leave=False, disable=quiet or None)
-
-    def show(done: int, totals: list[float]) -> None:
-        dr_sum, dr_weights, me_sum, n_seen, dr_right, me_right = totals
-        bar.set_postfix_str(
-            f"DR loss {dr_sum / dr_weights:.3f} acc {dr_right / n_seen:.3f}  "
-            f"ME loss {me_sum / n_seen:.3f} acc {me_right / n_seen:.3f}",
-            refresh=False,
-        )
-        bar.update(done)
-        if bar.n >= n:
-            bar.close()
-
-    return show

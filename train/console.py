@@ -1,0 +1,37 @@
+"""What a run tells the person at the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+Say = Callable[[str], None]
+"""Where a line for the person at the terminal goes."""
+
+
+def epoch_line(row: dict[str, float], best_epoch: int) -> str:
+    mark = "  best so far" if row["epoch"] == best_epoch else ""
+    return (
+        f"epoch {row['epoch']:>3.0f}  train loss {row['train_loss']:.3f} DR {row['train_dr_accuracy']:.3f} "
+        f"ME {row['train_me_accuracy']:.3f}  valid loss {row['valid_loss']:.3f} DR {row['valid_dr_accuracy']:.3f} "
+        f"kappa {row['valid_dr_kappa']:.3f} ME {row['valid_me_accuracy']:.3f} AUC {row['valid_me_auc']:.3f}  "
+        f"{row['seconds']:.0f} s{mark}"
+    )
+
+
+def progress_bar(epoch: int, epochs: int, n: int, quiet: bool) -> Callable[[int, list[float]], None]:
+    bar = tqdm(total=n, desc=f"epoch {epoch}/{epochs}", leave=False, disable=quiet or None)
+
+    def show(done: int, totals: list[float]) -> None:
+        dr_sum, dr_weights, me_sum, n_seen, dr_right, me_right = totals
+        bar.set_postfix_str(
+            f"DR loss {dr_sum / dr_weights:.3f} acc {dr_right / n_seen:.3f}  "
+            f"ME loss {me_sum / n_seen:.3f} acc {me_right / n_seen:.3f}",
+            refresh=False,
+        )
+        bar.update(done)
+        if bar.n >= n:
+            bar.close()
+
+    return show

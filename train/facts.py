@@ -1,0 +1,67 @@
+"""What a run should remember beside its options: data, imbalance, machine, versions."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import datetime
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from ..runtime.errors import UsageError
+from .checkpoint import current_versions
+from .run import Run
+from .survey import Survey
+
+
+def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor) -> dict[str, Any]:
+    """What a run should remember beside its options: data, imbalance, machine, versions."""
+    counts = {
+        name: {
+            "photographs": len(split.photos),
+            "dr_grades": {str(g): sum(p.dr_grade == g for p in split.photos) for g in survey.data.dr_grades},
+            "me_risk": sum(p.me_label for p in split.photos),
+        }
+        for name, split in survey.data.splits.items()
+    }
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "data_fingerprint": survey.fingerprint,
+        "counts": counts,
+        "dr_class_weights": [round(float(weight), 6) for weight in dr_weights],
+        "leaks": [str(leak) for leak in survey.leaks],
+        "device": str(fabric.device),
+        "devices": fabric.world_size,
+        "precision": str(fabric._precision.precision),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": current_versions(),
+        "git_commit": _git_commit(),
+    }
+
+
+def check_same(run: Run, survey: Survey, fabric: Fabric) -> None:
+    facts = run.facts()
+    if facts["devices"] != fabric.world_size:
+        raise UsageError(
+            f"{run.folder}: expected {facts['devices']} devices as the run began, found {fabric.world_size}: another "
+            "number would make other batches. Resume on as many (torchrun --nproc-per-node), or start a new run."
+        )
+    before = facts["data_fingerprint"]
+    if before != survey.fingerprint:
+        raise UsageError(
+            f"{run.folder}: expected the photographs and labels the run was started with (fingerprint {before[:12]}), "
+            f"found others ({survey.fingerprint[:12]}). Restore them, or start a new run without --resume."
+        )
+
+
+def _git_commit() -> str:
+    """Of the working folder, which is where an experiment's own code would be; empty outside a repository."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

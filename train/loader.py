@@ -1,0 +1,42 @@
+"""Photographs to batches, in worker processes that end when they should."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from typing import Any
+
+from lightning_fabric import Fabric
+from torch.utils.data import DataLoader, Dataset
+
+from .config import TrainConfig
+from .data import Batch, EvalItems, collate
+
+
+def make_loader(items: Dataset[Any], workers: int, fabric: Fabric, **kwargs: Any) -> DataLoader[Batch]:
+    return DataLoader(
+        items,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=fabric.device.type == "cuda",
+        collate_fn=collate,
+        worker_init_fn=partial(_begin_worker, os.getpid()),
+        **kwargs,
+    )
+
+
+def _begin_worker(parent: int, _worker: int) -> None:
+    # PyTorch watches whoever is the parent from here on: of one killed before, a worker would wait forever.
+    if os.getppid() != parent:
+        os._exit(1)
+    # A terminal sends Ctrl-C to the whole process group; the parent needs its workers until the step's end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Inherited from StopRequest with the fork; a worker that outlives SIGTERM would hang its parent's exit.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def eval_loader(items: EvalItems, config: TrainConfig, fabric: Fabric) -> DataLoader[Batch]:
+    """One device's share of a split: photographs rank, rank + world, ..."""
+    share = range(fabric.global_rank, len(items), fabric.world_size)
+    return make_loader(items, 0, fabric, batch_size=config.batch_size, sampler=share)

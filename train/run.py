@@ -1,0 +1,112 @@
+"""One run's folder: what it holds, and who may write it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..runtime.errors import ModelFileError, OutputError
+from ..runtime.journal import lock
+from .checkpoint import write_text_atomically
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder under ``artifacts/runs``."""
+
+    artifacts: Path
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return self.artifacts / "runs" / self.name
+
+    @property
+    def resume_file(self) -> Path:
+        return self.folder / "resume.pth"
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.json"
+
+    @property
+    def facts_file(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is more of it than its options, which a run that was refused at once leaves behind."""
+        written = {file.name for file in self.folder.iterdir() if not file.name.startswith(".")}
+        return bool(written - {self.config_file.name, self.facts_file.name})
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep it for this process: two that write one run would mix their weights and figures.
+
+        Raises:
+            OutputError: another process has it, or it cannot be written.
+        """
+        _expect_writable(self.artifacts)
+        file = self.folder / ".lock"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            opened = file.open("w")
+        except OSError as err:
+            raise OutputError(f"{self.folder}: cannot be written: {err.strerror}. Give another --name.") from None
+        with opened:
+            lock(
+                opened.fileno(),
+                f"{self.folder}: another retina-train is writing this run; wait for it, or give another --name",
+                alone=True,
+            )
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # unless something came of it
+                    if set(self.folder.iterdir()) == {file}:
+                        file.unlink()
+                        self.folder.rmdir()
+                        self.folder.parent.rmdir()
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with it."""
+        where = [] if self.artifacts == Path("artifacts") else ["--artifacts", str(self.artifacts)]
+        return shlex.join(["retina-train", "--resume", "--name", self.name, *where])
+
+    def facts(self) -> dict[str, Any]:
+        """What ``run_facts`` said as it began.
+
+        Raises:
+            ModelFileError: the file is damaged.
+        """
+        try:
+            facts = dict(json.loads(self.facts_file.read_text()))
+            if missing := {"devices", "data_fingerprint"} - facts.keys():
+                raise ValueError(f"no {' and no '.join(sorted(missing))}")
+        except (OSError, ValueError, TypeError) as err:
+            raise ModelFileError(
+                f"{self.facts_file}: expected the facts of a run, found damage: {err}. Start a new run."
+            ) from None
+        return facts
+
+    def write(self, name: str, text: str) -> None:
+        write_text_atomically(self.folder / name, text)
+
+
+def _expect_writable(artifacts: Path) -> None:
+    """Raise OutputError before hours of training, not after."""
+    try:
+        artifacts.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=artifacts):
+            pass
+    except OSError as err:
+        raise OutputError(
+            f"{artifacts}: expected a folder that can be written, found: {err.strerror}. Choose another --artifacts."
+        ) from None

@@ -1,0 +1,88 @@
+"""A data set read, decoded and checked before anything is trained on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_fabric import Fabric
+from tqdm import tqdm
+
+from ..runtime.annotations import fault_report
+from ..runtime.contract import Contract, Preprocessing
+from ..runtime.errors import AnnotationError
+from .calibration import calibration_faults
+from .config import TrainConfig
+from .console import Say
+from .data import SPLITS, DataSet, fingerprint, read_dataset
+from .frames import Frames, Look, look_through
+from .leakage import Leak, find_leaks
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A data set that has been read, decoded and checked."""
+
+    data: DataSet
+    frames: dict[str, Frames]
+    fingerprint: str
+    """sha256 over every file's bytes and labels: the same data, the same fingerprint."""
+    leaks: list[Leak]
+
+
+def survey(
+    config: TrainConfig,
+    preprocessing: Preprocessing,
+    cache_folder: Path,
+    allow_leakage: bool,
+    say: Say,
+    fabric: Fabric,
+    quiet: bool = False,
+) -> Survey:
+    """Read annotations, decode every photograph once, look for leakage.
+
+    Raises:
+        AnnotationError: listing all faults of annotations and photographs together, or copies in two splits.
+    """
+    data, faults = read_dataset(Path(config.data), config.me_positive_from)
+    frames: dict[str, Frames] = {}
+    looks: dict[str, list[Look]] = {}
+    total = sum(len(split.photos) for split in data.splits.values())
+    with tqdm(
+        total=total, desc="reading photographs", leave=False, disable=quiet or not fabric.is_global_zero or None
+    ) as bar:
+        for name in SPLITS:
+            # The first device fills the cache, the others map what it wrote.
+            with fabric.rank_zero_first(local=True):
+                frames[name], looks[name] = look_through(
+                    data.splits[name].paths,
+                    preprocessing,
+                    "uint8" if name == "train" else "float32",
+                    "off" if name == "test" else config.cache,
+                    cache_folder,
+                    bar.update,
+                )
+    for name in SPLITS:
+        photos = data.splits[name].photos
+        where = data.splits[name].annotations
+        faults += [
+            f"{where}, line {p.line}: {look.fault}" for p, look in zip(photos, looks[name], strict=True) if look.fault
+        ]
+    if config.calibrate == "valid":
+        faults += calibration_faults(data, Contract())
+    leaks = find_leaks(data, looks)
+    copies = [leak for leak in leaks if leak.kind == "same bytes"]
+    if copies and not allow_leakage:
+        faults += [f"{leak} (keep it in one split, or train anyway with --allow-leakage)" for leak in copies]
+    if faults:
+        raise AnnotationError(fault_report(data.root, faults, "nothing was trained. Mend and run again"))
+    counts = ", ".join(f"{name} {len(data.splits[name].photos)}" for name in SPLITS)
+    say(f"Photographs: {counts}. DR grades {list(data.dr_grades)}.")
+    if len(me_labels := {photo.me_label for photo in data.splits["train"].photos}) == 1:
+        say(f"Warning: {data.splits['train'].annotations}: every ME label is {me_labels.pop()}; no risk can be learnt")
+    if data.dr_grades[-1] < (referable := Contract().referable_from):
+        say(f"Warning: {data.splits['train'].annotations}: no DR grade is {referable} or more; nobody will be referred")
+    for leak in leaks:
+        say(f"Warning: {leak}")
+    digests = {name: [look.sha256 for look in looks[name]] for name in SPLITS}
+    return Survey(data, frames, fingerprint(data, digests), leaks)
