@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from eyes import FinishedRun, write_set
+from matplotlib.figure import Figure
+from PIL import Image
 from small_export import SmallExport
 
 # A script that starts the suite in the background ignores Ctrl-C for it, and so for what the tests start and interrupt.
@@ -50,6 +52,12 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     assert result.exit_code == 0, result.output
     leak = "same bytes: train/eye_0.jpg and test/eye_3.jpg; DR grade 0 and 3, ME risk 0 and 1"
     return FinishedRun(data, artifacts, artifacts / "runs" / "a", result.output, leak)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of runs whose pictures nobody looks at: drawing them takes most of a small run's time."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: Image.new("L", (1, 1)).save(path, "PNG"))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from matplotlib.figure import Figure
 from PIL import Image
 from retina.train.data import read_dataset
 from retina.train.synthetic import write_dataset
@@ -57,9 +56,8 @@ def test_cross_source_tests_on_the_other_source_and_leaves_the_test_split_alone(
         assert sorted((p.path.name, p.dr_grade, p.me_label, p.patient) for p in found) == sorted(expected)
 
 
-def test_cross_source_averages_the_branches(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Nobody looks at these four runs' pictures, which take most of their time.
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: Image.new("L", (1, 1)).save(path, "PNG"))
+@pytest.mark.usefixtures("no_pictures")
+def test_cross_source_averages_the_branches(drawn: Path) -> None:
     rows = table(
         "cross_source.py", str(drawn), "--backbone", "resnet18", "--weights", "none", "--image-size", "32",
         "--epochs", "1", "--step", "6", "--step", "8", "--source", "larga", "--workers", "0",

@@ -40,6 +40,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_curve
 from small_set import SMALL, items, small_set
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 RELEASED = replace(
     TrainConfig.of_recipe("released", {"data": ""}),
     epochs=2, batch_size=4, image_size=32, backbone="resnet18", weights="none", workers=0, augment="notebook",

@@ -16,6 +16,7 @@ from retina.train import survey
 from retina.train.cli import main
 from retina.train.config import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 QUICK = ["--image-size", "32", "--backbone", "resnet18", "--weights", "none", "--workers", "0", "--epochs", "1"]
 
 
