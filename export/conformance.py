@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..runtime.contract import DR_PROBS, INPUT, ME_PROBS, MIN_SIDE, Precision
 from ..runtime.model import Prediction, RetinaModel, is_close_call
-from ..train.checkpoint import write_atomically, write_text_atomically
+from ..runtime.output_file import write_atomically, write_text_atomically
 from ..train.synthetic import photograph
 
 Pixels = NDArray[np.uint8]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..runtime.contract import HEADS, Head
-from ..runtime.errors import MissingExtraError, OutputError, RetinaError, UsageError, require_extra
+from ..runtime.errors import MissingExtraError, RetinaError, UsageError, require_extra
+from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.progress import progress
 from ..train.config import BEST_NAME
 from ..train.options import bare_options
@@ -110,7 +111,7 @@ def _explain(
     **source: Any,
 ) -> int:
     from ..runtime.model import RELEASED
-    from .gallery import Gallery, list_photographs, require_apart
+    from .gallery import INDEX, Gallery, list_photographs, require_apart
 
     if not inputs:
         raise UsageError("expected photographs or folders to explain, found none. See retina-gradcam --help.")
@@ -130,7 +131,7 @@ def _explain(
     failed = [photograph for photograph in done if photograph.answer is None]
     for photograph in failed:
         click.echo(f"{photograph.name}: {photograph.error}", err=True)
-    click.echo(f"{len(done) - len(failed)} photographs explained, {len(failed)} failed: {out / 'index.html'}")
+    click.echo(f"{len(done) - len(failed)} photographs explained, {len(failed)} failed: {out / INDEX}")
     return 1 if failed else 0
 
 
@@ -153,7 +154,6 @@ def _evaluate(
             "--evaluate: expected no photographs and no --model, --npy, --scale or --format beside it, since it reads "
             "LESIONS, draws nothing and redraws the checkpoint's weights. Run two commands."
         )
-    from ..train.checkpoint import require_place
     from .faithfulness import measure, steps
     from .lesions import read_lesions
     from .verdict import as_markdown, write_picture, write_table
@@ -164,12 +164,9 @@ def _evaluate(
         require_place(out / name)
     with progress(steps(photographs), "Faithfulness") as advance:
         found = measure(explainer, photographs, advance)
-    try:
-        write_table(out / "faithfulness.csv", found)
-        (out / "faithfulness.md").write_text(as_markdown(found) + "\n", encoding="utf-8")
-        write_picture(out / "faithfulness.png", found)
-    except OSError as err:
-        raise OutputError(f"{err.filename or out}: cannot be written: {err.strerror or err}") from None
+    write_table(out / "faithfulness.csv", found)
+    write_text_atomically(out / "faithfulness.md", as_markdown(found) + "\n")
+    write_picture(out / "faithfulness.png", found)
     click.echo(as_markdown(found))
     click.echo(f"\n{out / 'faithfulness.csv'}, faithfulness.md and faithfulness.png")
     return 0 if found.depends_on_weights else 1

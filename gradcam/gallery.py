@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ..runtime.contract import HEADS, Head
-from ..runtime.errors import MissingExtraError, OutputError, PictureError, UsageError
+from ..runtime.errors import MissingExtraError, PictureError, UsageError
 from ..runtime.field import Field
 from ..runtime.folder import find_pictures
 from ..runtime.image_file import ImageFormat, write_image
+from ..runtime.output_file import require_place, write_atomically
 from ..runtime.overlay import overlay_path, peak_at, write_overlays
 from ..runtime.panel import draw_panel
 from ..runtime.picture import load
 from .explainer import Answer, Explainer, Pixels
 from .index import write_index, write_rows
 
+INDEX = "index.html"
 BATCH = 8
 """Photographs to a forward pass; more is no faster on a CPU."""
 
@@ -75,19 +79,16 @@ class Gallery:
             OutputError: the folder cannot be written or the disk is full.
         """
         self._require_unread(photographs)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with ThreadPoolExecutor(self.workers) as pool:
-                answered: Iterable[Photograph] = self._answered(explainer, photographs, pool, on_step)
-                tops = None
-                if self.scale == "shared":
-                    answered = list(answered)
-                    tops = _tops(answered)
-                drawn = list(self._drawn(explainer, answered, tops, pool, on_step))
-            write_rows(self.folder / "gradcam.csv", drawn)
-            write_index(self.folder / "index.html", drawn)
-        except OSError as err:
-            raise OutputError(f"{err.filename or self.folder}: cannot be written: {err.strerror or err}") from None
+        require_place(self.folder / INDEX)
+        with ThreadPoolExecutor(self.workers) as pool:
+            answered: Iterable[Photograph] = self._answered(explainer, photographs, pool, on_step)
+            tops = None
+            if self.scale == "shared":
+                answered = list(answered)
+                tops = _tops(answered)
+            drawn = list(self._drawn(explainer, answered, tops, pool, on_step))
+        write_rows(self.folder / "gradcam.csv", drawn)
+        write_index(self.folder / INDEX, drawn)
         return drawn
 
     def _require_unread(self, photographs: Sequence[Photograph]) -> None:
@@ -156,11 +157,12 @@ class Gallery:
             return replace(photograph, answer=None, error=err.reason)
         lit = Field.find(picture, explainer.contract.preprocessing)
         base = self.folder / photograph.stem
-        base.parent.mkdir(parents=True, exist_ok=True)
         overlays = write_overlays(base, picture, lit, answer.maps.values(), self.image_format, tops)
         if self.npy:
             for overlay, head_map in zip(overlays, answer.maps.values(), strict=True):
-                np.save(overlay.with_suffix(".npy"), head_map.values)
+                file = io.BytesIO()
+                np.save(file, head_map.values)
+                write_atomically(overlay.with_suffix(".npy"), partial(Path.write_bytes, data=file.getbuffer()))
         panel = draw_panel(picture, photograph.name, answer.decision, answer.maps, lit, tops)
         write_image(_panel_path(base), panel)
         peaks = {head: peak_at(head_map, lit, picture.size) for head, head_map in answer.maps.items()}

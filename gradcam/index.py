@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import html
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ..runtime.contract import HEADS
+from ..runtime.output_file import write_text_atomically
 from ..runtime.panel import NOTE, in_words, percent
 
 if TYPE_CHECKING:
@@ -29,10 +31,11 @@ def write_rows(path: Path, photographs: Sequence[Photograph]) -> None:
 
     UTF-8; a name that it cannot hold is written as retina-score writes it.
     """
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        writer.writeheader()
-        writer.writerows(_row(photograph) for photograph in photographs)
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, COLUMNS, restval="")
+    writer.writeheader()
+    writer.writerows(_row(photograph) for photograph in photographs)
+    write_text_atomically(path, lines.getvalue())
 
 
 def _row(photograph: Photograph) -> dict[str, object]:
@@ -73,7 +76,7 @@ def write_index(path: Path, photographs: Sequence[Photograph]) -> None:
 {body}
 </body></html>
 """
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
+    write_text_atomically(path, page)
 
 
 def _article(photograph: Photograph) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from math import isnan
 from pathlib import Path
 
 from ..runtime.contract import HEADS, Head
+from ..runtime.output_file import write_atomically, write_text_atomically
 from .deletion import FRACTIONS
 from .faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Figure
 from .lesions import KIND_NAMES
@@ -19,12 +21,13 @@ _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#7f7f7f"
 
 def write_table(path: Path, found: Faithfulness) -> None:
     """Every figure with its interval: measure, lesion, head, of, photographs, value, low, high."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["measure", "lesion", "head", "of", "photographs", "value", "low", "high"])
-        for f in found.figures:
-            numbers = [f"{n:.4f}" for n in (f.interval.value, f.interval.low, f.interval.high)]
-            writer.writerow([f.measure, f.lesion, f.head, f.of, f.photographs, *numbers])
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(["measure", "lesion", "head", "of", "photographs", "value", "low", "high"])
+    for f in found.figures:
+        numbers = [f"{n:.4f}" for n in (f.interval.value, f.interval.low, f.interval.high)]
+        writer.writerow([f.measure, f.lesion, f.head, f.of, f.photographs, *numbers])
+    write_text_atomically(path, lines.getvalue())
 
 
 def as_markdown(found: Faithfulness) -> str:
@@ -134,4 +137,4 @@ def write_picture(path: Path, found: Faithfulness) -> None:
     for axis in axes[1]:
         axis.grid(alpha=0.3)
         axis.legend(loc="best", fontsize=8, framealpha=0.6)
-    canvas.savefig(path, dpi=110)
+    write_atomically(path, lambda temporary: canvas.savefig(temporary, format="png", dpi=110))

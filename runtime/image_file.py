@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from .output_file import write_atomically
 from .png import encode_png
 
 ImageFormat = Literal["jpeg", "png"]
@@ -21,14 +22,9 @@ def write_image(path: Path, image: Image.Image) -> None:
     """Write an RGB image under its ending, ``.jpg`` or ``.png``.
 
     Raises:
-        OSError: the folder cannot be written, the disk is full, or more than 65,500 pixels a side for JPEG.
+        OutputError: the folder cannot be written, the disk is full, or more than 65,500 pixels a side for JPEG.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        if path.suffix == ENDING_OF["png"]:
-            temporary.write_bytes(encode_png(np.asarray(image)))
-        else:
-            image.save(temporary, "JPEG", quality=QUALITY)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if path.suffix == ENDING_OF["png"]:
+        write_atomically(path, lambda temporary: temporary.write_bytes(encode_png(np.asarray(image))))
+    else:
+        write_atomically(path, lambda temporary: image.save(temporary, "JPEG", quality=QUALITY))

@@ -101,7 +101,7 @@ def write_overlays(
         tops: see ``draw``; by head.
 
     Raises:
-        OSError: as ``write_image``.
+        OutputError: as ``write_image``.
     """
     written: list[Path] = []
     drawn = photograph.copy()

@@ -12,7 +12,8 @@ import torch
 import torchvision
 from retina.runtime.contract import Contract, Preprocessing
 from retina.runtime.errors import ModelFileError, OutputError, UsageError
-from retina.train.checkpoint import Checkpoint, load_checkpoint, load_start, write_atomically
+from retina.runtime.output_file import write_atomically
+from retina.train.checkpoint import Checkpoint, load_checkpoint, load_start
 from retina.train.model import RetinaNet, backbone_names, load_backbone_weights
 
 CONTRACT = Contract(Preprocessing(image_size=64), dr_grades=(0, 2, 4))

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..runtime.errors import RetinaError, UsageError
+from ..runtime.output_file import require_place
 from .calibration import calibrated, calibration_line
-from .checkpoint import Checkpoint, current_versions, load_checkpoint, require_place
+from .checkpoint import Checkpoint, current_versions, load_checkpoint
 from .data import DataSet, EvalItems, collate, fingerprint_of_files, sound_dataset
 from .frames import DecodedFrames
 from .framing import Normalize

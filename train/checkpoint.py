@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..runtime.contract import Contract, Framing, Preprocessing
-from ..runtime.errors import ModelFileError, OutputError, UsageError
+from ..runtime.errors import ModelFileError, UsageError
+from ..runtime.output_file import write_atomically
 from .model import RetinaNet, backbone_names, load_backbone_weights, read_state_dict
 from .options import BARE_FRAMING, BARE_IMAGE_SIZE
 
@@ -188,22 +187,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_place(out: Path, inputs: Iterable[Path] = ()) -> None:
-    """Say before the work starts that a file cannot be written, or would take the place of one that is to be read.
-
-    Raises:
-        OutputError: its folder cannot be made or written, or ``out`` is a folder or one of ``inputs``.
-    """
-    if any(path.exists() and out.exists() and path.samefile(out) for path in inputs):
-        raise OutputError(f"{out}: expected a file to write, found one that is to be read; name another --out")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise OutputError(f"{out}: cannot be written: {err.strerror or err}") from None
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise OutputError(f"{out}: cannot be written: expected a file's name in a folder that can be written")
-
-
 def save_tensors(path: Path, body: dict[str, Any]) -> None:
     """``torch.save`` atomically, and by way of memory: to a path it would name the archive's root after the temporary
     file, so that equal weights were unequal bytes, and tell of a full disk as a RuntimeError.
@@ -214,28 +197,3 @@ def save_tensors(path: Path, body: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(body, buffer)
     write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it: whole or not at all.
-
-    Raises:
-        OutputError: the folder cannot be written or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.replace(path)
-    except OSError as err:
-        raise OutputError(f"{path}: cannot be written: {err.strerror or err}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Likewise text, in UTF-8, its lines ended alike on every system; of a name, what UTF-8 cannot hold is written with
-    backslashes.
-    """
-    body = text.encode("utf-8", "backslashreplace")
-    write_atomically(path, lambda temporary: temporary.write_bytes(body))

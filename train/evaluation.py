@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from ..runtime.errors import AnnotationError, RetinaError, UsageError
 from ..runtime.model import RetinaModel, find_model
+from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.terminal import tell
-from .checkpoint import require_place, write_text_atomically
 from .data import SPLITS, Photo, sound_dataset
 from .metrics import Predictions, evaluate
 from .report import FIGURES

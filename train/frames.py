@@ -23,8 +23,9 @@ from torch import Tensor
 
 from ..runtime.contract import Preprocessing
 from ..runtime.errors import OutputError, PictureError
+from ..runtime.output_file import write_atomically, write_text_atomically
 from ..runtime.picture import decode
-from .checkpoint import current_versions, write_atomically, write_text_atomically
+from .checkpoint import current_versions
 from .framing import make_frame
 
 PHASH_SIDE = 16

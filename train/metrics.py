@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.contract import Contract, decide
+from ..runtime.output_file import write_text_atomically
 from . import yardsticks
 from .yardsticks import Floats, Indices
 
@@ -196,8 +197,6 @@ def write_metrics(path: Path, epoch: int, splits: Mapping[str, dict[str, Any]]) 
     Raises:
         OutputError: the folder cannot be written or the disk is full.
     """
-    from .checkpoint import write_text_atomically  # loads torch, which `retina-train --list` does without
-
     metrics = {"checkpoint": "best", "epoch": epoch, "splits": dict(splits)}
     text = json.dumps(metrics, indent=1, allow_nan=False)
     write_text_atomically(path, text + "\n")

@@ -18,11 +18,12 @@ from ..runtime.annotations import Annotation
 from ..runtime.contract import Contract, Preprocessing
 from ..runtime.errors import OutputError, UsageError
 from ..runtime.model import Prediction
+from ..runtime.output_file import write_atomically
 from ..runtime.table import Row, Table, cells, columns
 from . import plots, report
 from .augment import make_augment
 from .calibration import calibrated, calibration_line, is_calibrated
-from .checkpoint import Checkpoint, current_versions, load_checkpoint, load_start, write_atomically
+from .checkpoint import Checkpoint, current_versions, load_checkpoint, load_start
 from .config import BEST_NAME, FINAL_NAME, TrainConfig
 from .console import Say, epoch_line, progress_bar
 from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..runtime.contract import Contract
+from ..runtime.output_file import write_atomically
 from . import yardsticks
-from .checkpoint import write_atomically
 from .metrics import Decisions, Predictions
 from .yardsticks import Floats, Indices
 

@@ -17,9 +17,10 @@ from PIL import Image
 
 from ..runtime.contract import Contract
 from ..runtime.errors import RetinaError
+from ..runtime.output_file import write_text_atomically
 from ..runtime.picture import decode
 from . import plots
-from .checkpoint import current_versions, write_text_atomically
+from .checkpoint import current_versions
 from .metrics import HEADLINES, Decisions, Predictions, classification_report
 from .page import PAGE, STYLE
 from .yardsticks import CALIBRATION_BINS

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..runtime.errors import ModelFileError, OutputError
 from ..runtime.journal import lock
-from .checkpoint import write_text_atomically
+from ..runtime.output_file import write_text_atomically
 
 
 @dataclass(frozen=True)
