@@ -21,8 +21,7 @@ from ..runtime.model import RetinaModel, find_model
 from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.terminal import tell
 from .data import SPLITS, Photo, sound_dataset
-from .metrics import Predictions, evaluate
-from .report import FIGURES
+from .metrics import FIGURES, Predictions, evaluate
 
 
 def score_split(model: RetinaModel, photos: tuple[Photo, ...], *, workers: int | None = None) -> Predictions:

@@ -20,6 +20,26 @@ from .yardsticks import Floats, Indices
 if TYPE_CHECKING:
     from .data import Photo  # loads torch, which the figures do without
 
+FIGURES = (
+    ("dr", "accuracy", "DR accuracy"),
+    ("dr", "balanced_accuracy", "DR balanced accuracy"),
+    ("dr", "kappa", "DR quadratic kappa"),
+    ("dr", "calibration_error", "DR calibration error"),
+    ("dr", "calibration_chance", "DR calibration error by chance alone"),
+    ("referable_dr", "auc", "Referable DR AUC"),
+    ("referable_dr", "sensitivity", "Referable DR sensitivity"),
+    ("referable_dr", "specificity", "Referable DR specificity"),
+    ("me", "accuracy", "ME accuracy"),
+    ("me", "balanced_accuracy", "ME balanced accuracy"),
+    ("me", "auc", "ME AUC"),
+    ("me", "sensitivity", "ME sensitivity"),
+    ("me", "specificity", "ME specificity"),
+    ("me", "calibration_error", "ME calibration error"),
+    ("me", "calibration_chance", "ME calibration error by chance alone"),
+    ("referable_me", "sensitivity", "Referred for ME, sensitivity"),
+    ("referable_me", "specificity", "Referred for ME, specificity"),
+)
+"""Rows of the tables: task, figure, and what people call it."""
 HEADLINES = (
     ("dr", "accuracy", "DR accuracy"),
     ("dr", "kappa", "DR quadratic kappa"),

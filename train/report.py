@@ -21,7 +21,7 @@ from ..runtime.output_file import write_text_atomically
 from ..runtime.picture import decode
 from . import plots
 from .checkpoint import current_versions
-from .metrics import HEADLINES, Decisions, Predictions, classification_report
+from .metrics import FIGURES, HEADLINES, Decisions, Predictions, classification_report
 from .page import PAGE, STYLE
 from .yardsticks import CALIBRATION_BINS
 
@@ -30,26 +30,6 @@ MISTAKES_SHOWN = 12
 """For each head."""
 _THUMBNAIL = 320
 """Longer side in pixels."""
-FIGURES = (
-    ("dr", "accuracy", "DR accuracy"),
-    ("dr", "balanced_accuracy", "DR balanced accuracy"),
-    ("dr", "kappa", "DR quadratic kappa"),
-    ("dr", "calibration_error", "DR calibration error"),
-    ("dr", "calibration_chance", "DR calibration error by chance alone"),
-    ("referable_dr", "auc", "Referable DR AUC"),
-    ("referable_dr", "sensitivity", "Referable DR sensitivity"),
-    ("referable_dr", "specificity", "Referable DR specificity"),
-    ("me", "accuracy", "ME accuracy"),
-    ("me", "balanced_accuracy", "ME balanced accuracy"),
-    ("me", "auc", "ME AUC"),
-    ("me", "sensitivity", "ME sensitivity"),
-    ("me", "specificity", "ME specificity"),
-    ("me", "calibration_error", "ME calibration error"),
-    ("me", "calibration_chance", "ME calibration error by chance alone"),
-    ("referable_me", "sensitivity", "Referred for ME, sensitivity"),
-    ("referable_me", "specificity", "Referred for ME, specificity"),
-)
-"""Rows of the tables: task, figure, and what people call it."""
 
 
 @dataclass(frozen=True)
