@@ -93,7 +93,7 @@ def write_overlays(
     """Draw each map on a photograph and write it as ``<base>_dr.jpg``, ``<base>_me.jpg``.
 
     Args:
-        base: where, without the ending; its folder is there.
+        base: where, without the ending.
         photograph: RGB at its own size.
         field: of this photograph.
         maps: for example ``head_maps(prediction).values()``.

@@ -157,6 +157,24 @@ def test_a_large_photograph_is_painted_as_a_small_one() -> None:
     assert np.abs(drawn - expected)[off_the_line].mean() < 0.5
 
 
+def test_a_weak_map_is_clear_a_strong_one_half_opaque_and_a_white_line_stands_between() -> None:
+    """By hand: three columns at 0.05, 0.55 and 1 of the scale, each 100 pixels wide, on one colour."""
+    values = np.repeat(np.array([[0.05, 0.55, 1.0]], np.float32), 3, axis=0)
+    photograph = np.array([100.0, 60.0, 20.0])
+    flat = np.tile(photograph.astype(np.uint8), (300, 300, 1))
+    row = np.asarray(draw(Image.fromarray(flat), HeadMap("dr", values, 2, 0.8), WHOLE))[150].astype(float)
+    np.testing.assert_array_equal(row[:50], np.tile(photograph, (50, 1)))  # below a tenth nothing is seen
+    # 0.55 lies between the colours of 0.4 and 0.75, and its opacity is 0.45 of the 0.5 on the way to half.
+    colour = np.array([10, 90, 240]) + (0.55 - 0.4) / 0.35 * np.array([50, 115, 15])
+    opacity = 0.5 * (0.55 - 0.1) / 0.5
+    np.testing.assert_allclose(row[150], opacity * colour + (1 - opacity) * photograph, atol=2)
+    np.testing.assert_allclose(row[250:], np.tile((np.array([250, 255, 255]) + photograph) / 2, (50, 1)), atol=1)
+    white = np.flatnonzero((row == 255).all(axis=1))
+    # From 0.05 at 50 to 0.55 at 150 the map is bilinear: half of the scale is at 140.
+    assert len(white) == 1
+    assert white[0] == pytest.approx(140, abs=1)
+
+
 def test_dark_vessels_and_haemorrhages_belong_to_the_field() -> None:
     pixels = disc(200, 200, (100, 100), 90)
     pixels[80:110, 90:120] = 0
