@@ -23,7 +23,7 @@ def require_key(key: Path) -> None:
 
 
 def sign(path: Path, key: Path) -> Path:
-    """Write FILE.sig: a signature over the file's name and bytes, with an elliptic-curve private key (PEM).
+    """Write FILE.sig: a signature over the file's bytes, with an elliptic-curve private key (PEM).
 
     Raises:
         UsageError: not such a key.
@@ -37,7 +37,7 @@ def _signer(key: Path) -> Any:
 
     try:
         return model_signing.signing.Config().use_elliptic_key_signer(private_key=key)
-    except (ValueError, TypeError) as err:
+    except (ValueError, TypeError, AttributeError) as err:  # the last of a key without a curve, such as RSA's
         raise UsageError(
             f"--sign {key}: expected an elliptic-curve private key without password, found: {err}"
         ) from None

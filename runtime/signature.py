@@ -13,7 +13,7 @@ def signature_of(path: Path) -> Path:
 
 
 def verify(path: Path, key: Path) -> None:
-    """Check FILE.sig: that whoever holds the private key to ``key`` signed the file's name and bytes.
+    """Check FILE.sig: that whoever holds the private key to ``key`` signed the file's bytes.
 
     Args:
         path: the model file.

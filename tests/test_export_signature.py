@@ -50,6 +50,17 @@ def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "m.onnx.sig").exists()
 
 
+def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem, no_password = serialization.Encoding.PEM, serialization.NoEncryption()
+    (tmp_path / "rsa.pem").write_bytes(private.private_bytes(pem, serialization.PrivateFormat.PKCS8, no_password))
+    with pytest.raises(UsageError, match=r"rsa\.pem: expected an elliptic-curve private key"):
+        require_key(tmp_path / "rsa.pem")
+
+
 def test_score_verifies_before_it_opens(keys: tuple[Path, Path], tmp_path: Path) -> None:
     private, public = keys
     model = write_tiny_model(tmp_path / "m.onnx")
