@@ -98,7 +98,11 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @click.option("--name", metavar="RUN", help="Name of the run's folder.  [default: the date and time]")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run --name, or with the latest one.")
 @click.option("--allow-leakage", is_flag=True, help="Train although the same photograph stands in two splits.")
-@click.option("--track", type=click.Choice(["mlflow"]), help="Also log to MLflow, at MLFLOW_TRACKING_URI.")
+@click.option(
+    "--track",
+    type=click.Choice(["mlflow"]),
+    help="Also log to MLflow, at MLFLOW_TRACKING_URI, else in mlflow.db in --artifacts.",
+)
 @click.option("--list", "list_only", is_flag=True, help="Show the runs so far side by side, and do nothing else.")
 @click.option(
     "--artifacts",
