@@ -49,6 +49,12 @@ def test_runs_stand_side_by_side_with_the_options_in_which_they_differ(tmp_path:
     assert row_b == ["b", "finished", "3/3", "2", "0.750", "0.700", "0.800", "0.950", "0.940", "-", "384"]
 
 
+def test_epochs_have_one_column(tmp_path: Path) -> None:
+    whole_run(tmp_path, "a", [0.5], epochs=1)
+    whole_run(tmp_path, "b", [0.5], epochs=2)
+    assert format_table(list_runs(tmp_path)).splitlines()[0].split().count("epochs") == 1
+
+
 def test_a_run_that_died_between_figures_and_publishing_is_unfinished(tmp_path: Path) -> None:
     folder = whole_run(tmp_path, "a", [0.5])
     (folder / "resume.pth").touch()

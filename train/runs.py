@@ -137,10 +137,11 @@ def _read_history(path: Path, damage: list[str]) -> list[dict[str, float]]:
 
 
 def _differing_options(runs: list[RunSummary]) -> list[str]:
-    """Options that are not the same in all runs whose options are known."""
+    """Options that are not the same in all runs whose options are known, but for epochs, which have a column anyway."""
     known = [run.config for run in runs if run.config]
     options = dict.fromkeys(option for config in known for option in config)
-    return [option for option in options if len({str(config.get(option)) for config in known}) > 1]
+    shown = [option for option in options if option != "epochs"]
+    return [option for option in shown if len({str(config.get(option)) for config in known}) > 1]
 
 
 def _number(value: object) -> str:
