@@ -37,7 +37,8 @@ def _signer(key: Path) -> Any:
 
     try:
         return model_signing.signing.Config().use_elliptic_key_signer(private_key=key)
-    except (ValueError, TypeError, AttributeError) as err:  # the last of a key without a curve, such as RSA's
-        raise UsageError(
-            f"--sign {key}: expected an elliptic-curve private key without password, found: {err}"
-        ) from None
+    except AttributeError:  # the package asks every key for its curve
+        found = "one of another kind"
+    except (ValueError, TypeError) as err:
+        found = str(err)
+    raise UsageError(f"--sign {key}: expected an elliptic-curve private key without password, found: {found}")

@@ -21,7 +21,7 @@ def verify(path: Path, key: Path) -> None:
 
     Raises:
         MissingExtraError: model-signing is not installed.
-        UsageError: no such key.
+        UsageError: no such key, or not one of an elliptic curve.
         ModelFileError: no signature, or one of another file or by another key.
     """
     require_extra("sign", "model_signing")
@@ -36,6 +36,9 @@ def verify(path: Path, key: Path) -> None:
 
     try:
         verifier = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key)
+    except (ValueError, TypeError, AttributeError):  # the last of a key without a curve, such as RSA's
+        raise UsageError(f"--verify {key}: expected an elliptic-curve public key (PEM), found another file") from None
+    try:
         verifier.verify(path, signature)
     except Exception as err:  # noqa: BLE001 - the package lets its parts' own exceptions out
         raise ModelFileError(

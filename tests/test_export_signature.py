@@ -10,6 +10,7 @@ from PIL import Image
 from retina.export.signature import require_key, sign
 from retina.runtime.cli import main
 from retina.runtime.errors import UsageError
+from retina.runtime.signature import verify
 from tiny_model import write_tiny_model
 
 model_signing = pytest.importorskip("model_signing")
@@ -57,8 +58,14 @@ def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
     private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem, no_password = serialization.Encoding.PEM, serialization.NoEncryption()
     (tmp_path / "rsa.pem").write_bytes(private.private_bytes(pem, serialization.PrivateFormat.PKCS8, no_password))
-    with pytest.raises(UsageError, match=r"rsa\.pem: expected an elliptic-curve private key"):
+    with pytest.raises(UsageError, match=r"rsa\.pem: expected an elliptic-curve private .* found: one of another kind"):
         require_key(tmp_path / "rsa.pem")
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    (tmp_path / "rsa.pub").write_bytes(private.public_key().public_bytes(pem, spki))
+    (tmp_path / "m.onnx.sig").touch()
+    for key in ("rsa.pub", "rsa.pem"):
+        with pytest.raises(UsageError, match=rf"{key}: expected an elliptic-curve public key"):
+            verify(tmp_path / "m.onnx", tmp_path / key)
 
 
 def test_score_verifies_before_it_opens(keys: tuple[Path, Path], tmp_path: Path) -> None:
