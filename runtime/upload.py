@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -86,6 +86,17 @@ async def _form(request: Request, limits: Limits) -> list[Photograph]:
 class _Form(MultiPartParser):
     spool_max_size = 1 << 62
     """Files stay in memory, which the bound on the body keeps small: a patient's picture has no place in /tmp."""
+    _ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self._ended:  # a file that was cut off would be missing from the answer, without a word
+            await form.close()
+            raise MultiPartException("It was cut short: its last boundary is missing. Send it again.")
+        return form
 
 
 async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
