@@ -92,7 +92,10 @@ class _Form(MultiPartParser):
         self._ended = True
 
     async def parse(self) -> FormData:
-        form = await super().parse()
+        try:
+            form = await super().parse()
+        except UnicodeError:  # Python has text encodings that refuse every text
+            raise MultiPartException("Its charset cannot be read. Leave it out: names are UTF-8.") from None
         if not self._ended:  # a file that was cut off would be missing from the answer, without a word
             await form.close()
             raise MultiPartException("It was cut short: its last boundary is missing. Send it again.")
