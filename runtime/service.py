@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from .envelope import CLIENT_GONE, Entry
 from .model import RetinaModel, Scored
 from .table import Row, record
-from .upload import FORM, Limits, Photograph, read_photographs
+from .upload import FIELD, FORM, Limits, Photograph, read_photographs
 
 _HERE = Path(__file__).parent.parent
 PAGES = (_HERE / "browser", _HERE / "examples" / "browser")
@@ -290,7 +290,7 @@ _BINARY = {"type": "string", "format": "binary"}
 def _body(limits: Limits) -> Mapping[str, Any]:
     """OpenAPI's description of the body: FastAPI would read the whole of one that it is told of."""
     files = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": limits.photographs}
-    form = {"type": "object", "properties": {"photographs": files}, "required": ["photographs"]}
+    form = {"type": "object", "properties": {FIELD: files}, "required": [FIELD]}
     raw = {name: {"schema": {**_BINARY, "minLength": 1}} for name in (_OCTETS, "image/jpeg", "image/png")}
     return {"required": True, "content": {FORM: {"schema": form}, **raw}}
 

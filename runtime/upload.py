@@ -12,6 +12,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 FORM = "multipart/form-data"
+FIELD = "photographs"
+"""A form's field for files; others are taken as well."""
 RAW = ("application/octet-stream", "application/dicom", "image/")
 """Media types of a single photograph; what it is, its own first bytes say."""
 MIB = 1 << 20
@@ -87,6 +89,14 @@ class _Form(MultiPartParser):
     spool_max_size = 1 << 62
     """Files stay in memory, which the bound on the body keeps small: a patient's picture has no place in /tmp."""
     _ended = False
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        part = self._current_part
+        if part.file is None and part.field_name == FIELD:  # else it would be missing from the answer, without a word
+            raise MultiPartException(
+                f"A part {FIELD!r} came without a filename, and is no file then. Send one: curl -F {FIELD}=@eye.jpg"
+            )
 
     def on_end(self) -> None:
         self._ended = True

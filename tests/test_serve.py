@@ -137,6 +137,7 @@ def test_health(service: Service) -> None:
         (form({"large.png": bytes(MIB)}), FORM, 413, f"at most {MIB} bytes"),
         (form({f"{n}.png": b"x" for n in range(5)}), FORM, 400, "up to 4 files"),
         (form({"a.png": png(1)}), {"Content-Type": f"{FORM['Content-Type']}; charset=undefined"}, 400, "charset"),
+        (form({"a.png": png(1), "": png(2)}).replace(b'; filename=""', b""), FORM, 400, "without a filename"),
         (form({"a.png": png(1), "b.png": png(2)})[:-60], FORM, 400, "its last boundary"),
         (form({"a.png": png(1), "b.png": png(2)})[:-4], FORM, 400, "its last boundary"),
     ],
