@@ -18,6 +18,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from .envelope import CLIENT_GONE, Entry
 from .model import RetinaModel, Scored
@@ -179,12 +180,12 @@ def create_app(
     @app.get(
         "/model.onnx",
         dependencies=guarded,
-        response_class=Response,
+        response_class=_InPieces,
         responses={200: {"content": {_OCTETS: {"schema": _BINARY}}}, **refusals},
     )
     async def download_model() -> Response:
         """The model file itself, for the page, which scores in the browser."""
-        return Response(file, media_type=_OCTETS)
+        return _InPieces(file, media_type=_OCTETS)
 
     @app.post(
         "/score",
@@ -214,6 +215,16 @@ def create_app(
 
     _add_page(app, page or find_page())
     return app
+
+
+class _InPieces(Response):
+    """Handed over as the client takes it: the server would keep a copy of the whole for each that does not read."""
+
+    async def __call__(self, _: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for start in range(0, len(self.body), _PIECE):
+            await send({"type": "http.response.body", "body": self.body[start : start + _PIECE], "more_body": True})
+        await send({"type": "http.response.body"})
 
 
 def find_page() -> Path:
@@ -283,6 +294,7 @@ async def _say_no_more(request: Request, _: Exception) -> JSONResponse:
     return JSONResponse({"detail": f"internal error; the log has it under {_entry(request).id}"}, 500)
 
 
+_PIECE = 1 << 18
 _OCTETS = "application/octet-stream"
 _BINARY = {"type": "string", "format": "binary"}
 

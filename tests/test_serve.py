@@ -118,6 +118,26 @@ def test_the_file_given_is_the_one_that_answers_whatever_became_of_it(tmp_path: 
             assert hashlib.sha256(answer.body).hexdigest() == service.ask("GET", "/model").json["sha256"]
 
 
+def test_the_file_is_handed_over_in_pieces(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, sent = RetinaModel(model), b""
+    content = bytes(range(256)) * 10_001
+    monkeypatch.setattr(opened, "content", lambda: content)
+    app = create_app(opened, workers=1)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(30)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        nonlocal sent
+        assert len(message.get("body", b"")) <= MIB // 2, "what is handed over is held until the client has taken it"
+        sent += message.get("body", b"")
+
+    scope = {"type": "http", "method": "GET", "path": "/model.onnx", "query_string": b"", "headers": []}
+    asyncio.run(app(scope, receive, send))
+    assert sent == content
+
+
 def test_health(service: Service) -> None:
     assert service.ask("GET", "/health").json == {"status": "ok", "requests": 0, "capacity": 8}
 
