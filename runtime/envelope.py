@@ -95,8 +95,8 @@ class Envelope:
                     # A client reads the answer when it has sent all: closed on before that, it would never see it.
                     with suppress(TimeoutError):
                         await asyncio.wait_for(drain(), self._limits.seconds)
-                    if unread:
-                        own["connection"] = "close"
+                if unread:
+                    own["connection"] = "close"
                 given = {name for name, _ in message["headers"]}
                 own_raw = [(name.encode(), value.encode()) for name, value in own.items()]
                 message["headers"] = [*message["headers"], *(pair for pair in own_raw if pair[0] not in given)]

@@ -198,6 +198,16 @@ def test_a_refusal_reaches_a_client_that_sends_first(service: Service) -> None:
         assert client.recv(12) == b"HTTP/1.1 413"
 
 
+def test_a_refusal_instead_of_100_continue_ends_the_connection(service: Service) -> None:
+    """Whether the body follows all the same is the client's choice: what came next could be either."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as client:
+        head = "POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 1000\r\n"
+        client.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: client.recv(65536), b"")).lower()
+    assert answer.startswith(b"http/1.1 415")
+    assert b"\r\nconnection: close\r\n" in answer
+
+
 def test_a_body_without_end_is_cut_off(service: Service) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as client:
         client.sendall(b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999999\r\n\r\n")
