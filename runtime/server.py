@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from .options import model_options, open_model
+from .terminal import tell
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 """The names of this machine for itself, as they stand in an address."""
@@ -143,15 +144,15 @@ def _serve(
         timeout_graceful_shutdown=GRACE,
     )
     log = _log_to_stderr()
-    # uvicorn stops gracefully at a signal, and then raises it once more: nothing is left to do by then.
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, lambda *_: None)
+    server = uvicorn.Server(config)
+    # Until uvicorn listens for them itself; when it has stopped gracefully it raises them once more, to no effect.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     address = listening.getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-    click.echo(f"http://{shown}:{address[1]}/ serves {opened.path} ({opened.contract.precision}). Stop with Ctrl-C.")
-    sys.stdout.flush()
+    tell(f"http://{shown}:{address[1]}/ serves {opened.path} ({opened.contract.precision}). Stop with Ctrl-C.")
     log.info("started", extra={"fields": {"model": opened.sha256, "version": app.version, "port": address[1]}})
-    uvicorn.Server(config).run(sockets=[listening])
+    server.run(sockets=[listening])
     log.info("stopped")
 
 

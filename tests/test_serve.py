@@ -269,6 +269,20 @@ def test_a_stop_lets_requests_in_work_end(model: Path, tmp_path: Path) -> None:
         assert service.lines()[-1]["event"] == "stopped"
 
 
+@pytest.mark.parametrize("output", ["/dev/null", "/dev/full"])
+def test_a_stop_at_the_very_start_and_an_address_that_cannot_be_printed(model: Path, output: str) -> None:
+    stopped_while_it_prints = (
+        "import click, os, signal; from retina.runtime.server import main; echo = click.echo\n"
+        "click.echo = lambda *told, **how: (os.kill(os.getpid(), signal.SIGTERM), echo(*told, **how)); main()"
+    )
+    with Path(output).open("w") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-c", stopped_while_it_prints, "--model", model, "--port", "0"],
+            stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=20, check=False,
+        )  # fmt: skip
+    assert (done.returncode, json.loads(done.stderr.splitlines()[-1])["event"]) == (0, "stopped")
+
+
 # Who may ask
 
 
