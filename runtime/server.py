@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -154,11 +156,11 @@ def _serve(
     log.info("started", extra={"fields": {"model": opened.sha256, "version": app.version, "port": address[1]}})
     server.run(sockets=[listening])
     log.info("stopped")
+    if threading.active_count() > 1:  # the interpreter would wait for a picture that nobody waits for any more
+        os._exit(0)
 
 
 def _token(file: Path | None) -> str | None:
-    import os
-
     from .errors import UsageError
 
     if file is None:

@@ -269,6 +269,27 @@ def test_a_stop_lets_requests_in_work_end(model: Path, tmp_path: Path) -> None:
         assert service.lines()[-1]["event"] == "stopped"
 
 
+def test_a_stop_does_not_wait_for_a_picture_that_takes_longer(model: Path, tmp_path: Path) -> None:
+    slow = (
+        "import time; from retina.runtime import server; from retina.runtime.model import RetinaModel\n"
+        "server.GRACE, RetinaModel.score_one = 0.2, lambda *_, **__: time.sleep(30); server.main()"
+    )
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-c", slow, "--model", str(model), "--port", "0"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    with process, process.stdout or io.StringIO() as told:
+        try:
+            service = Service(process, int(told.readline().split("/")[2].partition(":")[2]), tmp_path / "log")
+            with half(service, png(1)) as client:
+                client.sendall(png(1)[100:])
+                wait_until(service, 1)
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(15) == 0
+            assert service.lines()[-1]["event"] == "stopped"
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("output", ["/dev/null", "/dev/full"])
 def test_a_stop_at_the_very_start_and_an_address_that_cannot_be_printed(model: Path, output: str) -> None:
     stopped_while_it_prints = (
