@@ -116,6 +116,16 @@ def test_tiff_whose_zero_is_white() -> None:
     np.testing.assert_array_equal(shallow[..., 0], 255 - (values >> 8))
 
 
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    """Each goes over all blocks, however few bytes it has: 64 MiB of them kept a core busy for hours."""
+    data = io.BytesIO()
+    Image.effect_noise((64, 64), 80).save(data, "JPEG", progressive=True)
+    start, *scans = data.getvalue().split(b"\xff\xda")
+    decode(b"\xff\xda".join([start, *scans[:2], *scans[1:2] * 400, *scans[2:]]))
+    with pytest.raises(PictureError, match="expected at most 500 scans"):
+        decode(b"\xff\xda".join([start, *scans[:2], *scans[1:2] * 600, *scans[2:]]))
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_jpeg_with_zeros_for_its_end_is_refused(progressive: bool, share: float) -> None:
