@@ -153,6 +153,7 @@ def create_app(
         description="Diabetic retinopathy grade and macular edema risk from colour fundus photographs. "
         "For research and demonstration, not for clinical use.",
         lifespan=lifespan,
+        redirect_slashes=False,
         # Their pages load scripts from another origin.
         docs_url=None,
         redoc_url=None,
