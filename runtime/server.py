@@ -130,6 +130,7 @@ def _serve(
         raise UsageError(f"--page {page}: expected a folder with index.html, found none")
     import uvicorn
 
+    from .connection import Connection
     from .envelope import Envelope
     from .service import create_app
     from .upload import MIB, Limits
@@ -140,6 +141,7 @@ def _serve(
     listening = _listen(host, port)
     config = uvicorn.Config(
         Envelope(app, limits, LOOPBACK if local else None),
+        http=Connection,
         log_config=None,
         access_log=False,
         server_header=False,

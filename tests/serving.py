@@ -58,7 +58,9 @@ class Answer:
 
 
 @contextmanager
-def serving(folder: Path, *options: str | Path, token: str | None = None) -> Iterator[Service]:
+def serving(
+    folder: Path, *options: str | Path, token: str | None = None, command: list[str] = COMMAND
+) -> Iterator[Service]:
     """Start retina-serve on a free port, and stop it at the end; its log goes to ``folder``."""
     log = folder / "serve.log"
     environment = {key: value for key, value in os.environ.items() if key != "RETINA_TOKEN"}
@@ -66,7 +68,7 @@ def serving(folder: Path, *options: str | Path, token: str | None = None) -> Ite
         environment["RETINA_TOKEN"] = token
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [*COMMAND, "--port", "0", *map(str, options)],
+            [*command, "--port", "0", *map(str, options)],
             stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment,
         )  # fmt: skip
     assert process.stdout is not None

@@ -275,20 +275,26 @@ def test_a_stop_does_not_wait_for_a_picture_that_takes_longer(model: Path, tmp_p
         "import time; from retina.runtime import server; from retina.runtime.model import RetinaModel\n"
         "server.GRACE, RetinaModel.score_one = 0.2, lambda *_, **__: time.sleep(30); server.main()"
     )
-    with (tmp_path / "log").open("w") as log:
-        command = [sys.executable, "-c", slow, "--model", str(model), "--port", "0"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-    with process, process.stdout or io.StringIO() as told:
-        try:
-            service = Service(process, int(told.readline().split("/")[2].partition(":")[2]), tmp_path / "log")
-            with half(service, png(1)) as client:
-                client.sendall(png(1)[100:])
-                wait_until(service, 1)
-                process.send_signal(signal.SIGTERM)
-                assert process.wait(15) == 0
-            assert service.lines()[-1]["event"] == "stopped"
-        finally:
-            process.kill()
+    with serving(tmp_path, "--model", model, command=[sys.executable, "-c", slow]) as service:
+        with half(service, png(1)) as client:
+            client.sendall(png(1)[100:])
+            wait_until(service, 1)
+            service.process.send_signal(signal.SIGTERM)
+            assert service.process.wait(15) == 0
+        assert service.lines()[-1]["event"] == "stopped"
+
+
+def test_a_connection_that_asks_for_nothing_is_given_up(model: Path, tmp_path: Path) -> None:
+    impatient = "from retina.runtime import connection, server; connection.SECONDS = 0.3; server.main()"
+    with serving(tmp_path, "--model", model, command=[sys.executable, "-c", impatient]) as service:
+        address, health = ("127.0.0.1", service.port), b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+        with half(service, png(1)) as asking:
+            for sent in (b"", health, health + b"\r\n" + health):
+                with socket.create_connection(address, timeout=4) as client:
+                    client.sendall(sent)
+                    while client.recv(65536):
+                        pass
+            assert rest(asking, png(1)).startswith(b"HTTP/1.1 200"), "it takes its time, but it asks"
 
 
 @pytest.mark.parametrize("output", ["/dev/null", "/dev/full"])
