@@ -34,8 +34,8 @@ _END_OF_BLOCK = 0x00
 
 def silent_fault(file: BinaryIO) -> str:
     """Why a JPEG should not be decoded although its decoder would not mind; empty where nothing speaks against it."""
-    if _scans_at_most(file) > _MOST_SCANS:
-        return f"expected at most {_MOST_SCANS} scans in a JPEG, found more"
+    if fault := endless_fault(file):
+        return fault
     file.seek(2)
     components = 0  # of a picture that comes in one pass
     shortest: dict[int, int] = {}  # of each Huffman table: the symbol that a code of zeros alone stands for
@@ -57,14 +57,18 @@ def silent_fault(file: BinaryIO) -> str:
     return ""  # damaged in another way, which the decoder tells
 
 
-def _scans_at_most(file: BinaryIO) -> int:
-    """Wherever the bytes occur, since a file may be made so that its decoder reads another structure than we do."""
+def endless_fault(file: BinaryIO) -> str:
+    """Whether a JPEG, or what has one in it, may have so many scans that its decoder would not end; else empty.
+
+    They are counted wherever their bytes occur, since a file may be made so that its decoder reads another structure
+    than we do.
+    """
     file.seek(0)
     count, last = 0, b""
     while chunk := file.read(_CHUNK):
         count += (last + chunk).count(_SCAN)
         last = chunk[-1:]
-    return count
+    return f"expected at most {_MOST_SCANS} scans in a JPEG, found more" if count > _MOST_SCANS else ""
 
 
 def _shortest(segment: bytes) -> dict[int, int]:

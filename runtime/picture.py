@@ -18,7 +18,7 @@ from PIL.ImageFile import ImageFile
 
 from .contract import MIN_SIDE
 from .errors import PictureError, RetinaError, require_extra
-from .jpeg import silent_fault
+from .jpeg import endless_fault, silent_fault
 
 MAX_PIXELS = 100_000_000
 """Largest height x width, from the header: a few times the largest fundus camera, and 300 MB decoded."""
@@ -208,7 +208,7 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
     from pydicom import dcmread
     from pydicom.filereader import read_dataset
     from pydicom.pixels.utils import pixel_array
-    from pydicom.uid import DeflatedExplicitVRLittleEndian
+    from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit
 
     facts = ["Rows", "Columns", "PhotometricInterpretation", "BitsStored", "PixelRepresentation", "NumberOfFrames"]
     try:
@@ -217,6 +217,8 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
         # It would be inflated whole before its header can be read, to a thousand times its size.
         is_deflated = meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
         _require(not is_deflated, name, "expected DICOM that is not deflated as a whole")
+        if meta.get("TransferSyntaxUID") in (JPEGBaseline8Bit, JPEGExtended12Bit) and (fault := endless_fault(file)):
+            raise _refusal(name, fault)
         file.seek(0)
         header = dcmread(file, stop_before_pixels=True, specific_tags=facts)
         height, width, bits = int(header.Rows), int(header.Columns), int(header.BitsStored)

@@ -461,6 +461,25 @@ def test_dicom_that_is_deflated_as_a_whole_is_refused() -> None:
         decode(deflated)
 
 
+def test_dicom_of_endless_scans_is_refused() -> None:
+    import pydicom
+    from pydicom.encaps import encapsulate
+
+    eye = encoded(Image.effect_noise((64, 64), 80), "JPEG", progressive=True)
+    start, first, second, *rest = eye.split(b"\xff\xda")
+    for repeated, is_sound in ((400, True), (600, False)):
+        data = pydicom.dcmread(io.BytesIO(_dicom(np.zeros((64, 64), np.uint8), "MONOCHROME2", 8)))
+        data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+        data.PixelData = encapsulate([b"\xff\xda".join([start, first, *[second] * repeated, *rest])])
+        buffer = io.BytesIO()
+        data.save_as(buffer)
+        if is_sound:
+            decode(buffer.getvalue())
+        else:
+            with pytest.raises(PictureError, match="expected at most 500 scans"):
+                decode(buffer.getvalue())
+
+
 def test_dicom_colours_and_bits(caplog: pytest.LogCaptureFixture) -> None:
     rgb = np.asarray(photograph())
     np.testing.assert_array_equal(decode(_dicom(rgb, "RGB", 8)), rgb)
