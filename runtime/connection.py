@@ -1,20 +1,21 @@
-"""A connection of the service, given up when nothing is asked on it: uvicorn would keep it, and its place, for ever."""
+"""A connection of the service, given up when nothing happens on it: uvicorn would keep it, and its place, for ever."""
 
 from __future__ import annotations
 
 from asyncio import BaseTransport, TimerHandle, Transport
-from typing import cast
+from typing import Any, cast
 
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 SECONDS = 60.0
-"""For the head of a request to arrive in, as a body has."""
+"""For the head of a request to arrive in, as a body has; and for some of an answer to be taken."""
 
 
 class Connection(H11Protocol):
-    """A descriptor is held by who sends nothing, too: some hundred such connections kept everybody else out."""
+    """A descriptor is held by who sends or takes nothing, too: some hundred of them kept everybody else out."""
 
     _timer: TimerHandle
+    _emptied = 0
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(cast("Transport", transport))
@@ -24,14 +25,21 @@ class Connection(H11Protocol):
         self._timer.cancel()
         super().connection_lost(exc)
 
-    def _look_again(self) -> None:
-        self._timer = self.loop.call_later(SECONDS, self._give_up_if_still, self.cycle, self._is_waiting())
+    def resume_writing(self) -> None:
+        self._emptied += 1
+        super().resume_writing()
 
-    def _give_up_if_still(self, cycle: RequestResponseCycle | None, waited: bool) -> None:
-        if waited and self._is_waiting() and self.cycle is cycle:
-            self.transport.close()
+    def _look_again(self) -> None:
+        self._timer = self.loop.call_later(SECONDS, self._give_up_if_still, self._state())
+
+    def _give_up_if_still(self, before: tuple[Any, ...]) -> None:
+        cycle, has_ended, untaken, _ = state = self._state()
+        if state == before and (untaken or cycle is None or has_ended):
+            self.transport.abort()  # closed, it would wait for the client to take the rest
         else:
             self._look_again()
 
-    def _is_waiting(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+    def _state(self) -> tuple[Any, ...]:
+        """The last request, whether it is answered, what of the answer is left to take, and how often all was taken."""
+        has_ended = self.cycle is not None and self.cycle.response_complete
+        return self.cycle, has_ended, self.transport.get_write_buffer_size(), self._emptied

@@ -16,6 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,25 @@ def test_a_connection_that_asks_for_nothing_is_given_up(model: Path, tmp_path: P
                     while client.recv(65536):
                         pass
             assert rest(asking, png(1)).startswith(b"HTTP/1.1 200"), "it takes its time, but it asks"
+
+
+def test_a_client_that_takes_nothing_is_given_up(model: Path, tmp_path: Path) -> None:
+    impatient = (
+        "from retina.runtime import connection, server; from retina.runtime.model import RetinaModel\n"
+        f"connection.SECONDS, RetinaModel.content = 0.3, lambda _: bytes({32 * MIB}); server.main()"
+    )
+    with serving(tmp_path, "--model", model, command=[sys.executable, "-c", impatient]) as service:
+        for pauses, is_given_up in ((1, True), (15, False)):
+            taken = 0
+            with socket.create_connection(("127.0.0.1", service.port), timeout=5) as client:
+                client.sendall(b"GET /model.onnx HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                with suppress(ConnectionResetError):
+                    for _ in range(pauses):
+                        threading.Event().wait(1.5 / pauses)
+                        taken += len(client.recv(MIB))
+                    while piece := client.recv(MIB):
+                        taken += len(piece)
+            assert (taken < 32 * MIB) is is_given_up
 
 
 @pytest.mark.parametrize("output", ["/dev/null", "/dev/full"])
