@@ -170,11 +170,11 @@ def _token(file: Path | None) -> str | None:
     else:
         source = f"--token-file {file}"
         try:
-            token = file.read_text(encoding="utf-8").strip()
+            token = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as err:
             raise UsageError(f"{source}: expected a file with a token, found: {err}") from None
-        if not token:
-            raise UsageError(f"{source}: expected a token, found an empty file")
+    if token is not None and not (token := token.strip()):  # as a header is
+        raise UsageError(f"{source}: expected a token, found none")
     if token is not None and not (token.isascii() and token.isprintable()):
         raise UsageError(f"{source}: expected a token of ASCII letters, digits and signs, as a header can carry it")
     return token

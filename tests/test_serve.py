@@ -335,7 +335,7 @@ def test_a_stop_at_the_very_start_and_an_address_that_cannot_be_printed(model: P
 
 
 def test_token(model: Path, tmp_path: Path) -> None:
-    with serving(tmp_path, "--model", model, token="a secret") as service:
+    with serving(tmp_path, "--model", model, token="a secret ") as service:
         for given in ({}, {"Authorization": "Bearer another"}, {"Authorization": "a secret"}):
             for method, path in (("POST", "/score"), ("GET", "/model"), ("GET", "/model.onnx")):
                 refused = service.ask(method, path, png(1) if method == "POST" else None, {**JPEG, **given})
