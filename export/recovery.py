@@ -1,0 +1,178 @@
+"""A checkpoint from a model file, for who has no other: to train on from it, or to explain it with PyTorch.
+
+    python -m retina.export.recovery PHOTOGRAPHS --model retina_multitask.onnx --out recovered.pth
+
+The file's weights as floats, so of an int8 one rounded to its 255 steps. Batch-norm was folded into the convolutions;
+each is given back one that changes nothing, with the mean and variance of what it sees on the photographs, from which
+training can go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..runtime.errors import ModelFileError, ParityError, RetinaError, UsageError
+from ..runtime.folder import find_pictures
+from ..runtime.model import RetinaModel, find_model
+from ..runtime.output_file import require_place
+from ..runtime.picture import decode
+from ..runtime.terminal import tell
+from ..train.checkpoint import Checkpoint
+from ..train.framing import make_preprocess
+from ..train.model import RetinaNet
+
+MEASURED_ON = 64
+"""Photographs, evenly over the folder: in a ResNet-50 at 512 px, 16,384 values and more for each channel."""
+MOST_APART = {"fp32": 1e-4, "int8": 0.02}
+"""Largest mean difference of a DR probability between checkpoint and file, by the file's precision. The int8 file that
+ships rounds what passes between its layers too, which the checkpoint does not: measured 0.003."""
+
+
+def recover(model: RetinaModel, photographs: Sequence[Path]) -> tuple[Checkpoint, float]:
+    """The checkpoint, and the mean difference of its DR probabilities from the file's on the photographs.
+
+    Raises:
+        ModelFileError: not a file of retina-export.
+        PictureError: a photograph cannot be read.
+        ParityError: the checkpoint does not answer as the file does.
+    """
+    contract = model.contract
+    net = RetinaNet(len(contract.dr_grades), _backbone(model)).eval()
+    _fill(net, onnx.load_from_string(model.content()), model.path)
+    preprocess = make_preprocess(contract.preprocessing)
+    differences = []
+
+    def show() -> None:
+        for path in tqdm(photographs, desc="Measuring", unit="photo", leave=False, disable=None):
+            pixels = decode(path)
+            dr_logits, _ = net(preprocess(torch.from_numpy(pixels)[None]))
+            said = model.predict(pixels, maps=False).dr_probs
+            file = torch.tensor([said[grade] for grade in contract.dr_grades])
+            differences.append((dr_logits.softmax(1)[0] - file).abs().mean().item())
+
+    with torch.no_grad():
+        _give_back_batch_norm(net, show)
+    apart = float(np.mean(differences))
+    if not apart <= MOST_APART[contract.precision]:
+        raise ParityError(
+            f"{model.path}: expected a checkpoint that answers as the file does, found DR probabilities "
+            f"{apart:.4f} apart on average ({MOST_APART[contract.precision]} allowed)"
+        )
+    provenance = {**contract.provenance, "recovered_from": model.sha256}
+    own = contract.with_(precision="fp32", explain=False, parity={}, provenance=provenance)
+    return Checkpoint(net.state_dict(), str(contract.provenance["backbone"]), own), apart
+
+
+def _backbone(model: RetinaModel) -> str:
+    backbone = model.contract.provenance.get("backbone")
+    if not isinstance(backbone, str):
+        raise ModelFileError(f"{model.path}: expected a file of retina-export, which names its backbone, found no name")
+    return backbone
+
+
+def _fill(net: RetinaNet, model: onnx.ModelProto, path: Path) -> None:
+    """Set weights and biases; every batch-norm is left to add the bias that its convolution has in the file."""
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and all(name in values for name in node.input):
+            values[node.output[0]] = _floats(*(values[name] for name in node.input))
+    found: dict[str, NDArray[np.float32] | None] = {}
+    for node in model.graph.node:
+        weight = node.input[1].removesuffix("_DequantizeLinear_Output") if node.op_type == "Conv" else ""
+        if weight.startswith("model."):
+            convolution = weight.removeprefix("model.").removesuffix(".weight")
+            kernel, bias = map(values.get, node.input[1:3])
+            found |= {f"{convolution}.weight": kernel, f"{_batch_norm_of(convolution)}.bias": bias}
+    batch_norms = {name: module for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    sizes = {name: tuple(tensor.shape) for name, tensor in net.named_parameters()}
+    for name, module in batch_norms.items():
+        nn.init.constant_(module.weight, (1.0 + module.eps) ** 0.5)  # a new one divides by the root of that
+        del sizes[f"{name}.weight"]
+    found |= {name: values.get(f"model.{name}") for name in sizes if "_head." in name}
+    for name in sorted(sizes.keys() | found.keys()):
+        value = found.get(name)
+        if value is None or value.shape != sizes.get(name):
+            raise ModelFileError(
+                f"{path}: expected the network that retina-export writes, found {name} missing or of another shape"
+            )
+    net.load_state_dict({name: torch.tensor(value) for name, value in found.items()}, strict=False)
+
+
+def _floats(
+    stored: NDArray[np.generic], scale: NDArray[np.float32], zero: NDArray[np.generic] | None = None
+) -> NDArray[np.float32]:
+    """What DequantizeLinear makes of a constant whose scales are one, or one for each entry of the first axis."""
+    across = (-1, *[1] * (stored.ndim - 1)) if scale.ndim else ()
+    shift = np.float32(0) if zero is None else zero.astype(np.float32).reshape(across)
+    floats: NDArray[np.float32] = (stored.astype(np.float32) - shift) * scale.reshape(across)
+    return floats
+
+
+def _batch_norm_of(convolution: str) -> str:
+    """The names that torchvision's ResNets give."""
+    return convolution.replace("downsample.0", "downsample.1").replace("conv", "bn")
+
+
+def _give_back_batch_norm(net: RetinaNet, show: Callable[[], None]) -> None:
+    """Give each batch-norm the mean and variance of what it is shown, and scale and shift that undo them."""
+    modules = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    sums = {module: torch.zeros(3, module.num_features, dtype=torch.float64) for module in modules}
+
+    def watch(module: nn.Module, given: tuple[Tensor]) -> None:
+        x = given[0].double()  # (N, C, h, w)
+        count = torch.full((x.shape[1],), x.numel() / x.shape[1], dtype=torch.float64)
+        sums[module] += torch.stack([count, x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3))])  # type: ignore[index]
+
+    hooks = [module.register_forward_pre_hook(watch) for module in modules]
+    show()
+    for hook in hooks:
+        hook.remove()
+    for module, (count, total, squares) in sums.items():
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        module.running_mean = mean.float()
+        module.running_var = variance.float()
+        module.weight.copy_((variance + module.eps).sqrt())
+        module.bias.add_(mean)
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("photographs", type=click.Path(path_type=Path))
+@click.option("--model", type=click.Path(path_type=Path), metavar="FILE", help="[default: as for retina-score]")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The checkpoint to write.")
+def main(photographs: Path, model: Path | None, out: Path) -> None:
+    """Write a checkpoint that answers as an ONNX file of retina-export does, such as the one that ships.
+
+    `retina-train --weights` goes on from it, retina-gradcam and retina-export take it. Batch-norm is measured on
+    PHOTOGRAPHS, a folder of those that training would go on with.
+    """
+    try:
+        opened = RetinaModel(find_model(model), exact=True)
+        require_place(out, [opened.path])
+        names = find_pictures(photographs).names if photographs.is_dir() else []
+        if not names:
+            raise UsageError(f"{photographs}: expected a folder with photographs to measure batch-norm on, found none")
+        places = sorted({round(place) for place in np.linspace(0, len(names) - 1, min(len(names), MEASURED_ON))})
+        checkpoint, apart = recover(opened, [photographs / names[place] for place in places])
+        checkpoint.save(out)
+    except RetinaError as err:
+        raise click.ClickException(str(err)) from None
+    tell(
+        f"{out}: from {opened.path.name} ({opened.contract.precision}, sha256 {opened.sha256[:12]}); on {len(places)} "
+        f"photographs its DR probabilities are {apart:.5f} from the file's on average. Go on with:  "
+        f"retina-train DATA --weights {out} --image-size {checkpoint.contract.preprocessing.image_size}"
+    )
+
+
+if __name__ == "__main__":
+    main()
