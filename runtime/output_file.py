@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -31,15 +33,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OutputError: the folder cannot be written or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Of a fixed length: a name that just fits has no room for an ending.
+    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         temporary.replace(path)
     except OSError as err:
-        raise OutputError(f"{path}: cannot be written: {err.strerror or err}") from None
+        raise OutputError(f"{path}: cannot be written: {err.strerror or err}") from err
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be written, it may not be removed either
+            temporary.unlink()
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -90,13 +90,13 @@ def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: 
     photograph = load(path)
     field = Field.find(photograph, model.contract.preprocessing)
     try:
-        base.parent.mkdir(parents=True, exist_ok=True)
         write_overlays(base, photograph, field, head_maps(prediction).values())
-    except OSError as err:
-        told = f"{base}: overlays cannot be written: {err.strerror or err}"
-        if err.errno not in (None, errno.ENAMETOOLONG):  # Pillow's encoder, past 65,500 pixels a side, gives no number
-            raise OutputError(told) from None
-        logging.getLogger(__name__).warning("%s", told)
+    except OutputError as err:
+        why = err.__cause__
+        # Pillow's encoder, past 65,500 pixels a side, gives no number.
+        if not isinstance(why, OSError) or why.errno not in (None, errno.ENAMETOOLONG):
+            raise
+        logging.getLogger(__name__).warning("%s: overlays cannot be written: %s", base, why.strerror or why)
 
 
 def overlay_base(overlays: Path, name: str) -> Path:

@@ -233,6 +233,16 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
 
+@pytest.mark.parametrize(("place", "why"), [("x" * 256, "File name too long"), ("file/a", "File exists")])
+def test_a_place_that_cannot_be_is_told(tmp_path: Path, place: str, why: str) -> None:
+    """Where the temporary file cannot be removed either."""
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=f"cannot be written: {why}"):
+        write_atomically(tmp_path / place, lambda temporary: temporary.write_bytes(b"new"))
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    write_atomically(tmp_path / ("y" * 255), lambda temporary: temporary.write_bytes(b"new"))  # just fits
+
+
 @pytest.mark.parametrize("bare", [False, True])
 def test_training_goes_on_from_a_checkpoint(net: RetinaNet, tmp_path: Path, bare: bool) -> None:
     """Ours or the notebook's: backbone and heads alike."""

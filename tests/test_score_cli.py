@@ -396,11 +396,16 @@ def test_an_overlay_that_cannot_be_drawn_keeps_its_row(score: Score, tmp_path: P
     photographs(Path("eyes"), 1)
     long = 246 * "x" + ".png"
     Image.fromarray(image(1)).save(Path("eyes") / long)
+    Image.new("L", (66_000, 40)).save("eyes/wide.png")  # more than a JPEG may have
+    just_fits = 240 * "z" + ".png"
+    Image.fromarray(image(1)).save(Path("eyes") / just_fits)
     write_tiny_model(tmp_path / "explain.onnx", contract=CONTRACT.with_(explain=True))
     done = score("eyes", "--model", "explain.onnx", "--overlays", "maps")
     assert done.returncode == 0
     assert "overlays cannot be written: File name too long" in done.stderr
-    assert [row["Image name"] for row in table()] == ["00000.png", long]
+    assert "wide.png: overlays cannot be written: " in done.stderr
+    assert [row["Image name"] for row in table()] == ["00000.png", "wide.png", long, just_fits]
+    assert all(Path("maps", f"{just_fits}_{head}.jpg").is_file() for head in ("dr", "me"))
 
 
 def test_a_terminal_that_cannot_write_a_name(score: Score) -> None:
