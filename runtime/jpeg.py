@@ -27,7 +27,9 @@ _MOST_SCANS = 500
 
 # Markers and symbols of ITU T.81: B.1.1.3, F.1.2.2.1.
 _BASELINE, _PROGRESSIVE, _HUFFMAN_TABLES, _START_OF_SCAN = 0xC0, 0xC2, 0xC4, 0xDA
-_SCAN, _END_OF_IMAGE, _RESTARTS = b"\xff\xda", b"\xff\xd9", re.compile(rb"\xff([\xd0-\xd7])")
+_END_OF_IMAGE, _RESTARTS = b"\xff\xd9", re.compile(rb"\xff([\xd0-\xd7])")
+_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+"""Its length has to be that of its components, B.2.3: without which bytes of other kinds would be taken for scans."""
 _AC_TABLE = 0x10
 _END_OF_BLOCK = 0x00
 
@@ -66,8 +68,8 @@ def endless_fault(file: BinaryIO) -> str:
     file.seek(0)
     count, last = 0, b""
     while chunk := file.read(_CHUNK):
-        count += (last + chunk).count(_SCAN)
-        last = chunk[-1:]
+        count += len(_SCAN.findall(last + chunk))
+        last = chunk[-4:]
     return f"expected at most {_MOST_SCANS} scans in a JPEG, found more" if count > _MOST_SCANS else ""
 
 

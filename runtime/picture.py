@@ -46,6 +46,8 @@ _OPENERS: tuple[tuple[str, Callable[[bytes], bool], type[ImageFile]], ...] = (
     ("BMP", lambda head: head.startswith(b"BM"), BmpImagePlugin.BmpImageFile),
 )
 _DICOM_MAGIC = slice(128, 132)
+_DICOM_TAG = 12
+"""Bytes before compressed pixels: group, element, kind, two reserved, length."""
 
 _ORIENTATION_TAG, _TILE_WIDTH, _TILE_LENGTH = 0x0112, 0x0142, 0x0143
 _UPRIGHT = {
@@ -206,21 +208,21 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
     """
     require_extra("dicom", "pydicom")
     from pydicom import dcmread
+    from pydicom.encaps import get_frame
     from pydicom.filereader import read_dataset
     from pydicom.pixels.utils import pixel_array
-    from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     facts = ["Rows", "Columns", "PhotometricInterpretation", "BitsStored", "PixelRepresentation", "NumberOfFrames"]
+    offsets = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
     try:
         file.seek(_DICOM_MAGIC.stop)
         meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag.group != 2)
         # It would be inflated whole before its header can be read, to a thousand times its size.
         is_deflated = meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
         _require(not is_deflated, name, "expected DICOM that is not deflated as a whole")
-        if meta.get("TransferSyntaxUID") in (JPEGBaseline8Bit, JPEGExtended12Bit) and (fault := endless_fault(file)):
-            raise _refusal(name, fault)
         file.seek(0)
-        header = dcmread(file, stop_before_pixels=True, specific_tags=facts)
+        header = dcmread(file, stop_before_pixels=True, specific_tags=[*facts, *offsets])
         height, width, bits = int(header.Rows), int(header.Columns), int(header.BitsStored)
         colours = str(header.PhotometricInterpretation)
         frames = int(header.get("NumberOfFrames") or 1)
@@ -237,8 +239,15 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
     if frames > 1:
         _log.warning("%s: DICOM of %d frames, only the first is read", name, frames)
     try:
+        if (syntax := meta.get("TransferSyntaxUID")) and syntax.is_encapsulated:
+            file.seek(_DICOM_TAG, os.SEEK_CUR)
+            extended = (header[offsets[0]].value, header[offsets[1]].value) if offsets[0] in header else None
+            frame = get_frame(file, 0, extended_offsets=extended, number_of_frames=frames)
+            _require(not (fault := endless_fault(io.BytesIO(frame))), name, fault)
         file.seek(0)
         pixels = pixel_array(file, index=0)
+    except PictureError:
+        raise
     except Exception as err:  # noqa: BLE001 - as above
         raise _refusal(name, f"damaged or unsupported DICOM pixels ({type(err).__name__})") from None
     _require(pixels.ndim == 2 or pixels.shape[2:] == (3,), name, f"expected one or three samples, found {pixels.shape}")

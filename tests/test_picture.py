@@ -126,6 +126,12 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
         decode(b"\xff\xda".join([start, *scans[:2], *scans[1:2] * 600, *scans[2:]]))
 
 
+def test_what_follows_a_jpeg_is_not_taken_for_scans() -> None:
+    """As a telephone's film behind its photograph: there the marker of a scan occurs by chance, 640 times in 40 MiB."""
+    eye = encoded(photograph(), "JPEG")
+    np.testing.assert_array_equal(decode(eye + np.random.default_rng(0).bytes(40 << 20)), decode(eye))
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_jpeg_with_zeros_for_its_end_is_refused(progressive: bool, share: float) -> None:
@@ -467,17 +473,23 @@ def test_dicom_of_endless_scans_is_refused() -> None:
 
     eye = encoded(Image.effect_noise((64, 64), 80), "JPEG", progressive=True)
     start, first, second, *rest = eye.split(b"\xff\xda")
-    for repeated, is_sound in ((400, True), (600, False)):
+
+    def dicom(*frames: bytes) -> bytes:
         data = pydicom.dcmread(io.BytesIO(_dicom(np.zeros((64, 64), np.uint8), "MONOCHROME2", 8)))
         data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
-        data.PixelData = encapsulate([b"\xff\xda".join([start, first, *[second] * repeated, *rest])])
+        data.PixelData = encapsulate(list(frames))
+        data.NumberOfFrames = len(frames)
         buffer = io.BytesIO()
         data.save_as(buffer)
-        if is_sound:
-            decode(buffer.getvalue())
-        else:
-            with pytest.raises(PictureError, match="expected at most 500 scans"):
-                decode(buffer.getvalue())
+        return buffer.getvalue()
+
+    decode(dicom(b"\xff\xda".join([start, first, *[second] * 400, *rest])))
+    endless = b"\xff\xda".join([start, first, *[second] * 600, *rest])
+    with pytest.raises(PictureError, match="expected at most 500 scans"):
+        decode(dicom(endless))
+    # Of many frames the first alone is decoded.
+    np.testing.assert_array_equal(decode(dicom(eye, *[endless] * 2)), decode(dicom(eye)))
+    np.testing.assert_array_equal(decode(dicom(*[eye] * 600)), decode(dicom(eye)))
 
 
 def test_dicom_colours_and_bits(caplog: pytest.LogCaptureFixture) -> None:
