@@ -37,8 +37,9 @@ def _signer(key: Path) -> Any:
 
     try:
         return model_signing.signing.Config().use_elliptic_key_signer(private_key=key)
-    except AttributeError:  # the package asks every key for its curve
-        found = "one of another kind"
-    except (ValueError, TypeError) as err:
-        found = str(err)
-    raise UsageError(f"--sign {key}: expected an elliptic-curve private key without password, found: {found}")
+    except Exception as err:  # noqa: BLE001 - the package lets its parts' own exceptions out
+        # It asks every key for its curve.
+        found = "one of another kind" if isinstance(err, AttributeError) else err
+        raise UsageError(
+            f"--sign {key}: expected an elliptic-curve private key without password, found: {found}"
+        ) from None

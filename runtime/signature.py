@@ -36,8 +36,10 @@ def verify(path: Path, key: Path) -> None:
 
     try:
         verifier = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key)
-    except (ValueError, TypeError, AttributeError):  # the last of a key without a curve, such as RSA's
-        raise UsageError(f"--verify {key}: expected an elliptic-curve public key (PEM), found another file") from None
+    except Exception as err:  # noqa: BLE001 - likewise
+        # The package asks every key for its curve.
+        found = "one of another kind" if isinstance(err, AttributeError) else err
+        raise UsageError(f"--verify {key}: expected an elliptic-curve public key (PEM), found: {found}") from None
     try:
         verifier.verify(path, signature)
     except Exception as err:  # noqa: BLE001 - the package lets its parts' own exceptions out

@@ -53,7 +53,7 @@ def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
 
 def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
     from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem, no_password = serialization.Encoding.PEM, serialization.NoEncryption()
@@ -62,9 +62,11 @@ def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
         require_key(tmp_path / "rsa.pem")
     spki = serialization.PublicFormat.SubjectPublicKeyInfo
     (tmp_path / "rsa.pub").write_bytes(private.public_key().public_bytes(pem, spki))
+    other_curve = ec.generate_private_key(ec.SECP256K1()).public_key().public_bytes(pem, spki)
+    (tmp_path / "k1.pub").write_bytes(other_curve)
     (tmp_path / "m.onnx.sig").touch()
-    for key in ("rsa.pub", "rsa.pem"):
-        with pytest.raises(UsageError, match=rf"{key}: expected an elliptic-curve public key"):
+    for key, found in (("rsa.pub", "one of another kind"), ("rsa.pem", ""), ("k1.pub", ".*secp256k1")):
+        with pytest.raises(UsageError, match=rf"{key}: expected an elliptic-curve public key .*found: {found}"):
             verify(tmp_path / "m.onnx", tmp_path / key)
 
 
