@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from onnx import numpy_helper
 from PIL import Image
 from retina.export.calibration import measure_ranges
 from retina.export.graph import DeployedModel
@@ -52,7 +53,7 @@ def pixels(file: Path) -> Tensor:
 def test_it_answers_as_the_checkpoint_of_before(small_export: SmallExport, photographs: Path, tmp_path: Path) -> None:
     result = recover(photographs, "--model", small_export.model, "--out", tmp_path / "again.pth")
     assert result.exit_code == 0, result.output
-    assert "on 6 photographs" in result.output
+    assert "batch-norm from 6 photographs" in result.output
     again, before = load_checkpoint(tmp_path / "again.pth"), load_checkpoint(small_export.checkpoint)
     assert again.backbone == before.backbone
     assert again.contract.preprocessing == before.contract.preprocessing
@@ -108,6 +109,18 @@ def test_an_int8_file_gives_its_rounded_weights_and_its_rules(photographs: Path,
     step = old["dr_head.0.weight"].abs().amax(dim=1, keepdim=True) / 127
     assert ((new["dr_head.0.weight"] - old["dr_head.0.weight"]).abs() <= 0.5001 * step).all()
     assert not torch.equal(new["dr_head.0.weight"], old["dr_head.0.weight"])
+
+
+def test_a_file_that_answers_otherwise_is_refused(small_export: SmallExport, photographs: Path, tmp_path: Path) -> None:
+    """Of an average colour that the preprocessing does not have: what is read back cannot answer as it does."""
+    model = onnx.load(small_export.model)
+    (mean,) = (tensor for tensor in model.graph.initializer if tensor.name == "preprocess.1.mean")
+    mean.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(mean) + np.float32(0.3), mean.name))
+    onnx.save(model, tmp_path / "other.onnx")
+    result = recover(photographs, "--model", tmp_path / "other.onnx", "--out", tmp_path / "again.pth")
+    assert result.exit_code == 1
+    assert "expected a checkpoint that answers as the file does, found probabilities" in result.output
+    assert not (tmp_path / "again.pth").exists()
 
 
 def test_another_graph_is_refused(small_export: SmallExport, photographs: Path, tmp_path: Path) -> None:
