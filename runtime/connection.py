@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from asyncio import BaseTransport, TimerHandle, Transport
 from typing import Any, cast
 
@@ -9,6 +10,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 SECONDS = 60.0
 """For the head of a request to arrive in, as a body has; and for some of an answer to be taken."""
+_KEPT = 1 << 18
+"""Bytes of an answer that the system keeps for a client."""
 
 
 class Connection(H11Protocol):
@@ -19,6 +22,9 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(cast("Transport", transport))
+        # That some of an answer is taken shows when a third of what the system keeps of it is gone: of the megabytes it
+        # may keep, a slow client takes that in more than a minute.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KEPT)
         self._look_again()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -132,7 +132,7 @@ def _serve(
 
     from .connection import Connection
     from .envelope import Envelope
-    from .service import create_app
+    from .service import WORKER, create_app
     from .upload import MIB, Limits
 
     opened = open_model(model, artifacts, verify, provider, exact=exact)
@@ -158,7 +158,8 @@ def _serve(
     log.info("started", extra={"fields": {"model": opened.sha256, "version": app.version, "port": address[1]}})
     server.run(sockets=[listening])
     log.info("stopped")
-    if threading.active_count() > 1:  # the interpreter would wait for a picture that nobody waits for any more
+    # The interpreter would wait for a picture that nobody waits for any more.
+    if any(thread.name.startswith(WORKER) for thread in threading.enumerate()):
         os._exit(0)
 
 

@@ -26,6 +26,8 @@ from .table import Row, record
 from .upload import FIELD, FORM, Limits, Photograph, read_photographs
 
 _HERE = Path(__file__).parent.parent
+WORKER = "retina-serve"
+"""What the threads that score are called."""
 PAGES = (_HERE / "browser", _HERE / "examples" / "browser")
 """Where the browser page is: in an installed package, and in a checkout."""
 WEB_RUNTIME = Path("node_modules", "onnxruntime-web", "dist")
@@ -140,7 +142,7 @@ def create_app(
     """
     limits = limits or Limits()
     counter = Counter(limits.requests)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="score")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=WORKER)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -36,7 +36,7 @@ from .loop import Trainer, as_predictions, fit, load_resume
 from .metrics import Predictions, evaluate, write_metrics
 from .model import RetinaNet, read_state_dict
 from .run import Run
-from .survey import Survey, survey
+from .survey import Survey, survey_data
 from .tracking import NoTracker, Tracker
 
 TEST_PREDICTIONS = "test_predictions.csv"
@@ -111,16 +111,18 @@ def _train(
         read_state_dict(Path(config.weights))  # said now, and not after every photograph was read
     preprocessing = Preprocessing(framing=config.framing, image_size=config.image_size)
     # What stands in two splits was accepted when the run began.
-    surveyed = survey(config, preprocessing, run.artifacts / "cache", allow_leakage or resume, say_once, fabric, quiet)
-    data = surveyed.data
+    survey = survey_data(
+        config, preprocessing, run.artifacts / "cache", allow_leakage or resume, say_once, fabric, quiet
+    )
+    data = survey.data
     contract = Contract(preprocessing, dr_grades=data.dr_grades)
-    train_items = TrainItems(data, surveyed.frames["train"], make_augment(config.augment), config.seed)
-    valid_items = EvalItems(data, "valid", surveyed.frames["valid"])
+    train_items = TrainItems(data, survey.frames["train"], make_augment(config.augment), config.seed)
+    valid_items = EvalItems(data, "valid", survey.frames["valid"])
     trainer = _new_trainer(config, fabric, contract, train_items, resume)
 
-    facts = run_facts(surveyed, fabric, trainer.dr_weights)
+    facts = run_facts(survey, fabric, trainer.dr_weights)
     if resume:
-        check_same(run, surveyed, fabric)
+        check_same(run, survey, fabric)
         load_resume(trainer, run.resume_file)
         epoch = trainer.progress.epoch
         where = f"in epoch {epoch} of {config.epochs}" if epoch <= config.epochs else "after its last epoch"
@@ -133,7 +135,7 @@ def _train(
 
     def checkpoint(row: dict[str, float]) -> Checkpoint:
         versions = current_versions()
-        provenance = {"run": run.name, "data_fingerprint": surveyed.fingerprint}
+        provenance = {"run": run.name, "data_fingerprint": survey.fingerprint}
         weights = {name: tensor.clone() for name, tensor in trainer.judged.state_dict().items()}
         return Checkpoint(
             weights, config.backbone, contract.with_(provenance=provenance), config.to_dict(), {"valid": row},
@@ -165,7 +167,7 @@ def _train(
     fabric.barrier()
 
     say_once(f"Evaluating the best checkpoint (epoch {trainer.progress.best_epoch}) on train, valid and test.")
-    best, predictions = _evaluate_best(run, surveyed, trainer, preprocessing, say_once, quiet)
+    best, predictions = _evaluate_best(run, survey, trainer, preprocessing, say_once, quiet)
     if fabric.is_global_zero:
         _finish(run, data, trainer, best, predictions, tracker, say_once)
     fabric.barrier()
@@ -187,16 +189,16 @@ def _new_trainer(
 
 
 def _evaluate_best(
-    run: Run, surveyed: Survey, trainer: Trainer, preprocessing: Preprocessing, say: Say, quiet: bool
+    run: Run, survey: Survey, trainer: Trainer, preprocessing: Preprocessing, say: Say, quiet: bool
 ) -> tuple[Checkpoint, dict[str, Predictions]]:
     """The best checkpoint, calibrated where the recipe asks for it, and its answers on every split."""
-    data, config, fabric = surveyed.data, trainer.config, trainer.fabric
+    data, config, fabric = survey.data, trainer.config, trainer.fabric
     best = load_checkpoint(run.folder / "best.pth")
     trainer.judged.load_state_dict(best.weights)
 
     def predict(name: str) -> tuple[EvalItems, torch.Tensor, torch.Tensor]:
         is_kept = name == "valid"
-        frames = surveyed.frames[name] if is_kept else DecodedFrames(data.splits[name].paths, preprocessing)
+        frames = survey.frames[name] if is_kept else DecodedFrames(data.splits[name].paths, preprocessing)
         items = EvalItems(data, name, frames)
         loader = eval_loader(items, config, fabric)
         bar = tqdm(loader, desc=name, leave=False, disable=quiet or not fabric.is_global_zero or None)

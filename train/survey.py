@@ -30,7 +30,7 @@ class Survey:
     leaks: list[Leak]
 
 
-def survey(
+def survey_data(
     config: TrainConfig,
     preprocessing: Preprocessing,
     cache_folder: Path,
