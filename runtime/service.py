@@ -242,7 +242,7 @@ def _score_one(model: RetinaModel, photograph: Photograph, maps: bool) -> dict[s
         from .overlay import head_maps
 
         answer["maps"] = {
-            head: {"target": head_map.target, "values": head_map.values.round(6).tolist()}
+            head: {"target": head_map.target, "values": head_map.values.astype(float).round(6).tolist()}
             for head, head_map in head_maps(scored.prediction).items()
         }
     return answer

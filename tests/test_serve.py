@@ -77,6 +77,7 @@ def test_one_photograph_as_its_bytes(service: Service) -> None:
     for head, channel, probs in (("dr", 0, dr), ("me", 1, me)):
         expected = picture(1)[..., channel].mean() / 255 * RAMP.reshape(4, 4)
         assert np.asarray(row["maps"][head]["values"]) == pytest.approx(expected, abs=1e-5)
+        assert all(value == round(value, 6) for line in row["maps"][head]["values"] for value in line)
         assert row["maps"][head]["target"] == probs.argmax()
 
 
