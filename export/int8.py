@@ -24,6 +24,7 @@ from ..train.metrics import Predictions
 from ..train.screening import screening_rules
 from .calibration import METHODS, measure_ranges
 from .gate import Gate, judge
+from .photographs import spread
 from .quantize import Recipe, quantize, tensors_to_measure
 
 CALIBRATION_PHOTOGRAPHS = 320
@@ -101,7 +102,7 @@ def to_int8(
     data = _read(root, contract, me_positive_from)
     found, trained_on = fingerprint_of_files(data), contract.provenance.get("data_fingerprint", "")
     train, valid = data.splits["train"].photos, data.splits["valid"].photos
-    calibration = _spread(train, CALIBRATION_PHOTOGRAPHS)
+    calibration = spread(train, CALIBRATION_PHOTOGRAPHS)
     ranges = measure_ranges(fp32, tensors_to_measure(fp32), _pixels(calibration, "Calibrating"))
     models = [quantize(fp32, ranges, recipe) for recipe in RECIPES]
     reference, *answers = _predict([fp32, *models], contract, valid)
@@ -149,12 +150,6 @@ def _read(root: Path, contract: Contract, me_positive_from: int | None) -> DataS
     if unknown:
         raise UsageError(f"--calibration {root}: expected the model's grades {contract.dr_grades}, found {unknown} too")
     return data
-
-
-def _spread(photos: Sequence[Photo], count: int) -> list[Photo]:
-    """``count`` photographs evenly over the list, or all where there are fewer: the same ones every time."""
-    places = np.linspace(0, len(photos) - 1, min(count, len(photos)))
-    return [photos[round(place)] for place in places]
 
 
 def _pixels(photos: Sequence[Photo], what: str) -> Iterator[NDArray[np.uint8]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from ..runtime.picture import decode
 from ..train.checkpoint import Checkpoint
 from ..train.synthetic import photograph
 
+Item = TypeVar("Item")
 SAMPLE = 32
 """Of the validation split: enough to meet every camera in it, few enough for a quick export."""
 
@@ -42,6 +44,12 @@ class Photographs:
             yield path.name, decode(path)
 
 
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """``count`` evenly over the list, or all where there are fewer: the same ones every time."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items)))
+    return [items[round(place)] for place in places]
+
+
 def choose_photographs(given: Path | None, checkpoint: Checkpoint) -> Photographs:
     """All under ``given``; else a sample of the validation split that the checkpoint was chosen on; else drawn ones.
 
@@ -55,8 +63,7 @@ def choose_photographs(given: Path | None, checkpoint: Checkpoint) -> Photograph
         return Photographs(paths, f"photographs in {given.name}")
     valid = Path(checkpoint.config.get("data", "")) / "valid" / "images"
     if checkpoint.config.get("data") and valid.is_dir():
-        names = find_pictures(valid).names
-        chosen = sorted({round(i) for i in np.linspace(0, len(names) - 1, min(SAMPLE, len(names)))})
+        chosen = spread(find_pictures(valid).names, SAMPLE)
         if chosen:
-            return Photographs(tuple(valid / names[i] for i in chosen), "validation split of the run")
+            return Photographs(tuple(valid / name for name in chosen), "validation split of the run")
     return Photographs((), "drawn photographs")

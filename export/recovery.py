@@ -24,13 +24,14 @@ from tqdm import tqdm
 
 from ..runtime.errors import ModelFileError, ParityError, RetinaError, UsageError
 from ..runtime.folder import find_pictures
-from ..runtime.model import RetinaModel, find_model
+from ..runtime.model import RetinaModel
 from ..runtime.output_file import require_place
 from ..runtime.picture import decode
 from ..runtime.terminal import tell
 from ..train.checkpoint import Checkpoint
 from ..train.framing import make_preprocess
 from ..train.model import RetinaNet
+from .photographs import spread
 
 MEASURED_ON = 64
 """Photographs, evenly over the folder: in a ResNet-50 at 512 px, 16,384 values and more for each channel."""
@@ -52,7 +53,8 @@ def recover(model: RetinaModel, photographs: Sequence[Path]) -> tuple[Checkpoint
         ParityError: the checkpoint does not answer as the file does.
     """
     contract = model.contract
-    net = RetinaNet(len(contract.dr_grades), _backbone(model)).eval()
+    backbone = _backbone(model)
+    net = RetinaNet(len(contract.dr_grades), backbone).eval()
     _fill(net, onnx.load_from_string(model.content()), model.path)
     preprocess = make_preprocess(contract.preprocessing)
 
@@ -63,7 +65,7 @@ def recover(model: RetinaModel, photographs: Sequence[Path]) -> tuple[Checkpoint
 
     with torch.no_grad():
         _give_back_batch_norm(net, (x for _, x in inputs(photographs, "Measuring")))
-        few = photographs[:: -(-len(photographs) // COMPARED_ON)]
+        few = spread(photographs, COMPARED_ON)
         apart = float(np.mean([_apart(net(x), model, pixels) for pixels, x in inputs(few, "Comparing")], axis=0).max())
     if not apart <= MOST_APART[contract.precision]:
         raise ParityError(
@@ -74,7 +76,7 @@ def recover(model: RetinaModel, photographs: Sequence[Path]) -> tuple[Checkpoint
     own = contract.with_(
         precision="fp32", explain=False, parity={}, provenance={**provenance, "recovered_from": model.sha256}
     )
-    return Checkpoint(net.state_dict(), _backbone(model), own), apart
+    return Checkpoint(net.state_dict(), backbone, own), apart
 
 
 def _apart(logits: tuple[Tensor, Tensor], model: RetinaModel, pixels: NDArray[np.uint8]) -> tuple[float, float]:
@@ -170,13 +172,13 @@ def main(photographs: Path, model: Path | None, out: Path) -> None:
     PHOTOGRAPHS, a folder of those that training would go on with.
     """
     try:
-        opened = RetinaModel(find_model(model), exact=True)
+        opened = RetinaModel(model, exact=True)
         require_place(out, [opened.path])
         names = find_pictures(photographs).names if photographs.is_dir() else []
         if not names:
             raise UsageError(f"{photographs}: expected a folder with photographs to measure batch-norm on, found none")
-        places = sorted({round(place) for place in np.linspace(0, len(names) - 1, min(len(names), MEASURED_ON))})
-        checkpoint, apart = recover(opened, [photographs / names[place] for place in places])
+        chosen = [photographs / name for name in spread(names, MEASURED_ON)]
+        checkpoint, apart = recover(opened, chosen)
         checkpoint.save(out)
     except RetinaError as err:
         raise click.ClickException(str(err)) from None
@@ -184,7 +186,7 @@ def main(photographs: Path, model: Path | None, out: Path) -> None:
     go_on = shlex.join(["retina-train", "DATA", "--weights", str(out), "--image-size", str(size)])
     tell(
         f"{out}: from {opened.path.name} ({opened.contract.precision}, sha256 {opened.sha256[:12]}), batch-norm from "
-        f"{len(places)} photographs. Its probabilities are {apart:.5f} from the file's on average. Go on with:  {go_on}"
+        f"{len(chosen)} photographs. Its probabilities are {apart:.5f} from the file's on average. Go on with:  {go_on}"
     )
 
 

@@ -160,7 +160,7 @@ class Gallery:
         overlays = write_overlays(base, picture, lit, answer.maps.values(), self.image_format, tops)
         if self.npy:
             for overlay, head_map in zip(overlays, answer.maps.values(), strict=True):
-                file = io.BytesIO()
+                file = io.BytesIO()  # to a path without its ending, np.save would add it
                 np.save(file, head_map.values)
                 write_atomically(overlay.with_suffix(".npy"), partial(Path.write_bytes, data=file.getbuffer()))
         panel = draw_panel(picture, photograph.name, answer.decision, answer.maps, lit, tops)

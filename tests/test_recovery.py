@@ -17,6 +17,7 @@ from retina.export.quantize import Recipe, quantize, tensors_to_measure
 from retina.export.recovery import main
 from retina.export.to_onnx import OnnxFile, to_onnx
 from retina.runtime.contract import Rule
+from retina.runtime.errors import ModelFileError
 from retina.runtime.model import RetinaModel
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.framing import make_preprocess
@@ -54,6 +55,10 @@ def test_it_answers_as_the_checkpoint_of_before(small_export: SmallExport, photo
     result = recover(photographs, "--model", small_export.model, "--out", tmp_path / "again.pth")
     assert result.exit_code == 0, result.output
     assert "batch-norm from 6 photographs" in result.output
+    with pytest.raises(
+        ModelFileError, match=r"small\.onnx: .* make a checkpoint first: python -m retina\.export\.recovery"
+    ):
+        load_checkpoint(small_export.model)
     again, before = load_checkpoint(tmp_path / "again.pth"), load_checkpoint(small_export.checkpoint)
     assert again.backbone == before.backbone
     assert again.contract.preprocessing == before.contract.preprocessing

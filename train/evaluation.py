@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..runtime.errors import AnnotationError, RetinaError, UsageError
-from ..runtime.model import RetinaModel, find_model
+from ..runtime.model import RetinaModel
 from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.terminal import tell
 from .data import SPLITS, Photo, sound_dataset
@@ -114,7 +114,7 @@ def main(
     DATA is laid out as for retina-train. Prints Markdown.
     """
     try:
-        opened = RetinaModel(find_model(model))
+        opened = RetinaModel(model)
         if out is not None:
             require_place(out, [opened.path, *(data / name / "annotations.csv" for name in SPLITS)])
         figures = evaluate_file(opened, data, splits, me_positive_from=me_positive_from)

@@ -1,4 +1,4 @@
-"""What a run should remember beside its options: data, imbalance, machine, versions."""
+"""The circumstances of a run, and whether they are the same when it is resumed."""
 
 from __future__ import annotations
 

@@ -18,8 +18,6 @@ WEIGHTS_OF = {"resnet50": "IMAGENET1K_V2"}
 FROZEN_AT_FIRST = ("conv1", "bn1", "layer1")
 """The backbone's generic edge and colour filters: the original froze them, so few photographs cannot spoil them."""
 
-RECOVERY = "python -m retina.export.recovery --help"
-
 
 def backbone_names() -> list[str]:
     """Every ResNet of torchvision that can be the backbone."""
@@ -130,7 +128,8 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # noqa: BLE001 - torch raises a different type for each way a file can be wrong
-        hint = f". Of an ONNX file make a checkpoint first: {RECOVERY}" if path.suffix == ".onnx" else ""
+        makes_one = ". Of an ONNX file make a checkpoint first: python -m retina.export.recovery --help"
+        hint = makes_one if path.suffix == ".onnx" else ""
         # Not its text: that would advise to load the file unsafely.
         raise ModelFileError(
             f"{path}: expected a torch file of plain tensors, found one that cannot be read safely: of another kind, "
