@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from eyes import FinishedRun, write_set
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from small_export import SmallExport
 
@@ -57,7 +57,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of runs whose pictures nobody looks at: drawing them takes most of a small run's time."""
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: Image.new("L", (1, 1)).save(path, "PNG"))
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda self, path: Image.new("L", (1, 1)).save(path, "PNG"))
 
 
 @pytest.fixture(scope="session")

@@ -163,8 +163,7 @@ def _best_row(history: pd.DataFrame) -> float | None:
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:
     """An empty figure of ``size`` in inches and its (rows, columns) array of axes."""
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained", facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         _tidy(ax)
@@ -179,4 +178,5 @@ def _tidy(ax: Axes) -> None:
 
 
 def _save(figure: Figure, out_png: Path) -> None:
-    write_atomically(out_png, lambda temporary: figure.savefig(temporary, format="png", dpi=_DPI))
+    # Not savefig, which draws every figure twice where it has a layout.
+    write_atomically(out_png, FigureCanvasAgg(figure).print_png)
