@@ -23,7 +23,7 @@ from retina.runtime.contract import Contract, Rule, decide
 from retina.runtime.errors import UsageError
 from retina.train.augment import augment_with_seed, make_augment
 from retina.train.calibration import calibration_faults
-from retina.train.cameras import _specks, recompressed
+from retina.train.cameras import _other_mask, _other_sharpness, _specks, recompressed
 from retina.train.checkpoint import load_checkpoint
 from retina.train.config import RECIPES, TrainConfig
 from retina.train.data import DataSet, EpochPlan
@@ -182,6 +182,46 @@ def test_cameras_change_colour_light_and_sharpness() -> None:
     assert (means[:, 0] - means[:, 2]).std() > 8  # white balance
     detail = (middle - middle.roll(1, -1)).abs().mean(dim=(1, 2, 3))
     assert detail.min() < 0.3 * detail.max()  # sharpness
+
+
+def test_the_field_is_cut_at_top_and_bottom_or_to_a_smaller_circle() -> None:
+    size = 200
+    white = torch.full((3, size, size), 255, dtype=torch.uint8)
+    centred = (np.arange(size) + 0.5) / size * 2 - 1
+    radius = np.hypot(centred[:, None], centred)
+    torch.manual_seed(0)
+    bands, discs = [], []
+    for _ in range(80):
+        channels = _other_mask(white).numpy()
+        assert set(np.unique(channels)) <= {0, 255}
+        kept = channels[0] > 0
+        assert (channels == channels[0]).all()
+        if (kept == kept[:, :1]).all():  # whole rows
+            rows = np.flatnonzero(kept[:, 0])
+            assert len(rows) == rows[-1] - rows[0] + 1
+            bands.append((rows[0], size - 1 - rows[-1]))
+        else:
+            discs.append(radius[kept].max())
+            assert radius[~kept].min() == pytest.approx(discs[-1], abs=0.02)
+    assert len(bands) == pytest.approx(40, abs=14)
+    for side in np.array(bands).T:
+        assert side.min() <= 2 and 24 <= side.max() <= 28  # up to 0.14 of 200
+    assert 0.79 <= min(discs) < 0.83 and 0.97 < max(discs) <= 1.01
+
+
+def test_a_photograph_is_blurred_or_sharpened_as_often_as_said() -> None:
+    torch.manual_seed(0)
+    x = 0.4 + 0.2 * torch.rand(3, 192, 192)
+
+    def detail(picture: torch.Tensor) -> float:
+        return (picture - picture.roll(1, -1)).abs().mean().item()
+
+    changes = np.array([detail(_other_sharpness(x)) / detail(x) for _ in range(400)])
+    softer, same, sharper = (changes < 1.0).sum(), (changes == 1.0).sum(), (changes > 1.0).sum()
+    assert softer + same + sharper == 400
+    assert softer == pytest.approx(0.36 * 400, abs=24)  # out of focus, or of fewer pixels
+    assert sharper == pytest.approx(0.10 * 400, abs=14)
+    assert changes.min() < 0.5 and changes.max() > 1.4
 
 
 def test_specks_are_round_grains_that_take_light_of_every_colour_alike() -> None:
