@@ -156,6 +156,7 @@ def create_app(
         "For research and demonstration, not for clinical use.",
         lifespan=lifespan,
         redirect_slashes=False,
+        responses=_refusals(421, 500),
         # Their pages load scripts from another origin.
         docs_url=None,
         redoc_url=None,
@@ -192,10 +193,10 @@ def create_app(
 
     @app.post(
         "/score",
-        dependencies=guarded,
+        dependencies=[Depends(_refuse_other_sites), *guarded],
         response_model=Scores,
         responses={422: {"model": Scores, "description": "None of the photographs could be read"}}
-        | _refusals(400, 408, 413, 415, 429)
+        | _refusals(400, 403, 408, 413, 415, 429)
         | refusals,
         openapi_extra={"requestBody": _body(limits)},
     )
@@ -276,6 +277,12 @@ def _guard(token: str) -> Any:
             raise HTTPException(401, "expected Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
     return require_token
+
+
+async def _refuse_other_sites(request: Request) -> None:
+    """A browser lets any page post to this machine: it keeps the answer from the page, but not the work from us."""
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        raise HTTPException(403, "expected this service's own page or a program, found a page of another site")
 
 
 async def _say_what_is_invalid(_: Request, err: Exception) -> JSONResponse:

@@ -188,6 +188,10 @@ def test_other_paths_methods_queries_and_names(service: Service) -> None:
     for name in ("localhost", f"127.0.0.1:{service.port}", "[::1]:80"):
         assert service.ask("GET", "/health", headers={"Host": name}).status == 200
     assert service.ask("GET", "/model", headers={"Host": "rebound.example"}).status == 421
+    for site, status in (("cross-site", 403), ("same-origin", 200), ("none", 200)):
+        assert service.ask("POST", "/score", png(1), {**JPEG, "Sec-Fetch-Site": site}).status == status
+    described = service.ask("GET", "/openapi.json").json["paths"]["/score"]["post"]["responses"]
+    assert {"403", "421", "500"} <= described.keys()
 
 
 def test_a_refusal_reaches_a_client_that_sends_first(service: Service) -> None:
