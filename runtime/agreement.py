@@ -1,4 +1,4 @@
-"""How far the model's grades agree with those of people: truth by file, and the usual measures."""
+"""How far the model's grades agree with those of human readers: the true grades by file, and the usual measures."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ class Truth:
     """The annotations of the files scored."""
 
     by_name: Mapping[str, Annotation]
-    """By the file's name in the listing."""
+    """Keyed by the file's name in the listing; ``me_grade`` is the binary label, 0 or 1."""
     unmatched: int
-    """Annotations of which no file was scored."""
+    """Number of annotations that match none of the files scored."""
 
 
 def read_truth(path: str | Path, listing: Listing, me_positive_from: int | None = None) -> Truth:
-    """Read annotations and find the file of each.
+    """Read annotations and match each one to its file.
 
     Args:
         path: annotations.csv.
         listing: the files scored.
-        me_positive_from: ME grades from this one up become 1, lower ones 0; None accepts 0 and 1 only.
+        me_positive_from: ME grades of this value and above become 1, lower ones 0; None accepts 0 and 1 only.
 
     Raises:
-        AnnotationError: naming every fault at once: those of the file itself, names that fit several files, files
-            named twice, DR grades above 4, ME grades other than 0 and 1; or that no name fits any file.
+        AnnotationError: the file has faults, a name matches several files, a file is named twice, a DR grade is above
+            4, or an ME grade is not accepted (see ``me_label``); all faults are listed in one message. Also if no
+            name matches any file.
     """
     annotations, faults = scan_annotations(path)
     index = NameIndex(listing.root, listing.names)
@@ -80,22 +81,23 @@ class Confusion:
 
     @property
     def grades(self) -> list[int]:
-        """All grades that were met, true or predicted, in rising order."""
+        """All grades that occur, true or predicted, in ascending order."""
         return sorted({grade for pair in self.counts for grade in pair})
 
     def matrix(self) -> NDArray[np.int64]:
-        """(K, K) counts over ``grades``: true grades down, predicted ones across."""
+        """(K, K) int64 counts over the K ``grades``: rows are true grades, columns predicted ones."""
         grades = self.grades
         return np.array([[self.counts[true, predicted] for predicted in grades] for true in grades], np.int64)
 
     def accuracy(self) -> float:
-        """Share of equal grades, in [0, 1]; NaN where nothing was counted."""
+        """Share of predictions equal to the true grade, in [0, 1]; NaN if nothing was counted."""
         return sum(n for (true, predicted), n in self.counts.items() if true == predicted) / (self.total or np.nan)
 
     def quadratic_kappa(self) -> float:
-        """Cohen's kappa with quadratic weights on the grades (Cohen 1968), at most 1; NaN where only one grade is met.
+        """Cohen's kappa with quadratic weights (Cohen 1968), at most 1; NaN if fewer than two grades occur.
 
-        A disagreement counts by the square of its distance in grades, relative to what chance would give.
+        One minus the observed over the expected disagreement. Each disagreement is weighted by the square of the
+        difference in grades; the expected one is that of independent raters with the same marginal counts.
         """
         matrix = self.matrix()
         grades = np.array(self.grades, float)

@@ -1,4 +1,4 @@
-"""The grades that people gave: the one reader of annotations.csv, and the way from a name in it to a file."""
+"""The grades that human readers gave: the only reader of annotations.csv, and how a name in it leads to a file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from .errors import AnnotationError
 from .folder import find_pictures, is_picture
 
 IMAGE_NAME, DR_GRADE, ME_GRADE = "Image name", "Retinopathy grade", "Risk of macular edema"
-"""The columns that must be there (IDRiD's spelling); case, blanks and a byte order mark do not matter."""
+"""The required columns (IDRiD's spelling); case, extra blanks and a byte order mark are ignored."""
 
 MAX_DR_GRADE = 4
-"""Of the International Clinical Diabetic Retinopathy scale (Wilkinson et al., Ophthalmology 2003)."""
+"""Highest grade of the International Clinical Diabetic Retinopathy scale (Wilkinson et al., Ophthalmology 2003)."""
 
 MAX_ME_GRADE = 3
-"""Of the International Clinical Diabetic Macular Edema scale (likewise); IDRiD grades up to 2."""
+"""Highest grade of the International Clinical Diabetic Macular Edema scale (same paper); IDRiD grades up to 2."""
 
 MAX_FAULTS_SHOWN = 100
+"""Faults listed in one message; the rest are only counted."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ class Annotation:
     """What one row says about one photograph."""
 
     line: int
-    """Line of the file on which the row starts, counted from 1 with the header."""
+    """Line of the file on which the row starts; the header is on line 1."""
     image: str
-    """As written, but for blanks around it."""
+    """The name as written, without surrounding blanks."""
     dr_grade: int
-    """At least 0."""
+    """At least 0; the caller checks the upper limit."""
     me_grade: int
-    """At least 0. IDRiD grades 0, 1, 2; this project's data 0, 1: the caller says which values it accepts."""
+    """At least 0. IDRiD has grades 0, 1, 2 and this project's data 0, 1: the caller checks which values it accepts."""
     extra: Mapping[str, str]
-    """Every further column under its name as written, but for blanks around it (Caption, Source, Patient, ...)."""
+    """Every other column by its name as written, without surrounding blanks (Caption, Source, Patient, ...)."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ class Annotations:
 
 
 def scan_annotations(path: str | Path) -> tuple[Annotations, list[str]]:
-    """Read the sound rows of an annotations file, and name the faults of the others instead of raising.
+    """Read the valid rows of an annotations file and list the faults of the others, without raising.
 
-    For a caller with faults of its own to add before it raises one error (``fault_report`` words it).
+    For callers that add faults of their own before they raise a single error (``fault_report`` composes its message).
 
     Returns:
-        the sound rows, and one line for each fault, such as ``line 7: Retinopathy grade: expected ..., found 'x'``.
+        the valid rows, and one line for each fault, such as ``line 7: Retinopathy grade: expected ..., found 'x'``.
     """
     path = Path(path)
     try:
@@ -73,7 +74,7 @@ def scan_annotations(path: str | Path) -> tuple[Annotations, list[str]]:
     rows: list[Annotation] = []
     faults: list[str] = []
     first_line: dict[str, int] = {}
-    # Spreadsheets write ';' where a comma separates decimals.
+    # Spreadsheets separate columns with ';' in locales where the comma is the decimal separator.
     header_line = text.lstrip().split("\n", 1)[0]
     delimiter = max(",;\t", key=header_line.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -105,8 +106,14 @@ def scan_annotations(path: str | Path) -> tuple[Annotations, list[str]]:
     return Annotations(path, tuple(rows)), faults
 
 
-def fault_report(path: Path, faults: list[str], so: str = "mend and run again") -> str:
-    """One message for all faults of a file or folder, cut after the first hundred; ``so`` is what follows from them."""
+def fault_report(path: Path, faults: list[str], so: str = "fix and run again") -> str:
+    """One message for all faults of a file or folder.
+
+    Args:
+        path: the file or folder, which the message starts with.
+        faults: one line each; those after the first ``MAX_FAULTS_SHOWN`` are only counted.
+        so: what the user should do, or what was done about the faults.
+    """
     shown = faults[:MAX_FAULTS_SHOWN]
     left = len(faults) - len(shown)
     head = f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}; {so}:"
@@ -114,11 +121,14 @@ def fault_report(path: Path, faults: list[str], so: str = "mend and run again") 
 
 
 def me_label(row: Annotation, positive_from: int | None) -> tuple[int, str]:
-    """The ME risk that a row states, and what is wrong with it, or nothing.
+    """The binary ME label of a row, and the fault in its ME grade.
 
     Args:
-        row: its grade is 0 or 1, or with ``positive_from`` up to 3.
-        positive_from: grades from this one up are risk; None where the grade is the label.
+        row: its ME grade should be 0 or 1, or with ``positive_from`` 0 to 3.
+        positive_from: grades of this value and above mean risk; None if the grade is the label itself.
+
+    Returns:
+        the label, 0 or 1, and an empty string; or 0 and a description of the fault.
     """
     if positive_from is not None and row.me_grade <= MAX_ME_GRADE:
         return int(row.me_grade >= positive_from), ""
@@ -133,16 +143,17 @@ def me_label(row: Annotation, positive_from: int | None) -> tuple[int, str]:
 
 
 class NameIndex:
-    """From a name in an annotations file to the file it means, built once.
+    """An index from the names in an annotations file to the photographs they mean.
 
-    A name matches, in this order of preference: the path below the folder as written; in another case; with another
-    picture ending or none; and then the same three where only one of the two paths has folders before it. So
-    ``eye.PNG``, ``EYE``, ``eye`` and ``/old/place/left/eye.jpg`` all find ``left/eye.jpg``, while an exact match never
-    loses to a looser one. Folders that differ make another photograph: ``right/eye.jpg`` does not find it.
+    A name is compared with the paths relative to the folder: as written, then ignoring case, then ignoring a picture's
+    extension as well. If none of these matches, the same three comparisons are made again, and it is enough that one
+    path ends with the other. So ``eye.PNG``, ``EYE``, ``eye`` and ``/old/place/left/eye.jpg`` all find
+    ``left/eye.jpg``, while an exact match never loses to a looser one. Paths in different folders mean different
+    photographs: ``right/eye.jpg`` does not find ``left/eye.jpg``.
     """
 
     def __init__(self, folder: str | Path, names: Iterable[str] | None = None) -> None:
-        """Index the photographs under ``folder``, or only ``names``, which are relative to it with ``/``.
+        """Index the photographs under ``folder``, or only ``names``, which are relative to it and separated by ``/``.
 
         Raises:
             UsageError: the folder cannot be listed.
@@ -160,16 +171,16 @@ class NameIndex:
             self._levels.append((key, whole, ends))
 
     def find(self, name: str) -> str | None:
-        """The file's name relative to the folder, or None where no file fits.
+        """The matching file's name relative to the folder, or None if no file matches.
 
         Raises:
-            AnnotationError: several files fit equally well.
+            AnnotationError: several files match equally well.
         """
-        # The name as it stands comes first: a backslash may be part of a file's name, or Windows' way to say "/".
+        # The name as written comes first: a backslash may be part of a file's name, or Windows' separator.
         spellings = (name, posixpath.normpath(name.replace("\\", "/")))
         wanted = [(key(spelling), whole, ends) for key, whole, ends in self._levels for spelling in spellings]
         exact = (whole.get(path, []) for path, whole, _ in wanted)
-        # A folder that differs may be another patient's: one of the two paths has to be what the other ends with.
+        # A different folder may be a different patient's, so one path must be the end of the other.
         loose = (
             ends.get(path, []) + [f for end in _ends(path) for f in whole.get(end, ())] for path, whole, ends in wanted
         )
@@ -212,7 +223,7 @@ def _row(line: int, header: list[str], cells: list[str], faults: list[str]) -> A
 
 
 def _grade(line: int, column: str, text: str, faults: list[str]) -> int | None:
-    # "3.0" is how pandas and spreadsheets write 3 in a column that once had a gap.
+    # pandas and spreadsheets write 3 as "3.0" in a column that once had an empty cell.
     match = re.fullmatch(r"([0-9]{1,3})(\.0+)?", text)
     if match is None:
         faults.append(f"line {line}: {column}: expected a whole number from 0, found {text!r}")
@@ -229,7 +240,7 @@ def _as_written(name: str) -> str:
 
 
 def _any_case(name: str) -> str:
-    # NFC: macOS stores accents decomposed, spreadsheets write them composed.
+    # NFC, because macOS decomposes accented letters in file names and spreadsheets write them composed.
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -238,6 +249,6 @@ def _any_ending(name: str) -> str:
 
 
 def _ends(path: str) -> list[str]:
-    """What is left of a path without its first folder, its first two, and so on."""
+    """A path without its first folder, without its first two, and so on."""
     parts = path.split("/")
     return ["/".join(parts[i:]) for i in range(1, len(parts))]

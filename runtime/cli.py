@@ -40,44 +40,44 @@ if TYPE_CHECKING:
     "--annotations",
     type=click.Path(path_type=Path),
     metavar="CSV",
-    help="Grades given by people: fills the two True columns and prints accuracy, kappa and confusion.",
+    help="Grades given by human readers: fills the two True columns and prints accuracy, kappa and confusion matrices.",
 )
 @click.option(
     "--me-positive-from",
     type=click.IntRange(1, 3),
     metavar="N",
-    help="ME grades from N up are risk, where annotations grade it 0/1/2.",
+    help="Count ME grades of N and above as risk, where annotations grade it 0/1/2.",
 )
 @click.option(
     "--referral",
     is_flag=True,
-    help="Add the columns referable, referable_prob and referable_me: who is to be referred by the model's thresholds.",
+    help="Add the columns referable, referable_prob and referable_me: whom to refer, by the model's thresholds.",
 )
 @click.option(
     "--overlays",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Also draw where each answer comes from, on the photograph at its own size. Needs a model made by "
+    help="Also draw each answer's Grad-CAM map on the full-size photograph. Needs a model made by "
     "retina-export --explain.",
 )
 @click.option(
     "--resume/--no-resume",
     default=True,
     show_default=True,
-    help="Go on where a run that was stopped left off, or score everything again.",
+    help="Continue where a stopped run left off, or score everything again.",
 )
 @click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help="One JSON object per photograph on standard output, in order; all else on standard error.",
+    help="Print one JSON object per photograph on standard output, in order, and all else on standard error.",
 )
 @click.version_option(package_name="retina-edge")
 def main(paths: tuple[str, ...], **options: Any) -> None:
     """Score retina photographs: diabetic retinopathy grade and macular edema risk.
 
-    Writes one row per photograph, sorted by name: the grade, the risk, a probability for each, and for a file that
-    cannot be read the reason. Takes folders (searched to their depths), files, and lists of paths: @FILE, or - for
+    Writes one row per photograph, sorted by name: the grade, the risk, their probabilities, or for a file that
+    cannot be read the reason. Takes folders (with their subfolders), files, and lists of paths: @FILE, or - for
     standard input.
 
     \b
@@ -86,7 +86,8 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
       retina-score photographs/ --out scores.csv --annotations annotations.csv
       find /archive -name '*.dcm' -print0 | retina-score - --out scores.csv
 
-    Stopped at any moment, the same command goes on where it was. The table appears under its name when it is complete.
+    If it is stopped at any moment, the same command continues where it was. The table appears under its name only when
+    it is complete.
 
     Exit code 0: all scored. 1: done, some files failed. 2: nothing could be done. 130: stopped. Research and
     demonstration only, not for clinical use.
@@ -107,12 +108,12 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
     except KeyboardInterrupt:
         click.echo("\nretina-score: stopped; the same command goes on from here", err=True)
         sys.exit(130)
-    except OSError as err:  # all others have been told by the place they concern
+    except OSError as err:  # from standard output: all other OSErrors became RetinaErrors where they occurred
         stop_without_output("retina-score", "stopped", err, "; the same command goes on from here")
     try:
         for line in told:
             click.echo(line, err=options["as_json"])
-    except OSError:  # the table is there, and nobody listens
+    except OSError:  # the table is complete; only its summary has no reader
         drop_output()
     sys.exit(1 if failed else 0)
 
@@ -133,7 +134,7 @@ def _run(
     resume: bool,
     as_json: bool,
 ) -> tuple[int, list[str]]:
-    """Do it all; returns the number of files that failed, and what to tell about the whole."""
+    """Score and write the table; returns the number of files that failed, and the lines of the summary."""
     from .agreement import read_truth
     from .errors import UsageError
     from .folder import ENDINGS, gather
@@ -152,7 +153,7 @@ def _run(
         raise UsageError(
             f"{' '.join(paths)}: expected photographs, found none ({listing.ignored} other files). Read: {endings}"
         )
-    out = out.resolve() if os.path.islink(out) else out  # else the table would replace the link
+    out = out.resolve() if os.path.islink(out) else out  # or the table would replace the link, not its target
     model = find_model(model, artifacts)
     lists = [Path(path[1:]) for path in paths if path.startswith("@")]
     inputs = [path.resolve() for path in (model, annotations, verify, *lists) if path is not None]
@@ -201,15 +202,15 @@ def _run(
 
 @contextmanager
 def _one_stop() -> Iterator[None]:
-    """Obey the first Ctrl-C alone: a second one would cut short the wait for the photographs in work, and the process
-    would end in an abort of its threads.
+    """Obey only the first Ctrl-C: a second one would interrupt the wait for the photographs in progress, and the
+    process would abort while its threads are still running.
     """
 
     def stop(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, as in a script's background
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, as in a shell's background job
         yield
         return
     signal.signal(signal.SIGINT, stop)
@@ -218,12 +219,12 @@ def _one_stop() -> Iterator[None]:
 
 
 def _hush() -> None:
-    """Let our own warnings through and nobody else's: of a damaged file, its row says what came of it.
+    """Let only our own warnings through: what is wrong with a damaged file stands in its row.
 
-    Pillow and pydicom would say so at length, and pydicom could quote the patient. A name that the terminal's encoding
-    does not have is written with backslashes.
+    Pillow and pydicom would repeat it at length, and pydicom might quote the patient's data. Characters of a name that
+    the terminal's encoding lacks are written as backslash escapes.
     """
-    # Closed by whoever started this: then the next file to be opened, and not the terminal, would get what is told.
+    # A stream that the parent process closed leaves its descriptor free: the next file opened would get the output.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 - open to the end
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):

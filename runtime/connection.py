@@ -1,4 +1,4 @@
-"""A connection of the service, given up when nothing happens on it: uvicorn would keep it, and its place, for ever."""
+"""Closes connections of the service that stay idle: uvicorn would keep them, and their descriptors, forever."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from typing import Any, cast
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 SECONDS = 60.0
-"""For the head of a request to arrive in, as a body has; and for some of an answer to be taken."""
+"""How long a request's headers may take to arrive (as its body may), and a client may take nothing of an answer."""
 _KEPT = 1 << 18
-"""Bytes of an answer that the system keeps for a client."""
+"""Bytes of an answer that the kernel's send buffer holds for a client."""
 
 
 class Connection(H11Protocol):
-    """A descriptor is held by who sends or takes nothing, too: some hundred of them kept everybody else out."""
+    """Aborts a connection whose client sends or reads nothing for ``SECONDS``.
+
+    Idle clients hold file descriptors too: some hundreds of them kept everyone else out.
+    """
 
     _timer: TimerHandle
     _emptied = 0
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(cast("Transport", transport))
-        # That some of an answer is taken shows when a third of what the system keeps of it is gone: of the megabytes it
-        # may keep, a slow client takes that in more than a minute.
+        # The kernel reports that the client reads only once about a third of the send buffer is free. By default the
+        # buffer grows to megabytes, of which a slow client needs more than a minute to read a third.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KEPT)
         self._look_again()
 
@@ -41,11 +44,11 @@ class Connection(H11Protocol):
     def _give_up_if_still(self, before: tuple[Any, ...]) -> None:
         cycle, has_ended, untaken, _ = state = self._state()
         if state == before and (untaken or cycle is None or has_ended):
-            self.transport.abort()  # closed, it would wait for the client to take the rest
+            self.transport.abort()  # close() would wait for the client to read the rest
         else:
             self._look_again()
 
     def _state(self) -> tuple[Any, ...]:
-        """The last request, whether it is answered, what of the answer is left to take, and how often all was taken."""
+        """The last request, whether it is answered, the bytes not yet sent, and how often the buffer has drained."""
         has_ended = self.cycle is not None and self.cycle.response_complete
         return self.cycle, has_ended, self.transport.get_write_buffer_size(), self._emptied

@@ -1,7 +1,7 @@
-"""What a model file promises: the one definition of names, labels, preprocessing and decision rules.
+"""What a model file promises: the single definition of names, labels, preprocessing and decision rules.
 
-The contract travels as JSON inside every model file: ONNX metadata, TorchScript extra files, checkpoints. Whoever
-reads a model reads its contract, and nothing else says what an output means.
+The contract travels as JSON inside every model file: in ONNX metadata, TorchScript extra files and checkpoints. Whoever
+reads a model reads its contract; nothing else says what an output means.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 from .errors import ModelFileError
 
 SCHEMA = 1
+"""Raised when a reader of the previous schema could misread a file; see docs/embedding.md, "Versioning"."""
 METADATA_KEY = "retina.contract"
-"""Where the JSON stands: the key in ONNX metadata, the file name among TorchScript's extra files."""
+"""Where the JSON is stored: the key in ONNX metadata, the file name among TorchScript's extra files."""
 
 INPUT_NAME = "image"
 DR_PROBS, ME_PROBS, DR_CAM, ME_CAM = "dr_probs", "me_probs", "dr_cam", "me_cam"
 DR_CAM_PER_GRADE, ME_CAM_PER_LABEL = "dr_cam_per_grade", "me_cam_per_label"
-"""Grad-CAM of every class, for who wants another than the predicted one: outputs to index and not an input to choose
-with, since every runtime can fetch an output, while a browser's and OpenVINO's cannot set an optional input."""
+"""Grad-CAM maps of every class, for callers that want another class than the predicted one. They are outputs to index
+rather than selected by an input, because every runtime can fetch an output, while onnxruntime-web and OpenVINO cannot
+set an optional input."""
 MIN_SIDE = 32
-"""Smallest height or width in pixels: below this a ResNet's last feature map has nothing left to look at."""
+"""Smallest height or width in pixels: a ResNet's last feature map has one cell per 32 pixels of its input."""
 
 Head = Literal["dr", "me"]
 HEADS: tuple[Head, Head] = ("dr", "me")
@@ -36,35 +38,40 @@ Surround = Literal["black", "kept"]
 Precision = Literal["fp32", "int8"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet's R, G and B, of values in [0, 1], as torchvision's weights expect."""
 
 INPUT = {"name": INPUT_NAME, "dtype": "uint8", "shape": ["N", "H", "W", 3], "colour": "RGB", "min_side": MIN_SIDE}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the graph does to the decoded pixels. For people to read: nobody has to do it again."""
+    """What the graph does to the decoded pixels. For information: callers must not repeat it.
+
+    Raises:
+        ModelFileError: an unknown ``framing`` or ``surround``, or an ``image_size`` below 32.
+    """
 
     framing: Framing = "field"
-    """``field``: the lit field, found and centred in a square. ``squash``: the whole picture, aspect ratio ignored."""
+    """``field``: find the lit field and centre it in a square. ``squash``: the whole picture, aspect ratio ignored."""
     image_size: int = 384
     """Side of the square that the network sees, in pixels."""
     resize: str = "bilinear-antialias"
-    """Pillow's BILINEAR, without its rounding to whole grey levels."""
+    """Pillow's BILINEAR, but without its rounding to whole grey levels."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    """Per channel, of pixel values divided by 255."""
+    """Normalisation of R, G and B, of pixel values divided by 255: ``(value / 255 - mean) / std``."""
     exif_orientation: str = "applied"
-    """By the decoder, before the graph sees the pixels."""
+    """The decoder applies it, before the graph sees the pixels."""
     surround: Surround = "black"
-    """What lies around the field. ``black``: neither grain nor captions there are seen, nor move the square. ``kept``:
-    as it is; always so for ``squash``, which finds no field."""
+    """What becomes of the pixels around the field. ``black``: they are blackened, so that noise and captions there are
+    not seen and do not shift the square. ``kept``: unchanged; always so for ``squash``, which finds no field."""
 
     @property
     def intermediate_size(self) -> int:
         """Side in pixels of the square that the graph first resizes a photograph to.
 
-        Half as much again as the network sees for ``field``, so that cutting out the lit field loses no detail where
-        the field fills at least two thirds of a side; a decoder may drop pixels beyond this (picture.decode).
+        For ``field`` it is 1.5 times ``image_size``, so that cropping to the lit field loses no detail as long as the
+        field spans at least two thirds of each side. A decoder may discard resolution beyond this (picture.decode).
         """
         return math.ceil(1.5 * self.image_size) if self.framing == "field" else self.image_size
 
@@ -82,19 +89,23 @@ class Rule:
     """How probabilities become a decision.
 
     ``argmax``: the index with the largest probability.
-    ``at_least``: yes where the summed probability of the grades from ``from_grade`` up (for ME: of label 1) reaches
+    ``at_least``: yes if the summed probability of grade ``from_grade`` and above (for ME: of label 1) is at least
     ``threshold``.
+
+    Raises:
+        ModelFileError: an unknown ``rule``, a ``threshold`` that is not a number in [0, 1], or a ``from_grade`` that is
+            not an integer.
     """
 
     rule: Literal["argmax", "at_least"] = "argmax"
     threshold: float | None = None
     """In [0, 1]."""
     from_grade: int | None = None
-    """Original grade, not index."""
+    """An original grade, not an index."""
 
     @property
     def level(self) -> float:
-        """The threshold; even odds where there is none."""
+        """The threshold, or 0.5 if there is none."""
         return 0.5 if self.threshold is None else self.threshold
 
     def __post_init__(self) -> None:
@@ -109,9 +120,9 @@ class Rule:
 
 
 def default_thresholds() -> dict[str, Rule]:
-    """The plain rules: the most probable DR grade and ME label; DR grade >= 2 and ME risk are referred at even odds.
+    """The default rules: the most probable DR grade and ME label; DR grade >= 2 and ME risk are referred from 0.5 on.
 
-    A calibrated model refers at a screening operating point instead: see ``retina.train.screening``.
+    A model whose thresholds were chosen refers at a screening operating point instead: see ``retina.train.screening``.
     """
     return {
         "dr": Rule(),
@@ -123,12 +134,17 @@ def default_thresholds() -> dict[str, Rule]:
 
 @dataclass(frozen=True)
 class Contract:
-    """What a model file promises to whoever opens it."""
+    """What a model file promises to whoever opens it.
+
+    Raises:
+        ModelFileError: another schema, or a field that is out of range; the message names it.
+    """
 
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     dr_grades: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Original grade of each DR index."""
+    """Original grade of each index of ``dr_probs``, in ascending order."""
     me_labels: tuple[str, ...] = ("no risk", "risk")
+    """Name of each index of ``me_probs``."""
     thresholds: Mapping[str, Rule] = field(default_factory=default_thresholds)
     """The decision rule of each task: ``dr``, ``me``, ``referable_dr``, ``referable_me``."""
     precision: Precision = "fp32"
@@ -136,9 +152,9 @@ class Contract:
     """Whether the file also has the Grad-CAM outputs: ``dr_cam`` and ``me_cam`` of the predicted class, and
     ``dr_cam_per_grade`` and ``me_cam_per_label`` of each class."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Checkpoint sha256, run, data fingerprint, package version, metrics on valid and, of a training run, on test."""
+    """Checkpoint sha256, run, data fingerprint, package version, metrics on valid and, for a training run, on test."""
     parity: Mapping[str, Any] = field(default_factory=dict)
-    """How many images were compared with PyTorch, the largest difference, the share of equal decisions."""
+    """Comparison with PyTorch: number of images, largest difference, share of equal decisions."""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -188,7 +204,7 @@ class Contract:
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "the contract") -> Contract:
-        """Read a contract; ``source`` names the file in errors. Keys, outputs and rules that are not known are ignored.
+        """Read a contract, ignoring unknown keys, outputs and rules; ``source`` names the file in error messages.
 
         Raises:
             ModelFileError: not JSON, another schema, or a field that is missing or out of range.
@@ -210,9 +226,9 @@ class Contract:
             thresholds = {
                 task: Rule(**{"rule": rule["rule"], **_like(rule, asdict(Rule()))}) for task, rule in rules.items()
             }
-            # A file from before ME was referred by a rule of its own does so at even odds.
+            # Files written before ME had a referral rule of its own refer it from 0.5 on.
             thresholds.setdefault("referable_me", default_thresholds()["referable_me"])
-            # A file from before the surround was made black keeps it.
+            # Graphs exported before the surround was blackened keep it.
             prep = {"surround": "kept", **_like(body.pop("preprocessing"), asdict(Preprocessing()))}
             prep["mean"], prep["std"] = tuple(prep["mean"]), tuple(prep["std"])
             grades, labels = tuple(body.pop("dr_grades")), tuple(body.pop("me_labels"))
@@ -229,24 +245,24 @@ class Contract:
 
 @dataclass(frozen=True)
 class Decision:
-    """What one photograph's probabilities amount to, by the rules of a contract."""
+    """What a contract's rules make of one photograph's probabilities."""
 
     dr_grade: int
     """Original grade."""
     me_risk: int
     """0 or 1."""
     referable: bool
-    """Whether DR is referable (by default: grade 2 or worse at even odds)."""
+    """Whether DR is referable (by default: grade 2 or worse with a probability of at least 0.5)."""
     referable_prob: float
     """Summed probability of the referable grades, in [0, 1]."""
     referable_me: bool
-    """Whether the macular-edema risk is to be referred (by default: at even odds)."""
+    """Whether the macular edema risk is referable (by default: from a probability of 0.5)."""
 
 
 def decide(contract: Contract, dr_probs: NDArray[np.floating], me_probs: NDArray[np.floating]) -> Decision:
-    """Apply the contract's rules to one photograph: dr_probs (K,) and me_probs (2,), in [0, 1]."""
+    """Apply the contract's rules to one photograph's probabilities, dr_probs (K,) and me_probs (2,), in [0, 1]."""
     referable_from = contract.referable_from
-    # In double, as other programs compare: of float32, NumPy would round the threshold.
+    # In double precision, as the programs in examples/ compare: with a float32, NumPy would round the threshold.
     referable_prob = sum(float(p) for p, g in zip(dr_probs, contract.dr_grades, strict=True) if g >= referable_from)
     me_prob = float(me_probs[1])
     me_rule = contract.thresholds["me"]
@@ -266,7 +282,7 @@ def _expect(what: str, holds: bool, expected: object, found: object) -> None:
 
 
 def _like(found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
-    """What an object holds under known keys: a later version may have added others."""
+    """The entries of an object under known keys: a later version may have added others."""
     return {key: value for key, value in found.items() if key in known}
 
 

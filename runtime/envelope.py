@@ -1,6 +1,6 @@
-"""What surrounds every answer of the service: whose name it goes by, its headers, and a line in the log.
+"""What surrounds every answer of the service: the check of the host name, response headers, and a line in the log.
 
-The log has no file name, no address and no path but the service's own: nothing in it can point at a patient.
+The log has no file name, no client address and no path but the service's own: nothing in it can identify a patient.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from .upload import Limits
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
-    # Two policies hold where there are two: this one adds what the page's own, in its <meta>, cannot say.
+    # Browsers enforce several policies together: this one adds to the page's own what a <meta> element cannot state.
     "content-security-policy": "frame-ancestors 'none'",
-    # With these a browser gives the page threads in WebAssembly.
+    # Cross-origin isolation, without which a browser gives the page no threads in WebAssembly.
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-embedder-policy": "require-corp",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-cache",
 }
 DRAINED = 4
-"""Of a refused body, how many times the allowed size is still read, so that the client gets to read why."""
+"""How much of a refused body is still read, as a multiple of the allowed size, so that the client reads the reason."""
 CLIENT_GONE = 499
-"""In the log alone: the client left before it was answered."""
+"""Status that appears only in the log: the client left before it was answered."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,24 +42,25 @@ class Entry:
     """A request's line in the log."""
 
     id: str = field(default_factory=lambda: secrets.token_hex(6))
+    """Also sent as the header ``x-request-id``."""
     method: str = ""
     route: str = "other"
-    """The service's own path; ``other`` for any that it does not have: what a client asks for may hold a name."""
+    """One of the service's own paths; ``other`` for any other path, which might contain a patient's name."""
     status: int = CLIENT_GONE
     received: int = 0
-    """Bytes."""
+    """Bytes of the body."""
     photographs: int = 0
     unreadable: int = 0
 
 
 class Envelope:
-    """An ASGI application around the service's."""
+    """An ASGI middleware around the service's application."""
 
     def __init__(self, app: ASGIApp, limits: Limits, hosts: Collection[str] | None = None) -> None:
-        """Wrap ``app``; ``hosts`` are the names it may be asked for by, None: any.
+        """Wrap ``app``; ``hosts`` are the names accepted in the Host header, None: any.
 
-        A service on the loopback address that answers to any name could be read by a page of another site, whose
-        name was made to point there.
+        A service on the loopback address that answers to any name could be read by another site's page whose name
+        was made to resolve to that address (DNS rebinding).
         """
         self._app = app
         self._limits = limits
@@ -92,7 +93,8 @@ class Envelope:
                 entry.status = message["status"]
                 own = {**HEADERS, "x-request-id": entry.id}
                 if unread and not waits:
-                    # A client reads the answer when it has sent all: closed on before that, it would never see it.
+                    # Many clients read the answer only after sending the whole body: if the connection were closed
+                    # before that, they would never see it.
                     with suppress(TimeoutError):
                         await asyncio.wait_for(drain(), self._limits.seconds)
                 if unread:
@@ -115,6 +117,6 @@ class Envelope:
 
 
 def _host(header: bytes) -> str:
-    """The name in a Host header, without its port."""
+    """The lower-case name in a Host header, without its port."""
     text = header.decode("latin-1").lower()
     return text.partition("]")[0] + "]" if text.startswith("[") else text.partition(":")[0]

@@ -1,12 +1,12 @@
-"""Everything that retina-edge refuses, as one small tree.
+"""The exceptions of retina-edge, in one hierarchy.
 
-RetinaError                 the root: what every command turns into a message and an exit code that is not 0
-├── PictureError            a file that is not a photograph we can read
+RetinaError                 the root: every command turns it into a message and a non-zero exit code
+├── PictureError            a file that is not a readable photograph
 ├── AnnotationError         annotations that cannot be trained on or compared with
-├── ModelFileError          an ONNX file that does not keep the contract, or a checkpoint that is not ours
-├── ParityError             an exported file that does not answer as its source does
-├── OutputError             a place that cannot be written
-├── NonFiniteLossError      training whose loss is no longer a number
+├── ModelFileError          a model file that does not keep the contract, or a checkpoint that is not ours
+├── ParityError             an exported file whose answers differ from its source's
+├── OutputError             an output that cannot be written
+├── NonFiniteLossError      training whose loss is no longer finite
 ├── MissingExtraError       a command whose optional libraries are not installed
 └── UsageError              options that contradict each other or the data
 
@@ -19,16 +19,16 @@ import importlib.util
 
 
 class RetinaError(Exception):
-    """Root of every error that a user can cause and mend."""
+    """Root of every error that a user can cause and fix."""
 
 
 class PictureError(RetinaError):
-    """A file that is not a photograph we can read."""
+    """A file that is not a readable photograph."""
 
     def __init__(self, message: str, reason: str | None = None) -> None:
         super().__init__(message)
         self.reason = message if reason is None else reason
-        """The message without the file's name, for a row that names the file already."""
+        """The message without the file's name, for a table row, which already names the file."""
 
 
 class AnnotationError(RetinaError):
@@ -40,15 +40,15 @@ class ModelFileError(RetinaError):
 
 
 class ParityError(RetinaError):
-    """An exported file that does not answer as its source does."""
+    """An exported file whose answers differ from its source's by more than the tolerance."""
 
 
 class OutputError(RetinaError):
-    """A place that cannot be written."""
+    """An output file or folder that cannot be written."""
 
 
 class NonFiniteLossError(RetinaError):
-    """Training whose loss is no longer a number, with the files of the batch."""
+    """Training whose loss is no longer finite; the message names the files of the batch."""
 
 
 class MissingExtraError(RetinaError):
@@ -60,7 +60,7 @@ class UsageError(RetinaError):
 
 
 def require_extra(extra: str, *modules: str) -> None:
-    """Raise MissingExtraError, naming the pip line to run, unless all ``modules`` are installed."""
+    """Raise MissingExtraError with the pip command to run, unless all ``modules`` are installed."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         hint = (

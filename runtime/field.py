@@ -1,8 +1,9 @@
 """Where the network's square lies on a photograph, and where the photograph is lit: for drawing maps on it.
 
-Nothing here decides a prediction: the framing that the network sees is train/framing.py, and travels inside the model
-file. A map lives in that framed square, so drawing it needs the way back to the photograph. ``Field.find`` is the numpy
-twin of framing's ``lit_box``; tests/test_overlay.py holds the two together on real and drawn photographs.
+Nothing here affects a prediction: the framing that the network sees is train/framing.py, and travels inside the model
+file. A map is in coordinates of that framed square, so drawing it needs the way back to the photograph. ``Field.find``
+is the numpy counterpart of framing's ``lit_box``; tests/test_overlay.py checks that the two agree on real and drawn
+photographs.
 """
 
 from __future__ import annotations
@@ -16,32 +17,33 @@ from PIL import Image
 from .contract import Preprocessing
 
 LIT_FROM, LIT_TO = 15.0, 25.0
-"""Grey levels between which a pixel goes from dark to lit, so half-lit at 20 of 255: above the black of a camera's
-border with its JPEG noise, below the darkest retina. A ramp, not a step, keeps the edge continuous in the pixels."""
+"""Grey levels (of 255) between which a pixel goes from dark to lit, half-lit at 20: above a camera's black border with
+its JPEG noise, below the darkest retina. A ramp, not a step, keeps the edge a continuous function of the pixels."""
 LIT_SHARE = 0.02
-"""A row or column belongs to the field when this share of it is lit."""
+"""A row or column belongs to the field if at least this share of it is lit."""
 CELLS = 64
-"""The field is told from its surround on a coarse grid of this many cells a side, where grain averages out."""
+"""The field is separated from its surround on a coarse grid of this many cells a side, where noise averages out."""
 DARKEST_LEVEL = 20.0
-"""Grey levels: a photograph's level, the mean brightness with each cell counting by its own, is not taken to be lower,
-so that the noise of a black photograph is not a field."""
+"""Lower limit, in grey levels, of a photograph's level (its mean brightness, with each cell weighted by its own
+brightness), so that the noise of a black photograph does not pass for a field."""
 ABOVE_SURROUND = 0.2
-"""A cell is half field this share of the way from the darkest cell up to the level: below the rim of a field that is
-lit from one side."""
+"""A cell counts as half field at this share of the way from the darkest cell up to the level: low enough for the dark
+rim of a field that is lit from one side."""
 SURROUND_AT_MOST = 0.35
-"""Share of the level above which nothing is surround, so that a photograph that shows retina alone keeps all of it."""
+"""A cell brighter than this share of the level is never surround, so that a photograph of nothing but retina keeps all
+of it."""
 FIELD_RAMP = 0.1
 """Share of the level over which a cell goes from surround to field."""
 CAPTION_CELLS = 7
-"""What is narrower than this many cells is no field: captions, dates, the mark at the edge."""
+"""Anything narrower than this many cells is not field: captions, dates, the mark at the edge."""
 
 
 @dataclass(frozen=True)
 class Field:
     """Where a photograph is lit, and the rectangle of it that the network sees.
 
-    Edges are in shares of the photograph's width and height, so that they hold at every resolution; they may lie
-    outside [0, 1], where the network sees black beyond the photograph.
+    The edges are fractions of the photograph's width and height, so that they hold at every resolution. They may lie
+    outside [0, 1]: beyond the photograph the network sees black.
     """
 
     left: float
@@ -49,15 +51,15 @@ class Field:
     right: float
     bottom: float
     lit: NDArray[np.float32]
-    """(M, M) in [0, 1] on the photograph squashed to a square: the lit field, its dark vessels and haemorrhages
-    included."""
+    """(M, M) float32 in [0, 1], over the photograph squashed to a square: the lit field, including its dark vessels and
+    haemorrhages. M is ``Preprocessing.intermediate_size``."""
 
     @classmethod
     def find(cls, photograph: NDArray[np.uint8] | Image.Image, preprocessing: Preprocessing) -> Field:
-        """Find it on a photograph: (H, W, 3) uint8 RGB, or a Pillow image in RGB.
+        """Find the field on a photograph: (H, W, 3) uint8 RGB, or a Pillow image in RGB.
 
-        The edges are right to about a pixel of the intermediate square that the framing looks at, because Pillow
-        rounds to grey levels.
+        The edges agree with the graph's to about a pixel of the intermediate square, because Pillow rounds to whole
+        grey levels.
         """
         image = photograph if isinstance(photograph, Image.Image) else Image.fromarray(photograph)
         width, height = image.size
@@ -78,13 +80,13 @@ class Field:
 
 
 def _brightest(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W) in [0, 255]: each pixel's brightest channel."""
-    # Channel by channel: numpy's maximum over an axis of three takes twenty times as long.
+    """Each pixel's brightest channel: (H, W) float32 in [0, 255]."""
+    # Channel by channel: numpy's maximum over an axis of length three takes twenty times as long.
     return np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2]).astype(np.float32)
 
 
 def _field_mask(brightest: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(M, M) in [0, 1], the twin of framing's ``field_mask``."""
+    """(M, M) in [0, 1], the counterpart of framing's ``field_mask``."""
     cells = _resized(brightest, CELLS)
     level = max(float(np.square(cells).sum()) / max(float(cells.sum()), 1.0), DARKEST_LEVEL)
     dark = float(cells.min())
@@ -101,14 +103,14 @@ def _resized(grid: NDArray[np.float32], side: int) -> NDArray[np.float32]:
 
 
 def _most_around(grid: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """The maximum over a square of ``width`` cells around each cell of (M, M); there is nothing, 0, beyond the edge."""
+    """The maximum over a square of ``width`` cells around each cell of (M, M), padded with zeros beyond the edge."""
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(grid, width // 2), (width, width))
     most: NDArray[np.float32] = windows.max(axis=(2, 3))
     return most
 
 
 def _between_lit(lit: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Fill what lies between lit pixels both in its row and in its column."""
+    """Fill every pixel that lies between lit pixels both in its row and in its column."""
     rows, columns = (
         np.minimum(np.maximum.accumulate(lit, axis), np.flip(np.maximum.accumulate(np.flip(lit, axis), axis), axis))
         for axis in (1, 0)
@@ -118,7 +120,7 @@ def _between_lit(lit: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _lit_box(lit: NDArray[np.float32]) -> tuple[float, float, float, float]:
-    """Left, right, top and bottom edge in shares of the width or height; everything where nothing is lit."""
+    """Left, right, top and bottom edge as fractions of the width or height; the whole picture if nothing is lit."""
     columns, rows = lit.mean(axis=0), lit.mean(axis=1)
     if columns.max() < LIT_SHARE or rows.max() < LIT_SHARE:
         return 0.0, 1.0, 0.0, 1.0
@@ -126,7 +128,7 @@ def _lit_box(lit: NDArray[np.float32]) -> tuple[float, float, float, float]:
 
 
 def _first_lit(profile: NDArray[np.float32]) -> float:
-    """Where (M,) lit shares first reach LIT_SHARE, in [0, 1], interpolated between neighbours."""
+    """Where the (M,) lit shares first reach LIT_SHARE, in [0, 1], interpolated between neighbours."""
     first = int(np.argmax(profile >= LIT_SHARE))
     before, here = float(profile[first - 1]) if first else 0.0, float(profile[first])
     back = (here - LIT_SHARE) / max(here - before, 1e-6)

@@ -1,4 +1,4 @@
-"""Which files of a folder are photographs to score or to train on, by their endings, in one order."""
+"""Lists the photographs of a folder to score or to train on, recognised by their endings, in a fixed order."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ class Listing:
 
     root: Path
     names: tuple[str, ...]
-    """Photographs, relative to ``root`` with ``/``, sorted by code point. A name that is not UTF-8 holds surrogates
-    (PEP 383), so that ``root / name`` always opens the file."""
+    """Photographs, relative to ``root`` and separated by ``/``, sorted by code point. Bytes of a name that are not
+    UTF-8 are kept as surrogates (PEP 383), so that ``root / name`` always opens the file."""
     ignored: int
-    """Files left out because of their ending, or because they are hidden."""
+    """Number of files left out because of their ending, or because they are hidden."""
     folders: tuple[Path, ...] = ()
-    """What was searched: the folders named, not those below them."""
+    """The folders that were named and searched, without their subfolders."""
 
 
 def gather(arguments: Sequence[str]) -> Listing:
-    """What the arguments of a command name.
+    """List the photographs that the arguments of a command name.
 
     One folder: its photographs, named relative to it. Otherwise folders, files of any ending, and lists of paths
     (``@FILE``, or ``-`` for standard input; one per line, or separated by NUL), all named as given. A photograph that
-    is not there is listed as well, for its row to say so.
+    does not exist is listed too, so that its row says so.
 
     Raises:
-        UsageError: nothing to list, a folder or list that cannot be read, or an argument that names nothing: the only
-            one, or one without a photograph's ending, as a mistyped folder is.
+        UsageError: a folder or list cannot be read, or an argument does not exist and is either the only one or has no
+            photograph's ending (probably a mistyped folder).
     """
     if len(arguments) == 1 and os.path.isdir(arguments[0]):
         return find_pictures(Path(arguments[0]))
@@ -55,7 +55,7 @@ def gather(arguments: Sequence[str]) -> Listing:
             name = Path(path).as_posix()
             if os.path.isdir(path):
                 below = find_pictures(Path(path))
-                # As Path has it: "./eye.jpg" and "eye.jpg" are one photograph.
+                # Normalised by Path: "./eye.jpg" and "eye.jpg" are the same photograph.
                 names.update(inner if name == "." else f"{name.rstrip('/')}/{inner}" for inner in below.names)
                 folders.append(Path(path))
                 ignored += below.ignored
@@ -65,15 +65,15 @@ def gather(arguments: Sequence[str]) -> Listing:
 
 
 def is_picture(name: str) -> bool:
-    """Whether the ending, in any case, is that of a format that picture.decode reads."""
+    """Whether the ending, ignoring case, is that of a format that picture.decode reads."""
     return os.path.splitext(name)[1].lower() in ENDINGS  # noqa: PTH122 - pathlib is slow over 10^5 names
 
 
 def find_pictures(root: Path) -> Listing:
-    """List the photographs under ``root``, sub-folders included; hidden files and folders are left out.
+    """List the photographs under ``root``, subfolders included; hidden files and folders are left out.
 
-    Every real folder is visited once: a link to a folder is followed only where the folder is not reached without it,
-    so loops end and nothing is scored twice. A sub-folder that may not be read is an error, never a silent gap.
+    Every real folder is visited once. A link to a folder is followed only if the folder is not reached otherwise, so
+    that loops end and nothing is scored twice. An unreadable subfolder is an error, never a silent gap.
 
     Raises:
         UsageError: ``root`` is not a folder, or a folder in it cannot be listed.
@@ -106,14 +106,17 @@ def find_pictures(root: Path) -> Listing:
         except FileNotFoundError:
             if not folder:
                 raise UsageError(f"{root}: expected a folder, found nothing there") from None
-            # A sub-folder that vanished while the list was made: what it held is gone as well.
+            # A subfolder that was removed while the list was made: its files are gone as well.
         except OSError as err:
             raise UsageError(f"{root / folder}: expected a folder that can be listed, found: {err.strerror}") from None
     return Listing(root, tuple(sorted(names)), ignored, (root,))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """A link in a circle, or to where one may not look, is none; by its ending, its row will say what it is."""
+    """Whether it is a folder; a circular link, or one to a place without permission, is listed by its ending instead.
+
+    Then its row states the reason.
+    """
     try:
         return entry.is_dir()
     except OSError:
@@ -131,6 +134,6 @@ def _listed(argument: str) -> list[str]:
         try:
             return [line for line in content.decode("utf-16").splitlines() if line.strip()]
         except UnicodeDecodeError:
-            raise UsageError(f"{argument}: expected a list in UTF-8 or UTF-16, found neither; write it anew") from None
+            raise UsageError(f"{argument}: expected a list in UTF-8 or UTF-16, found neither; save it again") from None
     lines = content.split(b"\0") if b"\0" in content else content.removeprefix(codecs.BOM_UTF8).splitlines()
     return [os.fsdecode(line) for line in lines if line.strip()]

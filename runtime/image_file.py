@@ -1,4 +1,4 @@
-"""Write a picture to a file: JPEG or PNG by the ending, whole or not at all."""
+"""Write a picture to a file, as JPEG or PNG according to its ending, atomically."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .png import encode_png
 ImageFormat = Literal["jpeg", "png"]
 ENDING_OF: dict[ImageFormat, str] = {"jpeg": ".jpg", "png": ".png"}
 QUALITY = 92
-"""Of JPEG: a second time at this quality a photograph of 12 megapixels keeps a PSNR of 45 dB and more, in a tenth of
-PNG's bytes and an eighth of its time."""
+"""JPEG quality. A photograph of 12 megapixels that is encoded again at this quality keeps a PSNR of at least 45 dB, in
+a tenth of PNG's bytes and an eighth of its time."""
 
 
 def write_image(path: Path, image: Image.Image) -> None:
-    """Write an RGB image under its ending, ``.jpg`` or ``.png``.
+    """Write an RGB image in the format of its ending, ``.jpg`` or ``.png``.
 
     Raises:
-        OutputError: the folder cannot be written, the disk is full, or more than 65,500 pixels a side for JPEG.
+        OutputError: the folder is not writable, the disk is full, or a JPEG would exceed 65,500 pixels a side.
     """
     if path.suffix == ENDING_OF["png"]:
         write_atomically(path, lambda temporary: temporary.write_bytes(encode_png(np.asarray(image))))

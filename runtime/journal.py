@@ -1,4 +1,4 @@
-"""What has been scored so far, kept beside the table, so that a run killed at any moment can go on."""
+"""What has been scored so far, kept beside the table, so that a run killed at any moment can continue."""
 
 from __future__ import annotations
 
@@ -15,39 +15,41 @@ from .model import Prediction
 from .table import Row
 
 FORMAT = 2
+"""Part of what the rows depend on: journals of another format are discarded."""
 ENDING = ".journal"
-"""After the name of the table that it is kept beside."""
+"""Appended to the name of the table."""
 SYNC_SECONDS = 2.0
-"""A process killed loses nothing; a machine without power at most the rows of this time."""
+"""Interval between syncs to disk. A killed process loses no row; a power cut, at most the rows of this interval."""
 
 Stamp = tuple[int, int, int]
-"""Size in bytes, time of the last change of the content and of the file's entry, in nanoseconds."""
+"""A file's size in bytes, and the times in nanoseconds of its last change of content (mtime) and metadata (ctime)."""
 
 
 class Journal:
-    """A file of JSON lines: first what the rows depend on, then one row per line as they are scored."""
+    """A file of JSON lines: first what the rows depend on, then one line per row, in the order they were scored."""
 
     def __init__(self, path: Path, depends_on: Mapping[str, Any], *, resume: bool = True) -> None:
-        """Open the journal, taking over its rows where they depend on the same things.
+        """Open the journal and take over its rows if they depend on the same things.
 
         Args:
-            path: the file; made where there is none.
-            depends_on: all that decides a row besides the photograph: model, options, versions. JSON values only.
-            resume: False forgets what is there.
+            path: the file; created if it does not exist.
+            depends_on: everything that determines a row besides the photograph: model, options, versions. JSON values
+                only.
+            resume: False discards existing rows.
 
         Raises:
-            OutputError: it cannot be written, or another process is writing it.
+            OutputError: the file cannot be written, or another process is writing it.
         """
         self.path = path
         self.changed: list[str] = []
-        """What differs from the journal found, whose rows were therefore dropped."""
+        """Keys of ``depends_on`` that differ from the existing journal's, whose rows were therefore discarded."""
         self._rows: dict[str, tuple[Stamp, Row]] = {}
         head = {"format": FORMAT, **depends_on}
         try:
-            # Unbuffered: a row is with the system once written, and a full disk is told here and not at the end.
+            # Unbuffered, so that a written row survives the process, and a full disk is noticed at once.
             self._file = path.open("ab", buffering=0)
             try:
-                # Two runs that write one table would tear each other's rows.
+                # Two runs writing the same table would interleave their rows.
                 lock(
                     self._file.fileno(),
                     f"{path}: another retina-score is writing this table; wait for it, or name another --out",
@@ -64,19 +66,22 @@ class Journal:
         self._synced = time.monotonic()
 
     def __len__(self) -> int:
-        """Rows taken over from an earlier run."""
+        """Number of rows taken over from an earlier run."""
         return len(self._rows)
 
     def row(self, name: str, stamp: Stamp | None) -> Row | None:
-        """The row of an earlier run, if the file has not changed since. A failure is not kept: it may have mended."""
+        """The row of an earlier run, or None if there is none or the file has changed since.
+
+        Failures are not kept, because their cause may have gone.
+        """
         known_stamp, row = self._rows.get(name, (None, None))
         return row if stamp is not None and known_stamp == stamp else None
 
     def add(self, row: Row, stamp: Stamp | None) -> None:
-        """Write down a row.
+        """Append a row; a failed one, or one without a stamp, is not kept.
 
         Raises:
-            OutputError: the disk is full, or the folder has gone.
+            OutputError: the disk is full, or the folder was removed.
         """
         if row.prediction is None or stamp is None:
             return
@@ -90,14 +95,14 @@ class Journal:
         except OSError as err:
             raise OutputError(
                 f"{self.path}: cannot be written: {err.strerror}. What was scored so far is kept there: make room and "
-                "give the same command again."
+                "run the same command again."
             ) from None
 
     def close(self) -> None:
         self._file.close()
 
     def discard(self) -> None:
-        """Remove the file: the table is complete."""
+        """Remove the file, once the table is complete."""
         self._file.close()
         self.path.unlink(missing_ok=True)
 
@@ -107,11 +112,11 @@ class Journal:
             left = left[self._file.write(left) or 0 :]
 
     def _read(self, head: Mapping[str, Any]) -> int:
-        """Take over the rows; returns how many bytes of the file are sound."""
+        """Take over the rows; returns the length in bytes of the intact part of the file."""
         sound = 0
         with self.path.open("rb") as file:
             for line in file:
-                # A kill or a power cut tears the last line, nothing before it.
+                # A killed process or a power cut leaves only the last line incomplete.
                 entry = _entry(line)
                 if entry is None:
                     break
@@ -122,7 +127,7 @@ class Journal:
                 else:
                     try:
                         row, stamp = _row(entry)
-                    except (KeyError, TypeError, ValueError, AttributeError):  # whole, but none of ours
+                    except (KeyError, TypeError, ValueError, AttributeError):  # valid JSON, but not a row of ours
                         break
                     self._rows[row.name] = stamp, row
                 sound += len(line)
@@ -130,7 +135,7 @@ class Journal:
 
 
 def stamp(path: Path) -> Stamp | None:
-    """What tells that a file has changed; None where there is none."""
+    """Size and times by which a change of the file is noticed; None if it does not exist or cannot be examined."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -155,17 +160,20 @@ def _row(entry: dict[str, Any]) -> tuple[Row, Stamp]:
 
 
 def lock(descriptor: int, refusal: str, *, alone: bool = False) -> None:
-    """Keep a file that is open for writing until it is closed.
+    """Lock a file that is open for writing, until it is closed; without ``fcntl`` (Windows) this does nothing.
 
-    ``alone``: not shared with processes forked since, which may outlive this one where it is killed; but within one
-    process, it keeps nobody out.
+    Args:
+        descriptor: of the open file.
+        refusal: message of the error.
+        alone: take a POSIX record lock, which child processes do not inherit, since a forked process may outlive this
+            one when it is killed. Such a lock does not exclude other users of the file within the same process.
 
     Raises:
-        OutputError: with ``refusal``, where another process keeps it.
+        OutputError: with ``refusal`` if another process holds the lock.
     """
     try:
         import fcntl
-    except ImportError:  # Windows refuses to rename or remove an open file, which ends the second run as well
+    except ImportError:  # Windows refuses to rename or remove an open file, which stops a second run as well
         return
     try:
         (fcntl.lockf if alone else fcntl.flock)(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

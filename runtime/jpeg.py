@@ -1,9 +1,9 @@
-"""What is wrong with a JPEG that its decoder keeps to itself.
+"""Faults of a JPEG file that its decoder does not report.
 
-Zeros are what a copy leaves where it was broken off, and a rescue where a disk's sector could not be read. libjpeg
-decodes them as if they were data, or fills what it misses with grey, and at most warns; Pillow hands no warning on. Of
-pictures in several passes only a missing end is found: there zeros may be data anywhere. Nor are zeros that may be data
-found where they lie between two restarts.
+An interrupted copy leaves zeros at its end, and disk recovery leaves zeros in place of each unreadable sector. libjpeg
+decodes them as if they were data, or fills missing data with grey, and at most warns; Pillow does not pass warnings on.
+In pictures of several passes (progressive, for example) only a missing end is found, because zeros may be valid data
+anywhere in them. Zeros that may be valid data are not found either where they lie between two restart markers.
 """
 
 from __future__ import annotations
@@ -15,35 +15,42 @@ from typing import BinaryIO
 from PIL import JpegImagePlugin
 
 _CHUNK = 1 << 20
-"""Bytes that are searched at a time."""
+"""Bytes read and searched at a time."""
 _NO_DATA = 64
-"""Zeros in a row that no picture has whose code for zeros does not end a block: each block would be 63 equal waves."""
+"""Length of a run of zero bytes that is damage if the all-zeros Huffman code does not mean end of block: in an intact
+picture each block in it would have 63 equal coefficients."""
 _SECTOR = 448
-"""Zeros in a row where they are blocks of one colour: all but what may belong to the data around a sector of 512."""
+"""Length of a run of zero bytes that is suspicious if zeros can be data (blocks of one colour): a sector of 512 bytes,
+less a margin at its ends."""
 _TAIL = 64
-"""Bytes at the end of the data without which no sound picture is whole."""
+"""Bytes at the end of the data without which no intact picture is complete."""
 _MOST_SCANS = 500
-"""Sound pictures have about ten. A scan of a hundred bytes goes over all blocks, and takes 30 ms of 100 megapixels."""
+"""Intact pictures have about ten. A scan of only a hundred bytes still visits every block, which takes 30 ms for 100
+megapixels."""
 
 # Markers and symbols of ITU T.81: B.1.1.3, F.1.2.2.1.
 _BASELINE, _PROGRESSIVE, _HUFFMAN_TABLES, _START_OF_SCAN = 0xC0, 0xC2, 0xC4, 0xDA
 _END_OF_IMAGE, _RESTARTS = b"\xff\xd9", re.compile(rb"\xff([\xd0-\xd7])")
 _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
-"""Its length has to be that of its components, B.2.3: without which bytes of other kinds would be taken for scans."""
+"""Start of a scan with the header length for its 1 to 4 components (B.2.3), or other bytes would be taken for scans."""
 _AC_TABLE = 0x10
 _END_OF_BLOCK = 0x00
 
 
 def silent_fault(file: BinaryIO) -> str:
-    """Why a JPEG should not be decoded although its decoder would not mind; empty where nothing speaks against it."""
+    """Why a JPEG should not be decoded although its decoder would not complain; empty if there is no reason.
+
+    Args:
+        file: the whole JPEG file, seekable; its position is changed.
+    """
     if fault := endless_fault(file):
         return fault
     file.seek(2)
-    components = 0  # of a picture that comes in one pass
-    shortest: dict[int, int] = {}  # of each Huffman table: the symbol that a code of zeros alone stands for
+    components = 0  # of a sequential picture
+    shortest: dict[int, int] = {}  # Huffman table -> the symbol of its all-zeros code
     while len(marker := file.read(4)) == 4 and marker[0] == 0xFF:
         kind = marker[1]
-        # Over each segment at once: an embedded thumbnail has scans and an end of its own.
+        # Each segment is read as a whole, because a thumbnail embedded in one has scans and an end of its own.
         segment = file.read(max(int.from_bytes(marker[2:]) - 2, 0))
         try:
             if _BASELINE <= kind < _PROGRESSIVE:
@@ -56,14 +63,14 @@ def silent_fault(file: BinaryIO) -> str:
                 return _scan_fault(file, one_pass=one_pass, may_be_zeros=not one_pass or luma == _END_OF_BLOCK)
         except IndexError:
             break
-    return ""  # damaged in another way, which the decoder tells
+    return ""  # damaged in another way, which the decoder reports
 
 
 def endless_fault(file: BinaryIO) -> str:
-    """Whether a JPEG, or what has one in it, may have so many scans that its decoder would not end; else empty.
+    """Why a JPEG, or a file that contains one, may keep its decoder busy endlessly with scans; empty if it cannot.
 
-    They are counted wherever their bytes occur, since a file may be made so that its decoder reads another structure
-    than we do.
+    Scan headers are counted wherever their bytes occur, because a file can be crafted so that its decoder sees a
+    structure different from the one parsed here.
     """
     file.seek(0)
     count, last = 0, b""
@@ -74,7 +81,10 @@ def endless_fault(file: BinaryIO) -> str:
 
 
 def _shortest(segment: bytes) -> dict[int, int]:
-    """Of the tables that one segment defines: class and number, how many codes of 1 to 16 bits, their symbols."""
+    """The symbol of the all-zeros code of each table in a DHT segment, by the table's class and number.
+
+    Each table is a byte of class and number, 16 counts of codes by length in bits, and the symbols (T.81, B.2.4.2).
+    """
     symbols, at = {}, 0
     while at < len(segment):
         symbols[segment[at]] = segment[at + 17]
@@ -98,18 +108,22 @@ def _scan_fault(file: BinaryIO, *, one_pass: bool, may_be_zeros: bool) -> str:
 
 
 def _skips(file: BinaryIO, start: int, end: int) -> bool:
-    """Whether a scan's restarts, which are counted from 0 to 7 and again, are not all there."""
+    """Whether a scan lacks any of its restart markers, which are numbered cyclically from 0 to 7."""
     file.seek(start)
     return any(found[0] != 0xD0 + i % 8 for i, found in enumerate(_RESTARTS.findall(file.read(end - start))))
 
 
 def _is_short(file: BinaryIO, end: int) -> bool:
-    """Whether data are left over when the last block is there, since zeros are the shortest code of a block."""
+    """Whether the picture is complete even without its last bytes.
+
+    An all-zeros code is the shortest of a block, so zeroed bytes decode to more blocks than the bytes they replace, and
+    data are left over after the last block.
+    """
     file.seek(0)
     picture = JpegImagePlugin.JpegImageFile(io.BytesIO(file.read(end - _TAIL)))
     picture.draft(None, (1, 1))
     try:
         picture.load()
-    except Exception:  # noqa: BLE001 - as in picture.py; a fault that the decoder tells is none that it keeps to itself
+    except Exception:  # noqa: BLE001 - as in picture.py; a fault that the decoder reports is not ours to report
         return False
     return True

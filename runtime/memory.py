@@ -1,7 +1,7 @@
-"""What the C library's allocator is asked for, so that a long run needs no more than a picture or two a worker.
+"""Settings of the C library's allocator, so that a long run holds no more than a picture or two per worker.
 
-glibc keeps what is freed, in a heap of its own for every thread: decoding and scoring pictures of tens of megabytes
-would leave each worker's heap as large as its largest moment. Elsewhere both functions do nothing.
+glibc keeps freed memory in a separate heap for each thread: after decoding and scoring pictures of tens of megabytes,
+each worker's heap would stay at its peak size. With other C libraries both functions do nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ _M_ARENA_MAX = -8  # glibc's malloc.h
 
 
 def use_one_heap() -> None:
-    """Let all threads share one heap; for a program to call before it starts any, and not for a library."""
+    """Let all threads share one heap. For programs, before they start any thread; a library must not call it."""
     _ask("mallopt", _M_ARENA_MAX, 1)
 
 
 def hand_back() -> None:
-    """Return to the system what was freed."""
+    """Return freed memory to the operating system."""
     _ask("malloc_trim", 0)
 
 

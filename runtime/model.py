@@ -1,4 +1,4 @@
-"""Open a model file, hold it to its contract, and predict."""
+"""Open a model file, check it against its contract, and predict."""
 
 from __future__ import annotations
 
@@ -36,16 +36,18 @@ if TYPE_CHECKING:
 
 MODEL_NAME = "retina_multitask.onnx"
 INT8_NAME = "retina_multitask.int8.onnx"
-"""How retina-export calls what it writes: the first that is there is used."""
+"""Default names of retina-export's files; the first that exists is used."""
 RELEASED = Path(__file__).with_name("released.onnx")
 """The model that ships with the package."""
 
 DECODE_MARGIN = 1.8
-"""Sides of a scaled-down decode, as a multiple of the square that the graph resizes to: docs/scoring.md measures it."""
+"""Smallest side of a picture decoded at reduced size, as a multiple of the square that the graph first resizes it to;
+measured in docs/scoring.md."""
 
 CLOSE_CALL = 0.005
-"""A decision that a probability's change by this could turn is made on the whole picture. More than decoding at a half
-changes it on average (docs/scoring.md); what int8's own rounding adds, a second look would only round anew."""
+"""If a change of a probability by less than this would change a decision, the photograph is predicted again at full
+size. It is larger than the mean change that decoding at half size causes (docs/scoring.md). Changes due to int8's own
+rounding need no margin: a second prediction would only round differently."""
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Source: TypeAlias = "str | Path | Buffer | NDArray[np.uint8] | Image"
@@ -63,7 +65,7 @@ class Prediction:
     """What the model says about one photograph."""
 
     grade: int
-    """DR grade on the original scale."""
+    """DR grade on the original scale: one of ``Contract.dr_grades``."""
     dr_probs: Mapping[int, float]
     """Probability of each DR grade, in [0, 1], summing to 1."""
     me_risk: int
@@ -71,14 +73,14 @@ class Prediction:
     me_prob: float
     """Probability of macular edema risk, in [0, 1]."""
     referable: bool
-    """Whether DR is referable, by the rule in the contract (default: grade 2 or worse at even odds)."""
+    """Whether DR is referable, by the rule in the contract (default: grade 2 or worse from a probability of 0.5)."""
     referable_prob: float
     """Summed probability of the referable grades, in [0, 1]."""
     referable_me: bool
-    """Whether the ME risk is to be referred, by the rule in the contract (default: at even odds)."""
+    """Whether the ME risk is referable, by the rule in the contract (default: from a probability of 0.5)."""
     maps: Mapping[str, NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
-    """``dr`` and ``me``: Grad-CAM (h, w) float32 of the predicted class over the framed square, not scaled; None where
-    the file has none or they were not asked for."""
+    """Grad-CAM maps over the framed square, under the keys ``dr`` and ``me``: (h, w) float32, at least 0, in logits, of
+    the most probable class or the one asked for. None if the file has no maps or they were not requested."""
 
     @classmethod
     def of(
@@ -88,7 +90,7 @@ class Prediction:
         me_probs: NDArray[np.floating],
         maps: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> Prediction:
-        """By a contract's rules from one photograph's probabilities, (K,) and (2,)."""
+        """Apply a contract's rules to one photograph's probabilities, dr_probs (K,) and me_probs (2,)."""
         decision = decide(contract, dr_probs, me_probs)
         return cls(
             grade=decision.dr_grade,
@@ -109,7 +111,7 @@ class Scored:
     source: str | Path
     prediction: Prediction | None
     error: str | None
-    """Without the file's name."""
+    """Without the file's name; None if there is a prediction."""
 
 
 class RetinaModel:
@@ -117,8 +119,8 @@ class RetinaModel:
 
     Attributes:
         path: the file.
-        sha256: of its bytes, in hexadecimal.
-        contract: what it promises.
+        sha256: digest of its bytes, in hexadecimal.
+        contract: what the file promises.
     """
 
     def __init__(
@@ -127,15 +129,15 @@ class RetinaModel:
         """Open a model file.
 
         Args:
-            path: an ONNX file made by retina-export; None looks in the places of ``find_model``.
-            threads: threads within one prediction. Keep 1 where several photographs are scored at once.
+            path: an ONNX file made by retina-export; None: see ``find_model``.
+            threads: threads within one prediction. Keep 1 if several photographs are scored at once.
             provider: onnxruntime execution provider: ``cpu``, ``cuda``, ``openvino``, ``coreml``, ...
-            exact: decode every picture whole, where otherwise one much larger than the network's input is decoded at
-                a fraction of its size.
+            exact: decode every picture at full size. Otherwise pictures much larger than the network's input are
+                decoded at reduced size, which moves probabilities by less than 0.02 (docs/scoring.md).
 
         Raises:
-            ModelFileError: no such file, or one that does not keep the contract.
-            UsageError: the provider is not installed.
+            ModelFileError: the file cannot be read, does not match its ``.sha256`` file, or does not keep the contract.
+            UsageError: the provider is not installed or cannot be started.
         """
         self.path = find_model(path)
         content = _read(self.path)
@@ -149,10 +151,10 @@ class RetinaModel:
         self._at_least = None if exact else round(DECODE_MARGIN * self.contract.preprocessing.intermediate_size)
 
     def content(self) -> bytes:
-        """The bytes of the file, read again.
+        """Read the bytes of the file again.
 
         Raises:
-            ModelFileError: they are no longer those that were opened.
+            ModelFileError: the file cannot be read, or has changed since it was opened.
         """
         content = _read(self.path)
         found = hashlib.sha256(content).hexdigest()
@@ -163,19 +165,19 @@ class RetinaModel:
     def predict(self, source: Source, *, maps: bool = True) -> Prediction:
         """Predict for one photograph.
 
-        From a picture decoded at a fraction of its size, unless ``exact``; where that leaves a decision within
-        ``CLOSE_CALL`` of turning, again from the whole picture, so that what is decided hardly depends on it. One
-        picture at a time gets such a second look, and its memory is handed back.
+        Unless ``exact``, a large picture is decoded at reduced size. If a decision is then within ``CLOSE_CALL`` of
+        changing, it is predicted again at full size, so that decisions hardly depend on the reduction. To bound
+        memory, only one picture at a time is predicted again, and its memory is returned to the system.
 
         Args:
             source: a path, the bytes of a file in any buffer, decoded pixels (H, W, 3) uint8 RGB, or a Pillow image.
-            maps: whether to return the Grad-CAM maps, where the file has them.
+            maps: whether to return the Grad-CAM maps, if the file has them.
 
         Raises:
-            PictureError: not a photograph that can be read, or too large for the memory at hand.
-            MissingExtraError: a DICOM file without pydicom installed.
-            ModelFileError: the file answers with something that is no probability.
-            TypeError: a source of another kind.
+            PictureError: not a readable photograph, or too large for the available memory.
+            MissingExtraError: a DICOM file, but pydicom is not installed.
+            ModelFileError: the model's output is not finite.
+            TypeError: a source of another type.
         """
         pixels = self.decode(source)
         prediction = self.predict_pixels(pixels, maps=maps)
@@ -189,11 +191,11 @@ class RetinaModel:
             whole = _pixels(source, at_least=None)
             if whole.shape == scaled:
                 return prediction
-            memory.hand_back()  # what decoding took, before the graph takes its own
+            memory.hand_back()  # free what decoding used before the graph allocates
             return self.predict_pixels(whole, maps=maps, hand_back=True)
 
     def decode(self, source: Source) -> NDArray[np.uint8]:
-        """The pixels (H, W, 3) uint8 RGB that ``predict`` hands to the graph at first; errors as there."""
+        """The pixels (H, W, 3) uint8 RGB that ``predict`` first passes to the graph; raises the same errors."""
         return _pixels(source, at_least=self._at_least)
 
     def predict_pixels(
@@ -204,15 +206,19 @@ class RetinaModel:
         of: Mapping[Head, int] | None = None,
         hand_back: bool = False,
     ) -> Prediction:
-        """Predict for decoded pixels (H, W, 3) uint8 RGB, H and W at least 32.
+        """Predict for decoded pixels.
 
-        ``of`` names what a head's map shall explain where that is not the most probable answer: a DR grade, or 0 or 1
-        for the ME risk. ``hand_back`` returns the memory that a large picture took, which costs some time.
+        Args:
+            pixels: (H, W, 3) uint8 RGB, H and W at least 32.
+            maps: whether to return the Grad-CAM maps, if the file has them.
+            of: the class that a head's map should explain instead of the most probable one: a DR grade, or 0 or 1 for
+                the ME risk.
+            hand_back: return the memory that the graph used to the system afterwards, which costs some time.
 
         Raises:
-            PictureError: pixels of another shape or kind, or too many for the memory at hand.
-            UsageError: ``of`` names a grade or label that the model does not know.
-            ModelFileError: the file answers with something that is no probability.
+            PictureError: pixels of another shape or dtype, or too many for the available memory.
+            UsageError: ``of`` names a grade or label that the model does not have.
+            ModelFileError: the model's output is not finite.
         """
         for head, label in (of or {}).items():
             labels = self.contract.dr_grades if head == "dr" else (0, 1)
@@ -237,15 +243,26 @@ class RetinaModel:
         return Prediction.of(self.contract, dr, me, {"dr": outputs[2][0, grade], "me": outputs[3][0, label]})
 
     def score(self, paths: Iterable[str | Path], *, workers: int | None = None, maps: bool = False) -> Iterator[Scored]:
-        """Score many files, in the order given, as quickly as the usable cores allow.
+        """Score many files on several threads and yield the results in the order given.
 
-        ``paths`` is read only a little ahead and results are dropped once yielded, so memory does not depend on how
-        many there are. A file that cannot be read becomes a ``Scored`` with an error, and never stops the rest.
+        ``paths`` is read only a little ahead, and results are dropped once yielded, so memory does not depend on the
+        number of files. A file that cannot be read becomes a ``Scored`` with an error and does not stop the others.
+
+        Args:
+            paths: the files.
+            workers: photographs scored at once; None: the cores that this process may use.
+            maps: whether to return the Grad-CAM maps, if the file has them.
+
+        Raises:
+            ModelFileError: the model's output is not finite.
         """
         return ordered_map(lambda path: self.score_one(path, maps=maps), paths, workers or usable_cores())
 
     def score_one(self, source: str | Path | Buffer, *, maps: bool = False) -> Scored:
-        """A file, whatever it is: a path, or its bytes (then ``source`` of the result is empty)."""
+        """Score one file, given by its path or as bytes (the result's ``source`` is then empty).
+
+        An unreadable photograph, or a DICOM file without pydicom installed, becomes a ``Scored`` with an error.
+        """
         name = "" if isinstance(source, Buffer) else source
         try:
             return Scored(name, self.predict(source, maps=maps), None)
@@ -258,11 +275,11 @@ class RetinaModel:
 def find_model(path: str | Path | None = None, artifacts: str | Path | None = None) -> Path:
     """The model file to use: ``path``, else the export in ``artifacts``, else the one shipped in the package.
 
-    ``artifacts`` defaults to the environment variable RETINA_ARTIFACTS, else to ``artifacts`` in the working folder;
-    an fp32 export comes before an int8 one.
+    ``artifacts`` defaults to the environment variable RETINA_ARTIFACTS, else to ``artifacts`` in the working directory.
+    An fp32 export takes precedence over an int8 one. A given ``path`` is returned unchecked.
 
     Raises:
-        ModelFileError: there is none.
+        ModelFileError: there is none, or one of these places cannot be examined.
     """
     if path is not None:
         return Path(path)
@@ -273,7 +290,7 @@ def find_model(path: str | Path | None = None, artifacts: str | Path | None = No
                 return candidate
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except OSError as err:  # else another model would take its place
+        except OSError as err:  # do not silently fall back to another model
             raise ModelFileError(f"{candidate}: expected a model file or none, found: {err.strerror}") from None
     raise ModelFileError(
         f"{folder / MODEL_NAME}: expected a model file, found none, and none ships with this installation. Make one "
@@ -282,10 +299,10 @@ def find_model(path: str | Path | None = None, artifacts: str | Path | None = No
 
 
 def session_options(threads: int = 1) -> SessionOptions:
-    """How onnxruntime is set up wherever this project runs a model file, export's parity check included.
+    """The onnxruntime settings used wherever this project runs a model file, including export's parity check.
 
-    ``threads`` share the work of one prediction. Waiting threads sleep, since spinning ones would take the cores from
-    the photographs being decoded beside them.
+    ``threads`` share the work of one prediction. Idle threads sleep, because spinning ones would take cores away from
+    the photographs being decoded at the same time.
     """
     import onnxruntime as ort
 
@@ -295,9 +312,9 @@ def session_options(threads: int = 1) -> SessionOptions:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Memory plans are kept per input shape, and every photograph may have another: memory would grow with the folder.
+    # Memory plans are cached per input shape, and every photograph may have its own: memory would grow with the folder.
     options.enable_mem_pattern = False
-    options.log_severity_level = 4  # what matters comes as an exception
+    options.log_severity_level = 4  # fatal messages only: errors arrive as exceptions
     return options
 
 
@@ -320,10 +337,14 @@ def _read(path: Path) -> bytes:
 
 
 def check_digest(path: Path, found: str) -> None:
-    """Compare a file's sha256, in hexadecimal, with what stands in ``<file>.sha256`` beside it, if anything does.
+    """Compare a file's sha256 with the digest in ``<file>.sha256`` beside it, if there is such a file.
+
+    Args:
+        path: the model file.
+        found: the sha256 of its bytes, in lower-case hexadecimal.
 
     Raises:
-        ModelFileError: they differ.
+        ModelFileError: they differ, or the digest cannot be read.
     """
     beside = path.with_name(path.name + ".sha256")
     if not beside.is_file():
@@ -341,8 +362,9 @@ def check_digest(path: Path, found: str) -> None:
 
 
 def _check_single_file(path: Path, content: bytes) -> None:
-    # An external tensor names its file under the key "location": the protobuf bytes of that key, which cannot be met
-    # in text, nor but by a chance of 2^-80 in weights. onnxruntime would look for that file in the working folder.
+    # An external tensor names its file under the key "location". These are the protobuf bytes of that key: they cannot
+    # occur in text, and in weights only with a probability of 2^-80. onnxruntime would look for the named file in the
+    # working directory.
     if b"\x0a\x08location\x12" in content:
         raise ModelFileError(f"{path}: expected a single file, found weights kept in another one. Export it again.")
 
@@ -351,7 +373,7 @@ def _open(path: Path, content: bytes, threads: int, provider: str) -> InferenceS
     import onnxruntime as ort
 
     available = {name.removesuffix("ExecutionProvider").lower(): name for name in ort.get_available_providers()}
-    available.pop("azure", None)  # in every build, and no place to run a model in: it calls a service elsewhere
+    available.pop("azure", None)  # in every build, but it calls a remote service instead of running the model here
     key = provider.lower().removesuffix("executionprovider")
     if key not in available:
         package = _PROVIDER_PACKAGES.get(key)
@@ -377,7 +399,7 @@ def _contract(path: Path, session: InferenceSession) -> Contract:
 
 
 def _check_graph(path: Path, session: InferenceSession, contract: Contract) -> None:
-    """Names, then types, then shapes: a number where the contract has one, and no fixed size of the input."""
+    """Check names, types and shapes of inputs and outputs: output sizes as in the contract, and no fixed input size."""
 
     def expect(what: str, expected: list[Any], found: list[Any]) -> None:
         if expected != found:
@@ -385,7 +407,7 @@ def _check_graph(path: Path, session: InferenceSession, contract: Contract) -> N
 
     inputs, outputs = session.get_inputs(), session.get_outputs()
     expect("inputs", [INPUT_NAME], [node.name for node in inputs])
-    # Further outputs may come without another schema.
+    # A later version may add outputs without raising the schema.
     promised = [node for node in outputs if node.name in contract.output_names]
     if contract.output_names != [node.name for node in promised]:
         expect("outputs", contract.output_names, [node.name for node in outputs])
@@ -418,7 +440,10 @@ def _pixels(source: Source, at_least: int | None) -> NDArray[np.uint8]:
 
 
 def is_close_call(contract: Contract, prediction: Prediction) -> bool:
-    """Whether a change of CLOSE_CALL in a probability, or in the lead of the first grade, could turn a decision."""
+    """Whether a change of less than CLOSE_CALL could change a decision.
+
+    That is a change in a probability, or in the difference between the two most probable DR grades.
+    """
     second, first = sorted(prediction.dr_probs.values())[-2:]
     me, referable_me, referable_dr = (
         contract.thresholds[task].level for task in ("me", "referable_me", "referable_dr")

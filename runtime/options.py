@@ -1,4 +1,4 @@
-"""The options of every command that opens a model file, and what they open."""
+"""The options shared by every command that opens a model file, and the opening itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OPTIONS = (
         "--verify",
         type=click.Path(path_type=Path),
         metavar="KEY",
-        help="Take only a model signed by the holder of this public key (PEM); see retina-export --sign.",
+        help="Accept only a model signed with the private key of this public key (PEM); see retina-export --sign.",
     ),
     click.option(
         "--workers",
@@ -51,7 +51,7 @@ _OPTIONS = (
     click.option(
         "--exact",
         is_flag=True,
-        help="Decode every picture whole. Slower on camera originals; moves probabilities by less than 0.02.",
+        help="Decode every picture at full size. Slower on camera originals; moves probabilities by less than 0.02.",
     ),
 )
 
@@ -64,10 +64,10 @@ def model_options(command: Command) -> Command:
 
 
 def open_model(model: Path | None, artifacts: str, verify: Path | None, provider: str, *, exact: bool) -> RetinaModel:
-    """Open the model that these options name, once its signature has been verified.
+    """Open the model that these options name, after verifying its signature if ``verify`` is given.
 
     Raises:
-        RetinaError: none there, not signed by this key, or not to be opened: see RetinaModel.
+        RetinaError: see ``find_model``, ``signature.verify`` and ``RetinaModel``.
     """
     from .model import RetinaModel, find_model
 

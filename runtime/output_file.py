@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written atomically: whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .errors import OutputError
 
 
 def require_place(out: Path, inputs: Iterable[Path] = ()) -> None:
-    """Say before the work starts that a file cannot be written, or would take the place of one that is to be read.
+    """Check before any work that ``out`` can be written without overwriting an input; creates its folder.
 
     Raises:
-        OutputError: its folder cannot be made or written, or ``out`` is a folder or one of ``inputs``.
+        OutputError: its folder cannot be created or is not writable, or ``out`` is a folder or one of ``inputs``.
     """
     if any(path.exists() and out.exists() and path.samefile(out) for path in inputs):
         raise OutputError(f"{out}: expected a file to write, found one that is to be read; name another --out")
@@ -24,16 +24,16 @@ def require_place(out: Path, inputs: Iterable[Path] = ()) -> None:
     except OSError as err:
         raise OutputError(f"{out}: cannot be written: {err.strerror or err}") from None
     if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise OutputError(f"{out}: cannot be written: expected a file's name in a folder that can be written")
+        raise OutputError(f"{out}: cannot be written: expected the name of a file in a writable folder")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it: whole or not at all.
+    """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``; creates the folder.
 
     Raises:
-        OutputError: the folder cannot be written or the disk is full.
+        OutputError: the folder is not writable or the disk is full.
     """
-    # Of a fixed length: a name that just fits has no room for an ending.
+    # A name of fixed length, because a name of the maximum length has no room for a suffix.
     temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,13 +42,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as err:
         raise OutputError(f"{path}: cannot be written: {err.strerror or err}") from err
     finally:
-        with contextlib.suppress(OSError):  # where it could not be written, it may not be removed either
+        with contextlib.suppress(OSError):  # it was renamed or never created, or cannot be removed either
             temporary.unlink()
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Likewise text, in UTF-8, its lines ended alike on every system; of a name, what UTF-8 cannot hold is written with
-    backslashes.
+    """Write text atomically as UTF-8, with the same line ends on every system.
+
+    Surrogates from a file name that is not UTF-8 are written as backslash escapes.
+
+    Raises:
+        OutputError: as ``write_atomically``.
     """
     body = text.encode("utf-8", "backslashreplace")
     write_atomically(path, lambda temporary: temporary.write_bytes(body))

@@ -1,8 +1,8 @@
-"""Draw a Grad-CAM map on its photograph: colours that everybody can tell apart, the retina still readable beneath.
+"""Draw a Grad-CAM map on its photograph: in colours that everybody can tell apart, with the retina visible beneath.
 
-The colours run from transparent over blue to near-white, along the axis that the common colour blindnesses keep (blue
-against the retina's orange) and with lightness that only rises, so that print in grey keeps the order. White lines
-surround what reaches half of the scale. Nothing is drawn outside the lit field.
+The colours run from transparent through blue to near-white. People with the common colour blindnesses can tell blue
+from the retina's orange, and lightness only increases, so that a greyscale print keeps the order. White lines outline
+the regions that reach half of the scale. Nothing is drawn outside the lit field.
 """
 
 from __future__ import annotations
@@ -25,30 +25,32 @@ if TYPE_CHECKING:
     from .model import Prediction
 
 BLANK_BELOW = 0.01
-"""Logits: a map whose cells add up to less moves a probability by less than 0.25 percentage points; it is drawn blank,
-since stretching it to the whole colour scale would show noise as a finding."""
+"""In logits. A map whose cells sum to less moves a probability by less than 0.25 percentage points. It is drawn blank,
+because stretching it over the whole colour scale would make noise look like a finding."""
 
 _ANCHORS = ((0.0, (0, 30, 150)), (0.4, (10, 90, 240)), (0.75, (60, 205, 255)), (1.0, (250, 255, 255)))
-"""Share of the scale and RGB: dark blue, blue, light blue, near-white."""
+"""Position on the scale and RGB: dark blue, blue, light blue, near-white."""
 _CLEAR_BELOW, _OPAQUE_FROM, _MOST_OPAQUE = 0.1, 0.6, 0.5
+"""Positions on the scale up to which nothing is painted and from which opacity is greatest, and that opacity."""
 _CANVAS = 768
-"""Longest side in pixels on which a map is painted before it is enlarged: 12 cells a side need no more."""
+"""Longest side in pixels of the canvas on which a map is painted before it is enlarged: enough for 12 cells a side."""
 _TILE = 256
-"""Side in pixels of the squares in which a photograph is painted."""
+"""Side in pixels of the tiles in which a photograph is painted."""
 LINE_AT = 0.5
+"""Share of the scale that the white lines outline."""
 
 
 @dataclass(frozen=True)
 class HeadMap:
-    """One head's answer about one photograph, and the map of where it comes from."""
+    """One head's Grad-CAM map of one photograph, and the answer that it explains."""
 
     head: Head
     values: NDArray[np.float32]
-    """(h, w), from 0 up, in logits."""
+    """(h, w) float32 over the framed square, at least 0, in logits."""
     target: int
-    """What the map explains: a DR grade, or 0 or 1 for the ME risk."""
+    """The class that the map explains: a DR grade, or 0 or 1 for the ME risk."""
     probability: float
-    """Of the target, in [0, 1]."""
+    """Probability of the target, in [0, 1]."""
 
     @property
     def is_blank(self) -> bool:
@@ -56,12 +58,12 @@ class HeadMap:
 
     @property
     def peak(self) -> float:
-        """The largest value in logits."""
+        """The largest value, in logits."""
         return float(self.values.max())
 
 
 def colours() -> NDArray[np.uint8]:
-    """(256, 4) RGBA of the colour scale, from nothing to its top."""
+    """The colour scale from 0 to its top: (256, 4) uint8 RGBA, alpha not premultiplied."""
     at = np.linspace(0.0, 1.0, 256)
     stops = [stop for stop, _ in _ANCHORS]
     channels = [np.interp(at, stops, [rgb[c] for _, rgb in _ANCHORS]) for c in range(3)]
@@ -70,7 +72,7 @@ def colours() -> NDArray[np.uint8]:
 
 
 def head_maps(prediction: Prediction) -> dict[Head, HeadMap]:
-    """The maps of a prediction, each with what it explains: the most probable grade and label; none if it has none."""
+    """The maps of a prediction, each with its target, the most probable grade or label; empty if it has no maps."""
     probs: dict[Head, Mapping[int, float]] = {
         "dr": prediction.dr_probs,
         "me": {0: 1.0 - prediction.me_prob, 1: prediction.me_prob},
@@ -93,12 +95,15 @@ def write_overlays(
     """Draw each map on a photograph and write it as ``<base>_dr.jpg``, ``<base>_me.jpg``.
 
     Args:
-        base: where, without the ending.
-        photograph: RGB at its own size.
+        base: the path that the names begin with.
+        photograph: RGB, full size.
         field: of this photograph.
         maps: for example ``head_maps(prediction).values()``.
-        image_format: JPEG, or PNG where every pixel counts.
-        tops: see ``draw``; by head.
+        image_format: ``jpeg``, or ``png`` where every pixel matters.
+        tops: for each head, the value in logits at the top of the scale; see ``draw``.
+
+    Returns:
+        the files written, in the order of ``maps``.
 
     Raises:
         OutputError: as ``write_image``.
@@ -116,24 +121,24 @@ def write_overlays(
 
 
 def overlay_path(base: Path, head: Head, image_format: ImageFormat = "jpeg") -> Path:
-    """Where the overlay of a head is, by what all names of a photograph's overlays begin with."""
+    """The file of a head's overlay; ``base`` is the path that the names of a photograph's overlays begin with."""
     return base.with_name(f"{base.name}_{head}{ENDING_OF[image_format]}")
 
 
 def place(values: NDArray[np.float32], field: Field, size: tuple[int, int]) -> NDArray[np.float32]:
-    """A map (h, w) of the framed square, laid on the photograph: bilinear between cells, 0 outside the lit field.
+    """Resample a map of the framed square to the photograph: bilinear between cells, 0 outside the lit field.
 
     Args:
-        values: (h, w).
+        values: (h, w) float32.
         field: of the photograph.
-        size: width and height in pixels to lay it out in, any multiple of the photograph's.
+        size: width and height in pixels of the result, the photograph's at any scale.
 
     Returns:
         (height, width) float32, in the unit of ``values``.
     """
     rows, columns = values.shape
     across, down = field.right - field.left, field.bottom - field.top
-    # The whole photograph's edges in cells of the map.
+    # The photograph's edges in cells of the map: left, upper, right, lower.
     extent = (
         -field.left / across * columns, -field.top / down * rows,
         (1 - field.left) / across * columns, (1 - field.top) / down * rows,
@@ -145,7 +150,7 @@ def place(values: NDArray[np.float32], field: Field, size: tuple[int, int]) -> N
 
 
 def peak_at(head_map: HeadMap, field: Field, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Where a map is largest, x and y in pixels of a photograph of this width and height; None for a blank map."""
+    """Where a map is largest on a photograph of this width and height: (x, y) in pixels; None for a blank map."""
     if head_map.is_blank:
         return None
     canvas = _canvas(size, _CANVAS // 2)
@@ -155,14 +160,14 @@ def peak_at(head_map: HeadMap, field: Field, size: tuple[int, int]) -> tuple[int
 
 
 def draw(photograph: Image.Image, head_map: HeadMap, field: Field, top: float | None = None) -> Image.Image:
-    """The photograph with the map on it, at the photograph's own size.
+    """A copy of the photograph, at its full size, with the map drawn on it.
 
     Args:
-        photograph: RGB, left as it is.
-        head_map: what to draw; a blank one changes nothing.
+        photograph: RGB; it is not modified.
+        head_map: the map to draw; a blank one changes nothing.
         field: of this photograph.
-        top: the value in logits that gets the last colour, for a scale shared between photographs; None: the map's own
-            maximum.
+        top: the value in logits at the top of the colour scale, to share a scale between photographs; None: the map's
+            own maximum.
     """
     drawn = photograph.copy()
     _paint(drawn, head_map, field, top)
@@ -170,7 +175,7 @@ def draw(photograph: Image.Image, head_map: HeadMap, field: Field, top: float | 
 
 
 def _paint(photograph: Image.Image, head_map: HeadMap, field: Field, top: float | None) -> None:
-    """Draw on the photograph itself; see ``draw``."""
+    """Draw on the photograph in place; see ``draw``."""
     if head_map.is_blank:
         return
     canvas = _canvas(photograph.size, _CANVAS)
@@ -178,10 +183,10 @@ def _paint(photograph: Image.Image, head_map: HeadMap, field: Field, top: float 
     level = (255 * np.clip(placed, 0.0, 1.0)).round().astype(np.uint8)
     painted = colours()[level]  # (H, W, 4)
     painted[_outline(level >= round(255 * LINE_AT))] = 255
-    # Multiplied by its opacity ("RGBa"), so that all four channels are enlarged at once.
+    # Premultiplied alpha ("RGBa"), as interpolation needs, so that all four channels can be enlarged in one pass.
     paint = Image.fromarray(painted).convert("RGBa")
     opacity = paint.getchannel("a")
-    # Most of a photograph is not painted: only the tiles that change are enlarged.
+    # Most of a photograph is not painted, so only the tiles that change are enlarged.
     sx, sy = photograph.width / canvas[0], photograph.height / canvas[1]
     for left, right in pairwise(range(0, photograph.width + _TILE, _TILE)):
         for upper, lower in pairwise(range(0, photograph.height + _TILE, _TILE)):
@@ -195,9 +200,9 @@ def _paint(photograph: Image.Image, head_map: HeadMap, field: Field, top: float 
 
 
 def _enlarged(paint: Image.Image, size: tuple[int, int], area: tuple[float, float, float, float]) -> Image.Image:
-    """Part of the canvas at a tile's size; where that is much larger, its last doubling is in squares of 2 x 2.
+    """Part of the canvas, enlarged to a tile's size; the last doubling of a large enlargement repeats pixels 2 x 2.
 
-    Nobody sees those in colours this smooth, and a camera's original is drawn in half the time.
+    In colours this smooth it is not visible, and a camera original is drawn in half the time.
     """
     if size[0] < 2 * (area[2] - area[0]):
         return paint.resize(size, Image.Resampling.BILINEAR, area)
@@ -211,7 +216,7 @@ def _canvas(size: tuple[int, int], longest: int) -> tuple[int, int]:
 
 
 def _outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(H, W): the pixels of a region that touch its outside."""
+    """The pixels of a region (H, W) that have one of their four neighbours outside it."""
     padded = np.pad(inside, 1, mode="edge")
     core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     outline: NDArray[np.bool_] = inside & ~core

@@ -1,4 +1,4 @@
-"""One picture a photograph for people: the original beside its maps, the answers in words, and the colour scale."""
+"""One summary picture per photograph: the original beside its maps, the answers in words, and the colour scale."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TILE = 560
 _GAP, _HEADER, _CAPTION, _FOOTER = 20, 62, 66, 92
 _INK, _GREY, _PAPER = (24, 28, 34), (96, 104, 112), (255, 255, 255)
 _RETINA = (150, 72, 34)
-"""A middling retina: the scale is shown as it looks on the photograph."""
+"""RGB of an average retina, under the colour scale, so that it looks as on the photograph."""
 GRADE_NAMES = ("no retinopathy", "mild", "moderate", "severe", "proliferative")
-"""Of the grades 0 to 4 of the International Clinical Diabetic Retinopathy scale (Wilkinson et al., 2003)."""
+"""Names of the grades 0 to 4 of the International Clinical Diabetic Retinopathy scale (Wilkinson et al., 2003)."""
 NOTE = "For research and demonstration, not for clinical use. A map shows what moved the model, not where lesions are."
 
 
@@ -30,7 +30,7 @@ def in_words(head: Head, value: int) -> str:
 
 
 def percent(probability: float) -> str:
-    """A probability for people, who should never read that a model is certain."""
+    """A probability as a percentage, never "0%" or "100%", so that no reader takes the model to be certain."""
     return ">99%" if probability > 0.99 else "<1%" if probability < 0.01 else f"{probability:.0%}"
 
 
@@ -42,15 +42,16 @@ def draw_panel(
     field: Field,
     tops: Mapping[Head, float] | None = None,
 ) -> Image.Image:
-    """Original and maps side by side, cut to the part that the network sees.
+    """The original and its maps side by side, cropped to the part that the network sees, as an RGB image.
 
     Args:
         photograph: RGB.
-        name: for the header.
+        name: for the header; long names are shortened.
         decision: the model's answers.
-        maps: for each head that was explained.
+        maps: one for each head that was explained.
         field: of this photograph.
-        tops: the values in logits that get the last colour, where the scale is shared between photographs.
+        tops: for each head, the value in logits at the top of the scale, if it is shared between photographs; None:
+            each map's own maximum.
     """
     seen = (
         max(0, round(field.left * photograph.width)), max(0, round(field.top * photograph.height)),
@@ -59,7 +60,7 @@ def draw_panel(
     )  # fmt: skip
     factor = TILE / max(seen[2] - seen[0], seen[3] - seen[1])
     size = (max(1, round((seen[2] - seen[0]) * factor)), max(1, round((seen[3] - seen[1]) * factor)))
-    # By whole factors first, which is quick, then smoothly.
+    # By an integer factor first, which is quick, then smoothly.
     whole = max(1, int(1 / factor))
     tile = photograph.reduce(whole, seen).resize(size, Image.Resampling.BICUBIC)
     tile_field = _cut(field, seen, photograph.size)
@@ -105,7 +106,7 @@ def _caption(panel: Image.Image, at: tuple[int, int], head_map: HeadMap, top: fl
 
 
 def _cut(field: Field, box: tuple[int, int, int, int], size: tuple[int, int]) -> Field:
-    """The field in shares of a cut-out of its photograph."""
+    """The field as fractions of a crop (``box``, in pixels) of its photograph of this ``size``."""
     left, top, right, bottom = box
     across, down = (right - left) / size[0], (bottom - top) / size[1]
     x, y = left / size[0], top / size[1]

@@ -1,4 +1,4 @@
-"""File or bytes to pixels: the only decoder in the project, so that training and scoring see the same picture."""
+"""The project's only image decoder, from a file or its bytes to pixels: training and scoring see the same picture."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .errors import PictureError, RetinaError, require_extra
 from .jpeg import endless_fault, silent_fault
 
 MAX_PIXELS = 100_000_000
-"""Largest height x width, from the header: a few times the largest fundus camera, and 300 MB decoded."""
+"""Largest height x width, checked in the header: a few times that of the largest fundus camera, 300 MB when decoded."""
 MAX_BYTES = 1 << 30
-"""Largest file: some formats are read whole before their header can be trusted."""
+"""Largest file in bytes: some formats are read whole before their header can be trusted."""
 
 _STRIP = 256
-"""Rows that are copied from Pillow at a time."""
+"""Rows copied from Pillow at a time."""
 
 _log = logging.getLogger(__name__)
 
 _JPEG = b"\xff\xd8\xff"
-# Opened by their first bytes and not by Image.open, whose limit on pixels is a global of the process that warns where
-# ours must refuse, and which would start Ghostscript for an .eps file called .jpg.
+# Formats are recognised by their first bytes instead of by Image.open, whose limit on pixels is a process-wide setting
+# that only warns where this decoder must refuse, and which would run Ghostscript on an .eps file named .jpg.
 _OPENERS: tuple[tuple[str, Callable[[bytes], bool], type[ImageFile]], ...] = (
     ("JPEG", lambda head: head.startswith(_JPEG), JpegImagePlugin.JpegImageFile),
     ("PNG", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
@@ -47,7 +47,7 @@ _OPENERS: tuple[tuple[str, Callable[[bytes], bool], type[ImageFile]], ...] = (
 )
 _DICOM_MAGIC = slice(128, 132)
 _DICOM_TAG = 12
-"""Bytes before compressed pixels: group, element, kind, two reserved, length."""
+"""Bytes before encapsulated pixel data: group, element, value representation, two reserved bytes, length."""
 
 _ORIENTATION_TAG, _TILE_WIDTH, _TILE_LENGTH = 0x0112, 0x0142, 0x0143
 _UPRIGHT = {
@@ -64,38 +64,40 @@ _UPRIGHT = {
 def decode(source: str | Path | bytes, *, at_least: int | None = None) -> NDArray[np.uint8]:
     """Decode a photograph: JPEG, PNG, TIFF, BMP, WebP, JPEG 2000, and DICOM with the extra ``dicom``.
 
-    EXIF orientation is applied; the first frame is taken; 16 bits per sample are rounded to 8, but of colour outside
-    DICOM Pillow keeps the high byte; grayscale, palette and CMYK become RGB; colour profiles are not applied.
-    Transparent parts become black, which is what surrounds the lit field of a fundus photograph anyway.
+    EXIF orientation is applied. Of several frames the first is taken. 16 bits per sample are rounded to 8, except for
+    colour outside DICOM, of which Pillow keeps the high byte. Greyscale, palette and CMYK become RGB. Colour profiles
+    are not applied. Transparent parts become black, like the surround of a fundus photograph's lit field.
 
-    Thread-safe, and changes none of Pillow's settings.
+    Thread-safe; changes none of Pillow's settings.
 
     Args:
         source: a path, or the bytes of a file.
-        at_least: where given, a picture larger than this on both sides may come back smaller by a whole factor, each
-            side still at least this many pixels: JPEG's scaled decoding where it can, else the mean of squares.
+        at_least: if given, a picture whose sides are both larger than this may be reduced by an integer factor, as long
+            as each side keeps at least this many pixels: by JPEG's scaled decoding if possible, else by the mean over
+            blocks of pixels. None: full size.
 
     Returns:
         (H, W, 3) uint8 RGB, H and W at least 32, contiguous and writable.
 
     Raises:
-        PictureError: not such a file, cut short, damaged, below 32 px on a side or above 100 megapixels.
-        MissingExtraError: a DICOM file without pydicom installed.
+        PictureError: not a file of these formats, cut short, damaged, larger than 1 GiB, below 32 pixels a side, above
+            100 megapixels, or too large for the available memory.
+        MissingExtraError: a DICOM file, but pydicom is not installed.
     """
     return _array(load(source, at_least=at_least), "picture" if isinstance(source, bytes) else os.fsdecode(source))
 
 
 def load(source: str | Path | bytes, *, at_least: int | None = None) -> Image.Image:
-    """The same picture as ``decode``, with the same errors, as a Pillow image in RGB.
+    """Like ``decode``, with the same errors, but returns a Pillow image in RGB.
 
-    For who draws on it: copying 12 megapixels into an array takes longer than decoding them.
+    For callers that draw on it: copying 12 megapixels into an array takes longer than decoding them.
     """
     if isinstance(source, bytes):
         return _load_file(io.BytesIO(source), "picture", at_least)
     name = os.fsdecode(source)
     try:
-        status = os.stat(name)  # noqa: PTH116 - as quick as it gets: once per file
-        # A named pipe or a device would never end.
+        status = os.stat(name)  # noqa: PTH116 - faster than Path.stat, and called for every file
+        # Reading a named pipe or a device might never end.
         _require(stat.S_ISREG(status.st_mode), name, "expected a file, found something else")
         _require(status.st_size <= MAX_BYTES, name, f"expected at most {MAX_BYTES} bytes, found {status.st_size}")
         with open(name, "rb") as file:  # noqa: PTH123
@@ -107,12 +109,15 @@ def load(source: str | Path | bytes, *, at_least: int | None = None) -> Image.Im
 
 
 def from_image(image: Image.Image, name: str = "picture", *, at_least: int | None = None) -> NDArray[np.uint8]:
-    """Convert a Pillow image by the rules of ``decode``; same result and errors. It is loaded, else unchanged."""
+    """Convert a Pillow image by the rules of ``decode``, with the same result and errors.
+
+    The image is loaded but otherwise not modified; ``name`` stands for it in error messages.
+    """
     return _array(_upright(image, name, at_least), name)
 
 
 def _array(rgb: Image.Image, name: str) -> NDArray[np.uint8]:
-    # In strips that a cache holds: np.array(rgb) goes through a copy of the whole, in three times the time.
+    # In strips that fit a CPU cache: np.array(rgb) makes an additional copy of the whole and takes three times as long.
     width, height = rgb.size
     try:
         pixels = np.empty((height, width, 3), np.uint8)
@@ -139,7 +144,7 @@ def _upright(image: Image.Image, name: str, at_least: int | None) -> Image.Image
         raise
     except MemoryError:
         raise _too_large(name, *image.size) from None
-    except Exception as err:  # noqa: BLE001 - Pillow's formats let out anything on damaged files: KeyError, struct.error
+    except Exception as err:  # noqa: BLE001 - Pillow's plugins raise anything on damaged files: KeyError, struct.error
         raise _refusal(name, _reason(err)) from None
     _require_size(name, *rgb.size)
     return rgb
@@ -161,7 +166,7 @@ def _load_file(file: BinaryIO, name: str, at_least: int | None) -> Image.Image:
                 raise _refusal(name, f"damaged {label} file: {_reason(err)}") from None
             _require_size(name, *image.size)
             if isinstance(image, TiffImagePlugin.TiffImageFile):
-                # Decoded one by one and whole, however little of one the picture needs.
+                # Each tile is decoded as a whole, however small the picture's part of it is.
                 tile = image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_LENGTH, 0)
                 _require(tile[0] * tile[1] <= MAX_PIXELS, name, f"too large: found tiles of {tile[0]} x {tile[1]}")
             if at_least is not None:
@@ -173,14 +178,14 @@ def _load_file(file: BinaryIO, name: str, at_least: int | None) -> Image.Image:
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # PNG and JPEG 2000 fill 16 bits; TIFF says how many it uses.
+        # PNG and JPEG 2000 use all 16 bits; TIFF states how many it uses.
         tags = getattr(image, "tag_v2", {})
         grey = _to_8_bits(np.asarray(image), tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0])
-        # Of 8 bits Pillow turns it round itself.
+        # With 8 bits Pillow inverts such pictures itself.
         white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
         return Image.fromarray(255 - grey if white_is_zero else grey).convert("RGB")
     if image.mode in ("I", "F"):
-        # Their range is nowhere stated, and guessing it from the values would make a grade depend on the brightest dot.
+        # Their value range is not stated, and guessing it would make a grade depend on the brightest pixel.
         raise _refusal(name, "expected 8 or 16 unsigned bits per sample, found signed, 32-bit or floating-point ones")
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
@@ -191,7 +196,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001 - damaged EXIF beside sound pixels, in as many ways as there are cameras
+    except Exception:  # noqa: BLE001 - damaged EXIF beside intact pixels, in as many ways as there are cameras
         return 1
 
 
@@ -204,7 +209,8 @@ def _to_8_bits(samples: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
     """The first frame, (H, W) or (H, W, 3) uint8.
 
-    Only what describes the pixels is read; an error is told by its kind alone, since its text may quote the patient.
+    Only the attributes that describe the pixels are read. An error is reported only by its type, because its text may
+    quote the patient's data.
     """
     require_extra("dicom", "pydicom")
     from pydicom import dcmread
@@ -218,7 +224,7 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
     try:
         file.seek(_DICOM_MAGIC.stop)
         meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag.group != 2)
-        # It would be inflated whole before its header can be read, to a thousand times its size.
+        # A deflated data set is decompressed whole before its header can be read, to up to a thousand times its size.
         is_deflated = meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
         _require(not is_deflated, name, "expected DICOM that is not deflated as a whole")
         file.seek(0)
@@ -229,7 +235,7 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
         signed = bool(header.get("PixelRepresentation", 0))
     except PictureError:
         raise
-    except Exception as err:  # noqa: BLE001 - pydicom, too, lets out anything on damaged files
+    except Exception as err:  # noqa: BLE001 - pydicom, too, raises anything on damaged files
         raise _refusal(name, f"damaged DICOM header or no picture in it ({type(err).__name__})") from None
     _require_size(name, width, height)
     known = colours in ("RGB", "MONOCHROME1", "MONOCHROME2", "YBR_RCT", "YBR_ICT") or colours.startswith("YBR_FULL")
@@ -276,5 +282,6 @@ def _too_large(name: str, width: int, height: int) -> PictureError:
 
 def _reason(err: Exception) -> str:
     text = str(err).split("\n", 1)[0][:120]
-    # How many bytes were left over depends on the decoder's buffers: a summary should count one reason once.
+    # The number of bytes left over, in brackets, depends on the decoder's buffers: a summary should count equal reasons
+    # together.
     return text.split(" (", 1)[0] if text else type(err).__name__

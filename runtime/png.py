@@ -1,4 +1,4 @@
-"""Encode PNG quickly: an overlay of a camera original is 12 megapixels, and there are two for each photograph."""
+"""A fast PNG encoder: an overlay of a camera original is 12 megapixels, and each photograph has two."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _UP = 2
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """(H, W, 3) uint8 RGB -> the bytes of a PNG file (ISO/IEC 15948), lossless.
+    """Encode (H, W, 3) uint8 RGB as a PNG file (ISO/IEC 15948), losslessly; returns the file's bytes.
 
-    Every row is stored as its difference from the one above. Pillow tries five such filters on each row, which takes
-    three times as long and makes files of photographs no smaller.
+    Every row is stored as its difference from the one above (filter "Up"). Pillow tries five filters on each row, which
+    takes three times as long and makes the files of photographs no smaller.
     """
     height, width, _ = pixels.shape
     rows = pixels.reshape(height, width * 3)

@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, else a line every ten seconds."""
+"""The progress of a long command: a bar on a terminal, otherwise a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any, Protocol
 import click
 
 BAR_SECONDS, LINE_SECONDS = 0.1, 10.0
-"""How often the bar is drawn, and how often a line is written where there is no terminal for a bar."""
+"""Interval at which the bar is drawn, and at which a line is written without a terminal."""
 
 
 class Advance(Protocol):
-    """What is to be called after each step."""
+    """The function to call after each step."""
 
     def __call__(self, *, known: bool = False) -> None:
-        """``known``: the step took no time, and says nothing of those to come."""
+        """``known``: the step was already done and took no time, so it does not count for the rate."""
         ...
 
 
 @contextmanager
 def progress(total: int, label: str = "") -> Iterator[Advance]:
-    """Tell the progress of ``total`` steps on standard error, with their rate and the time left."""
+    """Report the progress of ``total`` steps on standard error, with their rate and the time left."""
     start = told = time.monotonic()
     done = quick = 0
     name = f"{label}: " if label else ""

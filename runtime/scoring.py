@@ -1,4 +1,4 @@
-"""A folder to ordered rows: on every core, resumable, in bounded memory."""
+"""Turns a folder into ordered rows: on every core, resumable, in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .table import PARTIAL, Row
 from .workers import ordered_map
 
 BYTES_PER_ROW = 600
-"""Room that a row takes in the journal and the table together, with a long name."""
+"""Disk space that a row takes in the journal and the table together, with a long name."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,21 @@ class _Outcome:
 def score_rows(
     model: RetinaModel, listing: Listing, journal: Journal, workers: int, overlays: Path | None = None
 ) -> Iterator[tuple[Row, bool]]:
-    """Yield each photograph's row in the order of the listing, and whether an earlier run had it already.
+    """Yield each photograph's row in the order of the listing, and whether it comes from an earlier run.
 
-    With ``overlays``, a folder, also draws where each answer comes from: see ``draw_overlays``.
+    With ``overlays``, a folder, also draws the Grad-CAM maps: see ``draw_overlays``.
 
-    Each worker decodes and predicts one photograph at a time on the shared session: as fast as batches where the
-    network takes most of the time, faster where decoding does, and nothing to tune.
+    Each worker decodes and predicts one photograph at a time on the shared session. That is as fast as batches if the
+    network takes most of the time, faster if decoding does, and leaves nothing to tune.
 
     Raises:
-        OutputError: the journal or an overlay cannot be written any more. What is there stays.
-        ModelFileError: the model answers with something that is no probability.
+        OutputError: the journal or an overlay can no longer be written. What was written so far is kept.
+        ModelFileError: the model's output is not finite.
     """
 
     def work(name: str) -> _Outcome:
         path = listing.root / name
-        # Taken before the file is read: a change in between is then noticed by the next run, not missed.
+        # Taken before the file is read, so that the next run notices a change in between.
         before = stamp(path)
         known = journal.row(name, before)
         if known is not None and (overlays is None or known.prediction is None or _is_drawn(overlays, name)):
@@ -62,7 +62,12 @@ def score_rows(
 
 
 def score_one(model: RetinaModel, name: str, path: Path, overlays: Path | None = None) -> Row:
-    """The row of one file, whatever it is."""
+    """The row of one file; for an unreadable one, with the reason instead of a prediction.
+
+    Raises:
+        OutputError: an overlay cannot be written.
+        ModelFileError: the model's output is not finite.
+    """
     try:
         prediction = model.predict(path, maps=overlays is not None)
         if overlays is not None:
@@ -75,32 +80,36 @@ def score_one(model: RetinaModel, name: str, path: Path, overlays: Path | None =
 
 
 def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: Path) -> None:
-    """Write ``<base>_dr.jpg`` and ``<base>_me.jpg``: the photograph at its own size with a prediction's maps on it.
+    """Write ``<base>_dr.jpg`` and ``<base>_me.jpg``: the photograph at full size with a prediction's maps drawn on it.
 
-    One that cannot be drawn under this name or in this format is logged, and the work goes on.
+    If the name is too long or the photograph too large for JPEG, this is logged and the work continues.
 
     Raises:
-        OutputError: the folder cannot be written or the disk is full.
+        PictureError, MissingExtraError: the photograph cannot be decoded.
+        OutputError: the folder is not writable or the disk is full.
     """
     from .field import Field
     from .overlay import head_maps, write_overlays
     from .picture import load
 
-    # Decoded whole once more: the prediction may have been made on fewer pixels.
+    # Decoded again at full size, because the prediction may have been made at reduced size.
     photograph = load(path)
     field = Field.find(photograph, model.contract.preprocessing)
     try:
         write_overlays(base, photograph, field, head_maps(prediction).values())
     except OutputError as err:
         why = err.__cause__
-        # Pillow's encoder, past 65,500 pixels a side, gives no number.
+        # Beyond 65,500 pixels a side Pillow's JPEG encoder raises an OSError without an errno.
         if not isinstance(why, OSError) or why.errno not in (None, errno.ENAMETOOLONG):
             raise
         logging.getLogger(__name__).warning("%s: overlays cannot be written: %s", base, why.strerror or why)
 
 
 def overlay_base(overlays: Path, name: str) -> Path:
-    """Where a photograph's overlays go, but for their ending: below ``overlays``, whatever its name leads to."""
+    """The path that the names of a photograph's overlays begin with.
+
+    It is always below ``overlays``, even if ``name`` is absolute or contains ``..``.
+    """
     path = Path(name)
     return overlays.joinpath(*("__" if part == ".." else part for part in path.relative_to(path.anchor).parts))
 
@@ -112,12 +121,12 @@ def _is_drawn(overlays: Path, name: str) -> bool:
 
 
 def require_maps(model: RetinaModel, listing: Listing, overlays: Path) -> None:
-    """Refuse, before any work, overlays that cannot be drawn or would be taken for photographs.
+    """Check before any work that overlays can be drawn and would not be taken for photographs; creates their folder.
 
     Raises:
-        UsageError: the model file has no maps, two photographs would have the same overlays, or their folder lies in
-            one that is scored.
-        OutputError: the folder cannot be made or written.
+        UsageError: the model file has no maps, two photographs would have the same overlays, or the folder of overlays
+            lies in one that is scored.
+        OutputError: the folder cannot be created or is not writable.
     """
     if not model.contract.explain:
         raise UsageError(
@@ -134,19 +143,21 @@ def require_maps(model: RetinaModel, listing: Listing, overlays: Path) -> None:
         other = base_of.setdefault(overlay_base(overlays, name), name)
         if other != name:
             raise UsageError(
-                f"--overlays {overlays}: {other} and {name} would be drawn into one file; score them apart"
+                f"--overlays {overlays}: {other} and {name} would be drawn into one file; score them separately"
             )
     try:
         overlays.mkdir(parents=True, exist_ok=True)
     except OSError as err:
-        raise OutputError(f"--overlays {overlays}: cannot be made: {err.strerror}") from None
+        raise OutputError(f"--overlays {overlays}: cannot be created: {err.strerror}") from None
     if not os.access(overlays, os.W_OK):
-        raise OutputError(f"--overlays {overlays}: expected a folder that can be written, found one that cannot")
+        raise OutputError(f"--overlays {overlays}: expected a writable folder, found one that is not")
 
 
 def depends_on(model: RetinaModel, *, exact: bool, provider: str, overlays: Path | None) -> dict[str, Any]:
-    """All that decides a row besides the photograph, and where it was drawn: the journal is dropped when any of it
-    changes, or a drawing of what the file was before would be taken for its own.
+    """Everything that determines a row besides the photograph, and the folder of overlays; JSON values.
+
+    The journal is discarded when any of it changes. The folder is included because otherwise a photograph that has
+    changed since could keep an overlay of its former content.
     """
     from importlib.metadata import version
 
@@ -161,13 +172,18 @@ def depends_on(model: RetinaModel, *, exact: bool, provider: str, overlays: Path
 
 
 def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
-    """Refuse an output that cannot be written or would take the place of what is read, before any work.
+    """Check before any work that the table can be written without overwriting an input.
 
-    What stands beside it until the table is complete (``*.journal``, ``*.partial``) must not take such a place either.
+    This includes the files beside it until the table is complete (``*.journal``, ``*.partial``).
+
+    Args:
+        out: the table.
+        rows: how many rows it will have, for the disk space needed.
+        inputs: files that will be read.
 
     Raises:
-        OutputError: no such folder, something else than a file in its place, one of ``inputs``, or less room than the
-            rows will take.
+        OutputError: the folder does not exist, something other than a file is in the table's place, one of ``inputs``
+            would be overwritten, or there is too little disk space.
     """
     if os.path.isdir(out):
         raise OutputError(f"{out}: expected a file to write, found a folder")

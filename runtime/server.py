@@ -23,9 +23,9 @@ from .options import model_options, open_model
 from .terminal import tell
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
-"""The names of this machine for itself, as they stand in an address."""
+"""The names by which this machine addresses itself, as they are written in a URL."""
 GRACE = 30
-"""Seconds that a stop waits for requests in work."""
+"""Seconds that a stop waits for requests in progress."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -38,7 +38,7 @@ GRACE = 30
     "--token-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Ask every caller for the token in this file (Authorization: Bearer TOKEN); also RETINA_TOKEN.",
+    help="Require the token in this file from every caller (Authorization: Bearer TOKEN); also RETINA_TOKEN.",
 )
 @click.option(
     "--queue",
@@ -46,7 +46,7 @@ GRACE = 30
     default=32,
     show_default=True,
     metavar="N",
-    help="Requests read, waiting or scored at once; further ones are answered 429.",
+    help="Requests being read, waiting or being scored at once; further ones are answered 429.",
 )
 @click.option(
     "--max-photographs",
@@ -54,7 +54,7 @@ GRACE = 30
     default=32,
     show_default=True,
     metavar="N",
-    help="Photographs in one request.",
+    help="Most photographs in one request.",
 )
 @click.option(
     "--max-mib",
@@ -62,7 +62,7 @@ GRACE = 30
     default=64,
     show_default=True,
     metavar="MIB",
-    help="Size of one request. Memory for bodies is bounded by twice this times --queue.",
+    help="Largest size of one request. Memory for request bodies is bounded by twice this times --queue.",
 )
 @click.option(
     "--page",
@@ -74,9 +74,9 @@ GRACE = 30
 def main(**options: Any) -> None:
     """Serve the model over HTTP: POST /score, GET /model, GET /health, and a page at / for people.
 
-    For software that would rather call than link. Listens on this machine alone unless told otherwise; another
-    address needs a token. A line of JSON per request on standard error, without file names or addresses. /openapi.json
-    describes it all. Ctrl-C or SIGTERM lets requests in work end first.
+    For software that would rather call a service than link a library. Listens only on this machine unless told
+    otherwise; any other address needs a token. Logs one line of JSON per request on standard error, without file names
+    or client addresses. /openapi.json describes it all. Ctrl-C or SIGTERM stops it once the requests in progress end.
 
     \b
     Examples:
@@ -121,7 +121,7 @@ def _serve(
     local = host in LOOPBACK or host == "::1"
     if token is None and not local:
         raise UsageError(
-            f"--host {host}: expected a token, since other machines can then ask, found none. "
+            f"--host {host}: expected a token, since other machines can reach this address, found none. "
             "Name a file that holds one (--token-file FILE), or set RETINA_TOKEN."
         )
     if not math.isfinite(max_mib):
@@ -149,7 +149,7 @@ def _serve(
     )
     log = _log_to_stderr()
     server = uvicorn.Server(config)
-    # Until uvicorn listens for them itself; when it has stopped gracefully it raises them once more, to no effect.
+    # Until uvicorn installs its own handlers. After a graceful stop it raises the signal again, to no effect here.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     address = listening.getsockname()
@@ -158,7 +158,7 @@ def _serve(
     log.info("started", extra={"fields": {"model": opened.sha256, "version": app.version, "port": address[1]}})
     server.run(sockets=[listening])
     log.info("stopped")
-    # The interpreter would wait for a picture that nobody waits for any more.
+    # The interpreter would wait for threads that still score photographs whose clients have left.
     if any(thread.name.startswith(WORKER) for thread in threading.enumerate()):
         os._exit(0)
 
@@ -174,22 +174,22 @@ def _token(file: Path | None) -> str | None:
             token = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as err:
             raise UsageError(f"{source}: expected a file with a token, found: {err}") from None
-    if token is not None and not (token := token.strip()):  # as a header is
+    if token is not None and not (token := token.strip()):  # as HTTP strips a header's value
         raise UsageError(f"{source}: expected a token, found none")
     if token is not None and not (token.isascii() and token.isprintable()):
-        raise UsageError(f"{source}: expected a token of ASCII letters, digits and signs, as a header can carry it")
+        raise UsageError(f"{source}: expected a token of printable ASCII characters, which an HTTP header can carry")
     return token
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket, so that an address in use is told before anything starts."""
+    """Open the listening socket, so that an address in use is reported before the service starts."""
     from .errors import UsageError
 
     name = host.strip("[]")
     try:
         family = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((name, port), family=family, backlog=512)
-    except (OSError, UnicodeError) as err:  # a name that is none cannot even be asked for
+    except (OSError, UnicodeError) as err:  # UnicodeError: an invalid name fails to encode before it is looked up
         raise UsageError(
             f"--host {host} --port {port}: expected an address to listen on, found: {getattr(err, 'strerror', err)}. "
             "Choose another (--port 0: any that is free)."
@@ -197,7 +197,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _log_to_stderr() -> logging.Logger:
-    """Our own lines and uvicorn's complaints, as JSON; other libraries may quote a file and are left out."""
+    """Log our own lines and uvicorn's warnings as JSON; other libraries are left out because they may quote a file."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     handler.addFilter(lambda line: line.name.startswith(("retina.", "uvicorn.")))
@@ -208,14 +208,17 @@ def _log_to_stderr() -> logging.Logger:
 
 
 class JsonLines(logging.Formatter):
-    """A line of the log as JSON. Of an exception only its kind and where it was raised: its text may quote a file."""
+    """Formats a log record as JSON.
+
+    Of an exception it has only the type and where it was raised, because its text may quote a file.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z"
         event, *traced = record.getMessage().strip().split("\n")
         line: dict[str, Any] = {"time": stamp, "level": record.levelname.lower(), "event": event}
         line |= getattr(record, "fields", {})
-        if event.startswith("Traceback") and traced:  # uvicorn's, with this machine's paths, in one message
+        if event.startswith("Traceback") and traced:  # uvicorn logs a whole traceback, with paths, as one message
             places = re.findall(r'File ".*?([^/\\"]+)", line (\d+)', "\n".join(traced))
             line |= {"event": "error", "error": traced[-1].split(":", 1)[0]}
             line["at"] = [f"{name}:{number}" for name, number in places[-8:]]

@@ -27,23 +27,23 @@ from .upload import FIELD, FORM, Limits, Photograph, read_photographs
 
 _HERE = Path(__file__).parent.parent
 WORKER = "retina-serve"
-"""What the threads that score are called."""
+"""Name prefix of the scoring threads."""
 PAGES = (_HERE / "browser", _HERE / "examples" / "browser")
-"""Where the browser page is: in an installed package, and in a checkout."""
+"""Folders where the browser page may be: in an installed package, and in a checkout."""
 WEB_RUNTIME = Path("node_modules", "onnxruntime-web", "dist")
-"""onnxruntime for browsers, below the page: there after ``npm ci``; without it the page scores through this service."""
+"""onnxruntime-web, below the page's folder. ``npm ci`` installs it; without it the page scores through this service."""
 _FILES_OF_THE_PAGE = (".html", ".css", ".js", ".svg")
 
 Result = TypeVar("Result")
 
 
 class Map(BaseModel):
-    """A Grad-CAM map of the predicted class over the framed square, not scaled."""
+    """A Grad-CAM map of the most probable class over the framed square."""
 
     target: int
-    """DR grade, or 0 or 1 for the ME risk."""
+    """The class that it explains: a DR grade, or 0 or 1 for the ME risk."""
     values: list[list[float]]
-    """(h, w), in logits."""
+    """(h, w), at least 0, in logits, rounded to six decimals."""
 
 
 class Maps(BaseModel):
@@ -55,7 +55,7 @@ class ScoredPhotograph(BaseModel):
     """A row of the table: a prediction, or the reason why there is none."""
 
     image: str
-    """The file's name as it was sent."""
+    """The file's name as it was sent; ``photograph`` if the body was the file itself."""
     status: Literal["ok", "error"]
     error: str
     dr_grade: int | None = None
@@ -69,7 +69,7 @@ class ScoredPhotograph(BaseModel):
 
 
 class Scores(BaseModel):
-    """What became of the photographs of one request, in the order sent."""
+    """The answers for the photographs of one request, in the order sent."""
 
     model: str
     """sha256 of the model file."""
@@ -83,15 +83,15 @@ class ModelFacts(BaseModel):
     package: str
     """Version of retina-edge."""
     contract: dict[str, Any]
-    """As it stands in the model file: labels, decision rules, preprocessing, provenance."""
+    """The contract in the model file: labels, decision rules, preprocessing, provenance."""
 
 
 class Health(BaseModel):
     status: Literal["ok"]
     requests: int
-    """In work now."""
+    """Requests in progress now."""
     capacity: int
-    """Requests in work at which further ones are answered 429."""
+    """Number of requests in progress at which further ones are answered 429."""
 
 
 class Problem(BaseModel):
@@ -101,7 +101,7 @@ class Problem(BaseModel):
 
 
 class Counter:
-    """A bounded number of places for requests in work; who finds none is sent away."""
+    """A bounded number of places for requests in progress; a request that finds none is answered 429."""
 
     def __init__(self, places: int) -> None:
         self.places = places
@@ -111,7 +111,7 @@ class Counter:
     def place(self) -> Iterator[None]:
         if self.taken >= self.places:
             raise HTTPException(
-                429, f"{self.taken} requests are in work already: try again in a moment", {"Retry-After": "1"}
+                429, f"{self.taken} requests are already in progress: try again in a moment", {"Retry-After": "1"}
             )
         self.taken += 1
         try:
@@ -133,12 +133,12 @@ def create_app(
     Args:
         model: shared by all workers.
         workers: photographs scored at once.
-        limits: what is taken in.
-        token: where given, whoever asks for the model or a score must send it: ``Authorization: Bearer TOKEN``.
+        limits: bounds on requests; None: the defaults.
+        token: if given, requests for the model or for scores must send it: ``Authorization: Bearer TOKEN``.
         page: folder of the browser page; None: the one that comes with this package.
 
     Raises:
-        ModelFileError: the model's file changed since it was opened.
+        ModelFileError: the model's file cannot be read, or has changed since it was opened.
     """
     limits = limits or Limits()
     counter = Counter(limits.requests)
@@ -157,7 +157,7 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
         responses=_refusals(421, 500),
-        # Their pages load scripts from another origin.
+        # These documentation pages load scripts from another origin.
         docs_url=None,
         redoc_url=None,
     )
@@ -169,10 +169,10 @@ def create_app(
 
     @app.get("/health")
     async def health() -> Health:
-        """Whether the service is up, and how busy."""
+        """Whether the service is up, and how busy it is."""
         return Health(status="ok", requests=counter.taken, capacity=counter.places)
 
-    # Kept, since the next export gives its path to another model.
+    # Kept in memory, because the next export may put another model at the same path.
     file = model.content()
     facts = ModelFacts(sha256=model.sha256, package=version("retina-edge"), contract=_as_json(model))
 
@@ -201,10 +201,10 @@ def create_app(
         openapi_extra={"requestBody": _body(limits)},
     )
     async def score(request: Request, maps: bool = False) -> Response:
-        """Score one photograph (its bytes as the body) or many (a form with a file each).
+        """Score one photograph (the body is its bytes) or many (a form with a file for each).
 
-        A photograph that cannot be read keeps its place, with the reason; 422 if that is so for all of them. With
-        ``maps``, Grad-CAM maps where the model file has them.
+        A photograph that cannot be read keeps its place, with the reason; the status is 422 if that is so for all of
+        them. With ``maps``, Grad-CAM maps are added if the model file has them.
         """
         entry = _entry(request)
         with counter.place():
@@ -222,7 +222,10 @@ def create_app(
 
 
 class _InPieces(Response):
-    """Handed over as the client takes it: the server would keep a copy of the whole for each that does not read."""
+    """A response sent in pieces, as fast as the client reads.
+
+    In one piece, the server would hold a copy of the whole for every client that does not read.
+    """
 
     async def __call__(self, _: Scope, __: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -250,12 +253,12 @@ def _score_one(model: RetinaModel, photograph: Photograph, maps: bool) -> dict[s
 
 
 async def _unless_gone(request: Request, work: asyncio.Future[list[Result]]) -> list[Result]:
-    """The result of work, which is dropped as soon as nobody waits for it any more.
+    """Wait for ``work``, but cancel it as soon as the client disconnects.
 
     Raises:
-        ClientDisconnect: nobody does.
+        ClientDisconnect: the client left before the result was ready.
     """
-    gone = asyncio.ensure_future(request.receive())  # the body is read: nothing but the end can come
+    gone = asyncio.ensure_future(request.receive())  # the body was read, so only a disconnect can arrive
     either: set[asyncio.Future[Any]] = {work, gone}
     try:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -272,7 +275,7 @@ def _guard(token: str) -> Any:
     async def require_token(
         given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
     ) -> None:
-        # In constant time: how long a comparison takes must not tell how much of a guess was right.
+        # In constant time, so that the duration of a comparison does not reveal how much of a guess was right.
         if given is None or not secrets.compare_digest(given.credentials.encode(), token.encode()):
             raise HTTPException(401, "expected Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
@@ -292,12 +295,12 @@ async def _say_what_is_invalid(_: Request, err: Exception) -> JSONResponse:
 
 
 def _entry(request: Request) -> Entry:
-    """The request's line in the log; without ``Envelope`` around the app, one that nobody writes."""
+    """The request's log entry; without ``Envelope`` around the app, one that is never written."""
     return getattr(request.state, "entry", None) or Entry()
 
 
 async def _say_nothing(_: Request, __: Exception) -> Response:
-    return Response(status_code=CLIENT_GONE)  # for the log alone
+    return Response(status_code=CLIENT_GONE)  # only for the log
 
 
 async def _say_no_more(request: Request, _: Exception) -> JSONResponse:
@@ -310,7 +313,7 @@ _BINARY = {"type": "string", "format": "binary"}
 
 
 def _body(limits: Limits) -> Mapping[str, Any]:
-    """OpenAPI's description of the body: FastAPI would read the whole of one that it is told of."""
+    """OpenAPI's description of the body, written by hand: FastAPI would read a declared body whole, without a bound."""
     files = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": limits.photographs}
     form = {"type": "object", "properties": {FIELD: files}, "required": [FIELD]}
     raw = {name: {"schema": {**_BINARY, "minLength": 1}} for name in (_OCTETS, "image/jpeg", "image/png")}
@@ -329,7 +332,7 @@ def _as_json(model: RetinaModel) -> dict[str, Any]:
 
 
 def _add_page(app: FastAPI, folder: Path) -> None:
-    """Serve the page's own files and the runtime below it, and nothing else that may lie there."""
+    """Serve the page's own files and onnxruntime-web below it, and nothing else that may be in the folder."""
 
     def serve(path: Path) -> Any:
         async def file() -> FileResponse:

@@ -1,4 +1,4 @@
-"""Checking who made a model file, with the ``model-signing`` package of the OpenSSF."""
+"""Verification of a model file's signature, with the ``model-signing`` package of the OpenSSF."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from .errors import ModelFileError, UsageError, require_extra
 
 
 def signature_of(path: Path) -> Path:
-    """Where a file's signature stands."""
+    """Where a file's signature is: beside it, with ``.sig`` appended to its name."""
     return path.with_name(path.name + ".sig")
 
 
 def verify(path: Path, key: Path) -> None:
-    """Check FILE.sig: that whoever holds the private key to ``key`` signed the file's bytes.
+    """Check that FILE.sig is a signature of the file's bytes by the private key that belongs to ``key``.
 
     Args:
         path: the model file.
-        key: elliptic-curve public key, PEM.
+        key: file with an elliptic-curve public key, PEM.
 
     Raises:
         MissingExtraError: model-signing is not installed.
-        UsageError: no such key, or not one of an elliptic curve.
-        ModelFileError: no signature, or one of another file or by another key.
+        UsageError: there is no such key file, or its key is not an elliptic-curve public key.
+        ModelFileError: there is no signature, or it is of another file or by another key.
     """
     require_extra("sign", "model_signing")
     if not key.is_file():
@@ -36,13 +36,13 @@ def verify(path: Path, key: Path) -> None:
 
     try:
         verifier = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key)
-    except Exception as err:  # noqa: BLE001 - likewise
-        # The package asks every key for its curve.
+    except Exception as err:  # noqa: BLE001 - as below
+        # For a key without a curve the package raises AttributeError.
         found = "one of another kind" if isinstance(err, AttributeError) else err
         raise UsageError(f"--verify {key}: expected an elliptic-curve public key (PEM), found: {found}") from None
     try:
         verifier.verify(path, signature)
-    except Exception as err:  # noqa: BLE001 - the package lets its parts' own exceptions out
+    except Exception as err:  # noqa: BLE001 - the package passes on exceptions of the libraries that it uses
         raise ModelFileError(
             f"{path}: expected the signature of the holder of {key}, found another file, signature or key: {err}"
         ) from None

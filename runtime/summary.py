@@ -1,4 +1,4 @@
-"""What a run of scoring amounts to, counted as its rows go by."""
+"""The summary of a scoring run, counted while its rows are written."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .contract import Rule
 from .table import Row, utf8
 
 REASONS_SHOWN = 8
+"""Most frequent reasons of failure that are listed; the rest are only counted."""
 
 
 @dataclass
@@ -19,11 +20,11 @@ class Summary:
     """Counts only, so that it stays small however many rows there are."""
 
     thresholds: Mapping[str, Rule]
-    """The contract's, for people to know from where on is referred."""
+    """The contract's decision rules, to print from which probability on patients are referred."""
     grades: Counter[int] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     first_failed: dict[str, str] = field(default_factory=dict)
-    """An example of each reason."""
+    """The first file that failed for each reason."""
     me_risks: int = 0
     referable: int = 0
     referable_me: int = 0
@@ -56,7 +57,10 @@ class Summary:
             self.me.add(truth.me_grade, row.prediction.me_risk)
 
     def lines(self, seconds: float) -> Iterator[str]:
-        """For people: counts, rate, failures by reason and, where there is truth, agreement with it."""
+        """Lines to print: counts, rate, failures by reason and, if there is truth, agreement with it.
+
+        ``seconds`` is the duration of the run, for the rate.
+        """
         fresh = self.scored + self.failed - self.known
         again = f", {self.known} of them in an earlier run" if self.known else ""
         yield f"scored {self.scored}{again}; failed {self.failed}; {fresh / max(seconds, 1e-9):.1f} per second"

@@ -1,4 +1,4 @@
-"""test_predictions.csv: its columns, its cells, and a file that appears only when it is whole."""
+"""test_predictions.csv: its columns, its cells, and a file that appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ NOTEBOOK_COLUMNS = (
 )
 """The columns of the original notebook's file, which other programs read by name."""
 REFERRAL_COLUMNS = ("referable", "referable_prob", "referable_me")
-"""On demand, after all others: 1 where DR is to be referred, its probability, and 1 where ME is."""
+"""Optional columns at the end: 1 if DR is referable, the probability of that, and 1 if the ME risk is referable."""
 PARTIAL = ".partial"
-"""After the name of a table that is not whole yet."""
+"""Appended to the name of a table that is not complete yet."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,20 @@ class Row:
     """One photograph of the table: a prediction, or the reason why there is none."""
 
     name: str
-    """Relative to the folder scored, with ``/``; holds surrogates where the file's name is not UTF-8."""
+    """Relative to the folder scored, separated by ``/``; bytes that are not UTF-8 are kept as surrogates."""
     prediction: Prediction | None
     error: str = ""
+    """Without the file's name; empty if there is a prediction."""
 
 
 def columns(grades: Sequence[int], *, referral: bool = False) -> list[str]:
-    """The header for a model of these original DR grades; ``referral`` adds what its thresholds decide."""
+    """The header for a model with these original DR grades; ``referral`` adds the referral decisions."""
     header = [*NOTEBOOK_COLUMNS, *(f"dr_prob_{grade}" for grade in grades), "me_prob", "status", "error"]
     return [*header, *REFERRAL_COLUMNS] if referral else header
 
 
 def cells(row: Row, grades: Sequence[int], truth: Annotation | None = None, *, referral: bool = False) -> list[str]:
-    """One line of the table. Probabilities have six decimals, so that equal answers are equal bytes."""
+    """The cells of one row, for the header of ``columns``. Probabilities have six decimals."""
     true_dr, true_me = ("", "") if truth is None else (str(truth.dr_grade), str(truth.me_grade))
     p = row.prediction
     if p is None:
@@ -60,7 +61,10 @@ def cells(row: Row, grades: Sequence[int], truth: Annotation | None = None, *, r
 
 
 def record(row: Row, truth: Annotation | None = None) -> dict[str, Any]:
-    """The same line as JSON has it, with the referable flag besides; what is not known is left out."""
+    """The row as a JSON object, always with the referral decisions; unknown values are left out.
+
+    Probabilities are rounded to six decimals; see docs/serving.md and ``ScoredPhotograph`` for the fields.
+    """
     line: dict[str, Any] = {"image": utf8(row.name), "status": "ok" if row.prediction else "error", "error": row.error}
     if row.prediction is not None:
         p = row.prediction
@@ -79,18 +83,21 @@ def record(row: Row, truth: Annotation | None = None) -> dict[str, Any]:
 
 
 def utf8(name: str) -> str:
-    r"""A file's name as UTF-8 can hold it: a byte that is none, such as 0xff, is written ``\udcff``."""
+    r"""A file's name as valid UTF-8 text: a byte that is not UTF-8, such as 0xff, is written as ``\udcff``."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 class Table:
-    """The file, as a context: it appears under its name only if the block ends well; until then it is ``*.partial``."""
+    """The table's file, as a context manager.
+
+    It gets its name only if the block ends without an exception; until then it is ``*.partial``.
+    """
 
     def __init__(self, path: Path, header: Sequence[str]) -> None:
         """Begin the table.
 
         Raises (here, in ``write`` and at the end of the block):
-            OutputError: the folder cannot be written, or the disk is full.
+            OutputError: the folder is not writable, or the disk is full.
         """
         self._path = path
         self._partial = path.with_name(path.name + PARTIAL)
@@ -99,7 +106,7 @@ class Table:
         self.write(header)
 
     def write(self, line: Sequence[str]) -> None:
-        """Add a line; a name that UTF-8 cannot hold is written as by ``utf8``."""
+        """Add a row; a name that is not UTF-8 is written as by ``utf8``."""
         with self._telling():
             self._file.write(_csv_line(line))
 
@@ -109,7 +116,7 @@ class Table:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._telling(), self._file:
             self._file.flush()
-            # On the disk itself before the rename: else a power cut could leave an empty file under the final name.
+            # Synced before the rename, or a power cut could leave an empty file under the final name.
             os.fsync(self._file.fileno())
         if kind is None:
             with self._telling():
@@ -124,8 +131,8 @@ class Table:
 
 
 def _csv_line(line: Sequence[str]) -> str:
-    # Lines end in "\n" as the notebook's do. The writer is still told "\r\n", or it would leave a carriage return in a
-    # name unquoted, and readers would see two rows.
+    # Lines end in "\n" like the notebook's. The csv writer still gets "\r\n", because otherwise it would not quote a
+    # carriage return in a name, and readers would see two rows.
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\r\n").writerow(line)
     return buffer.getvalue().removesuffix("\r\n") + "\n"

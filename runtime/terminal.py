@@ -1,4 +1,4 @@
-"""Standard output that may be closed or full: work goes on without it, but an answer that nobody got is no success."""
+"""Standard output that may be closed or full: work continues without it, but an undelivered result is a failure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 
 def tell(line: str) -> None:
-    """A line about work whose result is elsewhere: where it cannot be written, nothing is."""
+    """Print a line about work whose result is elsewhere; if that is impossible, continue without output."""
     try:
         click.echo(line)
     except OSError:
@@ -19,7 +19,7 @@ def tell(line: str) -> None:
 
 
 def answer(text: str, command: str) -> None:
-    """The result itself; exits with 2 where it cannot be written."""
+    """Print the result of a command; exit with 2 if it cannot be written."""
     try:
         click.echo(text)
     except OSError as err:
@@ -27,7 +27,14 @@ def answer(text: str, command: str) -> None:
 
 
 def stop_without_output(command: str, what: str, err: OSError, then: str = "") -> NoReturn:
-    """Say on standard error that standard output failed, and exit with 2."""
+    """Report on standard error that standard output failed, and exit with 2.
+
+    Args:
+        command: the name of the program.
+        what: what became of its work, such as ``stopped``.
+        err: the failure.
+        then: appended to the message.
+    """
     drop_output()
     why = "was closed" if isinstance(err, BrokenPipeError) else f"cannot be written: {err.strerror}"
     with suppress(OSError):
@@ -36,7 +43,7 @@ def stop_without_output(command: str, what: str, err: OSError, then: str = "") -
 
 
 def drop_output() -> None:
-    """Let the interpreter's last flush of what could not be written fail no more."""
+    """Redirect a stream that cannot be flushed to the null device, so that the flush at exit does not fail."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,4 +1,4 @@
-"""Photographs out of a request's body, within bounds and never on disk: one as raw bytes, or many as a form."""
+"""Reads photographs from a request's body, within bounds and never on disk: one as raw bytes, or many as a form."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ from starlette.requests import Request
 
 FORM = "multipart/form-data"
 FIELD = "photographs"
-"""A form's field for files; others are taken as well."""
+"""The documented name of a form's files; files under other names are accepted as well."""
 RAW = ("application/octet-stream", "application/dicom", "image/")
-"""Media types of a single photograph; what it is, its own first bytes say."""
+"""Media types (or their beginnings) of a single photograph; its actual format is told by its first bytes."""
 MIB = 1 << 20
 _OTHER_FIELDS = 16
-"""Form fields that are no files: let through, for programs that send some along, and not looked at."""
+"""Most form fields that are not files; they are accepted, since some programs send them, and ignored."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a service takes in, so that its memory is bounded by ``2 * requests * body`` whatever clients do: the pieces
-    of a body, and the whole that they are put together to.
+    """What a service accepts.
+
+    Bodies take at most ``2 * requests * body`` bytes of memory, whatever clients do: the pieces of a body and the whole
+    that they are joined into exist at the same time.
     """
 
     requests: int = 32
     """Requests being read, waiting or being scored at once; further ones are answered 429."""
     photographs: int = 32
-    """In one request."""
+    """Most photographs in one request."""
     body: int = 64 * MIB
-    """Bytes of one request."""
+    """Most bytes in the body of one request."""
     seconds: float = 60.0
-    """For a body to arrive in: who sends slower would keep a place from others."""
+    """Time in which a body must arrive: a slower client would occupy a place for too long."""
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A file as it was sent."""
+    """A file as it was sent; it may turn out not to be a photograph."""
 
     name: str
     content: bytes
@@ -49,9 +51,9 @@ async def read_photographs(request: Request, limits: Limits) -> list[Photograph]
     """All photographs of a request, at least one, in the order sent.
 
     Raises:
-        HTTPException: 400 a body that is no form or has no or too many files, 408 too slow, 413 too large, 415 another
-            media type.
-        ClientDisconnect: the client went away.
+        HTTPException: 400 an empty body, or an invalid form or one with no or too many files; 408 too slow; 413 too
+            large; 415 another media type.
+        ClientDisconnect: the client disconnected.
     """
     media_type = request.headers.get("content-type", RAW[0]).split(";")[0].strip().lower()
     if media_type != FORM and not media_type.startswith(RAW):
@@ -87,15 +89,15 @@ async def _form(request: Request, limits: Limits) -> list[Photograph]:
 
 class _Form(MultiPartParser):
     spool_max_size = 1 << 62
-    """Files stay in memory, which the bound on the body keeps small: a patient's picture has no place in /tmp."""
+    """Files stay in memory, which the limit on the body bounds: patients' pictures must not be written to /tmp."""
     _ended = False
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()
         part = self._current_part
-        if part.file is None and part.field_name == FIELD:  # else it would be missing from the answer, without a word
+        if part.file is None and part.field_name == FIELD:  # it would be silently missing from the answer
             raise MultiPartException(
-                f"A part {FIELD!r} came without a filename, and is no file then. Send one: curl -F {FIELD}=@eye.jpg"
+                f"A part {FIELD!r} came without a filename, so it is not a file. Send one: curl -F {FIELD}=@eye.jpg"
             )
 
     def on_end(self) -> None:
@@ -104,9 +106,9 @@ class _Form(MultiPartParser):
     async def parse(self) -> FormData:
         try:
             form = await super().parse()
-        except UnicodeError:  # Python has text encodings that refuse every text
+        except UnicodeError:  # some of Python's text encodings cannot decode anything
             raise MultiPartException("Its charset cannot be read. Leave it out: names are UTF-8.") from None
-        if not self._ended:  # a file that was cut off would be missing from the answer, without a word
+        if not self._ended:  # a file that was cut short would be silently missing from the answer
             await form.close()
             raise MultiPartException("It was cut short: its last boundary is missing. Send it again.")
         return form

@@ -1,4 +1,4 @@
-"""How many cores this process may use, and work spread over them with the results in order."""
+"""The number of cores that this process may use, and a map over them that keeps the results in order."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 64
-"""Results kept per worker while an earlier, slower one is awaited."""
+"""Items submitted ahead per worker, whose results are kept while an earlier, slower one is awaited."""
 
 
 def usable_cores(process: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use: its affinity, cut by a control group's quota (rounded up); at least 1.
+    """Cores that this process may use: its CPU affinity, limited by the control groups' quota (rounded up); at least 1.
 
-    The host's core count is what a container must not believe: more threads than quota are put to sleep together.
+    The host's core count misleads in a container: if more threads run than the quota allows, the kernel suspends all of
+    them together.
+
+    Args:
+        process: the process's folder in procfs, for tests.
+        cgroups: where the control groups are mounted, for tests.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, _quota(process, cgroups))))
@@ -30,8 +35,8 @@ def usable_cores(process: Path = Path("/proc/self"), cgroups: Path = Path("/sys/
 def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """Yield ``work(item)`` in the order of ``items``, computed by ``workers`` threads.
 
-    At most ``AHEAD`` results per worker are held, so neither items nor results pile up. Closing the iterator, or an
-    error in ``work``, drops what has not begun and waits for what has.
+    At most ``AHEAD`` results per worker are held, so neither items nor results pile up. If the iterator is closed or
+    ``work`` raises, items that have not started are dropped, and those in progress are waited for.
     """
     source = iter(items)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="score")
@@ -47,14 +52,14 @@ def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], workers: 
 
 
 def _quota(process: Path, cgroups: Path) -> float:
-    """Cores allowed by the tightest group above this process, version 1 or 2; infinite where nothing limits it."""
+    """Cores allowed by the tightest control group (version 1 or 2) of this process; infinite without a limit."""
     quota = math.inf
     for line in _text(process / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
         for root in [cgroups] if not controllers else [cgroups / controllers, cgroups / "cpu"]:
-            # In a container the path may be the host's, and the group itself stands at the root: so all above, too.
+            # Parents limit a group too. In a container the path may be the host's, with the actual group at the root.
             group = root / path.lstrip("/")
             for folder in [group, *group.parents]:
                 quota = min(quota, _limit(folder))

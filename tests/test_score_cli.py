@@ -370,7 +370,7 @@ def test_overlays_never_lie_where_photographs_are_scored(score: Score, tmp_path:
     both = score(files[0], str(files[0])[1:], *explain, tmp_path / "maps", "--out", tmp_path / "t.csv", cwd="/")
     assert "would be drawn into one file" in both.stderr
     Path("taken").touch()
-    assert "--overlays taken: cannot be made" in score("eyes", *explain, "taken").stderr
+    assert "--overlays taken: cannot be created" in score("eyes", *explain, "taken").stderr
 
 
 def test_an_overlay_is_never_that_of_another_photograph(score: Score, tmp_path: Path) -> None:

@@ -358,7 +358,7 @@ def test_token(model: Path, tmp_path: Path) -> None:
     [
         (["--host", "0.0.0.0"], "--host 0.0.0.0: expected a token"),
         (["--token-file", "none.txt"], "--token-file none.txt: expected a file with a token"),
-        (["--token-file", "accents.txt"], "--token-file accents.txt: expected a token of ASCII letters"),
+        (["--token-file", "accents.txt"], "--token-file accents.txt: expected a token of printable ASCII characters"),
         (["--max-mib", "nan"], "--max-mib: expected a number of MiB, found nan"),
         (["--max-mib", "inf"], "--max-mib: expected a number of MiB, found inf"),
         (["--host", "..", "--token-file", "token.txt"], "--host .. --port 0: expected an address to listen on"),
