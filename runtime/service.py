@@ -4,100 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
-from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
+from .browser_page import add_page, find_page
 from .envelope import CLIENT_GONE, Entry
 from .model import RetinaModel, Scored
+from .schema import BINARY, OCTETS, Health, ModelFacts, Scores, body_of, refusals_of
 from .table import Row, record
-from .upload import FIELD, FORM, Limits, Photograph, read_photographs
+from .upload import Limits, Photograph, read_photographs
 
-_HERE = Path(__file__).parent.parent
 WORKER = "retina-serve"
 """Name prefix of the scoring threads."""
-PAGES = (_HERE / "browser", _HERE / "examples" / "browser")
-"""Folders where the browser page may be: in an installed package, and in a checkout."""
-WEB_RUNTIME = Path("node_modules", "onnxruntime-web", "dist")
-"""onnxruntime-web, below the page's folder. ``npm ci`` installs it; without it the page scores through this service."""
-_FILES_OF_THE_PAGE = (".html", ".css", ".js", ".svg")
+_PIECE = 1 << 18
+"""Bytes of a response that are sent at a time."""
 
 Result = TypeVar("Result")
-
-
-class Map(BaseModel):
-    """A Grad-CAM map of the most probable class over the framed square."""
-
-    target: int
-    """The class that it explains: a DR grade, or 0 or 1 for the ME risk."""
-    values: list[list[float]]
-    """(h, w), at least 0, in logits, rounded to six decimals."""
-
-
-class Maps(BaseModel):
-    dr: Map
-    me: Map
-
-
-class ScoredPhotograph(BaseModel):
-    """A row of the table: a prediction, or the reason why there is none."""
-
-    image: str
-    """The file's name as it was sent; ``photograph`` if the body was the file itself."""
-    status: Literal["ok", "error"]
-    error: str
-    dr_grade: int | None = None
-    dr_probs: dict[str, float] | None = None
-    me_risk: Literal[0, 1] | None = None
-    me_prob: float | None = None
-    referable: bool | None = None
-    referable_prob: float | None = None
-    referable_me: bool | None = None
-    maps: Maps | None = None
-
-
-class Scores(BaseModel):
-    """The answers for the photographs of one request, in the order sent."""
-
-    model: str
-    """sha256 of the model file."""
-    photographs: list[ScoredPhotograph]
-
-
-class ModelFacts(BaseModel):
-    """Which model answers here."""
-
-    sha256: str
-    package: str
-    """Version of retina-edge."""
-    contract: dict[str, Any]
-    """The contract in the model file: labels, decision rules, preprocessing, provenance."""
-
-
-class Health(BaseModel):
-    status: Literal["ok"]
-    requests: int
-    """Requests in progress now."""
-    capacity: int
-    """Number of requests in progress at which further ones are answered 429."""
-
-
-class Problem(BaseModel):
-    """Why a request was refused."""
-
-    detail: str
 
 
 class Counter:
@@ -156,7 +89,7 @@ def create_app(
         "For research and demonstration, not for clinical use.",
         lifespan=lifespan,
         redirect_slashes=False,
-        responses=_refusals(421, 500),
+        responses=refusals_of(421, 500),
         # These documentation pages load scripts from another origin.
         docs_url=None,
         redoc_url=None,
@@ -165,7 +98,7 @@ def create_app(
     app.add_exception_handler(ClientDisconnect, _say_nothing)
     app.add_exception_handler(Exception, _say_no_more)
     guarded = [] if token is None else [Depends(_guard(token))]
-    refusals = _refusals(401) if token is not None else {}
+    refusals = refusals_of(401) if token is not None else {}
 
     @app.get("/health")
     async def health() -> Health:
@@ -185,20 +118,20 @@ def create_app(
         "/model.onnx",
         dependencies=guarded,
         response_class=_InPieces,
-        responses={200: {"content": {_OCTETS: {"schema": _BINARY}}}, **refusals},
+        responses={200: {"content": {OCTETS: {"schema": BINARY}}}, **refusals},
     )
     async def download_model() -> Response:
         """The model file itself, for the page, which scores in the browser."""
-        return _InPieces(file, media_type=_OCTETS)
+        return _InPieces(file, media_type=OCTETS)
 
     @app.post(
         "/score",
         dependencies=[Depends(_refuse_other_sites), *guarded],
         response_model=Scores,
         responses={422: {"model": Scores, "description": "None of the photographs could be read"}}
-        | _refusals(400, 403, 408, 413, 415, 429)
+        | refusals_of(400, 403, 408, 413, 415, 429)
         | refusals,
-        openapi_extra={"requestBody": _body(limits)},
+        openapi_extra={"requestBody": body_of(limits)},
     )
     async def score(request: Request, maps: bool = False) -> Response:
         """Score one photograph (the body is its bytes) or many (a form with a file for each).
@@ -217,7 +150,7 @@ def create_app(
         status = 422 if entry.unreadable == len(results) else 200
         return JSONResponse({"model": model.sha256, "photographs": results}, status, {"cache-control": "no-store"})
 
-    _add_page(app, page or find_page())
+    add_page(app, page or find_page())
     return app
 
 
@@ -232,11 +165,6 @@ class _InPieces(Response):
         for start in range(0, len(self.body), _PIECE):
             await send({"type": "http.response.body", "body": self.body[start : start + _PIECE], "more_body": True})
         await send({"type": "http.response.body"})
-
-
-def find_page() -> Path:
-    """The folder of the browser page that comes with this package."""
-    return next(folder for folder in PAGES if (folder / "index.html").is_file())
 
 
 def _score_one(model: RetinaModel, photograph: Photograph, maps: bool) -> dict[str, Any]:
@@ -307,42 +235,8 @@ async def _say_no_more(request: Request, _: Exception) -> JSONResponse:
     return JSONResponse({"detail": f"internal error; the log has it under {_entry(request).id}"}, 500)
 
 
-_PIECE = 1 << 18
-_OCTETS = "application/octet-stream"
-_BINARY = {"type": "string", "format": "binary"}
-
-
-def _body(limits: Limits) -> Mapping[str, Any]:
-    """OpenAPI's description of the body, written by hand: FastAPI would read a declared body whole, without a bound."""
-    files = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": limits.photographs}
-    form = {"type": "object", "properties": {FIELD: files}, "required": [FIELD]}
-    raw = {name: {"schema": {**_BINARY, "minLength": 1}} for name in (_OCTETS, "image/jpeg", "image/png")}
-    return {"required": True, "content": {FORM: {"schema": form}, **raw}}
-
-
-def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": Problem} for status in statuses}
-
-
 def _as_json(model: RetinaModel) -> dict[str, Any]:
     import json
 
     contract: dict[str, Any] = json.loads(model.contract.to_json())
     return contract
-
-
-def _add_page(app: FastAPI, folder: Path) -> None:
-    """Serve the page's own files and onnxruntime-web below it, and nothing else that may be in the folder."""
-
-    def serve(path: Path) -> Any:
-        async def file() -> FileResponse:
-            return FileResponse(path)
-
-        return file
-
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _FILES_OF_THE_PAGE:
-            app.add_api_route(f"/{path.name}", serve(path), include_in_schema=False, methods=["GET", "HEAD"])
-    app.add_api_route("/", serve(folder / "index.html"), include_in_schema=False, methods=["GET", "HEAD"])
-    if (folder / WEB_RUNTIME).is_dir():
-        app.mount(f"/{WEB_RUNTIME.as_posix()}", StaticFiles(directory=folder / WEB_RUNTIME))
