@@ -133,7 +133,7 @@ def test_faults_are_named(tmp_path: Path) -> None:
 
     assert "expected the photographs and labels" in fault(data, tmp_path / "other.pth")
     assert "none.pth" in fault(data, tmp_path / "own.pth", tmp_path / "none.pth")
-    assert "expected a file's name" in fault(data, tmp_path / "own.pth", out=tmp_path)
+    assert "expected the name of a file" in fault(data, tmp_path / "own.pth", out=tmp_path)
     (data / "valid/images/eye_3.jpg").write_bytes(b"no picture")
     assert "expected the photographs and labels" in fault(data, tmp_path / "own.pth")
     branch(1, contract_of(data)).save(tmp_path / "own.pth")
