@@ -58,7 +58,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: ``retina-train --help`` is quick, and says what to install where torch is missing."""
+    """Import on first use, so that ``retina-train --help`` is quick and, without torch, a run says what to install."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -1,4 +1,4 @@
-"""``python -m retina.train``: what torchrun starts."""
+"""``python -m retina.train``: the entry point for torchrun."""
 
 from .cli import main
 

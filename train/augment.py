@@ -1,4 +1,4 @@
-"""What training photographs go through and evaluation's never do."""
+"""Random augmentation of training photographs; evaluation never uses it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ Augment = Callable[[Tensor], Tensor]
 
 
 def make_augment(kind: Literal["notebook", "strong", "cameras"]) -> Augment:
-    """A random change of one framed photograph, (3, S, S) uint8 in and out, drawn from torch's global generator.
+    """Make the augmentation of one framed photograph, (3, S, S) uint8 RGB in and out.
 
-    ``notebook``: the original's flips, rotation and colour jitter. ``strong`` adds scale, position, colour cast, blur
-    and JPEG compression. ``cameras``: what other cameras, operators and eyes do to a photograph (cameras.py).
+    It draws from torch's global CPU generator: see ``augment_with_seed``.
+
+    ``notebook``: the original notebook's flips, rotation and colour jitter. ``strong`` adds scale, position, colour
+    cast, blur and JPEG compression. ``cameras``: the differences between cameras, operators and eyes (cameras.py).
     """
     if kind == "cameras":
         return as_another_camera
@@ -40,15 +42,15 @@ def make_augment(kind: Literal["notebook", "strong", "cameras"]) -> Augment:
 
 
 def draw_seed(seed: int, epoch: int, position: int) -> int:
-    """The augmentation seed of one draw: a pure function, so that neither workers nor a resume can change it."""
-    # Odd 64-bit constants of splitmix64 (Steele, Lea, Flood 2014), to spread neighbouring counters.
+    """The augmentation seed of one draw, in [0, 2^63): a pure function, which neither workers nor a resume change."""
+    # Odd 64-bit constants of splitmix64 (Steele, Lea and Flood 2014), which spread consecutive counters.
     mixed = (seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9 + position * 0x94D049BB133111EB) % 2**64
     mixed ^= mixed >> 31
     return (mixed * 0xBF58476D1CE4E5B9) % 2**63
 
 
 def augment_with_seed(augment: Augment, picture: Tensor, seed: int) -> Tensor:
-    """Augment with a seed of its own, leaving torch's global generator as it was."""
+    """Augment a picture (3, S, S) uint8 with a seed of its own, leaving torch's global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would set the devices' generators too
         return augment(picture)

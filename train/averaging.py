@@ -1,9 +1,9 @@
-"""One network from several that branched from one: the mean of their weights.
+"""Averages the weights of several networks that were trained on from the same one.
 
     python -m retina.train.averaging DATA A.pth B.pth C.pth --out best.pth
 
-Wortsman et al. 2022 ("Model soups"): fine-tuned from the same start, networks lie in one basin, and their mean does as
-well as asking each of them, at the cost of one.
+Wortsman et al. 2022 ("Model soups"): networks fine-tuned from the same start lie in one basin of the loss, and the mean
+of their weights does as well as an ensemble of them, at the cost of one network.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from .metrics import evaluate
 
 
 def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
-    """The checkpoint whose weights and batch-norm statistics are the mean of the branches', each counting the same.
+    """The checkpoint whose weights and batch-norm statistics are the unweighted mean of the branches'.
 
     Args:
-        branches: what each is called in messages, its checkpoint; the first one's decision rules and config are kept.
-            One that stands there twice counts twice.
+        branches: the name for messages and the checkpoint of each; decision rules and config are taken from the first.
+            One that is listed twice counts twice.
 
     Returns:
-        A checkpoint without metrics, still to be calibrated: the temperatures in its last layers are the branches' own.
-        Its provenance names their runs.
+        a checkpoint without metrics. It still has to be calibrated, because its last layers contain the mean of the
+        branches' own temperatures. Its provenance names their runs.
 
     Raises:
-        UsageError: two that differ in network, grades, preprocessing or the data they were trained on, or one that
-            does not say what it was trained on.
+        UsageError: the branches differ in backbone, grades, preprocessing, training data or ``me_positive_from``, or
+            one does not say what it was trained on.
     """
     (start, first), *_ = branches
     for name, other in branches:
@@ -71,21 +71,21 @@ _KINSHIP = ("the backbone", "the DR grades", "the preprocessing", "the training 
 
 def _kinship(checkpoint: Checkpoint) -> tuple[object, ...]:
     contract = checkpoint.contract
-    # Other data might hold, in train, what is valid here.
+    # With other data, photographs of this valid split might have been trained on.
     trained_on = contract.provenance.get("data_fingerprint")
     positive_from = checkpoint.config.get("me_positive_from")
     return checkpoint.backbone, contract.dr_grades, contract.preprocessing, trained_on, positive_from
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:
-    if not tensors[0].is_floating_point():  # batch-norm's count of batches, which evaluation does not read
+    if not tensors[0].is_floating_point():  # batch-norm's count of batches, which evaluation does not use
         return tensors[0]
     return torch.stack([tensor.double() for tensor in tensors]).mean(dim=0).to(tensors[0].dtype)
 
 
 @torch.inference_mode()
 def answers(checkpoint: Checkpoint, items: EvalItems, *, batch_size: int = 16) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and (N, 2), float32, of a split in its order, on the CPU."""
+    """Logits of the DR grades (N, K) and of the ME risk (N, 2), float32, for a split in its order; runs on the CPU."""
     prep = checkpoint.contract.preprocessing
     normalize, net = Normalize(prep.mean, prep.std), checkpoint.build_model().to(memory_format=torch.channels_last)
     batches = DataLoader(items, batch_size=batch_size, collate_fn=collate)
@@ -96,17 +96,17 @@ def answers(checkpoint: Checkpoint, items: EvalItems, *, batch_size: int = 16) -
 
 
 def judged(checkpoint: Checkpoint, items: EvalItems) -> dict[str, Any]:
-    """Every yardstick on a split (metrics.py), by the checkpoint's own decision rules."""
+    """All metrics on a split (``metrics.evaluate``), by the checkpoint's own decision rules."""
     return evaluate(as_predictions(items, *answers(checkpoint, items)), checkpoint.contract)
 
 
 def items_of(checkpoint: Checkpoint, data: DataSet, split: str) -> EvalItems:
-    """A split's photographs, prepared as the checkpoint wants them."""
+    """A split's photographs, framed as the checkpoint's contract says."""
     return EvalItems(data, split, DecodedFrames(data.splits[split].paths, checkpoint.contract.preprocessing))
 
 
 def _check_same(data: DataSet, mean: Checkpoint) -> None:
-    """Other photographs of valid may be among those that the branches were trained on."""
+    """Refuse other data: photographs of its valid split might be among those that the branches were trained on."""
     expected = mean.contract.provenance["data_fingerprint"]
     found = fingerprint_of_files(data)
     if found != expected:
@@ -121,10 +121,10 @@ def _check_same(data: DataSet, mean: Checkpoint) -> None:
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CHECKPOINT...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The checkpoint to write.")
 def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
-    """Average CHECKPOINTs of retina-train that started from the same one, and calibrate the mean on valid of DATA.
+    """Average CHECKPOINTs of retina-train that started from the same one, and calibrate the mean on DATA's valid split.
 
-    DATA is what they were trained on. One that is given twice counts twice. The mean is a checkpoint like theirs:
-    retina-export and retina-gradcam take it.
+    DATA is the data that they were trained on. A checkpoint given twice counts twice. The mean is an ordinary
+    checkpoint, for retina-export and retina-gradcam.
     """
     try:
         require_place(out, checkpoints)

@@ -15,7 +15,7 @@ from .temperature import fit_temperature, scale_head
 
 
 def calibration_faults(data: DataSet, contract: Contract) -> list[str]:
-    """What valid lacks to calibrate on: for a command to know before its work, and not at its end."""
+    """What the valid split lacks for calibration, one line each, so that a command can refuse before its work."""
     valid, referable = data.splits["valid"], contract.referable_from
     is_there = {
         "ME risk": any(photo.me_label for photo in valid.photos),
@@ -29,21 +29,23 @@ def calibration_faults(data: DataSet, contract: Contract) -> list[str]:
 
 
 def is_calibrated(contract: Contract) -> bool:
-    """Whether ``calibrated`` made the checkpoint that the contract is of."""
+    """Whether the contract is that of a checkpoint made by ``calibrated``."""
     return "dr_temperature" in contract.provenance
 
 
 def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_logits: torch.Tensor) -> Checkpoint:
-    """The checkpoint with a temperature folded into each head, and its referral rules at the screening operating point.
+    """The checkpoint with a temperature folded into each head, and referral thresholds for screening.
+
+    See ``fit_temperature`` and ``screening_rules``. The temperatures are also recorded in the provenance.
 
     Args:
         best: the checkpoint.
-        items: photographs that it was not trained on: valid.
-        dr_logits: (N, K), its answers to them.
-        me_logits: (N, 2), likewise.
+        items: N photographs that it was not trained on: valid.
+        dr_logits: (N, K) float32, its DR logits for them.
+        me_logits: (N, 2) float32, its ME logits for them.
 
     Raises:
-        UsageError: one of the conditions does not occur among ``items``.
+        UsageError: no photograph among ``items`` has referable DR, or none has ME risk.
     """
     raw = as_predictions(items, dr_logits, me_logits)
     dr_temperature = fit_temperature(dr_logits, torch.from_numpy(raw.dr_true))
@@ -60,7 +62,7 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
 
 
 def calibration_line(best: Checkpoint) -> str:
-    """What ``calibrated`` found, for the person at the terminal."""
+    """The temperatures and thresholds that ``calibrated`` found, as text."""
     facts, rules = best.contract.provenance, best.contract.thresholds
     return (
         f"temperatures DR {facts['dr_temperature']:.3f}, ME {facts['me_temperature']:.3f}; referral from "

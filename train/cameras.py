@@ -1,7 +1,8 @@
-"""A photograph as another camera, another operator and another eye would have it: for training that has to generalise.
+"""Augmentation that imitates other cameras, operators and eyes, for training that has to generalise.
 
-Each change has its chance and its range, drawn from torch's global generator; ranges are what was seen to leave a
-photograph gradable. Colours are changed in [0, 1] and multiplicatively, so that the black around the field stays black.
+Each change is applied with its own probability and a strength drawn from its range, both from torch's global generator.
+The ranges were chosen by eye so that a photograph stays gradable. Colours are changed in [0, 1] and multiplicatively,
+so that the black around the field stays black.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _POSE = v2.RandomAffine(
     interpolation=InterpolationMode.BILINEAR,
 )
 _HAZE = torch.tensor([0.70, 0.55, 0.40]).view(3, 1, 1)
-"""The colour of light that a clouded lens scatters back."""
+"""RGB in [0, 1] of the light that a clouded lens scatters back."""
 _REFERENCE_SIDE = 384
-"""Blur is in pixels of a square of this side, so that the recipe means the same at every image size."""
+"""Blur is given in pixels of a square of this side, so that the recipe means the same at every image size."""
 
 
 def as_another_camera(picture: Tensor) -> Tensor:
-    """Change one framed photograph, (3, S, S) uint8 in and out."""
+    """Augment one framed photograph, (3, S, S) uint8 RGB in and out."""
     picture = _POSE(_FLIPS(picture))
     if _chance(0.3):
         picture = _other_mask(picture)
@@ -59,7 +60,10 @@ def as_another_camera(picture: Tensor) -> Tensor:
 
 
 def recompressed(picture: Tensor, lowest: int, highest: int) -> Tensor:
-    """(3, S, S) uint8 through a JPEG of some quality from ``lowest`` to ``highest``, as Pillow counts it."""
+    """Compress (3, S, S) uint8 RGB as JPEG and decode it again.
+
+    The quality (Pillow's, 0 to 95) is drawn uniformly from ``lowest`` to ``highest``.
+    """
     file = io.BytesIO()
     quality = int(torch.randint(lowest, highest + 1, ()))
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality)
@@ -67,7 +71,7 @@ def recompressed(picture: Tensor, lowest: int, highest: int) -> Tensor:
 
 
 def _other_mask(picture: Tensor) -> Tensor:
-    """Cut the field off at top and bottom, as many sensors do, or to a smaller circle."""
+    """Cut off the field at top and bottom, as many sensors do, or reduce it to a smaller circle."""
     size = picture.shape[-1]
     if _chance(0.5):
         rows = torch.arange(size).view(-1, 1)
@@ -77,7 +81,7 @@ def _other_mask(picture: Tensor) -> Tensor:
 
 
 def _other_colours(x: Tensor, lit: Tensor) -> Tensor:
-    """Exposure, gamma, white balance, saturation and contrast."""
+    """Change exposure, gamma, white balance, saturation and contrast of (3, S, S) in [0, 1]; ``lit`` is (1, S, S)."""
     gamma = math.exp(_between(-0.5, 0.5)) * _spread(3, 0.2)
     gain = math.exp(_between(-0.3, 0.3)) * _spread(3, 0.25)
     x = x.clamp(min=1e-4) ** gamma * gain
@@ -88,7 +92,7 @@ def _other_colours(x: Tensor, lit: Tensor) -> Tensor:
 
 
 def _other_sharpness(x: Tensor) -> Tensor:
-    """Out of focus, of fewer pixels, or sharpened by the camera."""
+    """Defocus, fewer pixels, sharpening by the camera, or no change of (3, S, S) in [0, 1]."""
     size = x.shape[-1]
     what = torch.rand(()).item()
     if what < 0.18:
@@ -110,13 +114,13 @@ def _blurred(x: Tensor, side: int, sigma: float) -> Tensor:
 
 
 def _uneven(x: Tensor, low: float, high: float) -> Tensor:
-    """(1, S, S): values that change slowly over the picture, from 3 x 3 random ones."""
+    """(1, S, S): values that vary slowly over the picture, interpolated from 3 x 3 random ones in [low, high]."""
     corners = low + (high - low) * torch.rand(1, 1, 3, 3)
     return F.interpolate(corners, size=x.shape[-2:], mode="bicubic", align_corners=True)[0]
 
 
 def _specks(x: Tensor) -> Tensor:
-    """(1, S, S) in [0, 1]: dust on lens or sensor, one to sixty grains, out of focus alike."""
+    """(1, S, S) in [0, 1]: one to sixty grains of dust on lens or sensor, all equally out of focus."""
     size = x.shape[-1]
     points = torch.zeros(size * size)
     points[torch.randint(size * size, (int(math.exp(_between(0.0, math.log(60.0)))),))] = 1.0
@@ -127,7 +131,7 @@ def _specks(x: Tensor) -> Tensor:
 
 
 def _spread(n: int, width: float) -> Tensor:
-    """(n, 1, 1): factors between exp(-width) and exp(width), one a channel."""
+    """(n, 1, 1): factors between exp(-width) and exp(width), one per channel."""
     return torch.exp((2.0 * torch.rand(n, 1, 1) - 1.0) * width)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: weights, config and contract in one file of plain types, written whole or not at all."""
+"""Checkpoints: weights, config and contract in one file of plain types, written atomically."""
 
 from __future__ import annotations
 
@@ -23,17 +23,21 @@ _KIND = "retina-edge checkpoint"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What training leaves behind and everything above floor 1 starts from."""
+    """The result of training, and the input of export and Grad-CAM."""
 
     weights: dict[str, Tensor]
     """Under the original notebook's names: ``backbone.*``, ``dr_head.0|3.*``, ``me_head.0|3.*``."""
     backbone: str
+    """torchvision's name of the network, such as ``resnet50``."""
     contract: Contract
     config: dict[str, Any] = field(default_factory=dict)
+    """``TrainConfig.to_dict`` of the run; empty for a bare state_dict."""
     metrics: dict[str, Any] = field(default_factory=dict)
+    """As in ``metrics.json`` once the run has finished; before that, the epoch's row of history under ``valid``."""
     epoch: int | None = None
     """Epochs trained; None for a bare state_dict and for a mean of several."""
     versions: dict[str, str] = field(default_factory=dict)
+    """Of the libraries that trained it: see ``current_versions``."""
 
     def build_model(self) -> RetinaNet:
         """The network with these weights, in eval mode, on the CPU."""
@@ -42,10 +46,10 @@ class Checkpoint:
         return model.eval()
 
     def save(self, path: Path) -> None:
-        """Write atomically.
+        """Write the file atomically.
 
         Raises:
-            OutputError: the folder cannot be written or the disk is full.
+            OutputError: the folder is not writable or the disk is full.
         """
         body = {
             "kind": _KIND,
@@ -65,13 +69,13 @@ def load_checkpoint(path: Path, *, framing: Framing | None = None, image_size: i
 
     Args:
         path: the file.
-        framing: for a bare state_dict, which says nothing of its preprocessing: how it was trained; None: ``squash``,
-            as the notebook did.
-        image_size: likewise, in pixels; None: 384.
+        framing: how a bare state_dict was trained, since it does not say so itself; None: ``squash``, as in the
+            notebook.
+        image_size: side of the square it was trained at, in pixels; None: 384.
 
     Raises:
-        ModelFileError: not a torch file of plain types, or of another network.
-        UsageError: a checkpoint of this project, which says otherwise.
+        ModelFileError: not a torch file of plain types, damaged, or of another network.
+        UsageError: a checkpoint of this project was trained with another ``framing`` or ``image_size``.
     """
     checkpoint = _from_body(path, read_state_dict(path), framing or BARE_FRAMING, image_size or BARE_IMAGE_SIZE)
     prep = checkpoint.contract.preprocessing
@@ -82,21 +86,22 @@ def load_checkpoint(path: Path, *, framing: Framing | None = None, image_size: i
 
 
 def load_start(net: RetinaNet, backbone: str, weights: str, dr_grades: tuple[int, ...]) -> None:
-    """Fill a new network with what it starts from: ``imagenet``, ``none`` or a file.
+    """Initialise a new network in place, from ``imagenet``, ``none`` or a file.
 
-    ImageNet weights fill the backbone; a checkpoint of this project, or of the original notebook, the heads too, whose
-    outputs have to stand for ``dr_grades`` (of the notebook's only their number is known).
+    ImageNet weights and torchvision state_dicts fill the backbone only. A checkpoint of this project or of the original
+    notebook also fills the heads, whose outputs must be for ``dr_grades`` (of the notebook's, only the number of grades
+    is known).
 
     Raises:
-        UsageError: no network for ``imagenet``.
-        ModelFileError: no such file, or one of another network.
+        UsageError: torchvision could not download the weights for ``imagenet``.
+        ModelFileError: the file cannot be read, or is of another network or for other grades.
     """
     if weights not in ("imagenet", "none"):
         path = Path(weights)
         body = read_state_dict(path)
         is_ours = body.get("kind") == _KIND
         if is_ours or "dr_head.3.weight" in body:
-            start = _from_body(path, body, BARE_FRAMING, BARE_IMAGE_SIZE)  # only its weights are taken
+            start = _from_body(path, body, BARE_FRAMING, BARE_IMAGE_SIZE)  # only its weights are used
             if start.backbone != backbone:
                 raise ModelFileError(
                     f"{weights}: expected a checkpoint of {backbone} to start from, found one of {start.backbone}. "
@@ -177,19 +182,21 @@ def _check_fits(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def current_versions() -> dict[str, str]:
-    """Versions of what shaped the weights."""
+    """Versions of the libraries that influence the weights, by package name."""
     return {name: version(name) for name in ("retina-edge", "torch", "torchvision", "numpy", "pillow")}
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """sha256 of a file's bytes, in lower-case hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_tensors(path: Path, body: dict[str, Any]) -> None:
-    """``torch.save`` atomically, and by way of memory: to a path it would name the archive's root after the temporary
-    file, so that equal weights were unequal bytes, and tell of a full disk as a RuntimeError.
+    """``torch.save`` to a file, atomically.
+
+    By way of a buffer in memory: given a path, torch.save would name the archive's root after the temporary file, so
+    that equal weights gave different bytes, and would report a full disk as a RuntimeError.
 
     Raises:
         OutputError: as ``write_atomically``.

@@ -27,7 +27,7 @@ EXTRA_MODULES = ("torch", "torchvision", "lightning_fabric", "sklearn", "pandas"
 
 
 def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) -> Callable[[Command], Command]:
-    """An option whose default and choices are those of TrainConfig."""
+    """An option with the default value and the choices of its TrainConfig field."""
     field = name.replace("-", "_")
     choices = [choice for choice in get_args(_TYPES[field]) if isinstance(choice, str)]
     default = getattr(DEFAULTS, field)
@@ -45,13 +45,13 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @click.argument("data", required=False, type=click.Path(path_type=Path))
 @_option(
     "recipe",
-    "Where other options' values come from: the original notebook, or how the released model was trained: "
+    "Default values for the other options: the original notebook's, or those that trained the released model: "
     "released-384, then released with --weights BEST.pth of that run, then released-open likewise, a mean of such "
     "runs, and released once more from that mean (docs/recipe.md).",
 )
 @_option("epochs", "Passes over the training photographs.", click.IntRange(min=1))
-@_option("batch-size", "Photographs a forward pass and device.", click.IntRange(min=1))
-@_option("accumulate", "Forward passes whose gradients make one step.", click.IntRange(min=1))
+@_option("batch-size", "Photographs per forward pass and device.", click.IntRange(min=1))
+@_option("accumulate", "Forward passes whose gradients are summed for one optimiser step.", click.IntRange(min=1))
 @_option("image-size", "Side in pixels of the square that the network sees.", click.IntRange(min=32))
 @_option("framing", "field: cut out the lit field, on black. squash: the whole picture, as the original notebook did.")
 @_option("backbone", "Any ResNet of torchvision: resnet18, resnet50, resnext50_32x4d, ...", str)
@@ -67,43 +67,46 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @_option("me-weight", "Weight of the ME cross-entropy in the loss.", click.FloatRange(min=0))
 @_option("class-weights", "inverse: rare DR grades count more in the loss.")
 @_option("dr-targets", "ordinal: a near miss costs less than a far one.")
-@_option("optimizer", "adamw decays weights.")
-@_option("schedule", "plateau: halve the rates when valid stands still. cosine: warm up, then fall to nothing.")
+@_option("optimizer", "adamw: Adam with decoupled weight decay.")
+@_option("schedule", "plateau: halve the rates when the loss on valid stops falling. cosine: warm up, then fall to 0.")
 @_option(
     "ema",
-    "Keep and judge a running average of the weights: the share a step keeps; 0 is off.",
+    "Evaluate and keep a running average of the weights; its decay per step. 0: no averaging.",
     click.FloatRange(0, 1, max_open=True),
 )
 @_option("calibrate", "valid: fit temperatures and screening thresholds on valid.")
 @_option("sampler", "weighted: rare DR grades are drawn more often.")
 @_option(
     "augment",
-    "notebook: flips, rotation, colour jitter. strong: also scale, shift, hue, blur, JPEG. cameras: as other "
-    "cameras, operators and eyes would have it.",
+    "notebook: flips, rotation, colour jitter. strong: also scale, shift, hue, blur, JPEG. cameras: imitate other "
+    "cameras, operators and eyes.",
 )
 @_option(
     "unfreeze-epoch",
-    "Epoch at which the frozen first layers open, the backbone going on at a tenth of its rate.",
+    "Epoch from which the frozen first layers are trained too, the whole backbone then at a tenth of its rate.",
     click.IntRange(min=1),
     "N",
 )
 @_option(
-    "me-positive-from", "ME grades from N up are risk, where annotations grade it 0/1/2.", click.IntRange(1, 3), "N"
+    "me-positive-from",
+    "Count ME grades of N and above as risk, where annotations grade it 0/1/2.",
+    click.IntRange(1, 3),
+    "N",
 )
-@_option("seed", "Of weights, sampling and augmentation.", click.IntRange(0, 2**63 - 1))
-@_option("precision", "auto: bf16 where the device computes it in hardware. Evaluation is always fp32.")
-@_option("cache", "Where framed photographs are kept, so that originals are decoded once.")
-@_option("workers", "Processes that load photographs beside training.", click.IntRange(min=0))
+@_option("seed", "Seed of weights, sampling and augmentation.", click.IntRange(0, 2**63 - 1))
+@_option("precision", "auto: bf16 if the device computes it in hardware. Evaluation is always fp32.")
+@_option("cache", "Where framed photographs are kept, so that originals are decoded only once.")
+@_option("workers", "Processes that load photographs during training.", click.IntRange(min=0))
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to train.")
 @click.option("--name", metavar="RUN", help="Name of the run's folder.  [default: the date and time]")
-@click.option("--resume", is_flag=True, help="Go on with the interrupted run --name, or with the latest one.")
-@click.option("--allow-leakage", is_flag=True, help="Train although the same photograph stands in two splits.")
+@click.option("--resume", is_flag=True, help="Continue the interrupted run --name, or the latest one.")
+@click.option("--allow-leakage", is_flag=True, help="Train even if the same photograph is in two splits.")
 @click.option(
     "--track",
     type=click.Choice(["mlflow"]),
-    help="Also log to MLflow, at MLFLOW_TRACKING_URI, else in mlflow.db in --artifacts.",
+    help="Also log to MLflow, at MLFLOW_TRACKING_URI or else to mlflow.db in --artifacts.",
 )
-@click.option("--list", "list_only", is_flag=True, help="Show the runs so far side by side, and do nothing else.")
+@click.option("--list", "list_only", is_flag=True, help="Show all runs side by side, and do nothing else.")
 @click.option(
     "--artifacts",
     type=click.Path(path_type=Path),
@@ -128,11 +131,11 @@ def main(context: click.Context, /, **options: Any) -> None:
       retina-train --resume
       torchrun --nproc-per-node 2 -m retina.train data/
 
-    Leaves retina_multitask_best.pth, retina_multitask_final.pth and test_predictions.csv in artifacts/, and all about
-    the run, report.html first, in artifacts/runs/RUN/. Ctrl-C saves everything at the step's end; --resume goes on as
-    if nothing had happened. Next: retina-export --format onnx.
+    Writes retina_multitask_best.pth, retina_multitask_final.pth and test_predictions.csv to artifacts/, and everything
+    about the run to artifacts/runs/RUN/; open report.html there. Ctrl-C saves everything at the end of the step;
+    --resume continues as if nothing had happened. Next: retina-export --format onnx.
 
-    Exit code 0: finished. 2: nothing could be done. 130: stopped, and resumable where training had begun.
+    Exit code 0: finished. 2: nothing could be done. 130: stopped; resumable if training had begun.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
     try:
         require_extra("train", *EXTRA_MODULES)
@@ -173,14 +176,14 @@ def _run(
     if name is not None and (name in ("", ".", "..") or "/" in name or "\\" in name or len(os.fsencode(name)) > 255):
         raise UsageError(f"--name {name}: expected the name of one folder, found a path, or more than 255 bytes")
 
-    # Libraries' notices about their own choices are not news for whoever trains.
+    # Libraries' notices about their own choices do not concern the user.
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="PIL")
     if resume:
         run = _interrupted(artifacts, name)
         config = _config_of(run.config_file)
         _refuse_changes(context, config, recipe)
-        if data is not None:  # moved since; whether it is the same, its fingerprint tells
+        if data is not None:  # it may have moved; check_same compares its fingerprint
             config = replace(config, data=str(data.resolve()))
     else:
         if data is None:
@@ -199,7 +202,7 @@ def _run(
             tracker=tracker,
             say=tell,
         )
-    except KeyboardInterrupt:  # a second one in an epoch, or past the epochs: nothing more was saved
+    except KeyboardInterrupt:  # a second one during an epoch, or one after the last epoch: nothing more was saved
         if not run.resume_file.is_file():
             raise
         place = saved_progress(run.resume_file).place(config.epochs)
@@ -239,4 +242,4 @@ def _refuse_changes(context: click.Context, config: TrainConfig, recipe: dict[st
     changes = [(key, getattr(config, key), recipe[key]) for key in given if recipe[key] != getattr(config, key)]
     if changes:
         listed = "; ".join(f"{key}: expected {old} as the run began, found {new}" for key, old, new in changes)
-        raise UsageError(f"--resume goes on as the run began. {listed}. Leave these out, or start a new run.")
+        raise UsageError(f"--resume keeps the run's options. {listed}. Leave these out, or start a new run.")

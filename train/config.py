@@ -1,4 +1,4 @@
-"""What a training run was asked to do."""
+"""The options of a training run, and the recipes that set their defaults."""
 
 from __future__ import annotations
 
@@ -6,61 +6,75 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-# Here and not in checkpoint.py, which loads torch: the commands' help names them.
+# Here and not in checkpoint.py, because the commands' help names them and checkpoint.py imports torch.
 BEST_NAME = "retina_multitask_best.pth"
 FINAL_NAME = "retina_multitask_final.pth"
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The notebook's recipe by default. Travels in every checkpoint and in the run's ``config.json``."""
+    """The options of a run; the defaults are the notebook's recipe.
+
+    Stored in every checkpoint and in the run's ``config.json``.
+    """
 
     data: str
     """Folder with train/, valid/ and test/, each with annotations.csv and images/."""
     recipe: Literal["notebook", "released-384", "released", "released-open"] = "notebook"
-    """Where what was not asked for came from: see ``RECIPES``."""
+    """Which recipe gave the options that were not set explicitly: see ``RECIPES``."""
     epochs: int = 12
     batch_size: int = 16
-    """Photographs a micro-batch and device; a step sees batch_size x accumulate x devices."""
+    """Photographs per micro-batch and device; a step sees batch_size x accumulate x devices of them."""
     image_size: int = 384
+    """Side in pixels of the square that the network sees."""
     framing: Literal["field", "squash"] = "field"
+    """See ``Preprocessing.framing``."""
     backbone: str = "resnet50"
+    """torchvision's name of a ResNet: see ``model.backbone_names``."""
     weights: str = "imagenet"
-    """``imagenet``, ``none``, or the path of a torchvision state_dict or of a checkpoint to go on from."""
+    """``imagenet``, ``none``, or the path of a torchvision state_dict or of a checkpoint to start from."""
     lr_backbone: float = 1e-4
     lr_heads: float = 1e-3
+    """Learning rates."""
     dr_weight: float = 1.0
     me_weight: float = 1.0
     """Factors of the two cross-entropies in the loss."""
     class_weights: Literal["inverse", "none"] = "inverse"
-    """``inverse``: the DR loss counts each grade by total / (grades x its count), scikit-learn's "balanced"."""
+    """``inverse``: the DR loss weights each grade by total / (grades x its count), scikit-learn's "balanced"."""
     dr_targets: Literal["hard", "ordinal"] = "hard"
     """``ordinal``: a grade's neighbours get a share of its target, so that near misses cost less (targets.py)."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """``adamw``: with ``loop.WEIGHT_DECAY``."""
     schedule: Literal["plateau", "cosine"] = "plateau"
-    """``cosine``: a short warm-up, then half a cosine down to nothing, batch by batch."""
+    """``plateau``: halve the rates if the loss on valid has not fallen for more than two epochs. ``cosine``: a short
+    warm-up, then half a cosine down to 0, updated every step."""
     ema: float = 0.0
-    """Share of the running average of weights that a step keeps; the average is judged and kept. 0: the weights."""
+    """Decay per step of the exponential moving average of the weights, which is then evaluated and kept instead of the
+    weights themselves. 0: no average."""
     sampler: Literal["shuffle", "weighted"] = "shuffle"
-    """``weighted`` draws with replacement so that each DR grade comes up equally often."""
+    """``weighted`` draws with replacement so that each DR grade is drawn equally often on average."""
     augment: Literal["notebook", "strong", "cameras"] = "notebook"
+    """See ``make_augment``."""
     accumulate: int = 1
-    """Micro-batches whose gradients make one optimiser step."""
+    """Micro-batches whose gradients are summed for one optimiser step."""
     unfreeze_epoch: int | None = None
-    """Epoch (from 1) at which conv1, bn1 and layer1 open, the backbone going on at a tenth of its rate."""
+    """Epoch (from 1) from which conv1, bn1 and layer1 are trained too, the whole backbone then at a tenth of its rate;
+    None: never."""
     me_positive_from: int | None = None
-    """ME grades from this one up count as risk, where annotations grade beyond 0/1 (IDRiD: 0/1/2)."""
+    """ME grades of this value and above count as risk, where annotations grade beyond 0/1 (IDRiD: 0/1/2)."""
     calibrate: Literal["none", "valid"] = "none"
-    """``valid``: temperatures and screening thresholds fitted on valid to the best checkpoint (calibration.py)."""
+    """``valid``: fit temperatures and screening thresholds to the best checkpoint on valid (calibration.py)."""
     seed: int = 42
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of training; evaluation is always fp32. ``auto``: see ``device.bf16_is_faster``."""
     cache: Literal["disk", "memory", "off"] = "disk"
+    """Where framed photographs are kept: see ``frames.look_through``."""
     workers: int = 1
+    """Processes that load training photographs; 0: none but the training process."""
 
     @classmethod
     def of_recipe(cls, recipe: str, asked: dict[str, Any]) -> TrainConfig:
-        """A recipe's values, where ``asked`` does not say otherwise; ``asked`` holds no None for "not asked"."""
+        """A recipe's values, overridden by ``asked``, which holds only options that were set explicitly."""
         return cls(**{"recipe": recipe, **RECIPES[recipe], **asked})
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,6 +108,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "released": _SECOND,
     "released-open": {**_SECOND, "epochs": 6, "lr_backbone": 1e-3, "unfreeze_epoch": 1, "me_weight": 0.5},
 }
-"""What each recipe changes. The model that ships is the mean of two runs of ``released``, which go on from the best
-checkpoint of one of ``released-384``, and one of ``released-open``, which goes on from one of these two,
-averaged with a last run of ``released`` that goes on from that mean; docs/recipe.md has what each change gave."""
+"""What each recipe changes. The model that ships starts as the mean of two runs of ``released``, both started from the
+best checkpoint of a run of ``released-384``, and one of ``released-open``, started from one of these two. It is that
+mean, averaged with a last run of ``released`` that started from it; docs/recipe.md has the effect of each change."""

@@ -1,4 +1,4 @@
-"""What a run tells the person at the terminal."""
+"""A run's output on the terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 Say = Callable[[str], None]
-"""Where a line for the person at the terminal goes."""
+"""Called with each line to print."""
 
 
 def epoch_line(row: dict[str, float], best_epoch: int) -> str:

@@ -1,4 +1,4 @@
-"""The photographs of a data set and what people said about them."""
+"""The photographs of a data set and their annotations."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class Photo:
 
     path: Path
     image_name: str
-    """As the annotations write it."""
+    """As written in the annotations."""
     line: int
-    """Its line in annotations.csv, for errors."""
+    """Its line in annotations.csv, for error messages."""
     dr_grade: int
-    """Original grade."""
+    """Original grade, 0 to 4."""
     me_label: int
     """0 or 1."""
     caption: str = ""
     source: str = ""
-    """Camera or collection; empty where unknown."""
+    """Camera or collection; empty if unknown."""
     patient: str = ""
-    """Empty where unknown."""
+    """Empty if unknown."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """The three splits, and the grades that the training split has."""
+    """The three splits, and the grades that occur in the training split."""
 
     root: Path
     splits: dict[str, Split]
     dr_grades: tuple[int, ...]
-    """Original grade of each DR index, rising."""
+    """Original grade of each DR index, in ascending order."""
 
     def dr_index(self, grade: int) -> int:
         return self.dr_grades.index(grade)
@@ -76,13 +76,13 @@ def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
 
     Args:
         root: the data folder.
-        me_positive_from: ME grades from this one up count as risk; None accepts 0 and 1 only.
+        me_positive_from: ME grades of this value and above count as risk; None accepts 0 and 1 only.
 
     Returns:
-        the sound photographs, and every fault as a line that names file, line and value.
+        the photographs without faults, and each fault as a line of text that names file, line and value.
 
     Raises:
-        AnnotationError: ``root`` lacks a split altogether.
+        AnnotationError: ``root`` is not a folder, or a split has no annotations.csv.
     """
     if not root.is_dir():
         raise AnnotationError(f"{root}: expected a folder with train/, valid/ and test/, found none there")
@@ -108,10 +108,10 @@ def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
 
 
 def sound_dataset(root: Path, me_positive_from: int | None = None) -> DataSet:
-    """``read_dataset`` for who takes no fault.
+    """``read_dataset`` for callers that accept no fault.
 
     Raises:
-        AnnotationError: listing all faults.
+        AnnotationError: as ``read_dataset``, or listing all faults.
     """
     data, faults = read_dataset(root, me_positive_from)
     if faults:
@@ -128,7 +128,7 @@ def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: l
         return Split(name, annotations.path, ())
     index = NameIndex(images)
     photos: list[Photo] = []
-    owner: dict[str, int] = {}  # file -> line that named it first
+    owner: dict[str, int] = {}  # file -> the first line that names it
     for row in annotations.rows:
         where = f"{annotations.path}, line {row.line}"
         try:
@@ -158,9 +158,9 @@ def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: l
 
 
 def _mentioned(path: Path, index: NameIndex) -> set[str]:
-    """Files that any cell names: a photograph whose row has a fault of its own is not unlisted as well."""
+    """Files that any cell names, so that a photograph whose row has a fault is not reported as unlisted as well."""
     try:
-        # Without zero bytes, names in UTF-16, which is refused, can be read all the same.
+        # UTF-16 is refused, but names in it can be read once its zero bytes are removed.
         text = path.read_bytes().replace(b"\0", b"").decode("utf-8-sig", errors="replace")
     except OSError:
         return set(index.names)
@@ -176,7 +176,7 @@ def _mentioned(path: Path, index: NameIndex) -> set[str]:
 
 
 def fingerprint_of_files(data: DataSet) -> str:
-    """``fingerprint`` of what is on the disk now.
+    """``fingerprint`` of the files as they are on disk now.
 
     Raises:
         AnnotationError: a photograph cannot be read.
@@ -189,7 +189,7 @@ def fingerprint_of_files(data: DataSet) -> str:
 
 
 def fingerprint(data: DataSet, digests: Mapping[str, Sequence[str]]) -> str:
-    """sha256 over every photograph's split, bytes and labels: the same data, the same fingerprint.
+    """sha256, in hexadecimal, over every photograph's split, bytes and labels: equal data have equal fingerprints.
 
     ``digests`` has the sha256 of each split's files, in the split's order.
     """
@@ -202,10 +202,10 @@ def fingerprint(data: DataSet, digests: Mapping[str, Sequence[str]]) -> str:
 
 
 class Item(NamedTuple):
-    """What the data set yields, as the original notebook's did."""
+    """One item of a data set, with the same parts as the original notebook's."""
 
     image: Tensor
-    """(3, S, S): uint8 from the training split after augmentation, float32 in [0, 255] for evaluation."""
+    """(3, S, S) RGB: uint8 after augmentation for training, float32 in [0, 255] for evaluation."""
     dr_index: int
     me_label: int
     filename: str
@@ -216,7 +216,7 @@ class Batch(NamedTuple):
     """A micro-batch of items."""
 
     image: Tensor
-    """(B, 3, S, S)"""
+    """(B, 3, S, S), uint8 or float32 as in ``Item``."""
     dr_index: Tensor
     """(B,) int64"""
     me_label: Tensor
@@ -233,14 +233,15 @@ def collate(items: list[Item]) -> Batch:
 class Draw(NamedTuple):
     """One draw of a photograph in an epoch."""
 
-    index: int  # type: ignore[assignment]  # tuple.index, which no one asks of a draw
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is never called on a draw
+    """Of the photograph in the training split."""
     epoch: int
     position: int
-    """Its place in the epoch, over all devices."""
+    """Its position in the epoch, over all devices."""
 
 
 class TrainItems(Dataset[Item]):
-    """Training photographs, augmented; a draw's augmentation depends on (seed, epoch, position) alone."""
+    """Augmented training photographs; the augmentation of a draw depends only on (seed, epoch, position)."""
 
     def __init__(self, data: DataSet, frames: Frames, augment: Augment, seed: int) -> None:
         self.photos = data.splits["train"].photos
@@ -275,12 +276,12 @@ class EvalItems(Dataset[Item]):
 
 
 class EpochPlan(Sampler[list[Draw]]):
-    """The micro-batches of one epoch, a pure function of (seed, epoch), dealt to the devices like cards.
+    """The micro-batches of one epoch, a pure function of (seed, epoch), dealt to the devices in turn.
 
-    Device r of R takes micro-batches r, r + R, ...: R devices with one micro-batch a step see what one device sees
-    with R micro-batches a step. What is left when the cards do not come out even is not dealt, since no device may wait
-    for another. ``shuffle`` visits every photograph once; ``weighted`` draws as many with replacement, each DR grade
-    equally often on average. ``start`` skips micro-batches that an interrupted epoch has behind it.
+    Device r of R takes micro-batches r, r + R, ..., so that R devices with one micro-batch per step see the same as one
+    device with R micro-batches per step. Left-over micro-batches, fewer than R, are dropped, because all devices must
+    have the same number. ``shuffle`` visits every photograph once; ``weighted`` draws as many with replacement, each DR
+    grade equally often on average. ``start`` skips the micro-batches that an interrupted epoch has already done.
     """
 
     def __init__(
@@ -292,9 +293,9 @@ class EpochPlan(Sampler[list[Draw]]):
         self.epoch, self.start = 1, 0
         sizes = [len(self.dr_index[i : i + batch_size]) for i in range(0, len(self.dr_index), batch_size)]
         if sizes[-1] < 2 <= min(batch_size, len(sizes)):
-            sizes.pop()  # batch-norm has no variance of one photograph; another one is left out each epoch
+            sizes.pop()  # batch-norm needs two photographs; a different one is left out in each epoch
         self.n_batches = len(sizes) // world
-        """Micro-batches an epoch and device."""
+        """Micro-batches per epoch and device."""
         if self.n_batches == 0:
             raise UsageError(
                 f"--batch-size {batch_size}: expected at least one batch of the {len(self.dr_index)} training "
@@ -302,7 +303,7 @@ class EpochPlan(Sampler[list[Draw]]):
             )
 
     def draws(self) -> NDArray[np.int64]:
-        """Photograph of each position of the epoch."""
+        """The index of the photograph at each position of the epoch: (n,) int64."""
         n = len(self.dr_index)
         rng = np.random.default_rng([self.seed, self.epoch])
         if self.kind == "shuffle":
@@ -322,6 +323,6 @@ class EpochPlan(Sampler[list[Draw]]):
 
 
 def class_weights(dr_index: Sequence[int], n_grades: int) -> Tensor:
-    """(K,) float32: total / (K x count) of each grade, scikit-learn's "balanced"."""
+    """Weight of each grade, total / (K x its count), scikit-learn's "balanced": (K,) float32."""
     counts = np.bincount(np.asarray(dr_index), minlength=n_grades)
     return torch.tensor(counts.sum() / (n_grades * np.maximum(counts, 1)), dtype=torch.float32)

@@ -1,8 +1,8 @@
-"""How good an exported model file is on labelled photographs: every yardstick, with intervals.
+"""Evaluates an exported model file on labelled photographs: all metrics, with intervals.
 
     python -m retina.train.evaluation DATA --model retina_multitask.onnx --split test
 
-Scores as ``retina-score`` does, with the file that clinics run and not with the checkpoint it was made from.
+Scores as ``retina-score`` does, with the file that clinics run instead of the checkpoint that it was made from.
 """
 
 from __future__ import annotations
@@ -25,11 +25,17 @@ from .metrics import FIGURES, Predictions, evaluate
 
 
 def score_split(model: RetinaModel, photos: tuple[Photo, ...], *, workers: int | None = None) -> Predictions:
-    """A model file's answers to labelled photographs.
+    """A model file's predictions for labelled photographs.
+
+    Args:
+        model: the model file.
+        photos: the photographs.
+        workers: photographs scored at once; None: the cores that this process may use.
 
     Raises:
-        UsageError: a grade that the model does not know.
-        AnnotationError: photographs that cannot be read, all of them.
+        UsageError: a photograph has a grade that the model does not have.
+        AnnotationError: photographs cannot be read; all of them are listed.
+        ModelFileError: the model's output is not finite.
     """
     grades = model.contract.dr_grades
     unknown = sorted({photo.dr_grade for photo in photos} - set(grades))
@@ -51,11 +57,15 @@ def score_split(model: RetinaModel, photos: tuple[Photo, ...], *, workers: int |
 def evaluate_file(
     model: RetinaModel, root: Path, splits: tuple[str, ...], *, me_positive_from: int | None = None
 ) -> dict[str, Any]:
-    """``metrics.evaluate`` of each split, with the file's sha256.
+    """Evaluate a model file on splits of a data folder.
+
+    Returns:
+        ``model_sha256``, and under ``splits`` the ``metrics.evaluate`` of each split.
 
     Raises:
-        AnnotationError: faults in the annotations, or photographs that cannot be read.
-        UsageError: a grade that the model does not know.
+        AnnotationError: the annotations have faults, or photographs cannot be read.
+        UsageError: a photograph has a grade that the model does not have.
+        ModelFileError: the model's output is not finite.
     """
     data = sound_dataset(root, me_positive_from)
     return {
@@ -109,7 +119,7 @@ def _cell(figure: Mapping[str, Any]) -> str:
 def main(
     data: Path, model: Path | None, splits: tuple[str, ...], out: Path | None, me_positive_from: int | None
 ) -> None:
-    """Evaluate an ONNX file on the labelled photographs of DATA: every yardstick with its 95% interval by patient.
+    """Evaluate an ONNX file on the labelled photographs of DATA: all metrics with 95% intervals by patient.
 
     DATA is laid out as for retina-train. Prints Markdown.
     """
@@ -121,7 +131,7 @@ def main(
         for name in splits:
             tell(
                 f"\n{opened.path.name} (sha256 {opened.sha256[:12]}) on {name}, with 95% intervals by patient. "
-                "Calibration error by chance alone: what it would be were each answer right as often as it says.\n"
+                "Calibration error by chance alone: what it would be if each answer were right as often as it says.\n"
             )
             tell("\n".join(figures_table(figures["splits"][name])) + "\n")
             tell("\n".join(classes_table(figures["splits"][name])))

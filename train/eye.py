@@ -1,6 +1,6 @@
-"""The healthy eye of a drawn photograph: field, light, fundus, disc and vessels.
+"""The healthy eye of a drawn photograph: field, illumination, fundus, disc and vessels.
 
-Lengths inside an eye are in disc diameters, DD, with the fovea at (0, 0), x towards the nose and y upwards; in a
+Lengths inside an eye are in disc diameters (DD), with the fovea at (0, 0), x towards the nose and y upwards; in a
 picture they are in pixels, x to the right and y downwards.
 """
 
@@ -26,7 +26,7 @@ Side = Literal["left", "right"]
 
 @dataclass(frozen=True)
 class Camera:
-    """How a camera frames the lit field; lengths as a share of the frame's width."""
+    """How a camera frames the lit field; lengths are fractions of the frame's width."""
 
     source: str
     aspect: float
@@ -34,17 +34,18 @@ class Camera:
     radius: tuple[float, float]
     """Smallest and largest radius of the field."""
     degrees: int
+    """Field of view, for the caption."""
     tint: tuple[float, float, float]
     """White balance: factors for red, green and blue."""
     notch_corners: int
-    """2: a triangular tab on the field's edge, 3 or more: a blunter one."""
+    """Number of outer corners of the tab on the field's edge."""
 
 
 CAMERAS = {
     camera.source: camera
     for camera in (
         Camera("ronda", 1.0, (0.44, 0.487), 45, (1.0, 1.0, 1.0), 4),
-        # Wider than high and the field higher than the frame: its top and bottom are cut off.
+        # The frame is wider than high and lower than the field, whose top and bottom are cut off.
         Camera("larga", 2 / 3, (0.37, 0.43), 50, (1.0, 0.9, 0.6), 3),
     )
 }
@@ -52,20 +53,20 @@ CAMERAS = {
 
 @dataclass(frozen=True)
 class View:
-    """Where the eye lies in the frame: turns disc diameters into pixels, and polygons into opacities."""
+    """Where the eye lies in the frame; converts disc diameters to pixels, and polygons to opacities."""
 
     camera: Camera
     eye: Side
     height: int
     width: int
     centre: Points
-    """(x, y) of the field in pixels."""
+    """(x, y) of the field's centre in pixels."""
     radius: float
-    """Of the field, pixels."""
+    """Radius of the field in pixels."""
     unit: float
     """Pixels per disc diameter."""
     axes: Points
-    """(2, 2): from DD to pixels, about the fovea."""
+    """(2, 2) matrix from DD to pixels, relative to the fovea."""
     origin: Points
     """(x, y) of the fovea in pixels."""
     disc_dd: Points
@@ -80,7 +81,7 @@ class View:
         centre = np.array([width, height]) * rng.uniform(0.48, 0.52, 2)
         radius = width * rng.uniform(*camera.radius)
         unit = radius / rng.uniform(2.9, 4.1)
-        # Seen from the front, a right eye's nose, and so its disc, is to the right.
+        # In a photograph of a right eye the nasal side, and with it the disc, is on the right.
         mirror, turn = (1.0 if eye == "right" else -1.0), math.radians(rng.normal(0.0, 9.0))
         turned = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
         axes = unit * turned @ np.diag([mirror, -1.0])
@@ -95,20 +96,20 @@ class View:
 
     @cached_property
     def disc(self) -> tuple[float, float]:
-        """(x, y) of its centre in pixels."""
+        """(x, y) of the disc's centre in pixels."""
         x, y = self.pixels(self.disc_dd)
         return float(x), float(y)
 
     def pixels(self, dd: Points) -> Points:
-        """(..., 2) in DD to (..., 2) in pixels."""
+        """Convert points (..., 2) from DD to pixels."""
         return dd @ self.axes.T + self.origin
 
     def disc_distances(self, pixels: Points) -> Points:
-        """(..., 2) in pixels to (..., 2) in DD."""
+        """Convert points (..., 2) from pixels to DD."""
         return (pixels - self.origin) @ np.linalg.inv(self.axes).T
 
     def rasterise(self, shapes: Iterable[Shape], *, blur: float = 0.0) -> Floats:
-        """Polygons to opacity (H, W), 0 to 1; ``blur`` is a radius in pixels of a 512 px frame."""
+        """Draw polygons: opacity (H, W) float32 in [0, 1]; ``blur`` is a radius in pixels of a 512 px wide frame."""
         canvas = Image.new("L", (2 * self.width, 2 * self.height))
         draw = ImageDraw.Draw(canvas)
         for points, opacity in shapes:
@@ -119,7 +120,7 @@ class View:
         return np.asarray(smooth, dtype=np.float32) / np.float32(255)
 
     def field(self, rng: Generator) -> Floats:
-        """Opacity (H, W) of the lit field: a disc with a tab on its edge."""
+        """Opacity (H, W) in [0, 1] of the lit field: a circle with a tab on its edge."""
         angles = np.linspace(0, 2 * math.pi, 180, endpoint=False)
         circle = self.centre + self.radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
         at = -math.radians(rng.uniform(25, 65)) + (math.pi / 2) * int(rng.integers(0, 2)) * int(rng.integers(0, 2))
@@ -130,10 +131,17 @@ class View:
         return self.rasterise([(circle, 255), (np.concatenate([tab, base]), 235)], blur=0.8)
 
     def place(self, rng: Generator, sector: int, *, beyond_fovea: float = 0.0, reach: float = 0.92) -> Points:
-        """A spot (2,) in pixels: in quarter ``sector`` of the field, off the disc, ``beyond_fovea`` DD away."""
+        """A random spot in a quarter of the field, outside the disc: (2,) in pixels.
+
+        Args:
+            rng: the random generator.
+            sector: the quarter; counted on modulo 4.
+            beyond_fovea: smallest distance from the fovea in DD.
+            reach: largest distance from the field's centre, as a fraction of its radius.
+        """
         attempt = 0
         while True:
-            # A quarter may have no such spot: then, the next one.
+            # After 20 attempts, continue in the next quarter: this one may have no such spot.
             angle = (sector + attempt // 20 + rng.random()) * math.pi / 2
             away = self.radius * reach * math.sqrt(rng.random())
             spot = (self.centre[0] + away * math.cos(angle), self.centre[1] + away * math.sin(angle))
@@ -145,7 +153,7 @@ class View:
 
 
 def illumination(rng: Generator, view: View) -> Floats:
-    """Light (H, W), 0.35 to 1.12: a flash that is off centre, falls off to the edge and is never quite even."""
+    """Illumination (H, W), 0.35 to 1.12: an off-centre flash that falls off to the edge and is never quite even."""
     bright = view.centre + view.radius * rng.uniform(-0.45, 0.45, 2)
     fall = 1.05 - rng.uniform(0.2, 0.45) * _coarse_distance(view, bright) ** 2 / view.radius**2
     uneven = _noise(rng, 4, view) * rng.uniform(0.05, 0.15)
@@ -153,7 +161,10 @@ def illumination(rng: Generator, view: View) -> Floats:
 
 
 def retina(rng: Generator, view: View, light: Floats) -> Floats:
-    """The eye without lesions, (3, H, W), 0 to 255: colours first, because that is several times as fast."""
+    """The eye without lesions: (3, H, W) float32, about 0 to 255.
+
+    The colour axis comes first because that is several times as fast.
+    """
     focus = rng.uniform(0.4, 1.1)
     pigment = rng.uniform(0, 1)
     fundus = rgb(228, 112, 40) * (1 - pigment) + rgb(152, 66, 24) * pigment
@@ -180,17 +191,17 @@ def retina(rng: Generator, view: View, light: Floats) -> Floats:
 
 def _absorb(picture: Floats, layer: Floats, share: Floats) -> None:
     """Darken ``picture`` in place by up to ``share`` of each colour where ``layer`` (H, W) is 1."""
-    for channel in range(3):  # one plane at a time, for it fits the processor's cache
+    for channel in range(3):  # one plane at a time, which fits the processor's cache
         picture[channel] *= 1 - share[channel] * layer
 
 
 def rgb(red: float, green: float, blue: float) -> Floats:
-    """A colour, (3, 1, 1), to multiply (H, W) or (3, H, W) by."""
+    """A colour as (3, 1, 1), which broadcasts over (H, W) and (3, H, W)."""
     return np.array([red, green, blue], dtype=np.float32)[:, None, None]
 
 
 def _disc(rng: Generator, view: View) -> list[Shape]:
-    """The optic disc, a little higher than wide, and its paler cup."""
+    """The optic disc, slightly higher than wide, and its paler cup."""
     around = circle(40) * (rng.uniform(0.42, 0.47), 0.5)
     cup = circle(30) * rng.uniform(0.16, 0.3) + rng.uniform(-0.06, 0.06, 2)
     return [(view.pixels(view.disc_dd + around), 195), (view.pixels(view.disc_dd + cup), 255)]
@@ -198,7 +209,7 @@ def _disc(rng: Generator, view: View) -> list[Shape]:
 
 @dataclass(frozen=True)
 class Vessels:
-    """Curves, one row each, with a fixed number of samples along them."""
+    """Vessels as curves, one per row, with a fixed number of samples along each."""
 
     points: Points
     """(n, samples, 2) in DD."""
@@ -207,13 +218,23 @@ class Vessels:
     width: Points
     """(n, samples) in DD."""
     alive: NDArray[np.intp]
-    """(n,): how many samples there are before the vessel would enter the foveal avascular zone."""
+    """(n,): number of samples before the vessel would enter the foveal avascular zone."""
 
     @classmethod
     def grow(
         cls, rng: Generator, start: Points, heading: Points, *, goal: Points, bend: float, length: Points, width: Points
     ) -> Vessels:
-        """Wind from ``start`` (n, 2) at ``heading`` (n,), turning to ``goal`` (n,) over about ``bend`` DD."""
+        """Grow winding vessels.
+
+        Args:
+            rng: the random generator.
+            start: (n, 2) in DD.
+            heading: (n,) initial direction in radians.
+            goal: (n,) direction in radians that the vessel turns to.
+            bend: the distance in DD over which it turns.
+            length: (n,) in DD.
+            width: (n,) initial width in DD.
+        """
         samples, n = 36, len(start)
         along = np.linspace(0, 1, samples) * length[:, None]
         turn = goal[:, None] + (heading - goal)[:, None] * np.exp(-((along / bend) ** 1.5))
@@ -228,7 +249,9 @@ class Vessels:
         return cls(points, turn, width[:, None] * (1 - 0.65 * along / length[:, None]), alive)
 
     def sprout(self, rng: Generator, count: int, *, shortest: float, longest: float) -> Vessels:
-        """``count`` side branches at random places, which turn back towards their parent's direction."""
+        """``count`` side branches at random places, ``shortest`` to ``longest`` DD long, which turn back towards their
+        parent's direction.
+        """
         row = rng.integers(0, len(self.points), count)
         column = (rng.uniform(0.12, 0.95, count) * (self.alive[row] - 1)).astype(int).clip(0)
         heading, side = self.heading[row, column], rng.choice([-1.0, 1.0], count)
@@ -243,9 +266,9 @@ class Vessels:
         )
 
     def ribbons(self, view: View, *, opacity: int = 255, narrowed: float = 1.0) -> list[Shape]:
-        """As polygons; thinner ones fainter."""
+        """The vessels as polygons, thinner ones fainter; ``narrowed`` is a factor on their width."""
         normal = np.stack([-np.sin(self.heading), np.cos(self.heading)], axis=-1)
-        # Narrower than this a line on the supersampled canvas has gaps.
+        # A narrower line would have gaps on the supersampled canvas.
         half = np.maximum(self.width * narrowed / 2, 0.35 / view.unit)[..., None]
         left, right = view.pixels(self.points + half * normal), view.pixels(self.points - half * normal)
         faint = np.clip(0.4 + self.width[:, 0] / 0.07, 0, 1)
@@ -257,7 +280,7 @@ class Vessels:
 
 
 def _vessels(rng: Generator, view: View) -> tuple[list[Shape], list[Shape]]:
-    """Arteries and veins: an arcade above and below the macula and one towards the nose each, and their branches."""
+    """Arteries and veins. Each has arcades above and below the macula, two vessels towards the nose, and branches."""
     up = np.array([1.0, -1.0, 1.0, -1.0])
     trees = []
     for calibre in (rng.uniform(0.06, 0.08), rng.uniform(0.085, 0.115)):
@@ -285,13 +308,13 @@ def _vessels(rng: Generator, view: View) -> tuple[list[Shape], list[Shape]]:
         branches = arcades.sprout(rng, int(rng.integers(15, 24)), shortest=1.2, longest=3.2)
         tips = branches.sprout(rng, int(rng.integers(18, 30)), shortest=0.5, longest=1.5)
         tree = [ribbon for part in (tips, macular, branches, arcades) for ribbon in part.ribbons(view)]
-        # The light reflex: a paler line along the middle of the wide ones.
+        # The light reflex: a paler line along the middle of the wide vessels.
         trees.append(tree + arcades.ribbons(view, opacity=180, narrowed=0.3))
     return trees[0], trees[1]
 
 
 def _choroid(rng: Generator, view: View) -> list[Shape]:
-    """The broad pale streaks of a choroid that shows through."""
+    """The broad pale streaks of a choroid that is visible through the retina."""
     n = 70
     start = view.disc_distances(np.stack([view.place(rng, i, reach=1.0) for i in range(n)]))
     outward = np.arctan2(*(start - view.disc_dd).T[::-1]) + rng.normal(0, 0.3, n)
@@ -305,11 +328,11 @@ def circle(corners: int) -> Points:
 
 
 _COARSE = 96
-"""Side of the grid on which whatever varies slowly is computed, for speed."""
+"""Side of the coarse grid on which slowly varying layers are computed, for speed."""
 
 
 def _coarse_distance(view: View, spot: Points | tuple[float, float]) -> Floats:
-    """Distance in pixels of each place of a coarse grid from ``spot`` (x, y)."""
+    """Distance in pixels of each cell of the coarse grid from ``spot`` (x, y) in pixels."""
     steps = (np.arange(_COARSE, dtype=np.float32) + np.float32(0.5)) / np.float32(_COARSE)
     distance: Floats = np.hypot(
         steps * view.width - np.float32(spot[0]), (steps * view.height - np.float32(spot[1]))[:, None]
@@ -318,12 +341,12 @@ def _coarse_distance(view: View, spot: Points | tuple[float, float]) -> Floats:
 
 
 def _spot(view: View, middle: tuple[float, float], spread: float) -> Floats:
-    """A round Gaussian (H, W), 1 at ``middle`` (pixels), ``spread`` in DD."""
+    """A round Gaussian (H, W) that is 1 at ``middle`` (in pixels), with standard deviation ``spread`` in DD."""
     return _resized(np.exp(-((_coarse_distance(view, middle) / np.float32(spread * view.unit)) ** 2) / 2), view)
 
 
 def _noise(rng: Generator, cells: int, view: View) -> Floats:
-    """Smooth noise (H, W), about standard normal, with ``cells`` hills across."""
+    """Smooth noise (H, W), roughly standard normal, interpolated from ``cells`` x ``cells`` random values."""
     return _resized(rng.standard_normal((cells, cells), dtype=np.float32), view)
 
 

@@ -1,4 +1,4 @@
-"""The circumstances of a run, and whether they are the same when it is resumed."""
+"""The circumstances of a run, and the check that they are the same when it is resumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .survey import Survey
 
 
 def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor) -> dict[str, Any]:
-    """What a run should remember beside its options: data, imbalance, machine, versions."""
+    """What a run records beside its options: data, class balance, machine, versions; JSON values only."""
     counts = {
         name: {
             "photographs": len(split.photos),
@@ -44,6 +44,12 @@ def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor) -> dict[
 
 
 def check_same(run: Run, survey: Survey, fabric: Fabric) -> None:
+    """Refuse to resume a run with another number of devices or other data.
+
+    Raises:
+        UsageError: either differs from what the run recorded when it began.
+        ModelFileError: that record is damaged.
+    """
     facts = run.facts()
     if facts["devices"] != fabric.world_size:
         raise UsageError(
@@ -59,7 +65,7 @@ def check_same(run: Run, survey: Survey, fabric: Fabric) -> None:
 
 
 def _git_commit() -> str:
-    """Of the working folder, which is where an experiment's own code would be; empty outside a repository."""
+    """The commit checked out in the working directory, where an experiment's own code would be; empty without one."""
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=5)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Framed photographs, decoded once: what training reads every epoch instead of camera originals."""
+"""Framed photographs, decoded only once: training reads these in every epoch instead of the camera originals."""
 
 from __future__ import annotations
 
@@ -29,21 +29,25 @@ from .checkpoint import current_versions
 from .framing import make_frame
 
 PHASH_SIDE = 16
-"""256 bits: imagehash's default of 64 sees little but the lit disc, which all fundus photographs share."""
+"""Side of the perceptual hash: 256 bits. imagehash's default of 64 bits hardly sees more than the lit disc, which all
+fundus photographs have in common."""
 
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
 class Frames(Protocol):
-    """Framed photographs by index: (3, S, S), uint8 or float32, in [0, 255]."""
+    """Framed photographs by index: (3, S, S) RGB, uint8 or float32, in [0, 255]."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Tensor: ...
 
 
 class DecodedFrames:
-    """Decodes and frames on every access: the reference that the cached kinds must equal."""
+    """Decodes and frames on every access, to float32: the reference that the cached frames must equal.
+
+    Access raises PictureError if the photograph cannot be read.
+    """
 
     def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing) -> None:
         self.paths, self.preprocessing = tuple(paths), preprocessing
@@ -59,7 +63,7 @@ class DecodedFrames:
 
 
 class ArrayFrames:
-    """Frames held in one array, (N, 3, S, S)."""
+    """Frames in one array in memory, (N, 3, S, S)."""
 
     def __init__(self, array: Pixels) -> None:
         self.array = array
@@ -72,7 +76,7 @@ class ArrayFrames:
 
 
 class MappedFrames(ArrayFrames):
-    """Frames in a .npy file; sent to another process as its name, not as its gigabytes."""
+    """Frames in a memory-mapped .npy file, of which only the name is sent to another process."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(np.load(file, mmap_mode="r"))
@@ -84,12 +88,14 @@ class MappedFrames(ArrayFrames):
 
 @dataclass(frozen=True)
 class Look:
-    """What one look at a photograph's file found, for the leakage check and the data fingerprint."""
+    """What the first reading of a photograph's file found, for the leakage check and the data fingerprint."""
 
     sha256: str
+    """Of the file, in hexadecimal; empty if it cannot be read."""
     phash: str
-    """Perceptual hash of the framed photograph, 16 x 16 bits in hex; empty for a file that cannot be read."""
+    """Perceptual hash of the framed photograph, 16 x 16 bits in hexadecimal; empty if it cannot be decoded."""
     fault: str = ""
+    """Why it cannot be read or decoded, with the file's name; empty if it can."""
 
 
 def look_through(
@@ -100,20 +106,23 @@ def look_through(
     folder: Path,
     progress: Callable[[], object] = lambda: None,
 ) -> tuple[Frames, list[Look]]:
-    """Decode every photograph once, keep its frame as ``cache`` says, and report what cannot be read.
+    """Decode every photograph once, keep its frame as ``cache`` says, and report those that cannot be read.
 
     Args:
         paths: photographs.
         preprocessing: how they are framed.
         dtype: uint8 for training, whose augmentation works on whole grey levels; float32 for evaluation, which must
             see exactly what the exported graph computes.
-        cache: ``disk`` maps an array under ``folder``, found again by the next run; ``memory`` keeps it for this run;
-            ``off`` decodes on every access.
+        cache: ``disk`` maps an array under ``folder``, which later runs find again; ``memory`` keeps the array for this
+            run; ``off`` decodes on every access.
         folder: where ``disk`` keeps its arrays.
-        progress: called once a photograph.
+        progress: called once per photograph, unless the frames were found in the cache.
+
+    Returns:
+        the frames, and for each photograph what was found.
 
     Raises:
-        OutputError: the cache folder cannot be written.
+        OutputError: the cache folder cannot be written or lacks space.
     """
     key = _key(paths, preprocessing, dtype)
     looks_file, array_file = folder / f"{key}.json", folder / f"{key}.npy"
@@ -126,7 +135,7 @@ def look_through(
         array = np.empty(shape, dtype=dtype)
         return ArrayFrames(array), _look_at_each(frames, array, progress)
     if os.path.isfile(looks_file) and os.path.isfile(array_file):
-        with contextlib.suppress(OSError, EOFError, ValueError, TypeError):  # damaged: made anew
+        with contextlib.suppress(OSError, EOFError, ValueError, TypeError):  # damaged: written again below
             return MappedFrames(array_file), [Look(**look) for look in json.loads(looks_file.read_text())]
     _expect_room(folder, math.prod(shape) * np.dtype(dtype).itemsize)
     looks: list[Look] = []
@@ -145,7 +154,7 @@ def look_through(
 
 
 def _look_at_each(frames: DecodedFrames, array: Pixels | None, progress: Callable[[], object]) -> list[Look]:
-    """Decode every photograph, into ``array`` where one is given."""
+    """Decode every photograph, into ``array`` if one is given."""
 
     def look(index: int) -> Look:
         digest, path = "", frames.paths[index]
@@ -168,7 +177,7 @@ def _look_at_each(frames: DecodedFrames, array: Pixels | None, progress: Callabl
 
 
 def _expect_room(folder: Path, needed: int) -> None:
-    """Raise OutputError where ``needed`` bytes do not fit: a full disk kills whoever writes to a mapped file."""
+    """Raise OutputError if ``needed`` bytes do not fit: a full disk kills a process that writes to a mapped file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
@@ -182,7 +191,7 @@ def _expect_room(folder: Path, needed: int) -> None:
 
 
 def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: str) -> str:
-    """Changes with any file's place, size or time, with the framing, and with the libraries that decode and frame."""
+    """The cache's key: it depends on each file's path, size and time, the framing, and the libraries' versions."""
     stats = [(str(path.resolve()), *_size_and_time(path)) for path in paths]
     prep = preprocessing
     text = json.dumps([stats, prep.framing, prep.surround, prep.image_size, dtype, PHASH_SIDE, current_versions()])
@@ -192,6 +201,6 @@ def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: str) -> str
 def _size_and_time(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
-    except OSError:  # a link to nothing: looking at it says so
+    except OSError:  # such as a broken link: reading it reports the fault
         return 0, 0
     return status.st_size, status.st_mtime_ns

@@ -1,8 +1,8 @@
 """Decoded pixels to model input, as torch modules: the only preprocessing in the project.
 
-Training's evaluation, Grad-CAM and export use these modules, and the exported graph is made from them, so that
-nothing can drift apart. All arithmetic is in float32 without rounding to grey levels: that is what lets PyTorch and
-onnxruntime agree to 1e-4 in probability (their uint8 resizes differ by up to 2 levels).
+Training, evaluation and Grad-CAM use these modules, and the exported graph is made from them, so that they cannot drift
+apart. All arithmetic is in float32 without rounding to grey levels, so that PyTorch and onnxruntime agree to 1e-4 in
+probability (their uint8 resizes differ by up to 2 grey levels).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..runtime.field import (
 def _resize(image: Tensor, side: int) -> Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, side, side) float32, aspect ratio ignored; Pillow's BILINEAR without its rounding.
 
-    Channel by channel: a camera original is 150 MB as float32, and scoring would hold one in each worker.
+    Channel by channel, because a camera original takes 150 MB as float32, and each scoring worker would hold one.
     """
     channels = [
         F.interpolate(channel.unsqueeze(1).float(), (side, side), mode="bilinear", antialias=True, align_corners=False)
@@ -38,7 +38,7 @@ def _resize(image: Tensor, side: int) -> Tensor:
 
 
 class SquashFrame(nn.Module):
-    """The whole picture, squashed to a square: the original notebook's way, kept for its checkpoints."""
+    """The whole picture, squashed to a square as in the original notebook; kept for its checkpoints."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -50,11 +50,11 @@ class SquashFrame(nn.Module):
 
 
 class FieldFrame(nn.Module):
-    """The lit field, found and centred in a square, so that cameras which frame differently look alike.
+    """Finds the lit field and centres it in a square, so that photographs from different cameras look alike.
 
-    The picture is first resized to an intermediate square; there what lies around the field is made black unless it is
-    to be kept, the field's box is read from the rows and columns, and one grid samples the square around it, in the
-    picture's own aspect ratio. What lies outside the picture is black. A picture without a lit field is left whole.
+    The picture is first resized to an intermediate square. There the surround of the field is blackened (unless it is
+    to be kept), the field's bounding box is read from the rows and columns, and the square around it is sampled with
+    the picture's own aspect ratio, black beyond the picture. A picture without a lit field is kept whole.
     """
 
     def __init__(self, size: int, intermediate: int, surround: Surround = "black") -> None:
@@ -69,10 +69,10 @@ class FieldFrame(nn.Module):
         if self.surround == "black":
             x = x * field_mask(x)
         left, right, top, bottom = lit_box(x)
-        # The box is in shares of the picture's width and height; the square is a square in the picture's pixels.
+        # The box is in fractions of the picture's width and height; the square is square in the picture's pixels.
         height, width = image.shape[1], image.shape[2]
         side = torch.maximum((right - left) * width, (bottom - top) * height)
-        # By hand and not by affine_grid, which would leave a table of size x size x 3 floats in the exported file.
+        # Not by affine_grid, which would put a constant of size x size x 3 floats into the exported file.
         centres = (torch.arange(self.size, device=x.device, dtype=x.dtype) + 0.5) * (2.0 / self.size) - 1.0
         columns = (side / width).view(-1, 1, 1) * centres + (left + right - 1.0).view(-1, 1, 1)  # (N, 1, size)
         rows = (side / height).view(-1, 1, 1) * centres.view(-1, 1) + (top + bottom - 1.0).view(-1, 1, 1)
@@ -82,17 +82,17 @@ class FieldFrame(nn.Module):
 
 
 def field_mask(x: Tensor) -> Tensor:
-    """Which pixels belong to the field: a factor that makes all others black.
+    """A factor for each pixel that keeps the field and blackens everything else.
 
-    On a coarse grid, cells hardly brighter than the darkest one and much darker than the picture are surround, and so
-    is what is too narrow to be a field. What lies between field and field, across and down, is field (large
-    haemorrhages are dark), and so is one cell more on every side, so that the field's own edge stays.
+    On a coarse grid, cells that are hardly brighter than the darkest one and much darker than the picture are surround,
+    and so is anything too narrow to be the field. Cells between field cells, both in their row and in their column, are
+    field (large haemorrhages are dark), and so is one more cell on every side, so that the field keeps its own edge.
 
     Args:
         x: (N, 3, M, M) float in [0, 255].
 
     Returns:
-        (N, 1, M, M) in [0, 1]; all ones where nothing looks like a field.
+        (N, 1, M, M) in [0, 1]; all ones if nothing looks like a field.
     """
     brightest = x.amax(dim=1, keepdim=True)
     cells = F.interpolate(brightest, (CELLS, CELLS), mode="bilinear", antialias=True, align_corners=False)
@@ -101,7 +101,7 @@ def field_mask(x: Tensor) -> Tensor:
     threshold = torch.minimum(dark + ABOVE_SURROUND * (level - dark), SURROUND_AT_MOST * level)
     lit = ((cells - threshold) / (FIELD_RAMP * level) + 0.5).clamp(0.0, 1.0)
     broad = _most_around(-_most_around(-lit, CAPTION_CELLS), CAPTION_CELLS)
-    far = CELLS - 1  # a cumulative maximum, which ONNX lacks, is a maximum over a window that reaches across
+    far = CELLS - 1  # ONNX has no cumulative maximum; max-pooling over a window as wide as the grid replaces it
     before, after = (F.max_pool2d(F.pad(broad, pad), (1, CELLS), 1) for pad in ((far, 0, 0, 0), (0, far, 0, 0)))
     above, below = (F.max_pool2d(F.pad(broad, pad), (CELLS, 1), 1) for pad in ((0, 0, far, 0), (0, 0, 0, far)))
     between = torch.minimum(torch.minimum(before, after), torch.minimum(above, below))
@@ -110,18 +110,18 @@ def field_mask(x: Tensor) -> Tensor:
 
 
 def _most_around(grid: Tensor, width: int) -> Tensor:
-    """The maximum over a square of ``width`` cells around each; there is nothing, 0, beyond the edge."""
+    """The maximum over a square of ``width`` cells around each cell, padded with zeros beyond the edge."""
     return F.max_pool2d(F.pad(grid, [width // 2] * 4), width, 1)
 
 
 def lit_box(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Edges of the lit field of each picture, in shares of its width or height.
+    """Edges of the lit field of each picture, as fractions of its width or height.
 
     Args:
         x: (N, 3, M, M) float in [0, 255].
 
     Returns:
-        left, right, top, bottom, each (N,) in [0, 1]; the whole picture (0, 1, 0, 1) where nothing is lit.
+        left, right, top, bottom, each (N,) in [0, 1]; the whole picture (0, 1, 0, 1) if nothing is lit.
     """
     lit = ((x.amax(dim=1) - LIT_FROM) / (LIT_TO - LIT_FROM)).clamp(0.0, 1.0)  # (N, M, M)
     columns, rows = lit.mean(dim=1), lit.mean(dim=2)
@@ -138,10 +138,10 @@ def lit_box(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _first_lit(profile: Tensor) -> Tensor:
-    """Where (N, M) lit shares first reach LIT_SHARE, in [0, 1], interpolated between neighbours.
+    """Where the (N, M) lit shares first reach LIT_SHARE, (N,) in [0, 1], interpolated between neighbours.
 
-    Interpolated because a whole-pixel edge would jump when a rounding difference between two runtimes moves one
-    pixel across the threshold.
+    Without interpolation the edge would jump by a pixel when a rounding difference between two runtimes moves one
+    across the threshold.
     """
     size = profile.shape[1]
     first = (profile >= LIT_SHARE).to(torch.int32).argmax(dim=1, keepdim=True)  # the first of equal maxima
@@ -153,7 +153,10 @@ def _first_lit(profile: Tensor) -> Tensor:
 
 
 class Normalize(nn.Module):
-    """(N, 3, S, S) float in [0, 255] -> zero mean and unit variance per channel, as ImageNet's pictures were."""
+    """(N, 3, S, S) float in [0, 255] -> normalised per channel: ``(x / 255 - mean) / std``.
+
+    ``mean`` and ``std`` are for pixel values in [0, 1], as in ``Preprocessing``.
+    """
 
     mean: Tensor
     std: Tensor
@@ -175,5 +178,5 @@ def make_frame(preprocessing: Preprocessing) -> nn.Module:
 
 
 def make_preprocess(preprocessing: Preprocessing) -> nn.Sequential:
-    """Frame, resize and normalise: (N, H, W, 3) uint8 RGB -> (N, 3, size, size) float32 model input."""
+    """Frame, resize and normalise: (N, H, W, 3) uint8 RGB -> (N, 3, size, size) float32, the network's input."""
     return nn.Sequential(make_frame(preprocessing), Normalize(preprocessing.mean, preprocessing.std))

@@ -1,4 +1,4 @@
-"""Photographs that stand in two splits: figures from such a split flatter the model."""
+"""Finds photographs and patients that are in two splits, because figures from such splits flatter the model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .data import SPLITS, DataSet, Photo
 from .frames import PHASH_SIDE, Look
 
 NEAR_BITS = 16
-"""Perceptual hashes that differ in at most this many of 256 bits are reported. Copies of 84 photographs of the valid
-split at 150 px, JPEG quality 50 and 10% brighter differed from their originals in 16 bits at most; of its half a
+"""Pairs whose perceptual hashes differ in at most this many of 256 bits are reported. Copies of 84 photographs of the
+valid split at 150 px, JPEG quality 50 and 10% brighter differed from their originals in at most 16 bits; of its half a
 million pairs with the train split, all but one differ in 18 or more (``docs/training.md``)."""
 
 _ROWS_AT_ONCE = 1024
-"""Against 10 000 photographs of the other split: 40 MB."""
+"""Rows compared at a time: 40 MB against 10 000 photographs of the other split."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,11 @@ class Leak:
     first: str
     """``split/name``, or for a patient ``split (count photographs)``."""
     second: str
+    """The same, of the other split."""
     patient: str = ""
+    """Empty unless the kind is ``same patient``."""
     conflict: str = ""
-    """How the labels of the two differ; empty where they agree or for patients."""
+    """How the two photographs' labels differ; empty if they agree, and for patients."""
 
     def __str__(self) -> str:
         who = f"patient {self.patient}: " if self.patient else ""
@@ -45,7 +47,7 @@ def find_leaks(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]
 
     Args:
         data: the splits.
-        looks: of each split, one a photograph in order; those with a fault are passed over.
+        looks: for each split, one per photograph in its order; photographs with a fault are skipped.
     """
     leaks: list[Leak] = []
     for a, b in combinations(SPLITS, 2):
@@ -78,16 +80,16 @@ def _leak(kind: Literal["same bytes", "near-identical"], a: str, photo_a: Photo,
 
 
 def _bits(looks: Iterable[Look]) -> NDArray[np.float32]:
-    """(n, 256), each -1 or 1."""
+    """The perceptual hashes as (n, 256) float32, each bit -1 or 1."""
     hashes = b"".join(bytes.fromhex(look.phash) for look in looks)
     bits = np.unpackbits(np.frombuffer(hashes, dtype=np.uint8)).astype(np.float32) * 2 - 1
     return bits.reshape(-1, PHASH_SIDE**2)
 
 
 def _near(left: NDArray[np.float32], right: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
-    """Pairs of rows that differ in at most NEAR_BITS places."""
+    """Index pairs of rows, of (n, 256) and (m, 256) bits, that differ in at most NEAR_BITS places."""
     for start in range(0, len(left), _ROWS_AT_ONCE):
-        # bits are +-1, so a dot product counts agreements minus disagreements
+        # Bits are -1 or 1, so a dot product counts agreements minus disagreements.
         distance = (PHASH_SIDE**2 - left[start : start + _ROWS_AT_ONCE] @ right.T) / 2
         yield from ((start + int(i), int(j)) for i, j in np.argwhere(distance <= NEAR_BITS))
 

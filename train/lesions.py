@@ -1,6 +1,6 @@
-"""Diabetic lesions of a drawn photograph: which, how many, where and how they look.
+"""Diabetic lesions of a drawn photograph: their kinds, numbers, places and appearance.
 
-Larger than life: a real microaneurysm is a fifteenth of a disc diameter at most, here it may be a ninth.
+They are larger than life: a real microaneurysm is at most a fifteenth of a disc diameter, here up to a ninth.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ class Lesion:
     """How a kind of lesion looks and how often it occurs."""
 
     shapes: Callable[[Generator, View, int], list[Shape]]
-    """Polygons of so many of them."""
+    """Makes the polygons of a given number of lesions."""
     counts: tuple[tuple[int, int], ...]
-    """Fewest and most, for each grade 0 to 4."""
+    """Smallest and largest number, for each grade 0 to 4."""
     transmission: Floats
-    """What is left of the retina's red, green and blue, 0 to 1."""
+    """(3, 1, 1) in [0, 1]: the share of the retina's red, green and blue that remains visible."""
     glow: Floats
-    """What the lesion reflects itself under full light, 0 to 255."""
+    """(3, 1, 1), 0 to 255: the light that the lesion itself reflects under full illumination."""
     blur: float = 0.6
-    """Pixels of a 512 px frame."""
+    """Radius in pixels of a 512 px wide frame."""
 
 
 def _microaneurysms(rng: Generator, view: View, count: int) -> list[Shape]:
@@ -39,7 +39,7 @@ def _microaneurysms(rng: Generator, view: View, count: int) -> list[Shape]:
 
 
 def _haemorrhages(rng: Generator, view: View, count: int) -> list[Shape]:
-    """Dots, blots, and flames that follow the nerve fibres away from the disc; in all quarters in turn."""
+    """Dots, blots, and flames along the nerve fibres that lead away from the disc; in each quarter in turn."""
     shapes = []
     for i in range(count):
         spot = view.place(rng, i)
@@ -53,7 +53,7 @@ def _haemorrhages(rng: Generator, view: View, count: int) -> list[Shape]:
 
 
 def _exudates(rng: Generator, view: View, count: int) -> list[Shape]:
-    """Clusters, all of them farther than one disc diameter from the fovea."""
+    """Clusters of hard exudates, all farther than one disc diameter from the fovea."""
     shapes = []
     for i in range(count):
         middle = view.place(rng, i + int(rng.integers(4)), beyond_fovea=1.75, reach=0.85)
@@ -64,7 +64,7 @@ def _exudates(rng: Generator, view: View, count: int) -> list[Shape]:
 
 
 def macular_exudates(rng: Generator, view: View) -> list[Shape]:
-    """Part of a ring round the fovea, within one disc diameter of it."""
+    """Hard exudates in part of a ring around the fovea, within one disc diameter of it."""
     first, arc = rng.uniform(0, 2 * math.pi), rng.uniform(1.5, 5.0)
     shapes = []
     for _ in range(int(rng.integers(14, 34))):
@@ -84,7 +84,7 @@ def _cotton_wool(rng: Generator, view: View, count: int) -> list[Shape]:
 
 
 def _new_vessels(rng: Generator, view: View, count: int) -> list[Shape]:
-    """Tangles of fine curling vessels: often one on the disc, the others elsewhere."""
+    """Tangles of fine curling vessels, one of them often on the disc, the others elsewhere."""
     shapes = []
     for i in range(count):
         spot = view.place(rng, i + int(rng.integers(4)), beyond_fovea=1.2, reach=0.75)
@@ -106,7 +106,7 @@ def _new_vessels(rng: Generator, view: View, count: int) -> list[Shape]:
 
 
 def _preretinal(rng: Generator, view: View, count: int) -> list[Shape]:
-    """Boats: blood that has sunk before the retina, level on top."""
+    """Boat-shaped haemorrhages: blood that has settled in front of the retina, with a level top."""
     shapes = []
     for i in range(count):
         middle = view.place(rng, i + int(rng.integers(4)), beyond_fovea=1.6, reach=0.75)
@@ -119,7 +119,10 @@ def _preretinal(rng: Generator, view: View, count: int) -> list[Shape]:
 def _blob(
     rng: Generator, middle: Points, radius: float, *, ragged: float, stretch: float = 1.0, angle: float = 0.0
 ) -> Points:
-    """An uneven ellipse (20, 2); ``radius`` in pixels along its short axis, ``stretch`` times that along ``angle``."""
+    """An irregular ellipse (20, 2) in pixels.
+
+    ``radius`` is half its short axis in pixels, and ``stretch`` times that half its long axis, at ``angle`` radians.
+    """
     around = np.linspace(0, 2 * math.pi, 20, endpoint=False)
     waves = np.array([[2], [3], [5]])
     bulges = (np.sin(waves * around + rng.uniform(0, 6, (3, 1))) * rng.uniform(0, ragged / 2, (3, 1))).sum(axis=0)
@@ -131,7 +134,7 @@ def _blob(
 
 NONE = (0, 0)
 LESIONS = {
-    # Cotton-wool spots lie deepest here and blood may cover any of the others: hence this order.
+    # In drawing order: cotton-wool spots lie deepest, and blood may cover all the others.
     "SE": Lesion(_cotton_wool, (NONE, NONE, (0, 2), (2, 5), (1, 4)), rgb(0.45, 0.45, 0.5), rgb(140, 120, 75), blur=4.5),
     "EX": Lesion(_exudates, (NONE, NONE, (1, 2), (1, 3), (1, 2)), rgb(0.25, 0.25, 0.2), rgb(195, 165, 62)),
     "MA": Lesion(_microaneurysms, (NONE, (6, 14), (12, 20), (20, 32), (16, 28)), rgb(0.62, 0.3, 0.38), rgb(0, 0, 0)),
@@ -140,4 +143,5 @@ LESIONS = {
     "PH": Lesion(_preretinal, (NONE, NONE, NONE, NONE, (0, 1)), rgb(0.48, 0.15, 0.18), rgb(0, 0, 0)),
 }
 """Cotton-wool spots (soft exudates), clusters of hard exudates, microaneurysms, haemorrhages, new vessels and
-preretinal haemorrhages, under the abbreviations of IDRiD's masks where it has them. Grades as on the ICDR scale."""
+preretinal haemorrhages, abbreviated as IDRiD's masks are where it has them. The counts by grade follow the
+International Clinical Diabetic Retinopathy scale."""

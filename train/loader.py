@@ -1,4 +1,4 @@
-"""Photographs to batches, in worker processes that end when they should."""
+"""Data loaders whose worker processes end when the training process does."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ def make_loader(items: Dataset[Any], workers: int, fabric: Fabric, **kwargs: Any
 
 
 def _begin_worker(parent: int, _worker: int) -> None:
-    # PyTorch watches whoever is the parent from here on: of one killed before, a worker would wait forever.
+    # PyTorch's watchdog starts after this and watches the parent at that time: if the real one was killed before, the
+    # worker would wait forever.
     if os.getppid() != parent:
         os._exit(1)
-    # A terminal sends Ctrl-C to the whole process group; the parent needs its workers until the step's end.
+    # A terminal sends Ctrl-C to the whole process group, but the parent needs its workers until the end of the step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Inherited from StopRequest with the fork; a worker that outlives SIGTERM would hang its parent's exit.
+    # The fork inherits StopRequest's handler; a worker that ignores SIGTERM would make its parent hang at exit.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -1,4 +1,4 @@
-"""The training loop: forward, two losses, backward, step, log; every epoch judged on valid and made resumable."""
+"""The training loop: forward, two losses, backward, step, log; every epoch is evaluated on valid and resumable."""
 
 from __future__ import annotations
 
@@ -30,33 +30,37 @@ from .stop import StopRequest
 from .targets import dr_targets
 
 UNFROZEN_RATE = 0.1
-"""Factor on the backbone's learning rate once ``--unfreeze-epoch`` has opened all of it."""
+"""Factor on the backbone's learning rate once ``--unfreeze-epoch`` has unfrozen all of it."""
 WEIGHT_DECAY = 0.02
-"""Of ``--optimizer adamw``."""
+"""Weight decay of ``--optimizer adamw``."""
 WARM_UP = 0.05
-"""Share of the training over which ``--schedule cosine`` rises to the full rates."""
+"""Share of the training over which ``--schedule cosine`` raises the rates to their full value."""
 _RESUME_KIND = "retina-edge resume state"
 Used = TypeVar("Used")
 
 
 @dataclass
 class Progress:
-    """Where a run stands: all that ``--resume`` needs beside weights and optimiser state."""
+    """How far a run is: all that ``--resume`` needs besides the weights and the states of optimiser and scheduler."""
 
     epoch: int = 1
-    """The epoch under way, from 1."""
+    """The current epoch, from 1."""
     batch: int = 0
-    """Micro-batches of it that are done."""
+    """Number of its micro-batches that are done, on each device."""
     totals: list[float] = field(default_factory=lambda: [0.0] * 6)
-    """Of the epoch under way: summed weighted DR loss, DR weights, summed ME loss, photographs, right DR, right ME."""
+    """Sums over the current epoch so far: weighted DR loss, DR weights, ME loss, photographs, correct DR grades,
+    correct ME labels."""
     seconds: float = 0.0
-    """Training time of the epoch under way."""
+    """Training time of the current epoch."""
     best_score: float = -1.0
+    """Highest ``score`` of ``epoch_scores`` on valid so far."""
     best_epoch: int = 0
+    """Its epoch; 0 before the first."""
     history: list[dict[str, float]] = field(default_factory=list)
+    """One row per finished epoch, with the columns of ``history.csv``."""
 
     def place(self, epochs: int) -> str:
-        """How far it is in a run of so many epochs, in words."""
+        """How far a run of this many epochs is, in words."""
         if self.epoch > epochs:
             return "the end of its last epoch"
         where = f"batch {self.batch}" if self.batch else "the start"
@@ -65,7 +69,7 @@ class Progress:
 
 @dataclass
 class Trainer:
-    """Everything that changes while training, with its way to disk and back."""
+    """Everything that changes during training, and how it is saved and restored."""
 
     fabric: Fabric
     config: TrainConfig
@@ -74,7 +78,7 @@ class Trainer:
     dr_grades: tuple[int, ...]
     """Original grade of each DR index."""
     dr_weights: Tensor
-    """(K,) float32: what each grade counts in the DR loss."""
+    """(K,) float32: weight of each grade in the DR loss."""
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -102,19 +106,28 @@ class Trainer:
 
     @property
     def judged(self) -> RetinaNet:
-        """The network that is evaluated and kept: the running average where there is one."""
+        """The network that is evaluated and saved: the running average if there is one."""
         return self.average.module if self.average is not None else self.net
 
     def _wrap(self, frozen: bool) -> None:
-        # Wrapped anew when the frozen layers open: DDP fixes at construction which gradients it exchanges.
+        # Wrapped again when layers are unfrozen, because DDP fixes at construction which gradients it exchanges.
         self.net.set_frozen(frozen)
         self.model = self.fabric.setup_module(self.net, move_to_device=False)
 
     def loss(self, batch: Batch, dr_total: Tensor, n_total: Tensor, totals: Tensor) -> Tensor:
-        """One micro-batch's share of the step's loss: w1 x DR cross-entropy + w2 x ME cross-entropy.
+        """One micro-batch's share of the step's loss: w1 x DR cross-entropy + w2 x ME cross-entropy, a scalar.
 
-        Sums over the micro-batch divided by the totals of the whole step, so that accumulated and sharded steps
-        equal the larger batch's. Adds what the epoch's log needs to ``totals``.
+        The sums over the micro-batch are divided by the totals of the whole step, so that accumulated and sharded
+        steps equal those of a larger batch.
+
+        Args:
+            batch: of B photographs.
+            dr_total: sum of the DR weights over the whole step.
+            n_total: number of photographs in the whole step.
+            totals: (6,), to which this batch's share of ``Progress.totals`` is added.
+
+        Raises:
+            NonFiniteLossError: the loss is infinite or NaN.
         """
         dr_true = batch.dr_index.to(self.fabric.device)
         me_true = batch.me_label.to(self.fabric.device)
@@ -138,18 +151,28 @@ class Trainer:
         return loss
 
     def _dr_losses(self, dr_logits: Tensor, dr_true: Tensor) -> Tensor:
-        """(N,) cross-entropy of each photograph against its grade's target distribution, grades not weighted."""
+        """Cross-entropy of each photograph with its grade's target distribution, without the grades' weights: (N,)."""
         return F.cross_entropy(dr_logits.float(), self.dr_targets[dr_true], reduction="none")
 
     def _network_input(self, image: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 255], uint8 or float32 -> normalised float32 on the device, channels last."""
+        """(B, 3, S, S) uint8 or float32 in [0, 255] -> normalised float32 on the device, in channels-last memory."""
         image = image.to(self.fabric.device, non_blocking=True)
         return self.normalize(image.float()).contiguous(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
     def train_epoch(
         self, loader: DataLoader[Batch], stop: StopRequest, show: Callable[[int, list[float]], None], n_batches: int
     ) -> None:
-        """Finish the epoch of ``n_batches`` micro-batches that is under way, or stop at a step's end."""
+        """Train to the end of the current epoch of ``n_batches`` micro-batches per device, or to a requested stop.
+
+        Args:
+            loader: the epoch's remaining micro-batches.
+            stop: checked after each step.
+            show: called after each step with its number of micro-batches and the epoch's totals.
+            n_batches: micro-batches of the whole epoch on this device.
+
+        Raises:
+            NonFiniteLossError: the loss is infinite or NaN.
+        """
         fabric, progress = self.fabric, self.progress
         start = perf_counter()
         totals = torch.tensor(progress.totals, dtype=torch.float64, device="cpu")
@@ -165,7 +188,7 @@ class Trainer:
             for i, batch in enumerate(step):
                 self._seed_dropout(progress.batch + i)
                 with fabric.no_backward_sync(self.model, enabled=i < len(step) - 1):
-                    # DDP averages gradients over devices; our shares are already parts of one sum.
+                    # DDP averages gradients over devices, but these losses are already shares of one sum.
                     fabric.backward(self.loss(batch, dr_total, n_total, running) * fabric.world_size)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -182,8 +205,10 @@ class Trainer:
         progress.seconds += perf_counter() - start
 
     def _set_rates(self, epoch_share: float) -> None:
-        """Set the learning rates of ``--schedule cosine``: a pure function of the place in the run, so that a resume
-        finds them again.
+        """Set the learning rates of ``--schedule cosine``.
+
+        They are a pure function of the position in the run, so a resumed run has the same; ``epoch_share`` is the
+        share of the current epoch that is done.
         """
         if self.config.schedule != "cosine":
             return
@@ -195,8 +220,8 @@ class Trainer:
         heads["lr"] = self.config.lr_heads * factor
 
     def _seed_dropout(self, batch: int) -> None:
-        # A pure function of the micro-batch's place in the run, as the augmentation is of the draw's: what was
-        # drawn before a resume, or on which device, changes nothing.
+        # A pure function of the micro-batch's position in the run, as with the augmentation, so that it depends
+        # neither on a resume nor on the device.
         position = batch * self.fabric.world_size + self.fabric.global_rank
         torch.manual_seed(draw_seed(self.config.seed + 1, self.progress.epoch, position))
 
@@ -216,9 +241,14 @@ class Trainer:
 
     @torch.inference_mode()
     def predict(self, loader: DataLoader[Batch], n: int) -> tuple[Tensor, Tensor]:
-        """Logits (n, K) and (n, 2) of a split in its order, each photograph once however many devices share it.
+        """Logits (n, K) and (n, 2), float32 on the CPU, of a split in its order.
 
-        In float32: autocast is for training, and evaluation must see what the exported file will compute.
+        Each photograph occurs once, however many devices share the split. Computed in float32 without autocast, because
+        evaluation must see what the exported file will compute.
+
+        Args:
+            loader: this device's share of the split: see ``eval_loader``.
+            n: number of photographs in the whole split.
         """
         net = self.judged.eval()
         logits = [torch.cat(net(self._network_input(batch.image)), dim=1).float() for batch in loader]
@@ -227,11 +257,11 @@ class Trainer:
         world = self.fabric.world_size
         padding = torch.zeros(-(-n // world) - len(rows), width, device=self.fabric.device)
         shards = self.fabric.all_gather(torch.cat([rows, padding])).reshape(world, -1, width)  # type: ignore[union-attr]
-        both = shards.transpose(0, 1).reshape(-1, width)[:n].cpu()  # device r held photographs r, r + world, ...
+        both = shards.transpose(0, 1).reshape(-1, width)[:n].cpu()  # device r has photographs r, r + world, ...
         return both[:, :-2], both[:, -2:]
 
     def judge(self, items: EvalItems, loader: DataLoader[Batch]) -> dict[str, float]:
-        """Losses and scores on a split."""
+        """Losses and ``epoch_scores`` on a split."""
         dr_logits, me_logits = self.predict(loader, len(items))
         predictions = as_predictions(items, dr_logits, me_logits)
         device = self.fabric.device
@@ -245,7 +275,7 @@ class Trainer:
         return {"loss": loss, "dr_loss": dr_loss, "me_loss": me_loss, **epoch_scores(predictions, items.dr_grades)}
 
     def unfreeze(self) -> None:
-        """Open the whole backbone, which goes on at a tenth of its rate."""
+        """Unfreeze the whole backbone, whose rate falls to a tenth (``UNFROZEN_RATE``)."""
         self._wrap(frozen=False)
         self.optimizer.param_groups[0]["lr"] *= UNFROZEN_RATE
 
@@ -270,7 +300,7 @@ class Trainer:
         self.scheduler.load_state_dict(state["scheduler"])
 
     def _is_open(self, epoch: int, *, started: bool) -> bool:
-        """Whether ``unfreeze`` has happened once ``epoch`` is under way (``started``), or as it begins."""
+        """Whether the backbone is unfrozen during ``epoch`` (``started``), or just before it begins."""
         opens = self.config.unfreeze_epoch
         return opens is not None and (epoch > opens or (epoch == opens and started))
 
@@ -287,27 +317,28 @@ def fit(
     """Train to the end of the last epoch.
 
     Args:
-        trainer: fresh, or with a resume state loaded.
-        train_items: with their sampler's grades.
-        valid_items: what each epoch is judged on.
+        trainer: new, or with a resume state loaded.
+        train_items: the training photographs.
+        valid_items: the photographs that each epoch is evaluated on.
         resume_file: written at the start, after each epoch and at a stop.
-        on_best: called with the epoch's row when its score is the best so far.
+        on_best: called with the epoch's row of history if its score is the best so far.
         on_epoch: called with the history after each epoch.
-        show_epoch: makes the epoch's progress callback from its number and its count of micro-batches.
+        show_epoch: makes an epoch's progress callback from its number and its number of remaining micro-batches.
 
     Returns:
-        True at the end; False where SIGINT or SIGTERM asked to stop, with everything saved.
+        True at the end; False if stopped by SIGINT or SIGTERM, with everything saved.
 
     Raises:
-        NonFiniteLossError: naming the batch's files.
+        NonFiniteLossError: a loss is infinite or NaN; in training, the message names the batch's files.
         UsageError: too few photographs for the batch size and the number of devices.
+        OutputError: ``resume_file`` cannot be written.
     """
     config, fabric, progress = trainer.config, trainer.fabric, trainer.progress
     plan = EpochPlan(
         train_items.dr_index, config.batch_size, config.sampler, config.seed, fabric.global_rank, fabric.world_size
     )
     if progress.epoch == 1 and progress.batch == 0:
-        save_resume(trainer, resume_file)  # a run killed in its first epoch can be resumed as well
+        save_resume(trainer, resume_file)  # so that a run killed in its first epoch can be resumed too
     train_loader = make_loader(train_items, config.workers, fabric, batch_sampler=plan)
     valid_loader = eval_loader(valid_items, config, fabric)
 
@@ -318,7 +349,7 @@ def fit(
             plan.epoch, plan.start = progress.epoch, progress.batch
             trainer.train_epoch(train_loader, stop, show_epoch(progress.epoch, len(plan)), plan.n_batches)
             if stop.requested:
-                # Each device goes on from an equal share of the sum.
+                # When resumed, each device continues from an equal share of the sum.
                 progress.totals = [total / fabric.world_size for total in trainer.summed_totals()]
                 save_resume(trainer, resume_file)
                 return False
@@ -344,7 +375,7 @@ def fit(
             progress.batch, progress.totals, progress.seconds = 0, [0.0] * 6, 0.0
             save_resume(trainer, resume_file)
             on_epoch(progress.history)
-            if stop.agreed(fabric):  # while valid was judged
+            if stop.agreed(fabric):  # requested during the evaluation on valid
                 return False
     return True
 
@@ -367,12 +398,20 @@ def save_resume(trainer: Trainer, file: Path) -> None:
 
 
 def load_resume(trainer: Trainer, file: Path) -> None:
-    """Raises ModelFileError where the file is no resume state."""
+    """Restore a trainer from a resume file.
+
+    Raises:
+        ModelFileError: the file is damaged or not a resume state.
+    """
     _with_resume(file, trainer.load_state)
 
 
 def saved_progress(file: Path) -> Progress:
-    """Where a run goes on; ModelFileError where the file is no resume state."""
+    """The progress in a resume file.
+
+    Raises:
+        ModelFileError: the file is damaged or not a resume state.
+    """
     return _with_resume(file, lambda state: Progress(**state["progress"]))
 
 
@@ -396,4 +435,5 @@ def steps(loader: Iterable[Batch], accumulate: int) -> Iterator[list[Batch]]:
 
 
 def as_predictions(items: EvalItems, dr_logits: Tensor, me_logits: Tensor) -> Predictions:
+    """Predictions from logits (N, K) and (N, 2) on the CPU, in the order of ``items``."""
     return Predictions.of(items.photos, items.dr_index, dr_logits.softmax(1).numpy(), me_logits.softmax(1).numpy())

@@ -1,4 +1,4 @@
-"""How good predictions are, with intervals: figures for people and programs to read."""
+"""Metrics of predictions on labelled photographs, with confidence intervals, for people and programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from . import yardsticks
 from .yardsticks import Floats, Indices
 
 if TYPE_CHECKING:
-    from .data import Photo  # loads torch, which the figures do without
+    from .data import Photo  # imports torch, which the metrics do not need
 
 FIGURES = (
     ("dr", "accuracy", "DR accuracy"),
@@ -39,7 +39,7 @@ FIGURES = (
     ("referable_me", "sensitivity", "Referred for ME, sensitivity"),
     ("referable_me", "specificity", "Referred for ME, specificity"),
 )
-"""Rows of the tables: task, figure, and what people call it."""
+"""Rows of the tables: task, figure, and title."""
 HEADLINES = (
     ("dr", "accuracy", "DR accuracy"),
     ("dr", "kappa", "DR quadratic kappa"),
@@ -47,9 +47,9 @@ HEADLINES = (
     ("me", "accuracy", "ME accuracy"),
     ("me", "auc", "ME AUC"),
 )
-"""The five figures that a run is known by: task, figure, and what people call it."""
+"""The five main figures of a run: task, figure, and title."""
 _WEIGHTS_AT_ONCE = 4_000_000
-"""Resamples x photographs: 32 MB of float64 an array."""
+"""Resamples x photographs evaluated at a time: 32 MB of float64 per array."""
 _WHY_UNDEFINED = {
     "kappa": "truth and prediction are all one grade",
     "auc": "all photographs are of one class",
@@ -58,12 +58,12 @@ _WHY_UNDEFINED = {
 }
 
 UNKNOWN = "unknown"
-"""The source of photographs whose annotations name none."""
+"""Name of the source of photographs whose annotations give none."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's answers on one split, in the split's order."""
+    """A model's probabilities and the true labels of one split's N photographs, in the split's order."""
 
     image_names: tuple[str, ...]
     paths: tuple[str, ...]
@@ -76,9 +76,9 @@ class Predictions:
     me_probs: NDArray[np.float32]
     """(N, 2) in [0, 1]."""
     sources: tuple[str, ...]
-    """Camera or collection of each photograph; empty strings where unknown."""
+    """Camera or collection of each photograph; an empty string if unknown."""
     patients: tuple[str, ...]
-    """Patient of each photograph; its image name where unknown."""
+    """Patient of each photograph; its image name if unknown."""
 
     @classmethod
     def of(
@@ -88,7 +88,14 @@ class Predictions:
         dr_probs: NDArray[np.float32],
         me_probs: NDArray[np.float32],
     ) -> Predictions:
-        """Answers to annotated photographs, and their grades as indices."""
+        """Predictions for N annotated photographs.
+
+        Args:
+            photos: the photographs, for everything but the DR grades.
+            dr_true: (N,) their DR grades as indices.
+            dr_probs: (N, K) in [0, 1].
+            me_probs: (N, 2) in [0, 1].
+        """
         return cls(
             image_names=tuple(photo.image_name for photo in photos),
             paths=tuple(str(photo.path) for photo in photos),
@@ -102,7 +109,7 @@ class Predictions:
 
     @property
     def named_sources(self) -> list[str]:
-        """UNKNOWN for none, then the others in order; empty where all photographs are of one."""
+        """The sources in alphabetical order, UNKNOWN first; empty if all photographs are from one source."""
         names = sorted({name or UNKNOWN for name in self.sources}, key=lambda name: (name != UNKNOWN, name))
         return names if len(names) > 1 else []
 
@@ -123,7 +130,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What predictions amount to by the rules of a contract; all arrays (N,)."""
+    """Predictions turned into decisions by a contract's rules; all arrays are (N,)."""
 
     dr_grades: tuple[int, ...]
     """The contract's: the original grade of each index."""
@@ -133,11 +140,11 @@ class Decisions:
     """0 or 1."""
     referable_true: Indices
     referable_pred: Indices
-    """0 or 1."""
+    """0 or 1: whether DR is referable, by the true grade and by the contract's rule."""
     referable_prob: Floats
     """Summed probability of the referable grades, in [0, 1]."""
     referable_me_pred: Indices
-    """0 or 1: whether ME risk is to be referred."""
+    """0 or 1: whether the ME risk is referable, by the contract's rule."""
 
     @classmethod
     def of(cls, p: Predictions, contract: Contract) -> Decisions:
@@ -156,12 +163,11 @@ class Decisions:
 
 
 def epoch_scores(p: Predictions, dr_grades: Sequence[int]) -> dict[str, float]:
-    """The few figures that an epoch is judged by; ``dr_grades`` has the original grade of each index.
+    """The figures by which an epoch is judged; ``dr_grades`` has the original grade of each index.
 
-    ``score`` chooses the best checkpoint. Each head counts half; within a head a decision measure and a ranking or
-    agreement measure share, since accuracy alone moves by whole photographs: the mean of accuracy and quadratic
-    weighted kappa for DR, of accuracy and AUC for ME. A figure that one class alone leaves undefined counts as
-    chance: kappa 0, AUC 0.5.
+    ``score`` selects the best checkpoint: the mean of DR accuracy, DR quadratic weighted kappa, ME accuracy and ME AUC.
+    Each head so counts half, with a finer measure beside accuracy, which changes only by whole photographs. A figure
+    that is undefined because only one class occurs counts as chance: kappa 0, AUC 0.5.
     """
     dr_pred = p.dr_probs.argmax(axis=1)
     me_auc = float(yardsticks.auc(p.me_true, p.me_probs[:, 1], np.ones((1, p.me_true.size)))[0])
@@ -176,24 +182,30 @@ def epoch_scores(p: Predictions, dr_grades: Sequence[int]) -> dict[str, float]:
 
 
 def quadratic_kappa(true: Indices, pred: Indices, values: Sequence[int]) -> float:
-    """Cohen's kappa with quadratic weights, in [-1, 1]; 0 where all of truth and prediction is one class."""
+    """Cohen's kappa with quadratic weights, in [-1, 1]; 0 if all true and predicted grades are the same one.
+
+    Args:
+        true: (N,) indices into ``values``.
+        pred: (N,) indices into ``values``.
+        values: (K,) the original grade of each index.
+    """
     counts = yardsticks.confusion(true, pred, len(values), np.ones((1, true.size)))
     kappa = float(yardsticks.quadratic_kappa(counts, values)[0])
     return 0.0 if math.isnan(kappa) else kappa
 
 
 def evaluate(p: Predictions, contract: Contract, *, n_bootstrap: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Every yardstick on one split, over all photographs and for each source.
+    """All metrics on one split, over all photographs and for each source.
 
-    A figure is ``{"value", "low", "high"}``: its value and its 95% interval, the 2.5 and 97.5 percentiles over
-    ``n_bootstrap`` resamples of patients with replacement (a patient's photographs stay together, since they resemble
-    each other). What is not defined, for want of a class, is None, and ``why`` says so. ``calibration_chance`` is the
-    mean and the 95% interval of what ``calibration_error`` would be were the probabilities right, with photographs
-    drawn each for itself.
+    A figure is ``{"value", "low", "high"}``: its value and its 95% interval, the 2.5th and 97.5th percentiles over
+    ``n_bootstrap`` resamples of patients with replacement (a patient's photographs stay together, because they resemble
+    each other). A value or interval that is undefined, for example for lack of a class, is None, and ``why`` gives the
+    reason. ``calibration_chance`` is the mean and the 95% interval of ``calibration_error`` if the probabilities were
+    perfectly calibrated and photographs independent of each other: see ``yardsticks.calibration_chance``.
 
     Returns:
-        JSON-able ``{"all": body, "sources": {source: body}, "bootstrap": {...}}``, with no sources where all
-        photographs are of one. A body has ``n``, ``patients`` and an entry each for ``dr``, ``me``, ``referable_dr``
+        ``{"all": body, "sources": {source: body}, "bootstrap": {...}}`` of JSON values, without sources if all
+        photographs are from one. A body has ``n``, ``patients`` and an entry each for ``dr``, ``me``, ``referable_dr``
         and ``referable_me``.
     """
     return {
@@ -204,18 +216,18 @@ def evaluate(p: Predictions, contract: Contract, *, n_bootstrap: int = 1000, see
 
 
 def headline(body: Mapping[str, Any]) -> dict[str, float | None]:
-    """The headline values of one body of ``evaluate``, under names like ``dr_accuracy``."""
+    """The ``HEADLINES`` values of one body of ``evaluate``, under names like ``dr_accuracy``."""
     return {f"{task}_{name}": body[task][name]["value"] for task, name, _ in HEADLINES}
 
 
 def write_metrics(path: Path, epoch: int, splits: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Write ``metrics.json``: what ``evaluate`` says of each split for the best checkpoint, trained ``epoch`` epochs.
+    """Write ``metrics.json``: ``evaluate`` of each split, for the best checkpoint, trained for ``epoch`` epochs.
 
     Returns:
-        What was written.
+        what was written.
 
     Raises:
-        OutputError: the folder cannot be written or the disk is full.
+        OutputError: the folder is not writable or the disk is full.
     """
     metrics = {"checkpoint": "best", "epoch": epoch, "splits": dict(splits)}
     text = json.dumps(metrics, indent=1, allow_nan=False)
@@ -269,7 +281,7 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
 
 
 def _figures(p: Predictions, d: Decisions, weights: Floats) -> dict[tuple[str, str], Floats]:
-    """Every figure that gets an interval, by task and name, under each row of weights (B, N): (B,) each."""
+    """Every figure that gets an interval, by task and name: (B,) each, one value per row of the weights (B, N)."""
     dr = yardsticks.confusion(p.dr_true, d.dr_pred, p.dr_probs.shape[1], weights)
     me = yardsticks.confusion(p.me_true, d.me_pred, 2, weights)
     referable = yardsticks.confusion(d.referable_true, d.referable_pred, 2, weights)
@@ -300,7 +312,7 @@ def _bootstrap(p: Predictions, d: Decisions, n_bootstrap: int, seed: int) -> dic
     rows = max(1, _WEIGHTS_AT_ONCE // patient_of.size)
     parts = []
     for start in range(0, n_bootstrap, rows):
-        # How often each of P patients comes up in P draws with replacement is multinomial.
+        # How often each of P patients is drawn in P draws with replacement follows a multinomial distribution.
         share = np.full(patients.size, 1 / patients.size)
         drawn = rng.multinomial(patients.size, share, size=min(rows, n_bootstrap - start))
         parts.append(_figures(p, d, drawn[:, patient_of].astype(np.float64)))
@@ -318,7 +330,7 @@ def _with_interval(value: float, resampled: Floats, n_patients: int, why_undefin
         return {**figure, "why": f"no interval: defined on {defined.size} of {resampled.size} resamples only"}
     low, high = np.quantile(defined, [0.025, 0.975])
     if low == high:
-        return {**figure, "why": "no interval: resamples all agree"}  # 15 of 15 right says little of the sixteenth
+        return {**figure, "why": "no interval: resamples all agree"}  # 15 of 15 correct says little about the next
     figure |= {"low": float(low), "high": float(high)}
     if defined.size < resampled.size:
         return {**figure, "why": f"interval from the {defined.size} of {resampled.size} resamples where it is defined"}

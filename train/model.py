@@ -14,20 +14,25 @@ from torch import Tensor, nn
 from ..runtime.errors import ModelFileError, UsageError
 
 WEIGHTS_OF = {"resnet50": "IMAGENET1K_V2"}
-"""torchvision's name of the ImageNet weights that ``--weights imagenet`` means; DEFAULT for other backbones."""
+"""torchvision's name of the ImageNet weights used for ``--weights imagenet``; DEFAULT for other backbones."""
 FROZEN_AT_FIRST = ("conv1", "bn1", "layer1")
-"""The backbone's generic edge and colour filters: the original froze them, so few photographs cannot spoil them."""
+"""The backbone's generic edge and colour filters. The original notebook froze them so that a small data set cannot
+spoil them."""
 
 
 def backbone_names() -> list[str]:
-    """Every ResNet of torchvision that can be the backbone."""
+    """The names of all torchvision ResNets, which can be used as the backbone."""
     return sorted(
         torchvision.models.list_models(module=torchvision.models, include=["resnet*", "resnext*", "wide_resnet*"])
     )
 
 
 class RetinaNet(nn.Module):
-    """ResNet features, pooled, then one small head a task. Parameter names are those of the original notebook."""
+    """A ResNet's pooled features, then one small head per task. Parameter names are those of the original notebook.
+
+    Raises:
+        UsageError: an unknown backbone.
+    """
 
     def __init__(self, n_grades: int, backbone: str = "resnet50", dropout: float = 0.3) -> None:
         super().__init__()
@@ -40,26 +45,26 @@ class RetinaNet(nn.Module):
         self.me_head = _head(width, 256, 2, dropout)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, S, S) float32 normalised -> logits (N, K) of the DR grades, (N, 2) of the ME risk."""
-        features = self.backbone(x)  # (N, 2048)
+        """(N, 3, S, S) float32, normalised -> logits of the DR grades (N, K) and of the ME risk (N, 2)."""
+        features = self.backbone(x)  # (N, C); C is 2048 for resnet50
         return self.dr_head(features), self.me_head(features)
 
     def feature_map(self, x: Tensor) -> Tensor:
-        """(N, 3, S, S) -> the last feature map (N, C, h, w), before it is pooled into the heads' features."""
+        """(N, 3, S, S) -> the last feature map (N, C, h, w), before pooling; h and w are S / 32, rounded up."""
         b = self.backbone
         x = b.maxpool(b.relu(b.bn1(b.conv1(x))))
         feature_map: Tensor = b.layer4(b.layer3(b.layer2(b.layer1(x))))
         return feature_map
 
     def set_frozen(self, frozen: bool) -> None:
-        """Freeze or open conv1, bn1 and layer1; frozen batch-norm keeps its ImageNet statistics (see ``train``)."""
+        """Freeze or unfreeze conv1, bn1 and layer1; frozen batch-norm keeps its ImageNet statistics (see ``train``)."""
         self._frozen = frozen
         for name in FROZEN_AT_FIRST:
             self.backbone.get_submodule(name).requires_grad_(not frozen)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> RetinaNet:
-        """Frozen layers stay in eval mode: batch statistics under frozen weights would drift for nothing."""
+        """Frozen layers stay in eval mode, or their batch-norm statistics would drift away from the frozen weights."""
         super().train(mode)
         if getattr(self, "_frozen", False):
             for name in FROZEN_AT_FIRST:
@@ -72,11 +77,11 @@ def _head(width: int, hidden: int, n_out: int, dropout: float) -> nn.Sequential:
 
 
 def load_backbone_weights(model: RetinaNet, backbone: str, weights: str) -> None:
-    """Start the backbone from ``imagenet`` (torchvision's own loading code), ``none``, or a torchvision state_dict.
+    """Initialise the backbone in place from ``imagenet`` (downloaded by torchvision), ``none``, or a state_dict file.
 
     Raises:
-        UsageError: no network for ``imagenet``.
-        ModelFileError: no such file, or one that is not a state_dict of this backbone.
+        UsageError: torchvision could not download the weights for ``imagenet``.
+        ModelFileError: the file cannot be read, or is not a torchvision state_dict of this backbone.
     """
     if weights == "none":
         return
@@ -114,10 +119,11 @@ def _listed(names: list[str]) -> str:
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:
-    """Read a torch file of plain types; never unpickles code.
+    """Read a torch file of plain types onto the CPU, without running code in it.
 
     Raises:
-        ModelFileError: not there, not a torch file, or a file that would run code when loaded.
+        ModelFileError: the file does not exist, cannot be read, is damaged or not a torch file, would run code when
+            loaded, or holds something other than a dictionary.
     """
     if not os.path.isfile(path):
         raise ModelFileError(f"{path}: expected a checkpoint or weights file, found none there")
@@ -130,12 +136,12 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     except Exception as err:  # noqa: BLE001 - torch raises a different type for each way a file can be wrong
         makes_one = ". Of an ONNX file make a checkpoint first: python -m retina.export.recovery --help"
         hint = makes_one if path.suffix == ".onnx" else ""
-        # Not its text: that would advise to load the file unsafely.
+        # Without the error's text, which would advise to load the file unsafely.
         raise ModelFileError(
             f"{path}: expected a torch file of plain tensors, found one that cannot be read safely: of another kind, "
             f"cut short or with code in it ({type(err).__name__}){hint}"
         ) from None
-    if is_zipfile(path) and (damaged := ZipFile(path).testzip()) is not None:  # torch.load does not look
+    if is_zipfile(path) and (damaged := ZipFile(path).testzip()) is not None:  # torch.load does not check the CRCs
         raise ModelFileError(f"{path}: expected a sound file, found {damaged} in it damaged. Copy it again.")
     if not isinstance(state, dict):
         raise ModelFileError(f"{path}: expected a dictionary of weights, found {type(state).__name__}")

@@ -1,4 +1,4 @@
-"""The options of every command that opens a checkpoint, for one that does not say how it was trained."""
+"""Options of every command that opens a checkpoint, for checkpoints that do not record how they were trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..runtime.contract import Framing
 
 BARE_FRAMING: Framing = "squash"
 BARE_IMAGE_SIZE = 384
-"""How the original notebook prepared its pictures, whose checkpoints are bare state_dicts."""
+"""The preprocessing of the original notebook, whose checkpoints are bare state_dicts."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -19,7 +19,7 @@ _OPTIONS = (
     click.option(
         "--framing",
         type=click.Choice(get_args(Framing)),
-        help="For a bare state_dict, which does not say how it was trained: how pictures were framed  "
+        help="For a bare state_dict, which does not record how it was trained: how pictures were framed  "
         f"[default: {BARE_FRAMING}],",
     ),
     click.option(

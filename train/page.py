@@ -1,4 +1,4 @@
-"""The report's page: its frame and its style, with nothing fetched from anywhere."""
+"""The report's HTML template and style sheet, self-contained: nothing is fetched over the network."""
 
 from __future__ import annotations
 
@@ -119,15 +119,14 @@ $curves
 <section id="roc">
 <h2>ROC curves</h2>
 $roc
-<p class="soft">The dot on each curve is the model's decision rule: $rules.</p>
+<p class="soft">The markers on each curve are the model's decision rules (square: referral for ME): $rules.</p>
 </section>
 
 $splits
 
 <section id="mistakes">
 <h2>Worst mistakes on $judged</h2>
-<p>Farthest from the true grade first, then the most confident. Look here for wrong labels as well as for a wrong
-model.</p>
+<p>Farthest from the true grade first, then the most confident. The label may be wrong as well as the model.</p>
 <h3>DR grade</h3>
 $dr_mistakes
 <h3>ME risk</h3>
@@ -136,16 +135,16 @@ $me_mistakes
 
 <section id="reading">
 <h2>How to read this</h2>
-<p><strong>Quadratic kappa</strong> is agreement with the graders beyond chance, where a mistake by two grades costs
-four times one by one grade: 1 is perfect, 0 is chance. <strong>AUC</strong> is the chance that an affected eye scores
-above a healthy one: 0.5 is chance. <strong>Balanced accuracy</strong> is the mean recall over the classes, so that a
-rare grade counts as much as a common one. <strong>Calibration error</strong> is how far confidence and being right lie
-apart on average, in $bins bins; 0 is perfect.</p>
-<p><strong>Intervals</strong> say how far a figure would move with other patients of the same kind. They are drawn by
-patient, since photographs of one patient resemble each other. They say nothing of other cameras, clinics or
+<p><strong>Quadratic kappa</strong> is agreement with the graders beyond chance; an error of two grades costs four times
+as much as an error of one: 1 is perfect, 0 is chance. <strong>AUC</strong> is the probability that an affected eye
+scores above an unaffected one: 0.5 is chance. <strong>Balanced accuracy</strong> is the mean recall over the classes,
+so that a rare grade counts as much as a common one. <strong>Calibration error</strong> is the mean absolute difference
+between confidence and accuracy, in $bins bins of confidence: 0 is perfect.</p>
+<p><strong>Intervals</strong> show how far a figure would vary with other patients of the same kind. Resamples are drawn
+by patient, because photographs of one patient resemble each other. They say nothing about other cameras, clinics or
 populations.</p>
-<p><strong>Train</strong> figures show how well the model fits what it has seen, <strong>valid</strong> chose the
-checkpoint, and only <strong>test</strong> was kept apart from both.</p>
+<p><strong>Train</strong> figures show how well the model fits what it has seen, <strong>valid</strong> was used to
+choose the checkpoint, and only <strong>test</strong> was used for neither.</p>
 </section>
 
 <section id="settings">

@@ -56,23 +56,23 @@ def train(
     """Check the data, train, evaluate the best checkpoint on every split, publish.
 
     Args:
-        config: the recipe.
-        run: where everything about it is kept.
+        config: the options.
+        run: the folder where everything about the run is kept.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        resume: go on with an interrupted run of this name.
-        allow_leakage: train although the same photograph stands in two splits.
-        tracker: where figures go beside the run's folder.
-        say: called with each line for the person at the terminal.
+        resume: continue an interrupted run of this name.
+        allow_leakage: train even if the same photograph is in two splits.
+        tracker: where figures are logged besides the run's folder; None: nowhere.
+        say: called with each line to print.
         quiet: no progress bars, not even on a terminal.
 
     Returns:
-        True when finished; False when stopped by Ctrl-C, with everything saved for ``--resume``.
+        True when finished; False when stopped by Ctrl-C or SIGTERM, with everything saved for ``--resume``.
 
     Raises:
-        RetinaError: anything a user can mend, before training where it can be known.
+        RetinaError: anything that a user can fix; before training if it can be known by then.
     """
     tracker = tracker or NoTracker()
-    is_first = os.environ.get("RANK", "0") == "0"  # the other devices' processes write nothing
+    is_first = os.environ.get("RANK", "0") == "0"  # other devices' processes write nothing
     try:
         with run.claimed() if is_first else contextlib.nullcontext():
             if is_first and not resume and run.has_begun:
@@ -81,7 +81,7 @@ def train(
                 )
             return _train(config, run, device, resume, allow_leakage, tracker, say, quiet)
     except BaseException as err:
-        with contextlib.suppress(OutputError):  # that the tracker fails too is not what the user has to know
+        with contextlib.suppress(OutputError):  # the first error matters, not that the tracker fails too
             tracker.stop(failed=isinstance(err, Exception))
         raise
 
@@ -103,14 +103,14 @@ def _train(
         )
     device = pick_device(device)
     fabric = make_fabric(device, config.precision)
-    run = replace(run, name=fabric.broadcast(run.name))  # devices may have been named by different seconds
+    run = replace(run, name=fabric.broadcast(run.name))  # the processes may have started in different seconds
     say_once = say if fabric.is_global_zero else (lambda _line: None)
     torch.manual_seed(config.seed)
 
     if not resume and config.weights not in ("imagenet", "none"):
-        read_state_dict(Path(config.weights))  # said now, and not after every photograph was read
+        read_state_dict(Path(config.weights))  # to fail now and not after every photograph was read
     preprocessing = Preprocessing(framing=config.framing, image_size=config.image_size)
-    # What stands in two splits was accepted when the run began.
+    # A resumed run's leakage was accepted when it began.
     survey = survey_data(
         config, preprocessing, run.artifacts / "cache", allow_leakage or resume, say_once, fabric, quiet
     )
@@ -128,7 +128,7 @@ def _train(
         where = f"in epoch {epoch} of {config.epochs}" if epoch <= config.epochs else "after its last epoch"
         say_once(f"Resuming {run.name} {where}.")
     if fabric.is_global_zero:
-        run.write("config.json", config.to_json())  # of a resumed run too, whose data may have moved
+        run.write("config.json", config.to_json())  # for a resumed run too, whose data may have moved
         if not resume:
             run.write("run.json", json.dumps(facts, indent=1))
     tracker.start(run.name, config.to_dict(), facts, resume=resume)
@@ -177,7 +177,7 @@ def _train(
 def _new_trainer(
     config: TrainConfig, fabric: Fabric, contract: Contract, train_items: TrainItems, resume: bool
 ) -> Trainer:
-    """With its starting weights, but where a resume state will bring them."""
+    """A trainer with its starting weights, or without if a resume state will replace them."""
     grades, prep = contract.dr_grades, contract.preprocessing
     net = RetinaNet(len(grades), config.backbone)
     if not resume:
@@ -191,7 +191,7 @@ def _new_trainer(
 def _evaluate_best(
     run: Run, survey: Survey, trainer: Trainer, preprocessing: Preprocessing, say: Say, quiet: bool
 ) -> tuple[Checkpoint, dict[str, Predictions]]:
-    """The best checkpoint, calibrated where the recipe asks for it, and its answers on every split."""
+    """The best checkpoint, calibrated if the recipe asks for it, and its predictions on every split."""
     data, config, fabric = survey.data, trainer.config, trainer.fabric
     best = load_checkpoint(run.folder / "best.pth")
     trainer.judged.load_state_dict(best.weights)
@@ -204,7 +204,7 @@ def _evaluate_best(
         bar = tqdm(loader, desc=name, leave=False, disable=quiet or not fabric.is_global_zero or None)
         return items, *trainer.predict(bar, len(items))
 
-    # A run that failed while it finished was calibrated before: of that, the temperatures would be 1.
+    # A run that failed after calibration is already calibrated: a second fit would find and record temperatures of 1.
     if config.calibrate == "valid" and not is_calibrated(best.contract):
         best = calibrated(best, *predict("valid"))
         trainer.judged.load_state_dict(best.weights)
@@ -221,7 +221,7 @@ def _finish(
     tracker: Tracker,
     say: Say,
 ) -> None:
-    """Figures, pictures, the test CSV, and the names at the top of ``artifacts/``."""
+    """Write figures, plots, the test CSV and the report, and copy the results to the top of ``artifacts/``."""
     contract = best.contract
     splits = {name: evaluate(p, contract) for name, p in predictions.items()}
     metrics = write_metrics(run.folder / "metrics.json", trainer.progress.best_epoch, splits)
@@ -241,12 +241,26 @@ def _finish(
 
 
 def publish(source: Path, target: Path) -> None:
-    """Give ``source`` a second name, never half-written."""
+    """Copy ``source`` to ``target`` atomically.
+
+    Raises:
+        OutputError: as ``write_atomically``.
+    """
     write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
 
 
 def write_test_predictions(path: Path, split: Split, p: Predictions, contract: Contract) -> None:
-    """The same table that ``retina-score images/ --annotations annotations.csv`` writes for the exported model."""
+    """Write the same table as ``retina-score images/ --annotations annotations.csv`` would with the exported model.
+
+    Args:
+        path: the CSV file.
+        split: the split that the predictions are for.
+        p: predictions, in the split's order.
+        contract: the model's.
+
+    Raises:
+        OutputError: the folder is not writable, or the disk is full.
+    """
     images = split.annotations.parent / "images"
     rows = []
     for photo, dr, me in zip(split.photos, p.dr_probs, p.me_probs, strict=True):

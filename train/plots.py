@@ -1,8 +1,8 @@
-"""Pictures of a run: learning curves, confusion matrices, ROC curves, reliability.
+"""Plots of a run: learning curves, confusion matrices, ROC curves, reliability diagrams.
 
-Figures are made through matplotlib's objects and not through pyplot, which keeps global state and may look for a
-screen. Colours are Okabe and Ito's, told apart by colour-blind readers; lines differ in dash or marker too, so that
-they survive a black-and-white print.
+Figures are made with matplotlib's objects instead of pyplot, which keeps global state and may look for a display. The
+colours are Okabe and Ito's, which colour-blind readers can tell apart; lines also differ in dash or marker, for
+black-and-white print. Each function writes its file atomically and raises OutputError if it cannot be written.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _DPI = 150
 
 
 def learning_curves(history: pd.DataFrame, out_png: Path) -> None:
-    """Loss and accuracy of each head, agreement, and learning rates by epoch; the best epoch marked.
+    """Loss and accuracy of each head, agreement, and learning rates by epoch, with the best epoch marked.
 
     Args:
-        history: one row an epoch, as in ``history.csv``.
-        out_png: written in one go.
+        history: one row per epoch, as in ``history.csv``.
+        out_png: the file to write.
     """
     figure, axes = _figure(2, 3, (11.5, 6.2))
     epoch = history["epoch"]
@@ -71,7 +71,7 @@ def learning_curves(history: pd.DataFrame, out_png: Path) -> None:
 
 
 def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], title: str, out_png: Path) -> None:
-    """One confusion matrix (K, K), truth in rows; shade and the small figure are the share of the row."""
+    """One confusion matrix (K, K), with true classes in rows; shade and small print give the share of the row."""
     matrix = np.asarray(counts, np.float64)
     shares = np.nan_to_num(yardsticks.share(matrix, np.repeat(matrix.sum(axis=1, keepdims=True), len(labels), axis=1)))
     side = 1.6 + 0.62 * len(labels)
@@ -90,8 +90,9 @@ def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], tit
 
 
 def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_png: Path) -> None:
-    """ROC curves of ME risk and referable DR for each split, with the points where the contract's rules stand: round
-    the decision's, square ME's referral.
+    """ROC curves of ME risk and referable DR for each split, with the operating points of the contract's rules.
+
+    Round points are those of the decisions ``me`` and ``referable_dr``, square ones those of ``referable_me``.
     """
     figure, axes = _figure(1, 2, (9, 4.6))
     for split, p in predictions.items():
@@ -122,7 +123,12 @@ def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_p
 
 
 def roc_points(true: Indices, score: Floats) -> tuple[Floats, Floats]:
-    """False and true positive rates at every different score (N,), from (0, 0) to (1, 1)."""
+    """False and true positive rates at every distinct score, from (0, 0) to (1, 1).
+
+    Args:
+        true: (N,) 0 or 1; both must occur.
+        score: (N,).
+    """
     order = np.argsort(-score, kind="stable")
     ranked, positive = score[order], true[order]
     last_of_tie = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
@@ -132,7 +138,7 @@ def roc_points(true: Indices, score: Floats) -> tuple[Floats, Floats]:
 
 
 def reliability_diagrams(p: Predictions, out_png: Path) -> None:
-    """For each head, how often it was right by how sure it was; the diagonal is perfect calibration."""
+    """For each head, accuracy by confidence, in ``CALIBRATION_BINS`` bins; the diagonal is perfect calibration."""
     figure, axes = _figure(1, 2, (9, 4.6))
     width = 1 / yardsticks.CALIBRATION_BINS
     for ax, title, probs, true in (
@@ -156,7 +162,7 @@ def reliability_diagrams(p: Predictions, out_png: Path) -> None:
 
 
 def _best_row(history: pd.DataFrame) -> float | None:
-    """Epoch of the highest validation score; the first of equals, as training keeps it."""
+    """Epoch of the highest validation score, the first of equal ones, which training keeps."""
     score = history["valid_score"]
     return None if score.isna().all() else float(history["epoch"][score.idxmax()])
 

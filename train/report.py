@@ -1,4 +1,4 @@
-"""A run as one page that opens from disk: figures, curves, mistakes with pictures, settings."""
+"""A run's report: a self-contained HTML page with figures, curves, mistakes with pictures, and settings."""
 
 from __future__ import annotations
 
@@ -42,11 +42,14 @@ class Mistake:
     said: str
     true: str
     confidence: float
-    """Probability of what was said, in [0, 1]."""
+    """Probability of the predicted class, in [0, 1]."""
 
 
 def worst_mistakes(p: Predictions, contract: Contract, limit: int = MISTAKES_SHOWN) -> dict[str, list[Mistake]]:
-    """The worst mistakes of ``dr`` and ``me``: farthest from the true grade first, then the most confident."""
+    """The worst mistakes of ``dr`` and ``me``, at most ``limit`` each.
+
+    Farthest from the true grade first; among equally far ones, the most confident first.
+    """
     decisions = Decisions.of(p, contract)
     worst = {}
     for task, true, pred, probs, values, labels in (
@@ -78,21 +81,24 @@ def write_report(
     predictions: Mapping[str, Predictions],
     contract: Contract,
 ) -> Path:
-    """Write ``report.html`` into the run's folder, and beside it the pictures and text tables that it shows.
+    """Write ``report.html`` into the run's folder, and beside it the plots that it shows and text tables.
 
     Those are ``learning_curves.png``, ``roc.png``, and for each split ``confusion_dr_<split>.png``,
     ``confusion_me_<split>.png``, ``reliability_<split>.png`` and ``classification_report_<split>.txt``.
 
     Args:
-        run_dir: the run's folder; its name heads the page.
-        config: what the run should be remembered by: options, versions, data fingerprint, leaks; may be nested.
-        metrics: as ``metrics.json`` holds it.
-        history: one row an epoch, as in ``history.csv``.
-        predictions: the best checkpoint's answers on each split of ``metrics``.
+        run_dir: the run's folder; its name is the page's heading.
+        config: the run's options and facts: versions, data fingerprint, leaks; may be nested.
+        metrics: as in ``metrics.json``.
+        history: one row per epoch, as in ``history.csv``.
+        predictions: the best checkpoint's predictions on each split of ``metrics``.
         contract: the best checkpoint's.
 
+    Returns:
+        the page's file.
+
     Raises:
-        OutputError: the folder cannot be written or the disk is full.
+        OutputError: the folder is not writable or the disk is full.
     """
     _write_pictures(run_dir, metrics, history, predictions, contract)
     for split, p in predictions.items():
@@ -166,7 +172,7 @@ def _card(figure: Mapping[str, Any], title: str) -> str:
         return f'<div class="card"><h3>{title}</h3><p class="big">–</p><p>{escape(figure["why"])}</p></div>'
     strip = ""
     if figure["low"] is not None:
-        # The strip runs from 0 to 1; only a kappa worse than chance lies outside.
+        # The strip runs from 0 to 1; only a kappa worse than chance is outside.
         low, high, value = (100 * max(0.0, figure[key]) for key in ("low", "high", "value"))
         bar = f'<i style="left:{low:.1f}%;width:{high - low:.1f}%"></i><b style="left:{value:.1f}%"></b>'
         strip = f'<div class="strip" aria-hidden="true">{bar}</div>'
@@ -200,7 +206,7 @@ def _cell(figure: Mapping[str, Any]) -> str:
 
 
 def _source_note(figures: Mapping[str, Any]) -> str:
-    """What a model that only recognises the camera would gain from, in numbers."""
+    """The share of ME risk in each source, from which a model that only recognises the camera would profit."""
     shares = {
         source: sum(c["support"] for c in body["me"]["classes"][1:]) / body["n"]
         for source, body in figures["sources"].items()
@@ -209,8 +215,8 @@ def _source_note(figures: Mapping[str, Any]) -> str:
         return ""
     said = ", ".join(f"{share:.0%} of {escape(source)}" for source, share in shares.items())
     return (
-        f'<p class="soft">ME risk is {said}. Where such shares differ, a model that only recognises the camera looks '
-        "better over all than it is: read each source's own column.</p>"
+        f'<p class="soft">ME risk is {said}. If these shares differ, a model that only recognises the camera looks '
+        "better overall than it is: read each source's own column.</p>"
     )
 
 
@@ -235,8 +241,8 @@ def _leak_list(leaks: Sequence[str] | None) -> str:
         return "<p>No photograph or patient was found in two splits.</p>"
     items = "".join(f"<li>{escape(str(leak))}</li>" for leak in leaks)
     return (
-        f'<p class="warning"><strong>Leakage: {len(leaks)} found.</strong> What stands in two splits makes the figures '
-        f"look better than they are.</p><ul>{items}</ul>"
+        f'<p class="warning"><strong>Leakage: {len(leaks)} found.</strong> Photographs and patients in two splits make '
+        f"the figures look better than they are.</p><ul>{items}</ul>"
     )
 
 
@@ -278,7 +284,7 @@ def _thumbnail(mistake: Mistake) -> str:
     try:
         picture = Image.fromarray(decode(Path(mistake.path), at_least=_THUMBNAIL))
     except RetinaError as err:
-        # The photograph was there while training; the rest of the report is worth having without it.
+        # The photograph was there during training; the rest of the report is useful without it.
         return f'<div class="missing">{escape(str(err))}</div>'
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
@@ -314,7 +320,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
-    """Cells are HTML already."""
+    """A table as HTML; the cells must be HTML already."""
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return (

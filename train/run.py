@@ -1,4 +1,4 @@
-"""One run's folder: what it holds, and who may write it."""
+"""One run's folder: the names of its files, and the lock on it."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class Run:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is more of it than its options, which a run that was refused at once leaves behind."""
+        """Whether the folder holds more than options and facts, which a run that was refused at once leaves behind."""
         written = {file.name for file in self.folder.iterdir() if not file.name.startswith(".")}
         return bool(written - {self.config_file.name, self.facts_file.name})
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep it for this process: two that write one run would mix their weights and figures.
+        """Lock the folder for this process, because two that write one run would mix their weights and figures.
 
         Raises:
-            OutputError: another process has it, or it cannot be written.
+            OutputError: another process has locked it, or the folder cannot be written.
         """
         _expect_writable(self.artifacts)
         file = self.folder / ".lock"
@@ -68,7 +68,7 @@ class Run:
             try:
                 yield
             finally:
-                with contextlib.suppress(OSError):  # unless something came of it
+                with contextlib.suppress(OSError):  # remove the folder if the run has left nothing in it
                     if set(self.folder.iterdir()) == {file}:
                         file.unlink()
                         self.folder.rmdir()
@@ -76,12 +76,12 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        """What to type to go on with it."""
+        """The command that continues this run."""
         where = [] if self.artifacts == Path("artifacts") else ["--artifacts", str(self.artifacts)]
         return shlex.join(["retina-train", "--resume", "--name", self.name, *where])
 
     def facts(self) -> dict[str, Any]:
-        """What ``run_facts`` said as it began.
+        """What ``run_facts`` recorded when the run began.
 
         Raises:
             ModelFileError: the file is damaged.
@@ -97,11 +97,12 @@ class Run:
         return facts
 
     def write(self, name: str, text: str) -> None:
+        """Write a text file in the folder; raises OutputError if it cannot be written."""
         write_text_atomically(self.folder / name, text)
 
 
 def _expect_writable(artifacts: Path) -> None:
-    """Raise OutputError before hours of training, not after."""
+    """Raise OutputError before hours of training instead of after them."""
     try:
         artifacts.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=artifacts):

@@ -1,4 +1,4 @@
-"""The runs so far, side by side: what ``retina-train --list`` shows."""
+"""All runs side by side, for ``retina-train --list``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from .metrics import HEADLINES, headline
 
 State = Literal["finished", "unfinished"]
-"""``unfinished``: under way, interrupted or failed; a folder cannot tell which."""
+"""``unfinished``: in progress, interrupted or failed, which cannot be told from the folder."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,10 @@ class RunSummary:
     epochs: int
     """Epochs trained."""
     epochs_planned: int | None
+    """None if the options cannot be read."""
     best_epoch: int | None
     valid_score: float | None
-    """Of the best epoch, in [0, 1]."""
+    """``score`` of ``epoch_scores`` on valid, of the best epoch, at most 1; None before the first epoch's end."""
     test: Mapping[str, float | None] = field(default_factory=dict)
     """Headline figures on test, under names like ``dr_accuracy``."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -37,9 +38,9 @@ class RunSummary:
 
 
 def list_runs(artifacts: Path) -> list[RunSummary]:
-    """Every run under ``artifacts/runs``, by name; folders that hold nothing of a run are passed over.
+    """Every run under ``artifacts/runs``, sorted by name; folders without any of a run's files are skipped.
 
-    A run cut short while writing, or damaged since, is listed with what can be read of it.
+    A run that was cut short while writing, or damaged since, is listed with what can be read of it.
     """
     folders = sorted((artifacts / "runs").glob("*/"))
     return [_summary(folder) for folder in folders if any(os.path.exists(folder / name) for name in _SIGNS)]
@@ -49,7 +50,7 @@ _SIGNS = ("config.json", "history.csv", "metrics.json", "resume.pth")
 
 
 def format_table(runs: list[RunSummary]) -> str:
-    """The runs as text, a line each, with the options in which they differ; then what could not be read."""
+    """The runs as text, one line each, with the options in which they differ; then what could not be read."""
     if not runs:
         return "No runs yet. Start one:  retina-train DATA"
     differing = _differing_options(runs)
@@ -108,7 +109,7 @@ def _summary(folder: Path) -> RunSummary:
 
 
 def _read_json(path: Path, damage: list[str]) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none, with a note where it cannot be read."""
+    """The object in a JSON file; empty if there is no file, or, with a note in ``damage``, if it cannot be read."""
     if not path.exists():
         return {}
     try:
@@ -123,7 +124,7 @@ def _read_json(path: Path, damage: list[str]) -> dict[str, Any]:
 
 
 def _read_history(path: Path, damage: list[str]) -> list[dict[str, float]]:
-    """Epoch and validation score of each whole row of ``history.csv``."""
+    """Epoch and validation score of each complete row of ``history.csv``."""
     if not path.exists():
         return []
     rows = []
@@ -137,7 +138,7 @@ def _read_history(path: Path, damage: list[str]) -> list[dict[str, float]]:
 
 
 def _differing_options(runs: list[RunSummary]) -> list[str]:
-    """Options that are not the same in all runs whose options are known, but for epochs, which have a column anyway."""
+    """Options that differ between the runs whose options are known, without epochs, which have their own column."""
     known = [run.config for run in runs if run.config]
     options = dict.fromkeys(option for config in known for option in config)
     shown = [option for option in options if option != "epochs"]
@@ -149,5 +150,5 @@ def _number(value: object) -> str:
 
 
 def _printable(text: str) -> str:
-    """A folder may be called anything, a terminal's escape codes included."""
+    """Replace unprintable characters: a folder's name may contain a terminal's escape codes."""
     return "".join(char if char.isprintable() else "?" for char in text)

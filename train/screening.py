@@ -1,4 +1,4 @@
-"""The screening operating point: the threshold that misses few."""
+"""The screening operating point: referral thresholds that miss few patients."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ..runtime.errors import UsageError
 from .metrics import Decisions, Predictions
 
 SENSITIVITY = 0.90
-"""Share of the photographs with the condition that screening should find; more than the 0.80 that the British Diabetic
-Association's standard asks of a screening test."""
+"""Share of the photographs with the condition that screening should find: above the 0.80 that the British Diabetic
+Association's standard requires of a screening test."""
 
 
 def screening_threshold(true: NDArray[np.integer], prob: NDArray[np.floating]) -> float:
-    """The threshold of the highest specificity among those of at least ``SENSITIVITY``.
+    """The threshold with the highest specificity among those with a sensitivity of at least ``SENSITIVITY``.
 
     Args:
         true: (N,) 0 or 1.
         prob: (N,) in [0, 1]; at or above the threshold means yes.
 
     Returns:
-        Half-way between the lowest probability that has to mean yes and the next one below it, so that rounding in
-        another runtime turns no decision.
+        the midpoint between the lowest probability that must mean yes and the next one below it (or 0), so that
+        rounding in another runtime changes no decision.
 
     Raises:
-        UsageError: no photograph with the condition.
+        UsageError: no photograph has the condition.
     """
     positives = np.sort(prob[true == 1])[::-1]
     if positives.size == 0:
@@ -40,10 +40,10 @@ def screening_threshold(true: NDArray[np.integer], prob: NDArray[np.floating]) -
 
 
 def screening_rules(contract: Contract, valid: Predictions) -> dict[str, Rule]:
-    """The contract's rules, those of both referrals at the screening operating point of these answers.
+    """The contract's rules by task, with both referral rules at the screening operating point on these predictions.
 
     Raises:
-        UsageError: one of the conditions does not occur.
+        UsageError: no photograph has referable DR, or none has ME risk.
     """
     decisions = Decisions.of(valid, contract)
     referable = screening_threshold(decisions.referable_true, decisions.referable_prob)

@@ -1,4 +1,4 @@
-"""Ctrl-C at a step's end."""
+"""Stops training at the end of a step on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from lightning_fabric import Fabric
 
 
 class StopRequest:
-    """Turns SIGINT and SIGTERM into a flag that the loop reads at a step's end; a second one acts at once."""
+    """Turns SIGINT and SIGTERM into a flag that the loop checks after each step; a second signal acts at once.
+
+    A context manager that restores the former handlers at its end.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -21,7 +24,7 @@ class StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._old[number] = signal.signal(number, self._request)
-            except ValueError:  # not the main thread: a notebook server's business then
+            except ValueError:  # not in the main thread, as in some notebook servers, which handle signals themselves
                 break
         return self
 
@@ -31,7 +34,7 @@ class StopRequest:
         self._restore()
 
     def agreed(self, fabric: Fabric) -> bool:
-        """Whether any device was asked to stop: all stop at the same step, or none."""
+        """Whether any device was asked to stop, so that all of them stop at the same step."""
         flag = torch.tensor(float(self.requested), device=fabric.device)
         self.requested = bool(fabric.all_reduce(flag, reduce_op="max"))
         return self.requested

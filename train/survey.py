@@ -1,4 +1,4 @@
-"""A data set read, decoded and checked before anything is trained on it."""
+"""Reads, decodes and checks a data set before anything is trained on it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class Survey:
     data: DataSet
     frames: dict[str, Frames]
     fingerprint: str
-    """sha256 over every file's bytes and labels: the same data, the same fingerprint."""
+    """See ``data.fingerprint``."""
     leaks: list[Leak]
+    """All that were found; a survey with copies in two splits exists only if they were allowed."""
 
 
 def survey_data(
@@ -39,10 +40,21 @@ def survey_data(
     fabric: Fabric,
     quiet: bool = False,
 ) -> Survey:
-    """Read annotations, decode every photograph once, look for leakage.
+    """Read annotations, decode every photograph once, and look for leakage.
+
+    Args:
+        config: the run's options.
+        preprocessing: how photographs are framed.
+        cache_folder: where framed photographs are kept.
+        allow_leakage: accept copies of one photograph in two splits.
+        say: called with each line to print.
+        fabric: of the run; its first device fills the cache.
+        quiet: no progress bar.
 
     Raises:
-        AnnotationError: listing all faults of annotations and photographs together, or copies in two splits.
+        AnnotationError: annotations or photographs have faults, calibration lacks photographs, or copies of one
+            photograph are in two splits; all faults are listed.
+        OutputError: the cache folder cannot be written or lacks space.
     """
     data, faults = read_dataset(Path(config.data), config.me_positive_from)
     frames: dict[str, Frames] = {}
@@ -52,7 +64,7 @@ def survey_data(
         total=total, desc="reading photographs", leave=False, disable=quiet or not fabric.is_global_zero or None
     ) as bar:
         for name in SPLITS:
-            # The first device fills the cache, the others map what it wrote.
+            # The first device fills the cache, and the others map what it wrote.
             with fabric.rank_zero_first(local=True):
                 frames[name], looks[name] = look_through(
                     data.splits[name].paths,
@@ -75,7 +87,7 @@ def survey_data(
     if copies and not allow_leakage:
         faults += [f"{leak} (keep it in one split, or train anyway with --allow-leakage)" for leak in copies]
     if faults:
-        raise AnnotationError(fault_report(data.root, faults, "nothing was trained. Mend and run again"))
+        raise AnnotationError(fault_report(data.root, faults, "nothing was trained. Fix and run again"))
     counts = ", ".join(f"{name} {len(data.splits[name].photos)}" for name in SPLITS)
     say(f"Photographs: {counts}. DR grades {list(data.dr_grades)}.")
     if len(me_labels := {photo.me_label for photo in data.splits["train"].photos}) == 1:

@@ -1,13 +1,13 @@
 """Drawn colour fundus photographs: seeded, labelled, and with a mask for every lesion.
 
-They serve the demo, the tests and the benchmarks. They say nothing about accuracy on real eyes: the lesions follow the
+They are for the demo, the tests and the benchmarks, and say nothing about accuracy on real eyes. The lesions follow the
 International Clinical Diabetic Retinopathy scale (Wilkinson et al., Ophthalmology 2003) in kind, number and place, but
-are drawn larger than life, so that a small network finds them at 128 px within minutes.
+are drawn larger than life, so that a small network learns to find them at 128 px within minutes.
 
     python -m retina.train.synthetic data --train 120 --valid 40 --test 40 --size 512 --seed 0
 
-Eye, lesions and sensor noise draw from three random streams of one seed, so a seed gives the same eye at every grade,
-and pixels differ only where a mask says so.
+Eye, lesions and sensor noise use three separate random streams of one seed, so a seed gives the same eye at every
+grade, and pixels differ only inside the lesions' masks.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ MIN_SIZE = 64
 GRADES = (0, 1, 2, 3, 4)
 GRADE_SHARES = (0.52, 0.13, 0.23, 0.075, 0.045)
 ME_SHARES = (0.0, 0.03, 0.46, 0.77, 0.72)
-"""Share of macular edema risk in each grade; like GRADE_SHARES near those of Messidor-2 and IDRiD together."""
+"""Share of each grade's photographs with macular edema risk. Like GRADE_SHARES, the share of each grade, these are
+close to those of Messidor-2 and IDRiD together."""
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A drawn fundus photograph and everything that is true of it."""
+    """A drawn fundus photograph and its ground truth."""
 
     picture: NDArray[np.uint8]
-    """(H, W, 3) RGB."""
+    """(H, W, 3) uint8 RGB."""
     masks: Mapping[str, NDArray[np.bool_]]
-    """(H, W) for each kind in LESIONS, all False where the kind is absent."""
+    """(H, W) bool for each kind in LESIONS; all False if the kind is absent."""
     dr_grade: int
     """0 to 4."""
     me_risk: int
-    """1 exactly when hard exudates lie within one disc diameter of the fovea."""
+    """1 if and only if hard exudates lie within one disc diameter of the fovea."""
     eye: Side
     source: str
     """Name of the camera."""
@@ -56,16 +57,16 @@ class Photograph:
     disc: tuple[float, float]
     """(x, y) of the optic disc's centre in pixels."""
     disc_diameter: float
-    """Pixels."""
+    """In pixels."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of ``annotations.csv`` and the files that belong to it."""
+    """One row of ``annotations.csv`` and its photograph."""
 
     split: str
     name: str
-    """As the annotations have it: its ending need not be the file's."""
+    """As in the annotations; its ending may differ from the file's."""
     image: Path
     dr_grade: int
     me_risk: int
@@ -89,11 +90,11 @@ def photograph(
         me_risk: 1 for hard exudates within one disc diameter of the fovea, else 0; grade 0 has none.
         size: the frame's longer side in pixels, at least 64.
         seed: 0 or more; the same seed draws the same eye at every grade.
-        eye: which side, or None for either.
-        source: a name in CAMERAS, or None for any.
+        eye: ``left`` or ``right``; None: drawn by the seed.
+        source: a name in CAMERAS; None: drawn by the seed.
 
     Raises:
-        UsageError: an argument outside its range.
+        UsageError: an argument is out of its range.
     """
     _expect("grade", grade in GRADES, "0 to 4", grade)
     _expect("me_risk", me_risk in (0, 1), "0 or 1", me_risk)
@@ -116,7 +117,7 @@ def photograph(
             masks[kind] = np.zeros((view.height, view.width), dtype=np.bool_)
             continue
         opacity = view.rasterise(shapes, blur=lesion.blur)
-        # Fainter than a tenth would be lost in the sensor's noise: neither drawn nor in the mask.
+        # Anything fainter than a tenth would be lost in the sensor noise: it is neither drawn nor in the mask.
         masks[kind] = (opacity > 0.1) & (field > 0.5)
         inside = np.flatnonzero(masks[kind])
         clear, lit = pixels[:, inside], light.ravel()[inside]
@@ -143,18 +144,22 @@ def photograph(
 def write_dataset(folder: Path, per_split: Mapping[str, int], *, size: int = 512, seed: int = 0) -> list[Entry]:
     """Write ``folder/{split}/images/*.jpg``, ``annotations.csv`` and ``masks/<image>_<kind>.png`` (0 or 255).
 
-    Grades are as unequal as in life; every grade occurs in a split of 10 or more. Patients have one or two photographs
-    and stay within a split. The annotations are as untidy as those of real sets: names that end in .png or .JPG, or not
-    at all, where the file is a .jpg; a header with a trailing blank; CRLF.
+    Grades are as imbalanced as in real data; every grade occurs in a split of 10 or more. Patients have one or two
+    photographs, all in one split. The annotations are as untidy as real ones: names ending in .png or .JPG, or without
+    an ending, for .jpg files; a header with a trailing blank; CRLF.
 
     Args:
         folder: its split folders must not exist yet, or be empty.
-        per_split: how many photographs, for example ``{"train": 120, "valid": 40, "test": 40}``.
-        size: longer side in pixels.
+        per_split: number of photographs, for example ``{"train": 120, "valid": 40, "test": 40}``.
+        size: longer side in pixels, at least 64.
         seed: 0 or more; the same arguments give the same files.
 
+    Returns:
+        an entry for each photograph, in the order drawn.
+
     Raises:
-        OutputError: a split folder that already holds files, or a place that cannot be written.
+        OutputError: a split folder already holds files, or the folder cannot be written.
+        UsageError: ``size`` is too small.
     """
     for split in per_split:
         _expect_empty(folder / split)
@@ -199,10 +204,14 @@ def write_dataset(folder: Path, per_split: Mapping[str, int], *, size: int = 512
 def write_lesions(folder: Path, count: int, *, size: int = 1024, seed: int = 0) -> list[Path]:
     """Write ``count`` photographs of grades 2 to 4 as ``X.jpg``, with ``X_EX.png``, ``X_HE.png`` and ``lesions.csv``.
 
-    The masks (0 or 255) are what Grad-CAM overlays are compared with; HE holds preretinal haemorrhages too.
+    The masks (0 or 255) are for comparison with Grad-CAM maps; HE includes preretinal haemorrhages.
+
+    Returns:
+        the photographs' paths.
 
     Raises:
         OutputError: the folder already holds files or cannot be written.
+        UsageError: ``size`` is below 64.
     """
     _expect_empty(folder)
     rng = default_rng([seed, 4])
@@ -235,7 +244,7 @@ class _Case:
 
 
 def _cases(rng: Generator, count: int) -> list[_Case]:
-    """``count`` photographs of patients with one or two eyes; both eyes of a patient are mostly of one grade."""
+    """``count`` cases of patients with one or two eyes photographed; both eyes mostly have the same grade."""
     grades = [grade for grade, n in enumerate(_shares(count)) for _ in range(n)]
     risks = {grade: round(ME_SHARES[grade] * n) for grade, n in Counter(grades).items()}
     cases: list[_Case] = []
@@ -255,7 +264,7 @@ def _cases(rng: Generator, count: int) -> list[_Case]:
 
 
 def _shares(count: int) -> list[int]:
-    """How many photographs of each grade: GRADE_SHARES by largest remainder, from 10 on at least one of each."""
+    """Number of photographs of each grade: GRADE_SHARES by largest remainder, at least one each if ``count`` >= 10."""
     least = 1 if count >= 2 * len(GRADES) else 0
     exact = np.maximum(np.array(GRADE_SHARES) * count, least)
     shares = np.floor(exact).astype(int)
@@ -266,7 +275,7 @@ def _shares(count: int) -> list[int]:
 
 
 def _names(rng: Generator, source: str, number: int) -> tuple[str, str]:
-    """The file's stem, and the name by which the annotations call it."""
+    """The file's stem, and its name in the annotations."""
     if source == "larga":
         return f"LARGA_{number:04d}", f"LARGA_{number:04d}"
     if rng.random() < 0.5:
@@ -292,7 +301,7 @@ def _expect(what: str, holds: bool, expected: str, found: object) -> None:
 
 
 def _expect_empty(folder: Path) -> None:
-    """An older set's pictures would lie beside the new ones without a label."""
+    """Refuse a folder that holds files: an older set's pictures would be among the new ones, without labels."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder}: expected a new or empty folder, found files. Remove it or choose another.")
 
@@ -303,7 +312,7 @@ def _expect_empty(folder: Path) -> None:
 @click.option("--valid", type=click.IntRange(min=0), default=40, help="Photographs to choose the best epoch by.")
 @click.option("--test", type=click.IntRange(min=0), default=40, help="Photographs to report on.")
 @click.option(
-    "--lesions", type=click.IntRange(min=0), default=0, help="Further ones with lesion masks, in FOLDER/lesions."
+    "--lesions", type=click.IntRange(min=0), default=0, help="Further photographs with masks, in FOLDER/lesions."
 )
 @click.option("--size", type=click.IntRange(min=MIN_SIZE), default=512, help="Longer side in pixels.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed draws the same set.")

@@ -1,4 +1,4 @@
-"""What the DR head is asked to answer for a photograph of each grade."""
+"""Target distributions of the DR head for a photograph of each grade."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 ORDINAL_DECAY = 2.2
-"""A grade d steps away gets exp(-2.2 d) of the true one's share, before all are scaled to sum to 1: about a ninth for a
-neighbour. Soft ordinal labels are Diaz and Marathe's (CVPR 2019); the decay is ours."""
+"""A grade d steps from the true one gets exp(-2.2 d) times its share, about a ninth for a neighbour; all shares are
+then scaled to sum to 1. Soft ordinal labels are from Diaz and Marathe (CVPR 2019); the decay is our choice."""
 
 
 def dr_targets(kind: Literal["hard", "ordinal"], dr_grades: Sequence[int]) -> Tensor:
-    """(K, K) float32: row i is the distribution that the DR head should give a photograph of grade ``dr_grades[i]``."""
+    """(K, K) float32: row i is the target distribution for a photograph of grade ``dr_grades[i]``; rows sum to 1."""
     if kind == "hard":
         return torch.eye(len(dr_grades))
     grades = torch.tensor(dr_grades, dtype=torch.float32)

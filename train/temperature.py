@@ -1,4 +1,4 @@
-"""Temperatures: what makes a trained network's probabilities mean what they say."""
+"""Temperature scaling, which calibrates a trained network's probabilities."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor
 
 
 def fit_temperature(logits: Tensor, true: Tensor) -> float:
-    """The temperature whose scaled logits have the least cross-entropy (Guo et al. 2017).
+    """The temperature that minimises the cross-entropy of ``logits / temperature`` (Guo et al. 2017).
 
     Args:
         logits: (N, K) of photographs that were not trained on.
         true: (N,) int64, their classes.
 
     Returns:
-        A number from 0.05 to 20; above 1 where the network was too sure of itself. Where all answers are right by a
-        wide margin, any fits, and 1 is kept.
+        a number from 0.05 to 20; above 1 if the network was overconfident. If all answers are right by a wide margin,
+        any temperature fits, and 1 is kept.
     """
     log_temperature = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
@@ -32,9 +32,10 @@ def fit_temperature(logits: Tensor, true: Tensor) -> float:
 
 
 def scale_head(weights: dict[str, Tensor], head: str, temperature: float) -> dict[str, Tensor]:
-    """A copy of a network's weights whose ``head``'s logits are divided by ``temperature``.
+    """A copy of a network's weights in which the logits of ``head`` are divided by ``temperature``.
 
-    Folded into the last layer, so that every format and runtime has it, and nothing has to know of it.
+    ``head`` is ``dr_head`` or ``me_head``. The division is folded into its last layer, so that every format and runtime
+    has it without knowing of it.
     """
     last = (f"{head}.3.weight", f"{head}.3.bias")
     return {name: value / temperature if name in last else value for name, value in weights.items()}

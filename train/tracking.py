@@ -25,27 +25,30 @@ EXPERIMENT = "retina-edge"
 REGISTERED_MODEL = "retina-multitask"
 _RUN_TAG = "retina.run_folder"
 _LOGGED = ("*.html", "*.png", "*.txt", "*.csv", "*.json")
-"""Files of a run's folder that go along as artefacts; the best checkpoint goes as the registered model."""
+"""Files of a run's folder that are logged as artefacts; the best checkpoint is logged as the registered model."""
 
 
 class Tracker(Protocol):
-    """Where a run's figures go beside its own folder."""
+    """Logs a run somewhere besides its own folder.
+
+    Every method may raise OutputError if the tracker's store cannot be written.
+    """
 
     def start(self, run: str, config: Mapping[str, Any], facts: Mapping[str, Any], *, resume: bool = False) -> None:
-        """Begin, or with ``resume`` go on with, the run of this name; ``facts`` may be nested."""
+        """Begin the run of this name, or with ``resume`` continue it; ``facts`` may be nested."""
 
     def epoch(self, row: Mapping[str, float]) -> None:
-        """One row of ``history.csv``."""
+        """Log an epoch: a row of ``history.csv``."""
 
     def stop(self, *, failed: bool = False) -> None:
-        """The run was interrupted, or has ``failed``, and may be resumed."""
+        """Record that the run was interrupted, or has ``failed``; it may be resumed."""
 
     def finish(self, folder: Path, metrics: Mapping[str, Any]) -> None:
-        """The run's folder is complete: ``metrics`` as in ``metrics.json``, ``best.pth`` the model to register."""
+        """Log the finished run: ``metrics`` as in ``metrics.json``; ``best.pth`` in ``folder`` is registered."""
 
 
 class NoTracker:
-    """The default: a run's own folder is record enough."""
+    """The default: logs nothing, because a run's own folder records everything."""
 
     def start(self, run: str, config: Mapping[str, Any], facts: Mapping[str, Any], *, resume: bool = False) -> None: ...
 
@@ -57,14 +60,14 @@ class NoTracker:
 
 
 def make_tracker(kind: str | None, artifacts: Path = Path("artifacts")) -> Tracker:
-    """The tracker for ``--track``: None or ``mlflow``. Under ``torchrun`` only the first process tracks.
+    """The tracker for ``--track``: None or ``mlflow``. Under ``torchrun`` only the first process logs.
 
     MLflow's store is the one that MLFLOW_TRACKING_URI names, else ``mlflow.db`` (SQLite) in ``artifacts``.
 
     Raises:
         MissingExtraError: the extra ``mlflow`` is not installed.
         OutputError: the store cannot be reached.
-        UsageError: another kind.
+        UsageError: an unknown ``kind``.
     """
     if kind not in (None, "mlflow"):
         raise UsageError(f"--track: expected mlflow, found {kind}")
@@ -75,9 +78,9 @@ def make_tracker(kind: str | None, artifacts: Path = Path("artifacts")) -> Track
 
 
 class MlflowTracker:
-    """Parameters, figures of each epoch, final figures, artefacts and the registered best model, in MLflow.
+    """Logs parameters, each epoch's figures, final figures, artefacts and the best model, registered, to MLflow.
 
-    Works through a client of its own and changes none of MLflow's global state.
+    Uses a client of its own and changes none of MLflow's global state.
     """
 
     def __init__(self, artifacts: Path, uri: str | None = None) -> None:
@@ -85,12 +88,12 @@ class MlflowTracker:
         self._run_id = ""
         files = None
         if not uri:
-            # SQLite because MLflow no longer writes to plain folders; by default it would put files in ./mlruns.
+            # SQLite, because MLflow no longer writes to plain folders. By default it would put artefacts in ./mlruns.
             artifacts.mkdir(parents=True, exist_ok=True)
             uri = f"sqlite:///{artifacts.resolve() / 'mlflow.db'}"
             files = (artifacts.resolve() / "mlflow").as_uri()
         self.uri = uri
-        # MLflow reports usage to its makers unless told otherwise: not from a clinic's computer, unasked.
+        # MLflow reports usage to its developers by default, which a clinic's computer must not do unasked.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         with self._reaching():
             from mlflow import MlflowClient
@@ -106,7 +109,7 @@ class MlflowTracker:
             )
 
     def start(self, run: str, config: Mapping[str, Any], facts: Mapping[str, Any], *, resume: bool = False) -> None:
-        """Begin a run, or with ``resume`` go on with the unfinished one of the same folder."""
+        """Begin a run, or with ``resume`` continue the unfinished one of the same folder."""
         folder = str(self._runs / run)
         with self._reaching():
             before = self._unfinished(folder) if resume else None
@@ -131,7 +134,7 @@ class MlflowTracker:
             self._client.set_terminated(self._run_id, status="FAILED" if failed else "KILLED")
 
     def finish(self, folder: Path, metrics: Mapping[str, Any]) -> None:
-        """Log final figures and files, register ``best.pth`` as a new version of the model, end the run."""
+        """Log final figures and files, register ``best.pth`` as a new version of the model, and end the run."""
         figures: dict[str, float] = {}
         for split, evaluation in metrics["splits"].items():
             bodies = {split: evaluation["all"]}
@@ -159,7 +162,7 @@ class MlflowTracker:
             self._client.log_batch(self._run_id, metrics=batch)
 
     def _register(self, checkpoint: Path) -> None:
-        """A model that ``mlflow.pyfunc.load_model("models:/retina-multitask/<version>")`` opens, without pickle."""
+        """Register a model for ``mlflow.pyfunc.load_model("models:/retina-multitask/<version>")``, without pickle."""
         from importlib.metadata import version
 
         import mlflow.pyfunc
@@ -190,7 +193,7 @@ class MlflowTracker:
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
-        """Say what failed and where; keep MLflow's and its libraries' notices to their own developers quiet."""
+        """Turn MLflow's errors into OutputError, and silence the warnings that MLflow and its libraries give."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from mlflow.exceptions import MlflowException
@@ -202,7 +205,7 @@ class MlflowTracker:
                 said = str(err).strip().splitlines()[0]
                 message = (
                     f"{self.uri}: MLflow cannot write there: {said}\n"
-                    "Mend MLFLOW_TRACKING_URI or the server, or train without --track. A run that was under way is "
+                    "Correct MLFLOW_TRACKING_URI or repair the server, or train without --track. A run in progress is "
                     "saved up to its last epoch: retina-train --resume"
                 )
                 password = urlsplit(self.uri).password
@@ -210,7 +213,7 @@ class MlflowTracker:
 
 
 class _Scorer:
-    """What MLflow hands out for the registered model."""
+    """The model that MLflow loads for the registered checkpoint."""
 
     def __init__(self, checkpoint: str) -> None:
         from .checkpoint import load_checkpoint
@@ -222,7 +225,7 @@ class _Scorer:
         self._model = loaded.build_model()
 
     def predict(self, images: NDArray[np.uint8], params: object = None) -> pd.DataFrame:
-        """(N, H, W, 3) uint8 RGB -> one row a photograph: ``dr_prob_<grade>`` and ``me_prob``, in [0, 1]."""
+        """(N, H, W, 3) uint8 RGB -> one row per photograph: ``dr_prob_<grade>`` and ``me_prob``, in [0, 1]."""
         import pandas as pd
         import torch
 
@@ -233,7 +236,7 @@ class _Scorer:
 
 
 def _load_pyfunc(path: str) -> _Scorer:
-    """MLflow's name for a loader: https://mlflow.org/docs/latest/python_api/mlflow.pyfunc.html."""
+    """The loader; MLflow requires this name: https://mlflow.org/docs/latest/python_api/mlflow.pyfunc.html."""
     return _Scorer(path)
 
 
@@ -258,5 +261,5 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def _metric_name(name: str) -> str:
-    """MLflow's names hold letters, digits, ``_-. /`` and no more; a source may be called anything."""
+    """Replace what MLflow's names must not contain (all but letters, digits and ``_-. /``): sources have any name."""
     return re.sub(r"[^\w\-. /]", "_", name)

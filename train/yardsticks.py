@@ -1,9 +1,10 @@
-"""The field's yardsticks, each for many weightings of the same photographs at once.
+"""The standard metrics, each for many weightings of the same photographs at once.
 
-A bootstrap resample is a weighting: how often each photograph was drawn. So every function takes weights (B, N), one
-row a resample, and answers (B,): a thousand resamples cost a few matrix products. Weights of one give the plain
-figure. NaN stands where a figure is not defined. The definitions are scikit-learn's, and tested against it; but for
-quadratic kappa's weights, which go by the grades and not by their places among those that occur.
+A bootstrap resample is a weighting: how often each photograph was drawn. Functions therefore take weights (B, N), one
+row per resample, or confusion matrices (B, K, K) made from them, and return (B,): a thousand resamples cost a few
+matrix products. Weights of one give the plain figure. An undefined figure is NaN. The definitions are scikit-learn's,
+and tested against it, except that quadratic kappa's weights go by the grades themselves instead of by their positions
+among those that occur.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ def accuracy(counts: Floats) -> Floats:
 
 
 def balanced_accuracy(counts: Floats) -> Floats:
-    """Mean recall over the classes that occur, from confusion matrices (B, K, K): (B,) in [0, 1]."""
+    """Mean recall over the classes that truly occur, from confusion matrices (B, K, K): (B,) in [0, 1]."""
     recall = share(np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2))
     occurs = ~np.isnan(recall)
     return share(np.where(occurs, recall, 0.0).sum(axis=1), occurs.sum(axis=1).astype(np.float64))
 
 
 def quadratic_kappa(counts: Floats, values: Sequence[int]) -> Floats:
-    """Cohen's kappa with quadratic weights, from confusion matrices (B, K, K): (B,) in [-1, 1].
+    """Cohen's kappa with quadratic weights (Cohen 1968), from confusion matrices (B, K, K): (B,) in [-1, 1].
 
-    Disagreement costs the squared difference of the classes' ``values`` (K of them), so that a grade that does not
-    occur still counts as a step; 0 is what the margins alone would give. Cohen 1968.
+    A disagreement costs the squared difference of the classes' ``values`` (K of them), so that a grade that does not
+    occur still counts as a step. 0 is the agreement expected from the marginal counts alone.
     """
     steps = np.asarray(values)
     cost = (steps[:, None] - steps) ** 2
@@ -55,7 +56,7 @@ def quadratic_kappa(counts: Floats, values: Sequence[int]) -> Floats:
 def auc(true: Indices, score: NDArray[np.floating], weights: Floats) -> Floats:
     """Area under the ROC curve of ``score`` (N,) for ``true`` (N,) in {0, 1}: (B,) in [0, 1].
 
-    The chance that a positive scores above a negative, ties counting half (Mann-Whitney).
+    The probability that a positive scores above a negative, with ties counting half (Mann-Whitney).
     """
     order = np.argsort(score, kind="stable")
     ranked = score[order]
@@ -67,9 +68,14 @@ def auc(true: Indices, score: NDArray[np.floating], weights: Floats) -> Floats:
 
 
 def calibration_error(probs: NDArray[np.floating], true: Indices, weights: Floats) -> Floats:
-    """Expected calibration error of the most probable class: (B,) in [0, 1].
+    """Expected calibration error of the most probable class (Guo et al. 2017): (B,) in [0, 1].
 
-    Mean over photographs of |accuracy - mean confidence| of their bin of confidence; probs (N, K) in [0, 1].
+    The mean over photographs of ``|accuracy - mean confidence|`` in their bin of confidence.
+
+    Args:
+        probs: (N, K) in [0, 1].
+        true: (N,) indices of the true classes.
+        weights: (B, N).
     """
     confidence, right, bin_of = _by_confidence(probs, true)
     gap = np.zeros((true.size, CALIBRATION_BINS))
@@ -78,10 +84,16 @@ def calibration_error(probs: NDArray[np.floating], true: Indices, weights: Float
 
 
 def calibration_chance(probs: NDArray[np.floating], n_draws: int, seed: int) -> Floats:
-    """The calibration errors that these answers would have, were they perfectly calibrated: (n_draws,) in [0, 1].
+    """Calibration errors that these predictions would have if they were perfectly calibrated: (n_draws,) in [0, 1].
 
-    Which of them are right is drawn by their own confidence (consistency resampling: Broecker & Smith 2007,
-    "Increasing the Reliability of Reliability Diagrams"). Not 0 but for an endless number of photographs.
+    Which predictions are right is drawn at random by their own confidence (consistency resampling: Broecker & Smith
+    2007, "Increasing the Reliability of Reliability Diagrams"). The errors tend to 0 only for infinitely many
+    photographs.
+
+    Args:
+        probs: (N, K) in [0, 1].
+        n_draws: number of random draws.
+        seed: of the draws.
     """
     confidence, _, bin_of = _by_confidence(probs, np.zeros(len(probs), np.int64))
     rng = np.random.default_rng(seed)
@@ -90,7 +102,7 @@ def calibration_chance(probs: NDArray[np.floating], n_draws: int, seed: int) -> 
 
 
 def reliability(probs: NDArray[np.floating], true: Indices) -> tuple[Indices, Floats, Floats]:
-    """Photographs, mean confidence and accuracy in each bin of confidence; NaN in empty bins: each (15,)."""
+    """Number of photographs, mean confidence and accuracy in each bin of confidence, (15,) each; NaN in empty bins."""
     confidence, right, bin_of = _by_confidence(probs, true)
     n = np.bincount(bin_of, minlength=CALIBRATION_BINS).astype(np.float64)
     summed = np.bincount(bin_of, confidence, CALIBRATION_BINS).astype(np.float64)
@@ -101,13 +113,13 @@ def reliability(probs: NDArray[np.floating], true: Indices) -> tuple[Indices, Fl
 def _by_confidence(probs: NDArray[np.floating], true: Indices) -> tuple[Floats, Floats, Indices]:
     confidence = probs.max(axis=1).astype(np.float64)
     right = (probs.argmax(axis=1) == true).astype(np.float64)
-    # Bins are closed above, (0, 1/15], ..., (14/15, 1], as in the paper.
+    # Bins are closed at the upper end, (0, 1/15], ..., (14/15, 1], as in the paper.
     bin_of = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
     return confidence, right, bin_of
 
 
 def share(part: Floats, whole: Floats) -> Floats:
-    """Quotient of two arrays of one shape, NaN where ``whole`` is 0."""
+    """Quotient of two arrays of the same shape, NaN where ``whole`` is 0."""
     quotient = np.full(part.shape, np.nan)
     np.divide(part, whole, out=quotient, where=whole != 0)
     return quotient
