@@ -26,42 +26,43 @@ if TYPE_CHECKING:
     type=click.Choice(["onnx", "torchscript", "pt2"]),
     default="onnx",
     show_default=True,
-    help="onnx for retina-score and any onnxruntime; torchscript for libtorch; pt2 is what follows it.",
+    help="onnx for retina-score and any onnxruntime; torchscript for libtorch; pt2 for torch.export, its successor.",
 )
 @click.option(
     "--precision",
     type=click.Choice(get_args(Precision)),
     default="fp32",
     show_default=True,
-    help="int8 (ONNX only): a quarter of the size and quicker. Of six ways to quantise, the quickest that is as "
-    "accurate on valid and close to fp32, else the closest that is as accurate; if none is, nothing is written.",
+    help="int8 (ONNX only): a quarter of the size, and faster. Tries six ways to quantise and keeps the fastest that "
+    "is as accurate on valid as fp32 and close to it, else the closest that is as accurate. If none is, it writes "
+    "nothing.",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="DATA",
-    help="For int8: the folder that retina-train was given. Calibrates on train/, judges on valid/, and fits the "
+    help="For int8: the data folder given to retina-train. Calibrates on train/, evaluates on valid/, and fits the "
     "referral thresholds of a calibrated checkpoint to int8's own answers there.",
 )
 @click.option(
     "--me-positive-from",
     type=click.IntRange(1, 3),
     metavar="N",
-    help="For --calibration: ME grades from N up are risk.  [default: as the checkpoint was trained]",
+    help="For --calibration: count ME grades of N and above as risk.  [default: as the checkpoint was trained]",
 )
-@click.option("--explain", is_flag=True, help="Add Grad-CAM outputs: dr_cam and me_cam, and one map for every class.")
+@click.option("--explain", is_flag=True, help="Add Grad-CAM outputs: dr_cam and me_cam, and a map of every class.")
 @click.option(
     "--check",
     type=click.Path(path_type=Path),
     metavar="IMAGES",
-    help="Photographs to compare with PyTorch on.  [default: 32 of the run's validation split, else drawn ones]",
+    help="Photographs on which to compare with PyTorch.  [default: 32 of the run's validation split, else drawn ones]",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The file to write.  [default: in --artifacts, retina_multitask.onnx, which retina-score looks for; "
-    ".int8.onnx, which it takes where that is not there, .pt and .pt2 stand beside it]",
+    help="The file to write.  [default: in --artifacts, retina_multitask with .onnx, which retina-score looks for, "
+    ".int8.onnx, which it uses if there is no .onnx, .pt or .pt2]",
 )
 @click.option("--force", is_flag=True, help="Keep an int8 file that fails its accuracy gate, marked in the contract.")
 @click.option(
@@ -74,7 +75,7 @@ if TYPE_CHECKING:
     "--conformance",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Write a conformance kit (ONNX only): raw pixels and the answers expected; with --inspect, of that file.",
+    help="Write a conformance kit (ONNX only): raw pixels and the expected answers; with --inspect, for that file.",
 )
 @bare_options
 @click.option(
@@ -84,20 +85,20 @@ if TYPE_CHECKING:
     default=Path("artifacts"),
     show_default=True,
     metavar="DIR",
-    help="Where retina-train left its checkpoint and exports go; also RETINA_ARTIFACTS.",
+    help="Where retina-train wrote its checkpoint and exports are written; also RETINA_ARTIFACTS.",
 )
 @click.option(
-    "--inspect", type=click.Path(path_type=Path), metavar="FILE", help="Print what a model file promises, and stop."
+    "--inspect", type=click.Path(path_type=Path), metavar="FILE", help="Print a model file's contract, and stop."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @click.version_option(package_name="retina-edge")
 def main(**options: Any) -> None:
-    """Export a checkpoint to one file that needs nothing beside it: decoded pixels in, probabilities out.
+    """Export a checkpoint to one self-contained file: decoded pixels in, probabilities out.
 
     CHECKPOINT is one of retina-train, or a state_dict of the original notebook; by default
     artifacts/retina_multitask_best.pth. Framing, resizing and normalising are inside the file. It is compared with
-    PyTorch on photographs, alone, in batches and at sizes from 32 px to a camera original, and takes its name only when
-    it answers the same; its sha256 and contract are written beside it.
+    PyTorch on photographs, alone, in batches and at sizes from 32 px to a camera original, and gets its name only if
+    it gives the same answers; its sha256 and contract are written beside it.
 
     \b
     Examples:

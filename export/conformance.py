@@ -1,4 +1,4 @@
-"""A conformance kit: pictures as raw pixels and the answers expected for them, to prove an embedding right."""
+"""A conformance kit: pictures as raw pixels with the expected answers, to verify an embedding of a model file."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Pixels = NDArray[np.uint8]
 SCHEMA = 1
 INDEX = "index.json"
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-3, "int8": 2e-2}
-"""Largest difference of a probability. fp32: ten times what export allows itself, for another runtime's order of sums.
-int8: processors differ in their integer kernels, where a rounding may fall to the other side."""
+"""Largest difference of a probability, by precision. fp32: ten times what export allows, because another runtime may
+sum in another order. int8: processors have different integer kernels, which may round differently."""
 
 
 def write_kit(model: RetinaModel, folder: Path) -> int:
-    """Write ``index.json`` and a file of raw pixels for each picture; returns how many there are.
+    """Write ``index.json`` and a file of raw pixels for each picture; returns the number of pictures.
 
-    The answers are those of the model file in onnxruntime, which export has compared with PyTorch. A picture whose
-    decision is a close call has null for its decisions: an embedding may be right and still decide otherwise.
+    The answers are those of the model file in onnxruntime, which export has compared with PyTorch. If a decision is a
+    close call, ``decisions`` is null: a correct embedding may decide otherwise.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -47,16 +47,16 @@ def write_kit(model: RetinaModel, folder: Path) -> int:
         "pictures": entries,
     }
     text = json.dumps(index, indent=1) + "\n"
-    # Last, so that an index never names a picture that is not there.
+    # Written last, so that the index never names a picture that does not exist.
     write_text_atomically(folder / INDEX, text)
     return len(entries)
 
 
 def pictures() -> Iterator[tuple[str, Pixels]]:
-    """Name and (H, W, 3) uint8 RGB: what an embedding can get wrong shows on at least one of them.
+    """Name and (H, W, 3) uint8 RGB of each picture, chosen so that each likely mistake shows on at least one of them.
 
-    Sizes on both sides of the network's, odd ones, no two axes alike, a field cut off by the frame, none at all, and
-    noise, on which another interpolation of the same name shows most.
+    There are sizes below and above the network's, odd ones and unequal sides, a field cut off by the frame, no field at
+    all, and noise, on which differences between interpolations of the same name are largest.
     """
     wide = photograph(4, 1, 360, seed=1, source="larga").picture  # 3:2
     yield "square", photograph(0, 0, 256, seed=3, source="ronda").picture

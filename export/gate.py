@@ -1,4 +1,4 @@
-"""Whether int8 is as good as fp32 where it counts: on the validation split's labels."""
+"""The accuracy gate: whether int8 is as good as fp32 on the labels of the validation split."""
 
 from __future__ import annotations
 
@@ -14,37 +14,40 @@ from ..train.metrics import Decisions, Predictions
 from ..train.yardsticks import Floats, Indices
 
 ACCURACY_LOSS = 0.005
-"""Largest fall of either head's accuracy: half a point."""
+"""Largest accepted fall of either head's accuracy: half a percentage point."""
 AUC_LOSS = 0.005
-"""Largest fall of the AUC of referable DR and of ME risk."""
+"""Largest accepted fall of the AUC of referable DR and of ME risk."""
 AGREEMENT = 0.98
-"""Smallest share of photographs with the same DR grade, and with the same ME risk."""
+"""Smallest accepted share of photographs with the same DR grade, and with the same ME risk."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How good one file is on labelled photographs, each in [0, 1]."""
+    """Metrics of one file on labelled photographs, each in [0, 1]."""
 
     dr_accuracy: float
     me_accuracy: float
     referable_auc: float | None
-    """None where the labels hold one class only."""
+    """None if the labels have only one class."""
     me_auc: float | None
+    """None if the labels have only one class."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """int8 against fp32 on the same photographs."""
+    """int8 compared with fp32 on the same photographs."""
 
     photographs: int
+    """Their number."""
     fp32: Quality
     int8: Quality
     dr_agreement: float
     me_agreement: float
+    """Share of photographs with the same DR grade, and with the same ME risk, in [0, 1]."""
 
     @property
     def faults(self) -> list[str]:
-        """What int8 falls short in; empty when it is accepted."""
+        """Where int8 falls short, one line each; empty if it is accepted."""
         faults = []
         for name, allowed in (
             ("dr_accuracy", ACCURACY_LOSS), ("me_accuracy", ACCURACY_LOSS),
@@ -62,7 +65,7 @@ class Gate:
         return {**asdict(self), "accepted": not self.faults}
 
     def lines(self) -> list[str]:
-        """The figures, for a person."""
+        """The figures as lines to print."""
         pairs = [(name, getattr(self.fp32, name), getattr(self.int8, name)) for name in asdict(self.fp32)]
         shown = [f"{name} {before:.4f} to {after:.4f}" for name, before, after in pairs if before is not None]
         return [
@@ -73,7 +76,10 @@ class Gate:
 
 
 def judge(contract: Contract, fp32: Predictions, int8: Predictions) -> Gate:
-    """Compare two files' decisions by the contract's rules, with each other and with the labels."""
+    """Compare two files' decisions, by the contract's rules, with each other and with the labels.
+
+    Both predictions must be for the same photographs, in the same order.
+    """
     before, after = Decisions.of(fp32, contract), Decisions.of(int8, contract)
     return Gate(
         len(fp32.paths),

@@ -1,4 +1,4 @@
-"""The module that leaves the house, of which every format is made: decoded pixels in, probabilities and maps out."""
+"""The module from which every format is exported: decoded pixels in, probabilities and maps out."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class DeployedModel(nn.Module):
         """(N, H, W, 3) uint8 RGB -> the contract's outputs in its order, float32.
 
         ``dr_probs`` (N, K) and ``me_probs`` (N, 2), in [0, 1]; with ``explain`` also ``dr_cam`` and ``me_cam``
-        (N, h, w) of the predicted class, ``dr_cam_per_grade`` (N, K, h, w) and ``me_cam_per_label`` (N, 2, h, w),
-        all from 0 up, in logits, not scaled to a picture's own maximum.
+        (N, h, w) of the most probable class, ``dr_cam_per_grade`` (N, K, h, w) and ``me_cam_per_label`` (N, 2, h, w),
+        all at least 0, in logits, not scaled to a picture's own maximum.
         """
         feature_map = self.model.feature_map(self.preprocess(image))  # (N, C, h, w)
         features = feature_map.mean(dim=(2, 3))  # (N, C)
@@ -42,11 +42,11 @@ class DeployedModel(nn.Module):
 
 
 def class_cams(head: nn.Sequential, hidden: Tensor, feature_map: Tensor) -> Tensor:
-    """Grad-CAM of every class of a head, exactly, without autograd.
+    """Grad-CAM of every class of a head, in closed form, without autograd.
 
-    With f the mean of the feature map A and a head ``W2 relu(W1 f + b1) + b2``, the gradient of logit c with respect
-    to A is the same at every position: ``((W2[c] * [W1 f + b1 > 0]) W1) / (h w)``. Grad-CAM (Selvaraju et al., 2017)
-    weighs A's channels with that gradient's mean, which is itself, and keeps what speaks for the class.
+    Let f be the spatial mean of the feature map A, and ``W2 relu(W1 f + b1) + b2`` the head. The gradient of logit c
+    with respect to A is the same at every position: ``((W2[c] * [W1 f + b1 > 0]) W1) / (h w)``. Grad-CAM (Selvaraju et
+    al., 2017) weights A's channels with the mean of that gradient, which equals it, and keeps positive sums only.
 
     Args:
         head: linear (C to H), ReLU, dropout, linear (H to K).
@@ -54,7 +54,7 @@ def class_cams(head: nn.Sequential, hidden: Tensor, feature_map: Tensor) -> Tens
         feature_map: (N, C, h, w).
 
     Returns:
-        (N, K, h, w), from 0 up.
+        (N, K, h, w), at least 0, in logits.
     """
     n, c, h, w = feature_map.shape
     first, last = cast(nn.Linear, head[0]), cast(nn.Linear, head[3])
@@ -70,5 +70,5 @@ def _predicted(cams: Tensor, probs: Tensor) -> Tensor:
 
 
 def example_input() -> Tensor:
-    """Pixels to trace with: no two axes are equal, so that none is taken for another or for a constant."""
+    """Pixels to trace with: (7, 97, 131, 3) uint8, all axes different, so that none is mistaken for another."""
     return torch.zeros(7, 97, 131, 3, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""What a model file promises and is made of, for a person and for a program."""
+"""Shows what a model file promises and consists of, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -18,30 +18,32 @@ from ..runtime.model import RetinaModel, check_digest
 from ..train.checkpoint import sha256_of
 
 _MAX_CONTRACT = 1 << 24
-"""Bytes; a few thousand are usual."""
+"""Largest accepted contract in bytes; a few thousand are usual."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A model file, looked at."""
+    """The facts about a model file."""
 
     path: Path
     format: str
+    """``onnx``, ``torchscript`` or ``pt2``."""
     size: int
-    """Bytes."""
+    """In bytes."""
     sha256: str
     digest_known: bool
-    """Whether FILE.sha256 stands beside the file (it then agrees, or the file would have been refused)."""
+    """Whether FILE.sha256 exists beside the file (it then matches, or the file would have been refused)."""
     contract: Contract
     opset: int | None
-    """Of ONNX files."""
+    """None if the file is not ONNX."""
     operators: dict[str, int]
-    """How often each ONNX operator is used, the most frequent first."""
+    """How often each ONNX operator is used, the most frequent first; empty if the file is not ONNX."""
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path), "contract": json.loads(self.contract.to_json())}
 
     def lines(self) -> list[str]:
+        """The facts as lines to print."""
         contract = json.loads(self.contract.to_json())
         prep, parity, provenance = contract["preprocessing"], contract["parity"], contract["provenance"]
         lines = [
@@ -63,7 +65,7 @@ class Inspection:
 
 
 def inspect_file(path: Path) -> Inspection:
-    """Look at an ONNX, TorchScript or .pt2 file made by retina-export; runs no code out of it.
+    """Inspect an ONNX, TorchScript or .pt2 file made by retina-export, without running code from it.
 
     Raises:
         ModelFileError: not such a file, or changed since it was exported.
@@ -82,7 +84,7 @@ def inspect_file(path: Path) -> Inspection:
 
 
 def _zip_contract(path: Path) -> tuple[str, Contract]:
-    """TorchScript and .pt2 are zip files that hold the contract as an extra file."""
+    """The format and the contract of a TorchScript or .pt2 file, which are zip archives with the contract in a file."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

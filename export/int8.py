@@ -1,4 +1,4 @@
-"""From the fp32 export to the int8 one: calibrate, try the recipes, keep the quickest that is as accurate and close."""
+"""From the fp32 export to int8: calibrate, try all recipes, keep the fastest one that is as accurate and close."""
 
 from __future__ import annotations
 
@@ -28,39 +28,40 @@ from .photographs import spread
 from .quantize import Recipe, quantize, tensors_to_measure
 
 CALIBRATION_PHOTOGRAPHS = 320
+"""Most photographs of train, evenly spread, on which activations' ranges are measured."""
 RECIPES = tuple(Recipe(method, float_blocks) for float_blocks in (0, 1, 3) for method in METHODS)
-"""The quickest and smallest first: on a ResNet-50, one block in floats costs a fifth of the time and 0.2 MB, three cost
-half of it and 0.6 MB."""
+"""The fastest and smallest first: in a ResNet-50, one block in floats costs 20% more time and 0.2 MB, three cost 50%
+more time and 0.6 MB."""
 CLOSE = 0.005
-"""Largest mean difference of a DR probability from fp32 on valid. The gate asks for decisions only, which a file that
-is further off can get right there by luck: docs/recipe.md, "The int8 file"."""
+"""Largest mean difference of a DR probability from fp32 on valid. The gate checks only decisions, which a file that
+differs more can get right there by chance: docs/recipe.md, "The int8 file"."""
 
 _STRANGERS = (
-    "  Warning: these are not the photographs and labels that the checkpoint was trained on; where their valid holds "
-    "some of its train, the figures above flatter it"
+    "  Warning: these are not the photographs and labels that the checkpoint was trained on; if this valid split holds "
+    "photographs that were trained on, the figures above are too good"
 )
 
 
 @dataclass(frozen=True)
 class Int8:
-    """A quantised model and why it was kept."""
+    """A quantised model, and the figures by which it is chosen."""
 
     model: onnx.ModelProto
     recipe: Recipe
     calibrated_on: int
-    """Photographs of the training split."""
+    """Number of photographs of the training split."""
     mean_difference: float
     """Mean absolute difference of a DR probability from fp32 on the validation split."""
     gate: Gate
     thresholds: Mapping[str, Rule]
     """The contract's rules for this file: ``screening_thresholds``."""
     data_fingerprint: str = ""
-    """Of the photographs it was calibrated and judged on."""
+    """Fingerprint of the data that it was calibrated and evaluated on."""
     trained_on: str = ""
-    """Fingerprint of those the checkpoint was trained on; empty where it does not say."""
+    """Fingerprint of the data that the checkpoint was trained on; empty if it does not say."""
 
     def lines(self) -> list[str]:
-        """The figures, for a person."""
+        """The figures as lines to print."""
         strangers = self.trained_on not in ("", self.data_fingerprint)
         beyond = "" if self.mean_difference <= CLOSE else f", above the {CLOSE} aimed at: no closer way was as accurate"
         return [
@@ -85,18 +86,19 @@ class Int8:
 def to_int8(
     fp32: onnx.ModelProto, contract: Contract, root: Path, me_positive_from: int | None, *, force: bool
 ) -> Int8:
-    """Quantise by each recipe, judge each on valid, and keep the one that ``choose`` says.
+    """Quantise by each recipe, evaluate each on valid, and keep the one that ``choose`` selects.
 
     Args:
         fp32: the fp32 export.
         contract: its contract.
-        root: the data folder, with train/ to calibrate on and valid/ to judge on.
-        me_positive_from: as in training.
-        force: keep the one closest to fp32 even where none passes the gate.
+        root: the data folder, with train/ to calibrate on and valid/ to evaluate on.
+        me_positive_from: as in training: see ``read_dataset``.
+        force: keep the one closest to fp32 even if none passes the gate.
 
     Raises:
-        AnnotationError: the data folder is not one that training would take.
-        UsageError: its grades are not the model's.
+        AnnotationError: the data folder has faults that training would refuse, or lacks photographs to calibrate on.
+        UsageError: it has grades that the model does not have.
+        PictureError: a photograph cannot be decoded.
         ParityError: no recipe is accurate enough; the message has the figures.
     """
     data = _read(root, contract, me_positive_from)
@@ -124,8 +126,9 @@ def to_int8(
 
 
 def choose(candidates: Sequence[Int8]) -> Int8:
-    """The first, and so the quickest, that passes the gate and is ``CLOSE``; else the closest of those that pass, else
-    the closest.
+    """The first candidate, and so the fastest, that passes the gate and is ``CLOSE``.
+
+    If there is none, the closest to fp32 of those that pass the gate; if none passes, the closest of all.
     """
     accepted = [candidate for candidate in candidates if not candidate.gate.faults]
     close = [candidate for candidate in accepted if candidate.mean_difference <= CLOSE]
@@ -133,9 +136,10 @@ def choose(candidates: Sequence[Int8]) -> Int8:
 
 
 def screening_thresholds(contract: Contract, valid: Predictions) -> Mapping[str, Rule]:
-    """The contract's rules; of a calibrated checkpoint, both referrals at the operating point of int8's own answers.
+    """The contract's rules; for a calibrated checkpoint, with referral thresholds fitted to int8's answers on valid.
 
-    Fitted to fp32's, they can miss in int8 a photograph more than screening may: rounding moves those next to them.
+    Thresholds fitted to fp32's answers could miss more photographs than screening may, because rounding moves
+    probabilities that are close to them.
     """
     if not is_calibrated(contract):
         return contract.thresholds
@@ -158,7 +162,7 @@ def _pixels(photos: Sequence[Photo], what: str) -> Iterator[NDArray[np.uint8]]:
 
 
 def _predict(models: Sequence[onnx.ModelProto], contract: Contract, photos: Sequence[Photo]) -> list[Predictions]:
-    """Every model's answers, each photograph decoded once."""
+    """Every model's predictions; each photograph is decoded only once."""
     dr_true = [contract.dr_grades.index(photo.dr_grade) for photo in photos]
     sessions = [
         ort.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])

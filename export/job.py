@@ -1,4 +1,4 @@
-"""From a checkpoint to a file that earned its name."""
+"""An export from a checkpoint to a file, which gets its name only after it passed the parity check."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .to_torchscript import TorchScriptFile
 Format = Literal["onnx", "torchscript", "pt2"]
 ENDINGS: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
 CONTRACT_ENDING = ".contract.json"
-"""The contract once more beside the file, for bindings that do not give out a model's metadata."""
+"""Appended to the name of a copy of the contract beside the file, for bindings that cannot read a model's metadata."""
 
 
 class ModelFile(Protocol):
@@ -39,12 +39,16 @@ class ModelFile(Protocol):
         """Write the model with its contract in it."""
 
     def open(self, path: Path, contract: Contract) -> Answer:
-        """Open it as its users do."""
+        """Open the written file as its users do."""
 
 
 @dataclass(frozen=True)
 class ExportJob:
-    """What one export was asked to do."""
+    """The options of one export.
+
+    Raises:
+        UsageError: options that contradict each other.
+    """
 
     checkpoint: Path
     out: Path
@@ -52,26 +56,26 @@ class ExportJob:
     precision: Precision = "fp32"
     explain: bool = False
     check: Path | None = None
-    """Photographs to compare on; None for the validation split of the checkpoint's run."""
+    """Photographs to compare on; None: see ``choose_photographs``."""
     calibration: Path | None = None
-    """Data folder for int8: calibrated on train/, judged on valid/."""
+    """Data folder for int8: calibrated on train/, evaluated on valid/."""
     me_positive_from: int | None = None
-    """ME grades from this one up are risk in ``calibration``; None: as the checkpoint was trained."""
+    """ME grades of this value and above are risk in ``calibration``; None: as the checkpoint was trained."""
     force: bool = False
     """Keep an int8 file that fails its accuracy gate, marked in the contract."""
     sign: Path | None = None
     """Private key (PEM, elliptic curve) to sign the file with."""
     conformance: Path | None = None
-    """Folder for a conformance kit of the file."""
+    """Folder for a conformance kit of the file; None: no kit."""
     bare_framing: Framing | None = None
     bare_image_size: int | None = None
-    """How a bare state_dict was trained, which says nothing of its preprocessing; None: as the notebook's."""
+    """Preprocessing of a bare state_dict, which does not record it; None: the notebook's. See ``load_checkpoint``."""
 
     def __post_init__(self) -> None:
         if self.precision == "int8" and self.format != "onnx":
             raise UsageError(f"--precision int8: expected --format onnx, found {self.format}")
         if self.precision == "int8" and self.calibration is None:
-            raise UsageError("--precision int8: expected --calibration DATA, the folder that retina-train was given")
+            raise UsageError("--precision int8: expected --calibration DATA, the data folder given to retina-train")
         if self.me_positive_from is not None and self.calibration is None:
             raise UsageError("--me-positive-from: expected --calibration DATA, whose ME grades it reads, found none")
         if self.calibration is not None and self.precision != "int8":
@@ -89,11 +93,11 @@ class Exported:
     contract: Contract
     parity: Parity
     int8: Int8 | None
-    """How it was quantised and what the accuracy gate found; None for fp32."""
+    """How it was quantised, and what the accuracy gate found; None for fp32."""
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """In bytes."""
         return self.path.stat().st_size
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,7 +106,10 @@ class Exported:
 
 
 def default_out(artifacts: Path, format: Format, precision: Precision) -> Path:
-    """``retina_multitask.onnx``, which retina-score looks for, is the fp32 file; the others stand beside it."""
+    """The default file of an export.
+
+    The fp32 ONNX file is ``retina_multitask.onnx``, which retina-score looks for; the others have names of their own.
+    """
     middle = "" if precision == "fp32" else f".{precision}"
     return artifacts / f"{Path(MODEL_NAME).stem}{middle}{ENDINGS[format]}"
 
@@ -111,10 +118,12 @@ def run_export(job: ExportJob) -> Exported:
     """Export, compare with PyTorch, and only then give the file its name; write its sha256 and contract beside it.
 
     Raises:
-        ModelFileError: the checkpoint is not ours.
-        ParityError: the file does not answer as PyTorch does, or int8 loses too much accuracy.
-        OutputError: the place cannot be written.
-        PictureError, UsageError, AnnotationError: the photographs to compare or calibrate on.
+        ModelFileError: the checkpoint cannot be read or is not ours.
+        ParityError: the file's answers differ from PyTorch's, or int8 loses too much accuracy.
+        OutputError: a file cannot be written.
+        MissingExtraError: a package for signing, or for DICOM photographs, is not installed.
+        PictureError, UsageError, AnnotationError: the signing key, or the photographs to compare or calibrate on,
+            cannot be used.
     """
     require_place(job.out, [job.checkpoint])
     if job.conformance is not None:
@@ -122,9 +131,7 @@ def run_export(job: ExportJob) -> Exported:
     if job.sign is not None:
         require_key(job.sign)
     if job.calibration is not None and not job.calibration.is_dir():
-        raise UsageError(
-            f"--calibration {job.calibration}: expected the folder that retina-train was given, found none"
-        )
+        raise UsageError(f"--calibration {job.calibration}: expected the data folder given to retina-train, found none")
     checkpoint = load_checkpoint(job.checkpoint, framing=job.bare_framing, image_size=job.bare_image_size)
     contract = checkpoint.contract.with_(
         explain=job.explain, precision=job.precision, provenance=provenance(job.checkpoint, checkpoint)
@@ -145,7 +152,7 @@ def run_export(job: ExportJob) -> Exported:
         final = contract.with_(parity=parity.to_dict() | ({} if int8 is None else {"int8": int8.to_dict()}))
         file.write(temporary, final)
         done.append((final, parity))
-        # Those of the file that was there before: stopped from here on, they would refuse the new one.
+        # Remove the former file's: if the export is stopped after this, they would make readers refuse the new file.
         for path in (digest_file, contract_file, signature_of(job.out)):
             path.unlink(missing_ok=True)
 
@@ -162,7 +169,7 @@ def run_export(job: ExportJob) -> Exported:
 
 
 def provenance(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the file was made from: no path of this machine, nothing that changes from one export to the next."""
+    """What the file was made from, without paths of this machine or anything that changes between equal exports."""
     return {
         **checkpoint.contract.provenance,
         "checkpoint_sha256": sha256_of(path),
@@ -189,7 +196,7 @@ def _convert(
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: an undefined metric becomes null."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

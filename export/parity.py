@@ -1,4 +1,4 @@
-"""Whether an exported file answers as PyTorch does: names, then axes, then shapes, then values."""
+"""Checks that an exported file gives the same answers as PyTorch: names, then axes, then shapes, then values."""
 
 from __future__ import annotations
 
@@ -31,45 +31,47 @@ Answer = Callable[[Pixels], Mapping[str, NDArray[np.float32]]]
 """(N, H, W, 3) uint8 RGB -> every output of the contract by name."""
 
 SIZES = ((32, 32), (33, 57), (700, 40), (512, 768), (2848, 4288))
-"""Height and width, in pixels, to which the first photograph is brought: from the smallest to a camera original."""
+"""Heights and widths in pixels to which the first photograph is resized, from the smallest to a camera original."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far from PyTorch an exported file may be; None where the difference is reported only."""
+    """How far an exported file may differ from PyTorch; None: the difference is only reported."""
 
     probability: float | None
     """Largest absolute difference of a probability."""
     cam: float | None
     """Largest difference of a Grad-CAM map, relative to the map's largest magnitude before ReLU."""
     alone: float
-    """Largest absolute difference between a probability in a batch and of the same picture alone."""
+    """Largest absolute difference between a picture's probabilities in a batch and alone."""
     equal_decisions: float
-    """Smallest share of pictures with the same DR grade, ME risk and referability."""
+    """Smallest share of pictures with the same DR grade, ME risk and referrals; enforced if it is 1."""
 
 
 FP32 = Bounds(probability=1e-4, cam=1e-3, alone=1e-5, equal_decisions=1.0)
 INT8 = Bounds(probability=None, cam=None, alone=1e-2, equal_decisions=0.0)
-"""gate.py judges int8 by its accuracy. In a batch, a rounding may fall to the other side: one step of 255."""
+"""int8's accuracy is checked by gate.py instead. In a batch, a value may round differently, by one step of 255."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What was compared and how far apart it was."""
+    """What was compared, and the differences found."""
 
     photographs: int
-    """Real or generated pictures; further ones are made of the first: batches, sizes, black."""
+    """Number of photographs, real or drawn; further pictures are made from the first: batches, sizes, black."""
     source: str
     """Where the photographs came from."""
     pictures: int
-    """All that were compared."""
+    """Number of all pictures compared."""
     worst: float
     """Largest absolute difference of a probability."""
     worst_output: str
     worst_image: str
+    """The output and the picture with that difference."""
     batch_against_alone: float
+    """Largest absolute difference between a picture's probabilities in a batch and alone."""
     equal_decisions: float
-    """Share of pictures, in [0, 1]."""
+    """Share of pictures with the same decisions, in [0, 1]."""
     worst_cam: float | None
     """Largest relative difference of a Grad-CAM map from PyTorch's autograd; None without ``explain``."""
 
@@ -83,12 +85,15 @@ class Expected:
 
     values: dict[str, NDArray[np.float32]]
     scales: dict[str, NDArray[np.float32]]
-    """For each Grad-CAM output its maps' largest magnitudes before ReLU, ready to divide by."""
+    """For each Grad-CAM output its maps' largest magnitudes before ReLU, shaped to broadcast, and never 0."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The network as training left it, with Grad-CAM by autograd: shares no formula with the exported graph."""
+    """The trained network in PyTorch, with Grad-CAM by autograd, so that it shares no formula with the exported graph.
+
+    Called with pixels (N, H, W, 3) uint8 RGB.
+    """
 
     model: RetinaNet
     contract: Contract
@@ -119,7 +124,7 @@ class Reference:
 
 
 def _autograd_cam(logit: Tensor, feature_map: Tensor) -> NDArray[np.float32]:
-    """(N,) logits of one class -> (N, h, w), Selvaraju et al. 2017, equations 1 and 2 without the ReLU."""
+    """Grad-CAM without its ReLU (Selvaraju et al. 2017, equations 1 and 2): (N,) logits of one class -> (N, h, w)."""
     (gradient,) = torch.autograd.grad(logit.sum(), feature_map, retain_graph=True)
     weights = gradient.mean(dim=(2, 3), keepdim=True)
     cam: NDArray[np.float32] = (weights * feature_map).sum(dim=1).detach().numpy()
@@ -127,7 +132,10 @@ def _autograd_cam(logit: Tensor, feature_map: Tensor) -> NDArray[np.float32]:
 
 
 def answer_of_module(module: nn.Module, contract: Contract) -> Answer:
-    """A torch module whose outputs come in the contract's order."""
+    """Make an ``Answer`` of a torch module whose outputs are in the contract's order.
+
+    The answer raises ParityError if the number of outputs is not the contract's.
+    """
 
     def answer(pixels: Pixels) -> dict[str, NDArray[np.float32]]:
         with torch.inference_mode():
@@ -146,17 +154,18 @@ def check_parity(
     bounds: Bounds,
     source: str,
 ) -> Parity:
-    """Compare a file's answers with PyTorch's, on every photograph alone and on what is made of the first.
+    """Compare a file's answers with PyTorch's, on each photograph alone, and on batches and sizes made from the first.
 
     Args:
         answer: the file as its users open it.
         reference: the network.
         photographs: name and (H, W, 3) uint8 RGB; at least one.
-        bounds: what is allowed.
+        bounds: the allowed differences.
         source: where the photographs came from, for the record.
 
     Raises:
-        ParityError: naming the output, the picture, the value expected and the value found.
+        ParityError: a difference is out of bounds, or there is no photograph. The message names the output, the
+            picture, the expected and the found value.
     """
     tally = _Tally(reference.contract, bounds)
     count = 0
@@ -178,7 +187,7 @@ def check_parity(
 
 
 def _batches(first: Pixels) -> Iterator[tuple[Sequence[str], Pixels]]:
-    """Batches of 2 and 5 pictures of one size that differ, the last of them black."""
+    """Batches of 2 and 5 different pictures of one size; the last picture of the second batch is black."""
     mirrored, turned = first[:, ::-1], first[::-1, ::-1]
     upside_down, black = first[::-1], np.zeros_like(first)
     yield ("the first photograph", "the first, mirrored"), np.stack([first, mirrored])
@@ -187,7 +196,7 @@ def _batches(first: Pixels) -> Iterator[tuple[Sequence[str], Pixels]]:
 
 
 class _Tally:
-    """Goes up the ladder for each batch and remembers the worst."""
+    """Makes the checks in order for each batch, and keeps the largest differences."""
 
     def __init__(self, contract: Contract, bounds: Bounds) -> None:
         self.contract, self.bounds = contract, bounds

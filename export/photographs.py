@@ -1,4 +1,4 @@
-"""The photographs that an export is checked on: given ones, the run's validation split, or drawn ones."""
+"""The photographs on which an export is checked: given ones, the run's validation split, or drawn ones."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from ..train.synthetic import photograph
 
 Item = TypeVar("Item")
 SAMPLE = 32
-"""Of the validation split: enough to meet every camera in it, few enough for a quick export."""
+"""Photographs taken from the validation split: enough to include every camera in it, few enough for a quick export."""
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """Files, or where there are none, drawn fundus photographs."""
+    """Photographs from files or, if ``paths`` is empty, drawn ones, one of each grade."""
 
     paths: tuple[Path, ...]
     source: str
-    """For the record in the contract: says no path of this machine."""
+    """Description for the contract's record, without a path of this machine."""
 
     def __iter__(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        """Name and (H, W, 3) uint8 RGB, decoded whole, one at a time.
+        """Name and (H, W, 3) uint8 RGB of each, decoded at full size, one at a time.
 
         Raises:
-            PictureError: a file that cannot be read.
+            PictureError: a file cannot be read.
         """
         if not self.paths:
             for grade in range(5):
@@ -45,16 +45,16 @@ class Photographs:
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """``count`` evenly over the list, or all where there are fewer: the same ones every time."""
+    """``count`` items spread evenly over the list, or all if there are fewer; deterministic."""
     places = np.linspace(0, len(items) - 1, min(count, len(items)))
     return [items[round(place)] for place in places]
 
 
 def choose_photographs(given: Path | None, checkpoint: Checkpoint) -> Photographs:
-    """All under ``given``; else a sample of the validation split that the checkpoint was chosen on; else drawn ones.
+    """All photographs under ``given``; else a sample of the validation split of the checkpoint's run; else drawn ones.
 
     Raises:
-        UsageError: nothing to read at ``given``.
+        UsageError: ``given`` has no photographs, or cannot be read.
     """
     if given is not None:
         paths = (given,) if given.is_file() else tuple(given / name for name in find_pictures(given).names)

@@ -1,10 +1,10 @@
-"""A checkpoint from a model file, for who has no other: to train on from it, or to explain it with PyTorch.
+"""Recovers a checkpoint from a model file, to train further from it or to explain it with PyTorch if there is no other.
 
     python -m retina.export.recovery PHOTOGRAPHS --model retina_multitask.onnx --out recovered.pth
 
-The file's weights as floats, so of an int8 one rounded to its 255 steps. Batch-norm was folded into the convolutions;
-each is given back one that changes nothing, with the mean and variance of what it sees on the photographs, from which
-training can go on.
+The weights are the file's as floats; those of an int8 file are rounded to 255 steps. Export folded batch-norm into the
+convolutions. Each convolution gets a batch-norm again, with the mean and variance of its outputs on the photographs and
+with a scale and shift that undo the normalisation, so that training can continue.
 """
 
 from __future__ import annotations
@@ -34,23 +34,32 @@ from ..train.model import RetinaNet
 from .photographs import spread
 
 MEASURED_ON = 64
-"""Photographs, evenly over the folder: in a ResNet-50 at 512 px, 16,384 values and more for each channel."""
+"""Photographs for the batch-norm statistics, spread evenly over the folder: in a ResNet-50 at 512 px they give at least
+16,384 values for each channel."""
 COMPARED_ON = 16
-"""Of these."""
+"""How many of these the checkpoint and the file are compared on."""
 MOST_APART = {"fp32": 1e-4, "int8": 0.02}
-"""Largest mean difference of a probability between checkpoint and file, by the file's precision. The int8 file that
-ships rounds what passes between its layers too, which the checkpoint does not: measured 0.005."""
+"""Largest mean difference of a probability between checkpoint and file, by the file's precision. An int8 file also
+rounds the activations between its layers, which the checkpoint does not: with the file that ships, it was 0.005."""
 _OF_THE_FILE = ("checkpoint_sha256", "epoch", "metrics", "package_version")
-"""Provenance of the file's own checkpoint, which is another."""
+"""Provenance that describes the checkpoint from which the file was made, and not the recovered one."""
 
 
 def recover(model: RetinaModel, photographs: Sequence[Path]) -> tuple[Checkpoint, float]:
-    """The checkpoint, and how far its probabilities are from the file's: the larger head's mean difference.
+    """Recover a checkpoint from a model file.
+
+    Args:
+        model: the file, opened with ``exact``, so that both decode pictures at full size.
+        photographs: for the batch-norm statistics; similar to those that training will continue with.
+
+    Returns:
+        the checkpoint, and the mean absolute difference of its probabilities from the file's, of the head where it is
+        larger.
 
     Raises:
-        ModelFileError: not a file of retina-export.
+        ModelFileError: the file was not made by retina-export, or changed since it was opened.
         PictureError: a photograph cannot be read.
-        ParityError: the checkpoint does not answer as the file does.
+        ParityError: the checkpoint's answers differ too much from the file's (``MOST_APART``).
     """
     contract = model.contract
     backbone = _backbone(model)
@@ -80,7 +89,7 @@ def recover(model: RetinaModel, photographs: Sequence[Path]) -> tuple[Checkpoint
 
 
 def _apart(logits: tuple[Tensor, Tensor], model: RetinaModel, pixels: NDArray[np.uint8]) -> tuple[float, float]:
-    """Mean difference of DR's and of ME's probabilities from the file's."""
+    """Mean absolute difference of the DR and of the ME probabilities from the file's, for one photograph."""
     dr_probs, me_probs = (head.softmax(1)[0].numpy() for head in logits)
     said = model.predict(pixels, maps=False)
     dr_said = np.array([said.dr_probs[grade] for grade in model.contract.dr_grades])
@@ -95,7 +104,7 @@ def _backbone(model: RetinaModel) -> str:
 
 
 def _fill(net: RetinaNet, model: onnx.ModelProto, path: Path) -> None:
-    """Set weights and biases; every batch-norm is left to add the bias that its convolution has in the file."""
+    """Set weights and biases; each batch-norm only adds the bias that its convolution has in the file."""
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and all(name in values for name in node.input):
@@ -110,7 +119,7 @@ def _fill(net: RetinaNet, model: onnx.ModelProto, path: Path) -> None:
     batch_norms = {name: module for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)}
     sizes = {name: tuple(tensor.shape) for name, tensor in net.named_parameters()}
     for name, module in batch_norms.items():
-        nn.init.constant_(module.weight, (1.0 + module.eps) ** 0.5)  # a new one divides by the root of that
+        nn.init.constant_(module.weight, (1.0 + module.eps) ** 0.5)  # cancels a new batch-norm's division
         del sizes[f"{name}.weight"]
     found |= {name: values.get(f"model.{name}") for name in sizes if "_head." in name}
     for name in sorted(sizes.keys() | found.keys()):
@@ -125,7 +134,7 @@ def _fill(net: RetinaNet, model: onnx.ModelProto, path: Path) -> None:
 def _floats(
     stored: NDArray[np.generic], scale: NDArray[np.float32], zero: NDArray[np.generic] | None = None
 ) -> NDArray[np.float32]:
-    """What DequantizeLinear makes of a constant whose scales are one, or one for each entry of the first axis."""
+    """DequantizeLinear of a constant, with one scale, or one for each entry of the first axis."""
     across = (-1, *[1] * (stored.ndim - 1)) if scale.ndim else ()
     shift = np.float32(0) if zero is None else zero.astype(np.float32).reshape(across)
     floats: NDArray[np.float32] = (stored.astype(np.float32) - shift) * scale.reshape(across)
@@ -133,12 +142,15 @@ def _floats(
 
 
 def _batch_norm_of(convolution: str) -> str:
-    """The names that torchvision's ResNets give."""
+    """The name, in torchvision's ResNets, of the batch-norm that follows a convolution."""
     return convolution.replace("downsample.0", "downsample.1").replace("conv", "bn")
 
 
 def _give_back_batch_norm(net: RetinaNet, shown: Iterable[Tensor]) -> None:
-    """Give each batch-norm the mean and variance of what it is shown, and scale and shift that undo them."""
+    """Give each batch-norm the mean and variance of its input for ``shown``, and the scale and shift that undo them.
+
+    ``shown`` are network inputs (N, 3, S, S), float32 and normalised.
+    """
     modules = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     sums = {module: torch.zeros(3, module.num_features, dtype=torch.float64) for module in modules}
 
@@ -166,10 +178,10 @@ def _give_back_batch_norm(net: RetinaNet, shown: Iterable[Tensor]) -> None:
 @click.option("--model", type=click.Path(path_type=Path), metavar="FILE", help="[default: as for retina-score]")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The checkpoint to write.")
 def main(photographs: Path, model: Path | None, out: Path) -> None:
-    """Write a checkpoint that answers as an ONNX file of retina-export does, such as the one that ships.
+    """Write a checkpoint that gives the same answers as an ONNX file of retina-export, such as the one that ships.
 
-    `retina-train --weights` goes on from it, retina-gradcam and retina-export take it. Batch-norm is measured on
-    PHOTOGRAPHS, a folder of those that training would go on with.
+    `retina-train --weights` trains on from it; retina-gradcam and retina-export accept it too. The batch-norm
+    statistics are measured on PHOTOGRAPHS, a folder of photographs like those that training would continue with.
     """
     try:
         opened = RetinaModel(model, exact=True)

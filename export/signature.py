@@ -10,11 +10,11 @@ from ..runtime.signature import signature_of
 
 
 def require_key(key: Path) -> None:
-    """Say before the work starts what would fail after it.
+    """Check before any work that ``key`` can sign.
 
     Raises:
         MissingExtraError: model-signing is not installed.
-        UsageError: no such key, or not one that signs.
+        UsageError: there is no such key file, or its key cannot sign.
     """
     require_extra("sign", "model_signing")
     if not key.is_file():
@@ -23,10 +23,10 @@ def require_key(key: Path) -> None:
 
 
 def sign(path: Path, key: Path) -> Path:
-    """Write FILE.sig: a signature over the file's bytes, with an elliptic-curve private key (PEM).
+    """Write FILE.sig, a signature of the file's bytes, with an elliptic-curve private key (PEM); returns its path.
 
     Raises:
-        UsageError: not such a key.
+        UsageError: the file ``key`` has no such key.
     """
     _signer(key).sign(path, signature_of(path))
     return signature_of(path)
@@ -37,8 +37,8 @@ def _signer(key: Path) -> Any:
 
     try:
         return model_signing.signing.Config().use_elliptic_key_signer(private_key=key)
-    except Exception as err:  # noqa: BLE001 - the package lets its parts' own exceptions out
-        # It asks every key for its curve.
+    except Exception as err:  # noqa: BLE001 - the package passes on exceptions of the libraries that it uses
+        # For a key without a curve the package raises AttributeError.
         found = "one of another kind" if isinstance(err, AttributeError) else err
         raise UsageError(
             f"--sign {key}: expected an elliptic-curve private key without password, found: {found}"

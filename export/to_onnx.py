@@ -1,4 +1,4 @@
-"""ONNX: one file that any onnxruntime opens, with nothing beside it."""
+"""Export to ONNX: one self-contained file that any onnxruntime opens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .graph import DeployedModel, example_input
 from .parity import Answer, Pixels
 
 OPSET = 18
-"""The first with an antialiased Resize; older than the newest on purpose, so that older runtimes open the file."""
+"""The first opset with an antialiased Resize; not the newest, so that older runtimes can open the file."""
 DISCLAIMER = "For research and demonstration. Not a medical device: not for clinical use."
 
 
@@ -36,13 +36,13 @@ class OnnxFile:
         return cls(to_onnx(deployed, contract))
 
     def write(self, path: Path, contract: Contract) -> None:
-        """Write one file with everything in it, checked by onnx's own full check."""
+        """Write the model and its contract to one file, after onnx's own full check."""
         set_metadata(self.model, contract)
         onnx.checker.check_model(self.model, full_check=True)
         path.write_bytes(self.model.SerializeToString(deterministic=True))
 
     def open(self, path: Path, contract: Contract) -> Answer:
-        RetinaModel(path)  # what retina-score would refuse is refused here
+        RetinaModel(path)  # refuse here what retina-score would refuse
         session = ort.InferenceSession(path.read_bytes(), session_options(), providers=["CPUExecutionProvider"])
 
         def answer(pixels: Pixels) -> dict[str, NDArray[np.float32]]:
@@ -53,7 +53,7 @@ class OnnxFile:
 
 
 def to_onnx(deployed: DeployedModel, contract: Contract) -> onnx.ModelProto:
-    """Export, with any N, H and W, and without the exporter's debug metadata, which holds source paths."""
+    """Export for any N, H and W, without the exporter's debug metadata, which contains source paths."""
     program = torch.onnx.export(
         deployed,
         (example_input(),),
@@ -72,7 +72,7 @@ def to_onnx(deployed: DeployedModel, contract: Contract) -> onnx.ModelProto:
 
 
 def strip_debug(model: onnx.ModelProto) -> None:
-    """Drop doc strings and exporter metadata from the model, its graph, nodes, tensors and values."""
+    """Remove doc strings and exporter metadata from the model, its graph, nodes, tensors and values."""
     graph = model.graph
     parts: Iterable[Any] = (
         model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info
@@ -83,7 +83,7 @@ def strip_debug(model: onnx.ModelProto) -> None:
 
 
 def set_metadata(model: onnx.ModelProto, contract: Contract) -> None:
-    """Write the contract, and the plain keys that other tools look for, all derived from it."""
+    """Set the contract as the model's metadata, and, derived from it, the plain keys that other tools look for."""
     package = metadata("retina-edge")
     size = contract.preprocessing.image_size
     names = {str(index): f"DR grade {grade}" for index, grade in enumerate(contract.dr_grades)}
@@ -98,7 +98,7 @@ def set_metadata(model: onnx.ModelProto, contract: Contract) -> None:
             "task": "classify",
             "names": json.dumps(names),
             "imgsz": json.dumps([size, size]),
-            # ONNX's own image metadata (MetadataProps.md): decoded 8-bit RGB pixels as they are.
+            # ONNX's standard image metadata (MetadataProps.md): unmodified decoded 8-bit RGB pixels.
             "Image.BitmapPixelFormat": "Rgb8",
             "Image.ColorSpaceGamma": "SRGB",
             "Image.NominalPixelRange": "NominalRange_0_255",

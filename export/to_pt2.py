@@ -1,4 +1,4 @@
-"""``torch.export``'s own file (.pt2): what follows TorchScript upstream."""
+"""Export to ``torch.export``'s file format (.pt2), the successor of TorchScript."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Pt2File:
         sides = {1: Dim("H", min=MIN_SIDE), 2: Dim("W", min=MIN_SIDE)}
         program = torch.export.export(deployed, (example_input(),), dynamic_shapes=({0: Dim("N", min=1), **sides},))
         for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)  # holds the source paths of this machine
+            node.meta.pop("stack_trace", None)  # contains source paths of this machine
         return cls(program)
 
     def write(self, path: Path, contract: Contract) -> None:
-        # By way of memory: by path, torch insists on the ending .pt2, which a temporary name lacks; a full disk is a
-        # RuntimeError.
+        # By way of a buffer in memory: given a path, torch insists on the ending .pt2, which a temporary name lacks,
+        # and reports a full disk as a RuntimeError.
         buffer = io.BytesIO()
         torch.export.save(self.program, buffer, extra_files={METADATA_KEY: contract.to_json()})
         path.write_bytes(buffer.getbuffer())

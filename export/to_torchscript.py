@@ -1,4 +1,4 @@
-"""TorchScript: for programs built on libtorch. Deprecated upstream; ``to_pt2`` is what follows it."""
+"""Export to TorchScript, for programs built on libtorch. Deprecated upstream; its successor is in ``to_pt2``."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class TorchScriptFile:
     @classmethod
     def of(cls, deployed: DeployedModel) -> TorchScriptFile:
         with _quiet_jit(), torch.no_grad():
-            # The tracer's own re-check would use the example's shape only: parity.py checks many.
+            # The tracer's own check would only use the example's shape; parity.py checks many.
             traced = torch.jit.trace(deployed, (example_input(),), check_trace=False)  # type: ignore[no-untyped-call]
             return cls(torch.jit.freeze(traced))
 
     def write(self, path: Path, contract: Contract) -> None:
-        # By way of memory: to a path torch aborts the process when the disk is full, and names the archive's root after
-        # the file, a temporary one.
+        # By way of a buffer in memory: given a path, torch aborts the process when the disk is full, and names the
+        # archive's root after the temporary file.
         buffer = io.BytesIO()
         with _quiet_jit():
             torch.jit.save(self.module, buffer, _extra_files={METADATA_KEY: contract.to_json()})
@@ -45,7 +45,7 @@ class TorchScriptFile:
 
 
 def _without_source_map(archive: io.BytesIO) -> bytes:
-    """Without the ``.debug_pkl`` entries: line numbers for stack traces, with the source paths of this machine."""
+    """The archive without its ``.debug_pkl`` entries, which contain source paths of this machine for stack traces."""
     slim = io.BytesIO()
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(slim, "w") as target:
         for entry in source.infolist():
@@ -56,7 +56,7 @@ def _without_source_map(archive: io.BytesIO) -> bytes:
 
 @contextlib.contextmanager
 def _quiet_jit() -> Iterator[None]:
-    """Hide that torch.jit is deprecated, and the tracer's remarks on shape checks inside torch.nn.functional."""
+    """Hide torch.jit's deprecation warnings, and the tracer's warnings on shape checks inside torch.nn.functional."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=FutureWarning)
         warnings.filterwarnings("ignore", category=TracerWarning, module=r"torch\.nn\.functional")

@@ -276,7 +276,7 @@ def test_options_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
         (("--sign", tmp_path / "no.key"), "--sign"),
         (
             ("--precision", "int8", "--calibration", tmp_path / "none"),
-            "none: expected the folder that retina-train was",
+            "none: expected the data folder given to retina-train",
         ),
     ):
         result = export(checkpoint, *arguments)
