@@ -1,4 +1,4 @@
-"""Where a model's answer comes from: Grad-CAM maps, overlays, and a measured answer to "does it look at the lesions?".
+"""Where a model's answers come from: Grad-CAM maps, overlays, and a measurement of whether it looks at the lesions.
 
 >>> from retina.gradcam import GradCAM
 """
@@ -14,7 +14,7 @@ __all__ = ["GradCAM", "find_layer", "head_logit"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: ``retina-gradcam --help`` and ``--model FILE.onnx`` work where torch was never installed."""
+    """Import on first use, so that ``retina-gradcam --help`` and ``--model FILE.onnx`` work without torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import cam

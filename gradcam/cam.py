@@ -1,7 +1,8 @@
 """Grad-CAM, Grad-CAM++ and HiResCAM of any layer of any model, as arrays.
 
-The maps are raw: not divided by their own maximum, so that two photographs can be compared and a blank map stays
-blank. With A a layer's output and G the gradient of the explained score with respect to A, both (N, C, h, w):
+The maps of a single layer are raw: not divided by their own maximum, so that two photographs can be compared and a
+blank map stays blank. With A a layer's output and G the gradient of the explained score with respect to A, both
+(N, C, h, w):
 
     gradcam     relu(sum_c mean_hw(G) A)         Selvaraju et al., ICCV 2017
     gradcam++   relu(sum_c w_c A)                Chattopadhay et al., WACV 2018, equation 19
@@ -28,11 +29,11 @@ from ..runtime.errors import UsageError
 Method = Literal["gradcam", "gradcam++", "hirescam"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Target = Callable[[Any], Tensor]
-"""What to explain: the model's output of a batch -> one score a picture, (N,)."""
+"""What to explain: a function from the model's output for a batch to one score per picture, (N,)."""
 
 
 def head_logit(head: Literal["dr", "me"], index: int | Sequence[int] | Tensor | None = None) -> Target:
-    """The logit of a RetinaNet head: of ``index`` (one for all pictures, or one each), or of the largest (None)."""
+    """A target: a head's logit of class ``index`` (one for all pictures, or one each), or its largest logit (None)."""
 
     def score(output: tuple[Tensor, Tensor]) -> Tensor:
         logits = output[0 if head == "dr" else 1]  # (N, K)
@@ -46,21 +47,24 @@ def head_logit(head: Literal["dr", "me"], index: int | Sequence[int] | Tensor | 
 
 @dataclass
 class GradCAM:
-    """Maps of where a model's score comes from.
+    """Maps that show where a model's score comes from.
 
     >>> cam = GradCAM(checkpoint.build_model(), ["layer4"])
     >>> dr, me = cam(x, [head_logit("dr"), head_logit("me")])  # x (N, 3, S, S) -> two arrays (N, S / 32, S / 32)
 
-    The model is left as it was found: hooks are removed, modules go back to train or eval mode, no ``.grad`` is
-    touched, also when an error interrupts.
+    The model is left as it was, also after an error: hooks are removed, modules return to train or eval mode, and no
+    ``.grad`` is touched.
+
+    Raises:
+        UsageError: an unknown method, no layer, or a layer that does not exist.
     """
 
     model: nn.Module
     layers: Sequence[str | nn.Module] = ("layer4",)
-    """Names as ``find_layer`` takes them, or modules of the model."""
+    """Names as in ``find_layer``, or modules of the model."""
     method: Method = "gradcam"
     output: Any = field(default=None, init=False)
-    """The model's output of the latest call, without its graph."""
+    """The model's output in the latest call, detached from its graph."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -70,22 +74,22 @@ class GradCAM:
         self._modules()
 
     def __call__(self, x: Tensor, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
-        """Explain each target; one forward pass serves them all.
+        """Explain each target, with one forward pass for all of them.
 
         Args:
             x: the model's input, a batch (N, ...).
             targets: what to explain, for example ``[head_logit("dr")]``.
 
         Returns:
-            For each target (N, h, w) float32, at least 0. One layer: in the score's unit, logits for ``head_logit``;
-            at a RetinaNet's layer4 the sum over h and w of what the ReLU saw is the logit without its biases.
-            Several layers: each map stretched to [0, 1] (a blank one stays 0), resized to the largest layer's h and w,
-            averaged and stretched again, as the grad-cam package does.
+            for each target (N, h, w) float32, at least 0. With one layer, in the score's unit (logits for
+            ``head_logit``); for a RetinaNet's layer4, the map before its ReLU sums to the logit without its biases.
+            With several layers, each map is scaled to [0, 1] (a blank one stays 0), resized to the h and w of the
+            largest, averaged and scaled again, as in the grad-cam package.
 
         Raises:
-            UsageError: a layer that does not exist, is never or repeatedly called, or has no (N, C, h, w) output.
+            UsageError: a layer is not called exactly once, or its output is not (N, C, h, w).
         """
-        # Without the parameters' gradients no graph is built below the first layer, and no ``.grad`` is written.
+        # Detached parameters: no graph is built below the first layer, and no ``.grad`` is written.
         weights = {name: tensor.detach() for name, tensor in self.model.named_parameters()}
         with torch.inference_mode(False), torch.enable_grad(), _recorded(self.model, self._modules()) as activations:
             output = torch.func.functional_call(self.model, weights, (x,))
@@ -102,10 +106,10 @@ class GradCAM:
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
-    """A module by its dotted name, with or without ``backbone.``; ``layer4[-1].conv3`` is understood as well.
+    """A module by its dotted name, with or without ``backbone.``; ``layer4[-1].conv3`` is accepted as well.
 
     Raises:
-        UsageError: no such module; the message lists what stands where the name went wrong.
+        UsageError: no such module; the message lists those that exist where the name went wrong.
     """
     parts = re.sub(r"\[(-?\d+)\]", r".\1", name).split(".")
     module: nn.Module = model
@@ -122,7 +126,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
 
 @contextmanager
 def _recorded(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
-    """The outputs of ``layers``, a list for each, as points of the graph that gradients can be taken of."""
+    """Record the outputs of each of ``layers`` as tensors with respect to which gradients can be taken."""
     calls: list[list[Tensor]] = [[] for _ in layers]
 
     def keep(into: list[Tensor], _module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -130,7 +134,7 @@ def _recorded(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[list[li
             return output
         point = output if output.requires_grad else output.detach().requires_grad_()
         into.append(point)
-        return point.clone()  # the next module may work in place, as a ResNet's ReLUs do
+        return point.clone()  # the next module may change its input in place, as a ResNet's ReLUs do
 
     was_training = {module: module.training for module in model.modules()}
     handles = [layer.register_forward_hook(partial(keep, into)) for layer, into in zip(layers, calls, strict=True)]
@@ -175,6 +179,6 @@ def _combine(maps: list[Tensor]) -> Tensor:
 
 
 def _stretched(m: Tensor) -> Tensor:
-    """(N, h, w) at least 0 -> [0, 1] for each picture, as the grad-cam package scales; a blank map stays 0."""
+    """Scale maps (N, h, w), each to [0, 1], as the grad-cam package does; a blank map stays 0."""
     m = m - m.amin(dim=(1, 2), keepdim=True)
     return m / (1e-7 + m.amax(dim=(1, 2), keepdim=True))

@@ -26,29 +26,29 @@ if TYPE_CHECKING:
     "--target", type=int, metavar="GRADE", help="DR grade to explain; with --head me: 0 or 1.  [default: the answer]"
 )
 @click.option(
-    "--layer", "layers", multiple=True, default=["layer4"], help="Layer to look at; repeat to average several."
+    "--layer", "layers", multiple=True, default=["layer4"], help="Layer to explain by; repeat to average several."
 )
 @click.option(
     "--method",
     type=click.Choice(["gradcam", "gradcam++", "hirescam"]),
     default="gradcam",
-    help="How to weigh the layer.",
+    help="How to weight the layer's channels.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the overlays.  [default: ARTIFACTS/gradcam]")
 @click.option(
     "--scale", type=click.Choice(["image", "shared"]), default="image",
-    help="Colour scale: each map's own maximum, or one scale for all photographs of this run.",
+    help="Top of the colour scale: each map's own maximum, or the largest of all photographs of this run.",
 )  # fmt: skip
 @click.option(
     "--format", "image_format", type=click.Choice(["jpeg", "png"]), default="jpeg",
-    help="Of the overlays: jpeg is quick and small; png keeps every pixel, at ten times the size.",
+    help="Format of the overlays: jpeg is quick and small; png keeps every pixel, at ten times the size.",
 )  # fmt: skip
 @click.option(
-    "--npy", is_flag=True, help="Write the raw maps as well, (h, w) float32: in logits; of several layers, from 0 to 1."
+    "--npy", is_flag=True, help="Also write the raw maps, (h, w) float32: in logits; of several layers, from 0 to 1."
 )
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path),
-    help=f"Trained model.  [default: ARTIFACTS/{BEST_NAME}; where none is there, the file that retina-score takes]",
+    help=f"Trained model.  [default: ARTIFACTS/{BEST_NAME}; if there is none, the file that retina-score uses]",
 )  # fmt: skip
 @bare_options
 @click.option(
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--artifacts", type=click.Path(path_type=Path), default="artifacts", envvar="RETINA_ARTIFACTS", show_envvar=True,
-    help="Folder of what the commands write and find.",
+    help="Folder where the commands write files and find them.",
 )  # fmt: skip
 @click.version_option(package_name="retina-edge")
 def main(
@@ -69,8 +69,8 @@ def main(
 ) -> None:
     """Show where the answers come from: Grad-CAM overlays of photographs.
 
-    For each photograph and head OUT gets an overlay at the photograph's own size, a panel with the answers in words,
-    and a row in gradcam.csv; index.html shows all panels.
+    Writes to OUT, for each photograph, an overlay for each head at the photograph's full size, a panel with the answers
+    in words, and a row in gradcam.csv; index.html shows all panels.
 
     \b
       retina-gradcam photographs/                    both heads, the model's own answers
@@ -80,8 +80,8 @@ def main(
 
     LESIONS holds lesions.csv (column Image name), photographs X.jpg, and masks X_EX.png, X_HE.png, ...
 
-    Exit code 0: all done. 1: done, but some files failed, or maps that do not depend on the weights. 2: nothing could
-    be done. 130: stopped.
+    Exit code 0: all done. 1: done, but some files failed, or the maps do not depend on the weights. 2: nothing could be
+    done. 130: stopped.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
     out = out or artifacts / "gradcam"
     try:
@@ -152,7 +152,7 @@ def _evaluate(
     if inputs or model is not None or npy or scale != "image" or image_format != "jpeg":
         raise UsageError(
             "--evaluate: expected no photographs and no --model, --npy, --scale or --format beside it, since it reads "
-            "LESIONS, draws nothing and redraws the checkpoint's weights. Run two commands."
+            "LESIONS, draws no overlays and randomises a checkpoint's weights. Run two commands."
         )
     from .faithfulness import measure, steps
     from .lesions import read_lesions

@@ -1,4 +1,4 @@
-"""Two ways to the same maps: the checkpoint with torch, or an explain export with onnxruntime alone."""
+"""Two ways to make the same maps: from a checkpoint with torch, or from an explain export with onnxruntime alone."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ class Answer:
 
     decision: Decision
     maps: Mapping[Head, HeadMap]
+    """Of the heads that were explained."""
     is_close_call: bool = False
-    """Whether a slightly different decoding of the photograph could turn the decision."""
+    """Whether a slightly different decoding of the photograph could change a decision."""
 
     @classmethod
     def of(
@@ -42,9 +43,13 @@ class Answer:
         values: Mapping[Head, Floats],
         asked: Mapping[Head, int] | None = None,
     ) -> Answer:
-        """Put together probabilities (K,) of both heads and maps (h, w) of those that were explained.
+        """Compose an answer.
 
-        ``asked`` has the class index that a map explains where that is not the most probable one.
+        Args:
+            contract: the model's.
+            probs: of both heads, (K,) float32 and (2,) float32.
+            values: maps (h, w) float32 of the heads that were explained.
+            asked: by head, the class index that the map explains if it is not the most probable one.
         """
         labels = {"dr": contract.dr_grades, "me": (0, 1)}
         maps = {}
@@ -56,18 +61,20 @@ class Answer:
 
 
 class Explainer(Protocol):
-    """A model that says where its answers come from."""
+    """A model that can explain its answers."""
 
     contract: Contract
 
     def decode(self, path: Path, *, whole: bool = False) -> Pixels:
-        """A photograph as the model is given it: (H, W, 3) uint8 RGB, large ones reduced as retina-score does unless
-        ``whole``.
+        """Decode a photograph for the model: (H, W, 3) uint8 RGB.
+
+        Large ones are decoded at reduced size, as retina-score does, unless ``whole``. Raises the errors of
+        ``picture.decode``.
         """
         ...
 
     def explain(self, photographs: Sequence[Pixels]) -> list[Answer]:
-        """Answer each photograph, (H, W, 3) uint8 RGB of any sizes."""
+        """Answer and explain each photograph, (H, W, 3) uint8 RGB; sizes may differ."""
         ...
 
 
@@ -84,13 +91,20 @@ class CheckpointExplainer:
         framing: Framing | None = None,
         image_size: int | None = None,
     ) -> None:
-        """``target`` is the DR grade to explain (with the ME head alone: 0 or 1); None: the most probable.
+        """Open a checkpoint.
 
-        ``framing`` and ``image_size`` are how a bare state_dict was trained; None: as the notebook's.
+        Args:
+            path: the checkpoint.
+            heads: which heads to explain.
+            target: the DR grade to explain (0 or 1 for the ME head alone); None: the most probable.
+            layers: see ``GradCAM``.
+            method: see ``GradCAM``.
+            framing: how a bare state_dict was trained; None: as the notebook's.
+            image_size: likewise, in pixels.
 
         Raises:
-            ModelFileError: not a checkpoint that can be read.
-            UsageError: no such grade or layer.
+            ModelFileError: the file cannot be read or is not a checkpoint.
+            UsageError: no such grade or layer, or the checkpoint was trained with another framing or image size.
         """
         import torch
 
@@ -101,10 +115,10 @@ class CheckpointExplainer:
 
         checkpoint = load_checkpoint(path, framing=framing, image_size=image_size)
         self.contract = checkpoint.contract
-        # A CPU convolves channels-last weights in three quarters of the time (ResNet-50, 512 px).
+        # On a CPU, channels-last convolutions take three quarters of the time (ResNet-50, 512 px).
         self.model = checkpoint.build_model().to(memory_format=torch.channels_last)
         self.untrained = partial(RetinaNet, len(self.contract.dr_grades), checkpoint.backbone)
-        """Makes the same network as it is before training."""
+        """Makes the same network with random weights, as before training."""
         self.preprocess = make_preprocess(self.contract.preprocessing)
         self.heads = heads
         self._asked = _asked_for(self.contract, heads, target)
@@ -117,10 +131,10 @@ class CheckpointExplainer:
         return decode(path, at_least=None if whole else at_least)
 
     def explain(self, photographs: Sequence[Pixels]) -> list[Answer]:
-        """One forward pass for all of them; see Explainer."""
+        """See Explainer; one forward pass for all photographs."""
         import torch
 
-        # Photographs of a batch may differ in size until each has been framed.
+        # The photographs may differ in size until each is framed.
         x = torch.cat([self.preprocess(torch.from_numpy(pixels).unsqueeze(0)) for pixels in photographs])
         maps = self.cam(x, self._targets)  # for each head (N, h, w)
         probs = [logits.softmax(dim=1).numpy() for logits in self.cam.output]  # (N, K), (N, 2)
@@ -136,14 +150,14 @@ class CheckpointExplainer:
 
 
 class OnnxExplainer:
-    """What an export with ``--explain`` gives: Grad-CAM of any class at the last layer, without torch."""
+    """Grad-CAM of an export with ``--explain``: any class, at the last layer, without torch."""
 
     def __init__(self, path: Path, heads: Sequence[Head] = HEADS, target: int | None = None) -> None:
-        """Open the file; ``target`` as for a checkpoint.
+        """Open the file; ``heads`` and ``target`` as for a checkpoint.
 
         Raises:
-            ModelFileError: not a model that keeps its contract.
-            UsageError: a model that gives no maps, or no such grade.
+            ModelFileError: the file cannot be read, or does not keep its contract.
+            UsageError: the file has no Grad-CAM outputs, or there is no such grade.
         """
         self._model = RetinaModel(path, threads=usable_cores())
         self.contract = self._model.contract
@@ -160,7 +174,7 @@ class OnnxExplainer:
         return decode(path) if whole else self._model.decode(path)
 
     def explain(self, photographs: Sequence[Pixels]) -> list[Answer]:
-        """One after the other, since they may differ in size; see Explainer."""
+        """See Explainer; one photograph after the other, because sizes may differ."""
         labels = self.contract.dr_grades
         of: dict[Head, int] = {h: labels[i] if h == "dr" else i for h, i in self._asked.items()}
         answers = []
@@ -176,7 +190,7 @@ class OnnxExplainer:
 
 
 def _asked_for(contract: Contract, heads: Sequence[Head], target: int | None) -> dict[Head, int]:
-    """The class index that ``--target`` fixes: of the DR head, or of the ME head where it stands alone."""
+    """The class index that ``--target`` names, by its head: the DR head, or the ME head if only that is explained."""
     if target is None:
         return {}
     head: Head = "dr" if "dr" in heads else "me"

@@ -1,6 +1,6 @@
-"""Does the map look at the lesions, does it show what the answer needs, does it depend on what was learned?
+"""Do the maps show the lesions, do they show what the answer needs, and do they depend on what was learned?
 
-Measured on photographs whose lesions were drawn by experts, and told as one table with 95% intervals.
+Measured on photographs whose lesions were outlined by experts, as one table with 95% intervals.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from .pointing import Pointing, centre_prior, point
 
 Floats = NDArray[np.float32]
 MAP, CHANCE, CENTRE = "map", "chance", "centre"
-"""What is measured: the model's map; a random point, an even map or a random map; and a Gaussian in the middle."""
+"""What is measured: the model's map; as chance, a random point, a uniform map or a random map; and a Gaussian in the
+centre."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,19 @@ class Figure:
     """One cell of the table."""
 
     measure: str
-    """pointing (hit rate), lift (energy share / area share), deletion, insertion (area under the curve of the explained
-    class's probability), redrawn (rank correlation with the map of the model as it was trained, over the maps that are
-    not blank; not a number where all are), blank (share of the redrawn models' maps without a value)."""
+    """``pointing`` (hit rate), ``lift`` (energy share / area share), ``deletion``, ``insertion`` (area under the curve
+    of the explained class's probability), ``redrawn`` (rank correlation with the trained model's map, over the maps
+    that are not blank; NaN if all are), ``blank`` (share of the redrawn models' maps that are blank)."""
     lesion: str
-    """The masks' abbreviation; empty where a measure is not about one kind."""
+    """The masks' abbreviation; empty if the measure is not for one kind of lesion."""
     head: Head
     of: str
-    """MAP, CHANCE, CENTRE, a difference or ratio of two; for ``redrawn`` and ``blank``: down to which layer."""
+    """MAP, CHANCE, CENTRE, or a difference or ratio of two; for ``redrawn`` and ``blank``, the stage of randomisation:
+    see ``randomisation.STAGE_NAMES``."""
     photographs: int
+    """Number of photographs measured."""
     interval: Interval
+    """The figure."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,17 @@ class Faithfulness:
     """By measure (deletion, insertion), head and map: (photographs, steps) probabilities at deletion.FRACTIONS."""
 
     def get(self, measure: str, lesion: str, head: Head, of: str) -> Figure | None:
+        """The figure with these keys, or None."""
         return next(
             (f for f in self.figures if (f.measure, f.lesion, f.head, f.of) == (measure, lesion, head, of)), None
         )
 
     @property
     def depends_on_weights(self) -> bool:
-        """The sanity check: with all weights redrawn every head's maps have become others.
+        """The sanity check: with all weights redrawn, every head's maps differ from the trained model's.
 
-        Not passed where all of them are blank, which nothing can be told from.
+        The upper end of the rank correlation's interval must be below ``randomisation.ALIKE_BELOW``. The check fails if
+        all redrawn maps are blank, because they show nothing.
         """
         last = [f for f in self.figures if f.measure == "redrawn" and f.of == randomisation.STAGE_NAMES[-1]]
         return all(figure.interval.high < randomisation.ALIKE_BELOW for figure in last)
@@ -76,8 +82,11 @@ def measure(
 
     Args:
         explainer: the model.
-        photographs: with masks.
-        on_step: called after each photograph, and after each stage of randomisation.
+        photographs: with masks; at least one.
+        on_step: called after each photograph, and after each stage of randomisation: see ``steps``.
+
+    Raises:
+        PictureError, MissingExtraError: a photograph cannot be decoded.
     """
     pointings: dict[tuple[str, Head], list[tuple[Pointing, Pointing]]] = {}
     curves: dict[tuple[str, Head, str], list[NDArray[np.float64]]] = {}
@@ -122,7 +131,7 @@ def _curves(
 ) -> dict[tuple[str, Head, str], NDArray[np.float64]]:
     maps: dict[str, Floats] = {head: head_map.values for head, head_map in answer.maps.items()}
     shape = next(iter(maps.values())).shape
-    # As smooth as a map, so that only its place is by chance.
+    # The random map has as few cells as the real one, so that it is as smooth and only its places are random.
     maps |= {CHANCE: np.random.default_rng(number).random(shape, np.float32), CENTRE: centre_prior(shape)}
     followed = deletion.curves(explainer.model, x, lit, maps)
     found = {}
@@ -160,7 +169,7 @@ def _on_curves(head: Head, curves: Mapping[tuple[str, Head, str], NDArray[np.flo
     for name in ("deletion", "insertion"):
         areas = [[deletion.area_under(curve) for curve in curves[name, head, of]] for of in (MAP, CHANCE, CENTRE)]
         samples = np.array(areas).T  # (photographs, 3)
-        # Each of the three, then the map against the two others.
+        # Each of the three, then the map's difference from each of the two others.
         parts = {MAP: (1, 0, 0), CHANCE: (0, 1, 0), CENTRE: (0, 0, 1)}
         parts |= {f"{MAP} - {CHANCE}": (1, -1, 0), f"{MAP} - {CENTRE}": (1, 0, -1)}
         for of, factors in parts.items():
@@ -177,7 +186,7 @@ def _on_redrawn(
         for head in explainer.heads
     }
     originals = {head: np.stack([answer.maps[head].values for answer in answers]) for head in explainer.heads}
-    # For each head and stage: by photograph the sum of its correlations and how many maps they are of.
+    # For each head and stage, (photographs, 2): the sum of the correlations, and how many maps they are from.
     sums = {(head, stage): np.zeros((len(x), 2)) for head in explainer.heads for stage in randomisation.STAGE_NAMES}
     for seed in range(randomisation.DRAWS):
         models = randomisation.redrawn_models(explainer.model, explainer.untrained, seed)

@@ -1,4 +1,4 @@
-"""A folder of overlays: for each photograph and head one at its own resolution, a panel, a row; for all an index."""
+"""A folder of overlays: full-size overlays of each photograph for each head, a panel and a row, and an index of all."""
 
 from __future__ import annotations
 
@@ -28,24 +28,26 @@ from .index import write_index, write_rows
 
 INDEX = "index.html"
 BATCH = 8
-"""Photographs to a forward pass; more is no faster on a CPU."""
+"""Photographs per forward pass; more is no faster on a CPU."""
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A file to explain, and what came of it: a row of ``gradcam.csv``."""
+    """A file to explain, and the result: a row of ``gradcam.csv``."""
 
     path: Path
     name: str
-    """Relative to the folder given, with ``/``."""
+    """Relative to the folder given, separated by ``/``."""
     stem: str
-    """What the names of its overlays begin with, relative to the output folder."""
+    """The path, relative to the output folder, that the names of its overlays begin with."""
     answer: Answer | None = None
+    """None before it was explained, or if that failed."""
     peaks: Mapping[Head, tuple[int, int] | None] = field(default_factory=dict)
-    """x and y in pixels of the photograph where each map is largest; None for a blank map."""
+    """(x, y) in pixels of the photograph where each map is largest; None for a blank map."""
     overlays: Mapping[Head, str] = field(default_factory=dict)
-    """Each overlay's file, relative to the output folder, with ``/``."""
+    """Each overlay's file, relative to the output folder, separated by ``/``."""
     error: str = ""
+    """Why it could not be read or explained; else empty."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ class Gallery:
 
     folder: Path
     scale: Literal["image", "shared"] = "image"
+    """Top of the colour scale: each map's own maximum, or for each head the largest of all photographs."""
     npy: bool = False
+    """Also write each raw map beside its overlay, (h, w) float32."""
     image_format: ImageFormat = "jpeg"
     """Of the overlays."""
     workers: int = 2
-    """Threads that decode, draw and pack."""
+    """Threads that decode photographs, and draw and encode overlays."""
 
     def make(
         self,
@@ -66,17 +70,19 @@ class Gallery:
         photographs: Sequence[Photograph],
         on_step: Callable[[], object] = lambda: None,
     ) -> list[Photograph]:
-        """Explain and draw all photographs, in order; one that cannot be read or explained keeps its row, with the
-        reason.
+        """Explain and draw all photographs; one that cannot be read or explained keeps its row, with the reason.
 
         Args:
             explainer: the model.
-            photographs: as ``list_photographs`` gives them.
+            photographs: as ``list_photographs`` returns them.
             on_step: called twice for each photograph, when it is explained and when it is drawn.
 
+        Returns:
+            the photographs in the same order, with their results.
+
         Raises:
-            UsageError: what would be written is a photograph to be read.
-            OutputError: the folder cannot be written or the disk is full.
+            UsageError: an overlay would overwrite one of the photographs.
+            OutputError: the folder is not writable or the disk is full.
         """
         self._require_unread(photographs)
         require_place(self.folder / INDEX)
@@ -92,8 +98,8 @@ class Gallery:
         return drawn
 
     def _require_unread(self, photographs: Sequence[Photograph]) -> None:
-        """A picture never takes the place of a photograph, whatever the two are called."""
-        read = {os.path.realpath(photograph.path) for photograph in photographs}  # Path's fails on links in a circle
+        """Refuse to overwrite a photograph with an overlay or panel, whatever they are called."""
+        read = {os.path.realpath(photograph.path) for photograph in photographs}  # Path.resolve fails on circular links
         for base in (self.folder.resolve() / photograph.stem for photograph in photographs):
             overlays = [overlay_path(base, head, self.image_format) for head in HEADS]
             for path in (*overlays, _panel_path(base)):
@@ -136,7 +142,7 @@ class Gallery:
         pool: ThreadPoolExecutor,
         on_step: Callable[[], object],
     ) -> Iterator[Photograph]:
-        """Draw in the pool, in order, never more than a batch ahead of what is finished."""
+        """Draw in the pool, in order, never more than a batch ahead of the results taken."""
         pending: deque[Future[Photograph]] = deque()
         for photograph in photographs:
             pending.append(pool.submit(self._draw, explainer, photograph, tops))
@@ -153,14 +159,14 @@ class Gallery:
             return photograph
         try:
             picture = load(photograph.path)
-        except PictureError as err:  # gone or replaced since it was explained
+        except PictureError as err:  # removed or replaced since it was explained
             return replace(photograph, answer=None, error=err.reason)
         lit = Field.find(picture, explainer.contract.preprocessing)
         base = self.folder / photograph.stem
         overlays = write_overlays(base, picture, lit, answer.maps.values(), self.image_format, tops)
         if self.npy:
             for overlay, head_map in zip(overlays, answer.maps.values(), strict=True):
-                file = io.BytesIO()  # to a path without its ending, np.save would add it
+                file = io.BytesIO()  # np.save would append .npy to the name of a temporary file
                 np.save(file, head_map.values)
                 write_atomically(overlay.with_suffix(".npy"), partial(Path.write_bytes, data=file.getbuffer()))
         panel = draw_panel(picture, photograph.name, answer.decision, answer.maps, lit, tops)
@@ -171,10 +177,11 @@ class Gallery:
 
 
 def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:
-    """Files as they are given, folders with everything below them.
+    """The files given, and all photographs in the folders given and their subfolders.
 
     Raises:
-        UsageError: nothing there, or two inputs whose overlays would have the same name.
+        UsageError: an input does not exist, a folder has no photographs or cannot be listed, or the overlays of two
+            photographs would have the same name.
     """
     found: list[tuple[Path, str]] = []
     for given in inputs:
@@ -192,7 +199,7 @@ def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:
     if twice is not None:
         paths = " and ".join(str(path) for path, name in found if name == twice)
         raise UsageError(f"{paths}: their overlays would have the same name. Give the folder that holds both.")
-    # Without its ending, unless that is also what another photograph's overlays begin with.
+    # The name without its ending, unless another photograph's overlays would begin with that too.
     stems = Counter(str(Path(name).with_suffix("")) for name in names) + names
     return [
         Photograph(path, name, stem if stems[stem := str(Path(name).with_suffix(""))] == 1 else name)
@@ -201,12 +208,13 @@ def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:
 
 
 def require_apart(out: Path, inputs: Sequence[Path]) -> None:
-    """Refuse, before any work, a folder for overlays among the photographs.
+    """Check before any work that the overlays' folder is not among the photographs.
 
-    The next run would explain this one's pictures, and ``eye_dr.jpg`` is drawn over a photograph of that name.
+    Otherwise the next run would explain this run's overlays, and ``eye_dr.jpg`` could overwrite a photograph of that
+    name.
 
     Raises:
-        UsageError: ``out`` lies in a folder given, or is where a photograph given lies.
+        UsageError: ``out`` is in one of the folders given, or is the folder of a photograph given.
     """
     place = out.resolve()
     for given in inputs:
@@ -233,7 +241,7 @@ def _decoded(explainer: Explainer, path: Path, *, whole: bool = False) -> Pixels
 
 
 def _explained(explainer: Explainer, photographs: Sequence[Pixels]) -> list[Answer | str]:
-    """An answer for each, or why there is none: where a batch is refused, its photographs are tried alone."""
+    """An answer for each photograph, or the reason why there is none; if a batch fails, each is tried alone."""
     if not photographs:
         return []
     try:
@@ -245,7 +253,7 @@ def _explained(explainer: Explainer, photographs: Sequence[Pixels]) -> list[Answ
 
 
 def _looked_at_again(explainer: Explainer, path: Path, pixels: Pixels, answer: Answer) -> Answer | str:
-    """The answer to the whole photograph, where that to a reduced one could be another: as retina-score does."""
+    """The answer for the photograph at full size, for a close call at reduced size, as in retina-score."""
     whole = _decoded(explainer, path, whole=True)
     if isinstance(whole, str):
         return whole

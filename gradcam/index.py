@@ -1,4 +1,4 @@
-"""What a gallery says about itself: ``gradcam.csv`` for programs, ``index.html`` for people."""
+"""The contents of a gallery: ``gradcam.csv`` for programs, ``index.html`` for people."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ _OF_HEAD = ("target", "prob", "peak", "total", "blank", "peak_x", "peak_y", "ove
 COLUMNS = (
     "Image name", "dr_grade", "me_risk", *(f"{head}_{name}" for head in HEADS for name in _OF_HEAD), "status", "error"
 )  # fmt: skip
-"""dr_target and me_target: what the map explains, with its probability; peak: the map's largest value, total: the sum
-of its cells, both in logits (of several layers without unit: each is stretched to 1 before their mean); peak_x and
-peak_y: where it is largest, in pixels of the photograph."""
+"""For each head, ``target`` and ``prob``: the class that the map explains, and its probability; ``peak`` and ``total``:
+the map's largest value and the sum of its cells, in logits (for several layers without unit, because each is scaled to
+1 before averaging); ``blank``: 1 if the map is drawn blank; ``peak_x`` and ``peak_y``: where it is largest, in pixels
+of the photograph; ``overlay``: its file."""
 
 
 def write_rows(path: Path, photographs: Sequence[Photograph]) -> None:
-    """A line for each photograph, under COLUMNS; what was not asked for, or is blank, stays empty.
+    """Write a row for each photograph, with the COLUMNS; values that were not requested or do not exist stay empty.
 
-    UTF-8; a name that it cannot hold is written as retina-score writes it.
+    The file is UTF-8; a name that is not is written as in retina-score's table.
+
+    Raises:
+        OutputError: as ``write_atomically``.
     """
     lines = io.StringIO()
     writer = csv.DictWriter(lines, COLUMNS, restval="")
@@ -64,7 +68,11 @@ p { margin: 4px 0 } .error { color: #8a1c1c } .note { color: #5c6670 } a { color
 
 
 def write_index(path: Path, photographs: Sequence[Photograph]) -> None:
-    """One page with every panel, which opens in any browser without a network."""
+    """Write a page with every panel, which any browser can open without a network.
+
+    Raises:
+        OutputError: as ``write_atomically``.
+    """
     failed = sum(photograph.answer is None for photograph in photographs)
     body = "\n".join(_article(photograph) for photograph in photographs)
     page = f"""<!doctype html>

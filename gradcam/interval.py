@@ -1,4 +1,4 @@
-"""A figure and how far to trust it."""
+"""Figures with bootstrap confidence intervals."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
+"""Bootstrap resamples for each interval."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure over photographs with its 95% interval."""
+    """A figure over photographs with its 95% interval; NaN where undefined."""
 
     value: float
     low: float
@@ -29,13 +30,13 @@ def bootstrap(
     """The percentile bootstrap over photographs (Efron and Tibshirani, 1993, chapter 13).
 
     Args:
-        samples: (photographs, columns), what was measured on each.
-        of: means of resampled columns (..., columns) -> the figure (...); for example a ratio of two columns. Where it
-            is not a number, the resample is left out.
-        seed: of the resampling, so that a table can be made again.
+        samples: (photographs, columns), the measurements on each photograph.
+        of: from the columns' means over a resample, (..., columns), to the figure, (...); for example the ratio of two
+            columns. Resamples whose figure is NaN are left out.
+        seed: of the resampling, so that a table can be reproduced.
     """
     value = float(of(samples.mean(axis=0)))
-    if len(samples) < 2:  # which no resampling can tell apart
+    if len(samples) < 2:  # all resamples would be equal
         return Interval(value, np.nan, np.nan)
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(samples), size=(RESAMPLES, len(samples)))

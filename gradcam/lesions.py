@@ -1,4 +1,4 @@
-"""Photographs with masks of their lesions, drawn by experts (or by train/synthetic.py)."""
+"""Photographs with masks of their lesions, outlined by experts (or drawn by train/synthetic.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KIND_NAMES = {
     "EX": "hard exudates", "HE": "haemorrhages", "MA": "microaneurysms", "SE": "cotton-wool spots",
     "NV": "new vessels", "PH": "preretinal haemorrhage",
 }  # fmt: skip
-"""Under the abbreviations of IDRiD's masks."""
+"""By the abbreviations of IDRiD's masks and of train/lesions.py."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,17 @@ class MaskedPhotograph:
 
     path: Path
     masks: Mapping[str, NDArray[np.bool_]]
-    """(H, W) for each kind that has any pixel, under its abbreviation."""
+    """(H, W) bool for each kind that has any pixel, by its abbreviation."""
 
 
 def read_lesions(folder: Path) -> list[MaskedPhotograph]:
-    """Read a folder with ``lesions.csv`` (column Image name), ``X.jpg`` and masks ``X_KIND.png`` (0 or above).
+    """Read a folder with ``lesions.csv`` (column Image name), photographs ``X.jpg`` and masks ``X_KIND.png``.
+
+    Pixels of a mask above 0 are lesion.
 
     Raises:
-        AnnotationError: no listing, a photograph that is not there, one without masks, or of another size than they.
-        PictureError: a mask that cannot be read.
+        AnnotationError: there is no list, a listed photograph does not exist, or one has no masks.
+        PictureError: a photograph or mask cannot be read, or a mask has another size than its photograph.
     """
     listing = folder / LISTING
     try:
@@ -58,7 +60,7 @@ def _read(folder: Path, name: str, line: int, listed: list[str]) -> MaskedPhotog
         raise AnnotationError(f"{where}: expected the photograph {path}, found none there")
     height, width = decode(path).shape[:2]
     masks = {}
-    # Of "eye" and "eye_2", both listed, "eye_2.png" and its masks are the second one's.
+    # If both "eye" and "eye_2" are listed, "eye_2.png" and its masks belong to the second.
     others = [stem for stem in (Path(other).stem for other in listed) if stem.startswith(f"{path.stem}_")]
     found = [
         file

@@ -1,4 +1,4 @@
-"""Does the map lie on the lesions? Pointing game and energy, against chance and against "lesions are in the middle"."""
+"""Is the map on the lesions? Pointing game and energy share, compared with chance and with a centre prior."""
 
 from __future__ import annotations
 
@@ -12,35 +12,42 @@ from ..runtime.field import Field
 from ..runtime.overlay import place
 
 TOLERANCE = 15 / 1024
-"""Of the longer side: a hit may miss the lesion by this, 15 pixels as in the pointing game of Zhang et al., 2018."""
+"""Distance by which a hit may miss a lesion, as a share of the photograph's longer side: the 15 pixels of the pointing
+game of Zhang et al., 2018, in a photograph of 1024."""
 CENTRE_SIGMA = 0.25
-"""Of the framed square's side: the width of the centre prior, a Gaussian, so that half the field's radius is one
-sigma."""
+"""Standard deviation of the centre prior, a Gaussian, as a share of the framed square's side: half the field's
+radius."""
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Pointing:
-    """How one map lies on one kind of lesion of one photograph."""
+    """How well one map points at one kind of lesion in one photograph."""
 
     hit: float
-    """1 where the map's largest value lies on a lesion, or within TOLERANCE of one; else 0."""
+    """1 if the map's largest value is on a lesion, or within TOLERANCE of one; else 0."""
     energy: float
-    """Share of the map's sum over the lit field that lies on lesions, in [0, 1]."""
+    """Share of the map's sum over the lit field that is on lesions, in [0, 1]."""
     chance_hit: float
-    """The hit rate of a random point of the lit field."""
+    """Hit rate of a random point of the lit field, in [0, 1]."""
     area: float
-    """The lesions' share of the lit field: the energy share of an even map."""
+    """The lesions' share of the lit field, in [0, 1]: the energy share of a uniform map."""
 
 
 def point(values: Floats, field: Field, lesion: NDArray[np.bool_]) -> Pointing:
-    """Measure a map (h, w) of the framed square on a mask (H, W) of the photograph; a blank map misses."""
+    """Measure a map on the lesions of a photograph; a map without any value above 0 misses.
+
+    Args:
+        values: (h, w) float32, at least 0, over the framed square.
+        field: of the photograph.
+        lesion: (H, W) bool mask of one kind of lesion.
+    """
     height, width = lesion.shape
     laid = place(values, field, (width, height)).astype(np.float64)
     lit = place(np.ones_like(values), field, (width, height)) > 0.5
     lesion = lesion & lit
-    # The distance to the nearest of no lesions is undefined.
+    # Without lesions the distance to the nearest one is undefined.
     near = distance_transform_edt(~lesion) <= TOLERANCE * max(height, width) if lesion.any() else lesion
     total = laid[lit].sum()
     return Pointing(
@@ -52,7 +59,7 @@ def point(values: Floats, field: Field, lesion: NDArray[np.bool_]) -> Pointing:
 
 
 def centre_prior(shape: tuple[int, int]) -> Floats:
-    """(h, w): the map of one who knows no more than that lesions tend to be in the middle of the field."""
+    """A map (h, w) float32 that only expects lesions near the centre of the field: a Gaussian, at most 1."""
     rows, columns = (((np.arange(n) + 0.5) / n - 0.5) / CENTRE_SIGMA for n in shape)
     prior: Floats = np.exp(-0.5 * (rows[:, None] ** 2 + columns[None, :] ** 2)).astype(np.float32)
     return prior

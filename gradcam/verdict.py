@@ -1,4 +1,4 @@
-"""The faithfulness of a model's maps as one table and one picture."""
+"""The faithfulness of a model's maps as a table and a picture."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from .randomisation import ALIKE_BELOW, DRAWS, STAGE_NAMES
 
 HEAD_NAMES: dict[Head, str] = {"dr": "DR grade", "me": "ME risk"}
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#7f7f7f"
-"""Of the palette that Okabe and Ito (2008) made for all colour visions."""
+"""From the palette of Okabe and Ito (2008), which readers with colour blindness can tell apart."""
 
 
 def write_table(path: Path, found: Faithfulness) -> None:
-    """Every figure with its interval: measure, lesion, head, of, photographs, value, low, high."""
+    """Write every figure with its interval as CSV: measure, lesion, head, of, photographs, value, low, high.
+
+    Raises:
+        OutputError: as ``write_atomically``.
+    """
     lines = io.StringIO()
     writer = csv.writer(lines)
     writer.writerow(["measure", "lesion", "head", "of", "photographs", "value", "low", "high"])
@@ -31,7 +35,7 @@ def write_table(path: Path, found: Faithfulness) -> None:
 
 
 def as_markdown(found: Faithfulness) -> str:
-    """The table for people; means over photographs with 95% bootstrap intervals."""
+    """The table as Markdown: means over photographs with 95% bootstrap intervals."""
     heads = [head for head in HEADS if any(f.head == head for f in found.figures)]
     kinds = sorted({f.lesion for f in found.figures if f.lesion})
     lines = [
@@ -54,11 +58,11 @@ def as_markdown(found: Faithfulness) -> str:
     verdict = "passed" if found.depends_on_weights else "FAILED"
     lines += [
         "",
-        "pointing: how often the map's peak meets a lesion. lift: the map's share on lesions, over their share of the",
-        "field. Against the centre: pointing, deletion and insertion minus it, lift over it.",
-        "deletion, insertion: area under the curve of the probability; deletion: lower is better; insertion: higher.",
-        f"Sanity check {verdict}: rank correlation of maps before and after drawing all weights anew surely below "
-        f"{ALIKE_BELOW}, over {DRAWS} drawings; blank maps are left out.",
+        "pointing: how often the map's peak is on a lesion. lift: the map's share on lesions, divided by their share",
+        "of the field. Against the centre prior: differences for pointing, deletion and insertion, a ratio for lift.",
+        "deletion, insertion: area under the probability's curve; lower is better for deletion, higher for insertion.",
+        f"Sanity check {verdict}: the 95% interval of the rank correlation of maps before and after redrawing all "
+        f"weights must be below {ALIKE_BELOW}, over {DRAWS} draws; blank maps are left out.",
     ]
     return "\n".join(lines)
 
@@ -79,7 +83,11 @@ def _cell(figure: Figure | None) -> str:
 
 
 def write_picture(path: Path, found: Faithfulness) -> None:
-    """Four charts in a PNG: pointing, lift, deletion with insertion, randomisation."""
+    """Draw four charts in a PNG: pointing, lift, deletion with insertion, and randomisation.
+
+    Raises:
+        OutputError: as ``write_atomically``.
+    """
     from matplotlib.figure import Figure as Canvas
 
     heads = [head for head in HEADS if any(f.head == head for f in found.figures)]
