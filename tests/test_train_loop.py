@@ -266,7 +266,12 @@ def test_a_file_that_is_no_resume_state_is_refused(data: DataSet, tmp_path: Path
 def command(data: DataSet, artifacts: Path, name: str, *options: str) -> list[str]:
     recipe = ["--epochs", "3", "--image-size", "32", "--batch-size", "4", "--backbone", "resnet18", "--weights", "none"]
     where = ["--artifacts", str(artifacts), "--name", name]
-    return ["-m", "retina.train", str(data.root), *recipe, *where, *options]
+    return [str(data.root), *recipe, *where, *options]
+
+
+def as_process(*commands: list[str]) -> list[str]:
+    """For subprocess, after the interpreter and its options."""
+    return [str(Path(__file__).parent / "without_pictures.py"), json.dumps(commands)]
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -277,7 +282,7 @@ def test_killed_twice_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path)
     saved = 0
     for attempt in range(2):
         options = ["--workers", "1", *(["--resume"] if attempt else [])]
-        started = [sys.executable, *command(data, tmp_path, "killed", *options)]
+        started = [sys.executable, *as_process(command(data, tmp_path, "killed", *options))]
         # Not a pipe, which the worker of a killed run would keep open for the seconds it takes to notice.
         with err.open("wb") as stream:
             process = subprocess.Popen(started, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=stream)
@@ -289,7 +294,7 @@ def test_killed_twice_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path)
         assert process.wait() == -signal.SIGKILL, err.read_text()
         saved = resume.stat().st_mtime_ns
     for name, *options in (("killed", "--resume"), ("whole",)):
-        result = CliRunner().invoke(main, command(data, tmp_path, name, "--workers", "1", *options)[2:])
+        result = CliRunner().invoke(main, command(data, tmp_path, name, "--workers", "1", *options))
         assert result.exit_code == 0, result.output
     for file in ("best.pth", "final.pth"):
         killed, whole = (load_checkpoint(tmp_path / "runs" / name / file) for name in ("killed", "whole"))
@@ -323,11 +328,11 @@ def on_two_devices(data: DataSet, tmp_path_factory: pytest.TempPathFactory) -> t
     """The artifacts of two runs by two processes, ``twice`` and ``still``, and what was printed."""
     artifacts = tmp_path_factory.mktemp("two")
     runs = {"twice": TWICE_THE_BATCH, "still": STANDING_STILL}
-    commands = [command(data, artifacts, name, *options, *EXACT)[2:] for name, options in runs.items()]
+    commands = [command(data, artifacts, name, *options, *EXACT) for name, options in runs.items()]
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--local-addr", "127.0.0.1"]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
     two = subprocess.run(
-        [sys.executable, *torchrun, str(Path(__file__).parent / "in_one_group.py"), json.dumps(commands)],
+        [sys.executable, *torchrun, *as_process(*commands)],
         env={**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "lo"}, check=False, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert two.returncode == 0, two.stderr
@@ -364,7 +369,7 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_device
     artifacts, said = on_two_devices
     assert said.count("epoch   1 ") == 2  # once a run
     options = [*TWICE_THE_BATCH, *EXACT, "--accumulate", "2"]
-    alone = CliRunner().invoke(main, command(data, artifacts, "one", *options)[2:])
+    alone = CliRunner().invoke(main, command(data, artifacts, "one", *options))
     assert alone.exit_code == 0, alone.output
     torch.manual_seed(42)
     start = RetinaNet(3, "resnet18")
@@ -388,7 +393,8 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_device
 def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(data: DataSet, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     artifacts = tmp_path / "of mine"
-    started = [sys.executable, *command(data, artifacts, "h", "--epochs", "1", "--workers", "0", "--track", "mlflow")]
+    tracked = command(data, artifacts, "h", "--epochs", "1", "--workers", "0", "--track", "mlflow")
+    started = [sys.executable, *as_process(tracked)]
     with subprocess.Popen(started, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -417,7 +423,7 @@ def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
         return show
 
     monkeypatch.setattr(pipeline, "progress_bar", interrupted_twice)
-    result = CliRunner().invoke(main, command(data, tmp_path, "twice", "--workers", "0")[2:])
+    result = CliRunner().invoke(main, command(data, tmp_path, "twice", "--workers", "0"))
     assert result.exit_code == 130, result.output
     assert "everything saved" not in result.output
     assert "Stopped. Saved up to the start of epoch 2 of 3; what came after is done again. Go on with:" in result.output
