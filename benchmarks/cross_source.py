@@ -1,13 +1,14 @@
-"""What each change of the released recipe gives, at home and on a camera that it has never seen.
+"""The effect of each change of the released recipe, on the source it is trained on and on cameras it has never seen.
 
     python benchmarks/cross_source.py DATA --weights resnet50.pth --image-size 224 --epochs 4
 
-From the notebook's recipe to released-384, a change at a time, each kept in the next row; then released, from the last
-row's best checkpoint, on larger squares and for fewer epochs in its own proportions (512 px to 384, 8 epochs to 15);
-then released-open, likewise, from there; and the mean of these two and a second released, like the model that ships.
-DATA is laid out as for retina-train, with the column Source. A row is trained on one source's photographs of train/,
-its best epoch chosen on that source's of valid/ (the columns "own"), and tested on the other sources' photographs of
-train/ and valid/. The test split is left alone: this is for choosing a recipe. Prints Markdown, row by row.
+The rows lead from the notebook's recipe to released-384, one more change in each; then to released, started from the
+last row's best checkpoint, with larger squares and fewer epochs in the recipe's own proportions (512 px to 384, 8
+epochs to 15); then to released-open, started from there likewise; and to the mean of these two and a second released,
+as in the model that ships. DATA is laid out as for retina-train, with the column Source. Each row is trained on one
+source's photographs in train/; its best epoch is chosen on that source's in valid/ (the columns "own"), and it is
+tested on the other sources' photographs in train/ and valid/. The test split is not used, because this is for choosing
+a recipe. Prints Markdown, row by row.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("optimizer", "schedule", "lr_backbone"),
     ("ema",),
 )
-"""The options that each row takes over from released-384, beside those of the rows before it."""
+"""The options that each row takes over from released-384, in addition to those of the rows before it."""
 SECOND_STAGE, OPEN, MEAN = range(len(STEPS), len(STEPS) + 3)
-"""The rows after them."""
+"""The numbers of the rows after STEPS."""
 FIGURES = tuple(figure for figure in HEADLINES if figure[:2] != ("dr", "accuracy"))
-"""Without DR accuracy, which tells more of how often each grade occurs in a source than of the recipe."""
+"""Without DR accuracy, which depends more on how often each grade occurs in a source than on the recipe."""
 FIELDS = ("Image name", "Retinopathy grade", "Risk of macular edema", "Source", "Patient")
 
 
 def write_split(folder: Path, photos: list[Photo]) -> None:
-    """Links to the photographs, and their annotations."""
+    """Write links to the photographs, and their annotations."""
     (folder / "images").mkdir(parents=True)
     with (folder / "annotations.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -56,7 +57,7 @@ def write_split(folder: Path, photos: list[Photo]) -> None:
 
 
 def write_view(data: DataSet, source: str, folder: Path) -> None:
-    """The data set as it is without the other sources' labels: those are the test split."""
+    """Write a data set with one source in train/ and valid/, and the other sources' photographs of both in test/."""
     own = {name: [p for p in data.splits[name].photos if p.source == source] for name in ("train", "valid")}
     others = [p for name in ("train", "valid") for p in data.splits[name].photos if p.source != source]
     for name, photos in {**own, "test": others}.items():
@@ -64,7 +65,7 @@ def write_view(data: DataSet, source: str, folder: Path) -> None:
 
 
 def name_of(step: int) -> str:
-    """What a row changes."""
+    """The name of a row: what it changes."""
     if step >= SECOND_STAGE:
         return ("+ the second stage: released", "+ released-open", "the mean of three branches")[step - SECOND_STAGE]
     first = RECIPES["released-384"]
@@ -73,7 +74,7 @@ def name_of(step: int) -> str:
 
 
 def options(step: int, image_size: int, epochs: int) -> dict[str, Any]:
-    """A trained row's options, for ``image_size`` pixels and ``epochs`` in the rows before the second stage."""
+    """The options of a row that is trained; ``image_size`` (pixels) and ``epochs`` are the first stage's."""
     first = RECIPES["released-384"]
     if step < SECOND_STAGE:
         asked = {name: first[name] for names in STEPS[: step + 1] for name in names}
@@ -90,13 +91,13 @@ def options(step: int, image_size: int, epochs: int) -> dict[str, Any]:
 @click.command(context_settings={"show_default": True})
 @click.argument("root", metavar="DATA", type=click.Path(path_type=Path, exists=True))
 @click.option("--step", "steps", type=click.IntRange(0, MEAN), multiple=True, default=tuple(range(MEAN + 1)))
-@click.option("--source", "sources", multiple=True, help="Train on this one.  [default: each in turn]")
+@click.option("--source", "sources", multiple=True, help="Train on this source.  [default: each in turn]")
 @click.option("--weights", default="imagenet")
 @click.option("--backbone", default="resnet50")
 @click.option("--image-size", default=224)
-@click.option("--epochs", default=4, help="Of the larger source; the others get as many steps.")
+@click.option("--epochs", default=4, help="Epochs on the largest source; the others get as many steps.")
 @click.option("--seed", default=42)
-@click.option("--workers", default=TrainConfig.workers, help="Processes that augment beside the one that trains.")
+@click.option("--workers", default=TrainConfig.workers, help="Processes that load photographs during training.")
 def main(
     root: Path,
     steps: tuple[int, ...],
@@ -108,7 +109,7 @@ def main(
     seed: int,
     workers: int,
 ) -> None:
-    """Train on each source alone and test on the others, change by change."""
+    """Train on each source alone and test on the others, one change at a time."""
     data, faults = read_dataset(root)
     if faults:
         raise click.ClickException(faults[0])

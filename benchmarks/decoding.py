@@ -1,9 +1,10 @@
-"""What decoding a photograph at a fraction of its size does to the answers, against a whole decode.
+"""How decoding a photograph at a fraction of its size changes the answers, compared with decoding at full size.
 
     python benchmarks/decoding.py MODEL.onnx PHOTOGRAPHS
 
-For each fraction: the largest difference of a probability, its largest and mean over the photographs; the largest
-change of the first grade's lead over the second; and how many decisions turned. A Markdown table for docs/scoring.md.
+For each fraction: the largest difference of a probability, as maximum and mean over the photographs; the largest change
+of the most probable grade's lead over the second; and on how many photographs a decision changed. Prints a Markdown
+table for docs/scoring.md.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ FRACTIONS: Mapping[str, int] = {"a quarter": 4, "a half": 2}
 
 
 def probabilities(answer: Prediction) -> list[float]:
-    """Of every grade, and of ME risk."""
+    """The probability of every grade, and of ME risk."""
     return [*answer.dr_probs.values(), answer.me_prob]
 
 
 def lead(answer: Prediction, first: int, second: int) -> float:
-    """Of one grade over another."""
+    """By how much the probability of grade ``first`` exceeds that of grade ``second``."""
     return answer.dr_probs[first] - answer.dr_probs[second]
 
 
 def decisions(answer: Prediction) -> tuple[object, ...]:
-    """All that a row of the table says."""
+    """All decisions about a photograph."""
     return answer.grade, answer.me_risk, answer.referable, answer.referable_me
 
 

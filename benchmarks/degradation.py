@@ -1,10 +1,10 @@
-"""How poor a photograph may be before the answers fall: model files on spoiled copies of a split.
+"""How the answers deteriorate with the quality of the photographs: model files on degraded copies of a split.
 
     python benchmarks/degradation.py DATA --split valid --model released.onnx --model candidate.onnx
 
-Each photograph is spoiled at its own size, in one way at a time, and scored as retina-score does. Prints a Markdown
-table, row by row. Grain is in grey levels of 255 (the standard deviation, in the dark around the field too), blur in
-pixels of a photograph of 512.
+Each photograph is degraded at its full size, in one way at a time, and scored as retina-score does. Prints a Markdown
+table, row by row. Grain is noise, given by its standard deviation in grey levels of 255 (also in the dark around the
+field); blur is in pixels of a photograph of 512.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FIGURES = (
 
 
 def _levels(change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Spoil:
-    """Of (H, W, 3) in [0, 1], cut off to it again."""
+    """Degrade by a function of pixel values (H, W, 3) in [0, 1], whose result is clipped to [0, 1]."""
 
     def spoil(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         changed = change(np.asarray(picture) / 255.0).clip(0.0, 1.0)
@@ -70,7 +70,7 @@ def fewer_pixels(side: int, picture: Image.Image, rng: np.random.Generator) -> I
 
 
 def middle(share: float, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A narrower field of view: the middle of it, without its edge."""
+    """A narrower field of view: the central ``share`` of width and height, without the field's edge."""
     width, height = picture.size
     x, y = (1.0 - share) / 2.0 * width, (1.0 - share) / 2.0 * height
     return picture.crop((round(x), round(y), round(width - x), round(height - y)))
@@ -79,10 +79,10 @@ def middle(share: float, picture: Image.Image, rng: np.random.Generator) -> Imag
 def dust(
     count: int, depth: float, radii: tuple[float, float], picture: Image.Image, rng: np.random.Generator
 ) -> Image.Image:
-    """Soft dark grains on lens or sensor, without a colour of their own, in the middle nine tenths of the picture.
+    """Soft, dark, colourless grains on lens or sensor, in the central nine tenths of the picture.
 
-    ``depth`` is the light that the darkest takes away, the faintest half of it; ``radii`` are in pixels of a picture
-    of 512.
+    ``depth`` is the share of light that the darkest grain absorbs, the faintest half as much; ``radii`` are the
+    smallest and largest radius in pixels of a picture of 512.
     """
     width, height = picture.size
     rows, columns = np.ogrid[:height, :width]
@@ -97,7 +97,7 @@ def dust(
 
 
 def cut(share: float, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Black at top and bottom, as where a sensor is lower than the field."""
+    """Black at top and bottom (``share`` of the height each), as if the sensor were lower than the field."""
     width, height = picture.size
     black = Image.new("RGB", (width, round(share * height)))
     spoiled = picture.copy()
@@ -107,7 +107,7 @@ def cut(share: float, picture: Image.Image, rng: np.random.Generator) -> Image.I
 
 
 def wider(picture: Image.Image) -> Image.Image:
-    """On a black sensor of 3:2, as cameras give it."""
+    """The picture on a black 3:2 frame, as from a camera's wide sensor."""
     width, height = picture.size
     sensor = Image.new("RGB", (round(1.5 * height), height))
     sensor.paste(picture, ((sensor.width - width) // 2, 0))
@@ -124,7 +124,7 @@ def captioned(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def grey_around(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A black level of 20 with grain of 10 around the field."""
+    """A surround of grey level 20 with grain of 10."""
     pixels = np.asarray(wider(picture))
     field = binary_fill_holes(binary_opening(pixels.max(axis=2) > 25, iterations=2))[..., None]
     grey = pixels + rng.normal(20.0, 10.0, pixels.shape)
@@ -157,11 +157,11 @@ WAYS: Mapping[str, Spoil] = {
     "3:2, captions beside the field": captioned,
     "3:2, grey grain around the field": grey_around,
 }
-"""What is done to a photograph, by the name of its row."""
+"""The ways to degrade a photograph, by the name of the row."""
 
 
 def spoiled(photos: tuple[Photo, ...], spoil: Spoil, folder: Path) -> Iterator[Photo]:
-    """Copies without loss in a folder; the same photograph is always spoiled in the same way."""
+    """Write degraded copies as PNG into a folder; the random numbers depend only on the photograph's name."""
     for number, photo in enumerate(photos):
         path = folder / f"{number}.png"
         rng = np.random.default_rng(crc32(photo.image_name.encode()))
@@ -175,7 +175,7 @@ def spoiled(photos: tuple[Photo, ...], spoil: Spoil, folder: Path) -> Iterator[P
 @click.option("--model", "files", type=click.Path(path_type=Path), multiple=True, default=(RELEASED,))
 @click.option("--way", "ways", type=click.Choice(list(WAYS)), multiple=True, default=tuple(WAYS))
 def main(root: Path, split: str, files: tuple[Path, ...], ways: tuple[str, ...]) -> None:
-    """Score spoiled copies of a split with each model file."""
+    """Score degraded copies of a split with each model file."""
     try:
         data = sound_dataset(root)
         models = [RetinaModel(file) for file in files]

@@ -1,11 +1,11 @@
-"""What the usual mistakes of an embedding do to the answers, and how far other programs are from Python.
+"""How common mistakes in an embedding change the answers, and how much other programs differ from Python.
 
     python benchmarks/embedding.py MODEL.onnx PHOTOGRAPHS [--count 12]
         [--program "node examples/node/score.js"] [--program build/score]
 
-Each mistake is made with the decoded pixels of every photograph, and the answer compared with the right one: the
-largest difference of a probability, its median over the photographs and its largest, and how often each decision is
-another. ``--program`` runs a program of examples/ on the files. Two tables in Markdown, for docs/embedding.md.
+Each mistake is made with the decoded pixels of every photograph, and the answer is compared with the right one: the
+largest difference of a probability, as median and maximum over the photographs, and how often each decision differs.
+``--program`` runs a program of examples/ on the files. Prints two Markdown tables, for docs/embedding.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Mistake = Callable[[Pixels], Pixels]
 
 
 def resized(side: int, how: Image.Resampling, *, square: bool = False) -> Mistake:
-    """To ``side`` pixels in height, or to a square of that side, before the pixels are handed over."""
+    """Resize to ``side`` pixels in height, or to a square of that side, before the pixels are passed to the model."""
 
     def change(pixels: Pixels) -> Pixels:
         height, width = pixels.shape[:2]
@@ -42,7 +42,7 @@ def resized(side: int, how: Image.Resampling, *, square: bool = False) -> Mistak
 
 
 def without_antialias(side: int) -> Mistake:
-    """Bilinear between the four nearest pixels alone, as OpenCV and canvas do it: the others are never looked at."""
+    """Resize bilinearly from the four nearest pixels only, as OpenCV and canvas do; all other pixels are ignored."""
 
     def change(pixels: Pixels) -> Pixels:
         height, width = pixels.shape[:2]
@@ -56,7 +56,7 @@ def without_antialias(side: int) -> Mistake:
 
 
 def nearest_chroma(pixels: Pixels) -> Pixels:
-    """4:2:0 with each colour sample repeated, where libjpeg interpolates between them."""
+    """4:2:0 subsampling with each chroma sample repeated, instead of interpolated as in libjpeg."""
     ycc = np.array(Image.fromarray(pixels).convert("YCbCr"))
     height, width = (side // 2 * 2 for side in ycc.shape[:2])
     blocks = ycc[:height, :width, 1:].reshape(height // 2, 2, width // 2, 2, 2).astype(np.uint16)
@@ -75,7 +75,7 @@ def saved_again(quality: int) -> Mistake:
 
 
 def white_surround(pixels: Pixels) -> Pixels:
-    """A picture cut out of its surround by an alpha channel, laid on white instead of on black."""
+    """A picture whose surround is transparent, composited on white instead of on black."""
     outside = (pixels.max(2) <= 20)[..., None]
     return np.where(outside, np.uint8(255), pixels)
 
@@ -100,7 +100,7 @@ MISTAKES: dict[str, Mistake] = {
 
 @dataclass
 class Differences:
-    """How far answers are from the right ones."""
+    """How much answers differ from the right ones."""
 
     worst: list[float] = field(default_factory=list)
     """Largest difference of a probability, for each photograph."""
@@ -137,7 +137,7 @@ def measure_mistakes(model: RetinaModel, files: Sequence[Path]) -> dict[str, Dif
 
 
 def measure_program(command: str, model: RetinaModel, files: Sequence[Path]) -> Differences:
-    """Of a program of examples/ on the files themselves; its rows do not say what is referable."""
+    """The differences of a program of examples/ on the files themselves; its rows do not have referrals."""
     found = Differences()
     result = subprocess.run(
         [*shlex.split(command), str(model.path), *map(str, files)], capture_output=True, text=True, check=True
@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("photographs", type=Path)
-    parser.add_argument("--count", type=int, default=12, help="photographs, evenly from the folder (default: 12)")
+    parser.add_argument("--count", type=int, default=12, help="photographs, evenly spread (default: 12)")
     parser.add_argument("--program", action="append", default=[], help="a program of examples/ to compare with Python")
     given = parser.parse_args()
     names = find_pictures(given.photographs).names

@@ -1,9 +1,9 @@
-"""Latency of one photograph through every form of the same network, interleaved in one run.
+"""Latency of one photograph through every format of the same network, interleaved in one run.
 
     python benchmarks/export.py --checkpoint best.pth --int8 artifacts/retina_multitask.int8.onnx
 
-Each round runs every contender once, so that whatever else the machine does falls on all alike; the table shows the
-median and the quickest round. Framing is part of every contender. Needs the extras ``export`` and, for its rows,
+Each round runs every contender once, so that other load on the machine affects all of them equally; the table shows the
+median and the fastest round. Framing is part of every contender. Needs the extra ``export`` and, for the OpenVINO rows,
 ``pip install openvino``.
 """
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def contenders(model: RetinaNet, contract: Contract, folder: Path, options: argparse.Namespace) -> dict[str, Run]:
-    """Name to a function of (1, H, W, 3) uint8."""
+    """By name, a function of (1, H, W, 3) uint8 RGB."""
     plain, explain = contract.with_(explain=False), contract.with_(explain=True)
     deployed = DeployedModel(model, plain)
     script = TorchScriptFile.of(deployed)

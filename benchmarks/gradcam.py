@@ -1,10 +1,10 @@
-"""How long overlays of camera originals take, against forward passes and decoding alone.
+"""How long overlays of camera originals take, compared with decoding and forward passes alone.
 
     python benchmarks/gradcam.py --checkpoint artifacts/retina_multitask_best.pth --photographs FOLDER --count 100
 
-Without --photographs it draws one of 12 megapixels. "plain" decodes every photograph at its own size and passes it
-through the network; "overlays" is what retina-gradcam does: two overlays, a panel and a row for each. They take turns,
-so that a busy machine slows both.
+Without --photographs it draws one of 12 megapixels. "plain" decodes every photograph at full size and passes it through
+the network; "overlays" is what retina-gradcam does: two overlays, a panel and a row for each. They take turns, so that
+other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from retina.train.synthetic import photograph
 
 
 def plain(explainer: CheckpointExplainer, photographs: list[Photograph]) -> None:
-    """Decode each photograph whole, decode it as the network wants it, and pass it through, in batches."""
+    """Decode each photograph at full size, again at the network's reduced size, and run the network, in batches."""
     with ThreadPoolExecutor(2) as pool:
         whole = [pool.submit(lambda path: load(path).size, each.path) for each in photographs]
         seen = [pool.submit(explainer.decode, each.path) for each in photographs]
@@ -39,7 +39,7 @@ def plain(explainer: CheckpointExplainer, photographs: list[Photograph]) -> None
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """On the clock, and of the processor."""
+    """Wall-clock and CPU seconds that ``work`` takes."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu

@@ -1,15 +1,17 @@
-"""How fast retina-score is, against the plainest ways and against what the cores could do at best.
+"""How fast retina-score is, compared with plain loops and with the upper bound that the cores allow.
 
     python benchmarks/score.py FOLDER... --model-fp32 F.onnx --model-int8 I.onnx --checkpoint C.pth
 
-For each folder, all contenders take turns on the same photographs, round after round, so that a busy machine slows all:
+For each folder, all contenders take turns on the same photographs, round after round, so that other load on the machine
+affects all of them:
 
-    a  the original notebook's loop: Pillow decodes whole, resizes; PyTorch eager, batches of 16, no workers
-    b  a plain onnxruntime loop: Pillow decodes whole, resizes; onnxruntime with its defaults, one by one
+    a  the original notebook's loop: Pillow decodes at full size, resizes; PyTorch eager, batches of 16, no workers
+    b  a plain onnxruntime loop: Pillow decodes at full size, resizes; onnxruntime with its defaults, one by one
     c  retina-score, fp32          d  retina-score, int8
-    e  the bound: cores divided by the core-seconds that decode and model take alone, on one thread
+    e  the bound: cores divided by the core-seconds that decoding and the model take alone, on one thread
 
-Efficiency is ours by the bound. ``cpu ms`` is the processor time of an image, which other programs hardly move.
+Efficiency is the rate of c or d divided by the bound. ``cpu ms`` is the CPU time per image, which other programs hardly
+affect.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ BATCH = 16
 
 @dataclass
 class Contender:
-    """A way to score files, and what it has taken so far."""
+    """A way to score files, and the time that it has taken so far."""
 
     name: str
     run: Callable[[Sequence[Path]], object]
@@ -61,7 +63,7 @@ class Contender:
 
 
 def notebook(checkpoint: Path, cores: int) -> Callable[[Sequence[Path]], object]:
-    """The loop of the original: the network alone in eager mode, on squares that Pillow made."""
+    """The loop of the original notebook: only the network, in eager mode, on squares resized by Pillow."""
     opened = load_checkpoint(checkpoint)
     model, preprocessing = opened.build_model(), opened.contract.preprocessing
     size = preprocessing.image_size
@@ -83,7 +85,7 @@ def notebook(checkpoint: Path, cores: int) -> Callable[[Sequence[Path]], object]
 
 
 def plain(model: Path, size: int) -> Callable[[Sequence[Path]], object]:
-    """What one writes first with onnxruntime."""
+    """The simplest loop with onnxruntime."""
     session = ort.InferenceSession(str(model))
 
     def run(files: Sequence[Path]) -> None:
@@ -96,12 +98,12 @@ def plain(model: Path, size: int) -> Callable[[Sequence[Path]], object]:
 
 
 def score(model: RetinaModel, cores: int) -> Callable[[Sequence[Path]], object]:
-    """What retina-score does, but for its table."""
+    """What retina-score does, without its table."""
     return lambda files: list(model.score(files, workers=cores))
 
 
 def alone(model: RetinaModel) -> Callable[[Sequence[Path]], object]:
-    """Decode and model on this thread, nothing else."""
+    """Only decode and run the model, on this thread."""
 
     def run(files: Sequence[Path]) -> None:
         for path in files:
@@ -124,7 +126,7 @@ def compare(folder: Path, args: argparse.Namespace, cores: int) -> None:
     ]
     bounds = [Contender(f"e alone {model.contract.precision}", alone(model)) for model in (fp32, int8)]
     contenders = [a, b, *ours, *bounds]
-    for contender in contenders:  # warm caches and arenas, not counted
+    for contender in contenders:  # warm up caches and memory arenas, not counted
         contender.run(files[:2])
     for _ in range(args.rounds):
         for contender in contenders:

@@ -1,9 +1,10 @@
-"""How much of retina-score's throughput is left when the same photographs go through retina-serve on this machine.
+"""How much of retina-score's throughput remains when the same photographs go through retina-serve on this machine.
 
     python benchmarks/serve.py FOLDER --model MODEL.onnx
 
-All contenders take turns on the same photographs, round after round, so that a busy machine slows all. The clients of
-the service run on the same cores: reading and sending the files is part of its price. Answers are compared too.
+All contenders take turns on the same photographs, round after round, so that other load on the machine affects all of
+them. The service's clients run on the same cores, so that reading and sending the files is part of its cost. The
+answers are compared too.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from retina.runtime.folder import find_pictures
 from retina.runtime.workers import usable_cores
 
 Answers = list[tuple[int, int]]
-"""DR grade and ME risk of each photograph; -1 where it could not be read."""
+"""DR grade and ME risk of each photograph; -1 if it could not be read."""
 BOUNDARY = "retina-serve-benchmark"
 
 
 def directly(model: RetinaModel, workers: int) -> Callable[[Sequence[Path]], Answers]:
-    """As retina-score does it."""
+    """Score as retina-score does."""
 
     def run(files: Sequence[Path]) -> Answers:
         predictions = (scored.prediction for scored in model.score(files, workers=workers))
@@ -39,7 +40,7 @@ def directly(model: RetinaModel, workers: int) -> Callable[[Sequence[Path]], Ans
 
 
 def served(port: int, clients: int, together: int) -> Callable[[Sequence[Path]], Answers]:
-    """Through the service: ``clients`` at once, ``together`` photographs in a request."""
+    """Score through the service: ``clients`` requests at once, ``together`` photographs in each."""
     kept = local()
 
     def ask(files: Sequence[Path]) -> Answers:
@@ -69,7 +70,7 @@ def served(port: int, clients: int, together: int) -> Callable[[Sequence[Path]],
 def compare(files: Sequence[Path], contenders: dict[str, Callable[[Sequence[Path]], Answers]], rounds: int) -> None:
     seconds = dict.fromkeys(contenders, 0.0)
     best = dict.fromkeys(contenders, float("inf"))
-    answers = {name: run(files[:2]) for name, run in contenders.items()}  # warm, not counted
+    answers = {name: run(files[:2]) for name, run in contenders.items()}  # warm up, not counted
     for _ in range(rounds):
         for name, run in contenders.items():
             start = time.perf_counter()

@@ -1,10 +1,10 @@
-"""How fast training is: what the loop adds to the plainest one, what it gains on the original's, what loading costs.
+"""How fast training is: the loop's overhead over the plainest one, its gain over the original's, the cost of loading.
 
     python benchmarks/train.py                                            # drawn photographs
     python benchmarks/train.py --data DATA --backbone resnet50 --image-size 384 --device cuda
 
-Interleaved rounds in one process, so that whatever else the machine does falls on all alike; medians of the rounds'
-ratios. Frames are cached before the first round, as in every epoch of a run.
+The rounds are interleaved in one process, so that other load on the machine affects all contenders equally; the figures
+are medians of the rounds' ratios. Frames are cached before the first round, as they are in every epoch of a run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from torchvision import transforms
 
 
 class InMemory:
-    """A loader whose batches are ready: what is left of the loop is the loop's own."""
+    """A loader with ready batches, so that only the loop itself is measured."""
 
     def __init__(self, batches: list[Batch]) -> None:
         self.batches = batches
@@ -47,7 +47,7 @@ class InMemory:
 
 
 class Watched:
-    """A loader that counts how long it is waited for."""
+    """A loader that measures how long the loop waits for it."""
 
     def __init__(self, loader: DataLoader[Batch]) -> None:
         self.loader, self.waited = loader, 0.0
@@ -64,7 +64,7 @@ class Watched:
 
 
 class Original(Dataset[tuple[Tensor, int, int]]):
-    """The original notebook's data set: every photograph opened by Pillow and resized whenever it is asked for."""
+    """The original notebook's data set: opens and resizes each photograph with Pillow on every access."""
 
     def __init__(self, items: TrainItems, size: int) -> None:
         self.items = items
@@ -104,7 +104,7 @@ def our_epoch(trainer: Trainer, loader: object, n_batches: int) -> None:
 
 
 def plain_epoch(trainer: Trainer, batches: list[Batch]) -> None:
-    """Forward, backward, step, nothing else: the same network, tensors, precision and optimiser."""
+    """Only forward, backward and step, with the same network, tensors, precision and optimiser."""
     net, device = trainer.net, trainer.fabric.device
     net.train()
     for batch in batches:
@@ -138,7 +138,7 @@ def original_epoch(
 
 
 def timed(device: torch.device, work: Callable[[], None]) -> float:
-    """Seconds."""
+    """Seconds that ``work`` takes, including work queued on the device."""
     start = perf_counter()
     work()
     if device.type == "cuda":
@@ -153,7 +153,7 @@ def timed(device: torch.device, work: Callable[[], None]) -> float:
 @click.option("--backbone", default="resnet18", show_default=True)
 @click.option("--image-size", default=128, show_default=True)
 @click.option("--batch-size", default=16, show_default=True)
-@click.option("--batches", default=0, help="Batches a round; 0: a whole epoch.")
+@click.option("--batches", default=0, help="Batches per round; 0: a whole epoch.")
 @click.option("--workers", default=TrainConfig("").workers, show_default=True)
 @click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "fp32", "bf16"]))
 @click.option("--device", default="auto", show_default=True)
@@ -162,7 +162,7 @@ def main(
     data: Path | None, size: int, count: int, backbone: str, image_size: int, batch_size: int, batches: int,
     workers: int, precision: str, device: str, rounds: int,
 ) -> None:  # fmt: skip
-    """Compare this project's training loop with the plainest one and with the original notebook's."""
+    """Compare this project's training loop with the plainest possible one and with the original notebook's."""
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as scratch:
         if data is None:
@@ -210,7 +210,7 @@ def compare(config: TrainConfig, dataset: DataSet, keep: int, device: str, round
     waited: list[float] = []
     for turn in range(rounds + 1):
         loader.waited = 0.0
-        # Every second round the other way round: who comes first finds the caches cold.
+        # The order alternates, because the first contender of a round finds cold caches.
         for name in list(ways)[:: 1 if turn % 2 else -1]:
             took = timed(target, ways[name])
             if turn:  # the first round warms up
