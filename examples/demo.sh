@@ -1,12 +1,12 @@
 #!/bin/sh
-# The whole path on drawn photographs, with the same commands that real ones take.
+# The whole workflow on drawn photographs, with the same commands as for real ones.
 set -eu
 bin="${VENV:-.venv}/bin"
 here="${DEMO:-demo}"
 export RETINA_ARTIFACTS="$here/artifacts"
 
 if [ -e "$here" ] && [ ! -e "$here/.retina-demo" ]; then
-  echo "DEMO=$here: expected a folder that a demo made, which is made anew, found another's. Give a new one." >&2
+  echo "DEMO=$here: expected no folder, or an earlier demo's, which is replaced, found another. Give a new one." >&2
   exit 2
 fi
 rm -rf "$here"
@@ -41,6 +41,6 @@ cat <<EOF
   $here/test_predictions.csv                   a row for each photograph
   $here/overlays/index.html                    Grad-CAM overlays: open it in a browser
 
-The photographs are drawn and the training is short: the figures say that the path works, nothing about accuracy.
+The photographs are drawn and the training is short: the figures show that the workflow runs, and nothing about accuracy.
 Next:  $bin/retina-train YOUR_DATA   or   $bin/retina-score YOUR_PHOTOGRAPHS --model MODEL.onnx
 EOF

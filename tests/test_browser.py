@@ -459,7 +459,7 @@ def test_without_a_model_one_can_be_chosen(open_page: Open, static: tuple[str, P
     page = open_page("about:blank", "html")
     page.route("**/model.onnx", lambda route: route.fulfill(status=404, body=""))
     page.goto(static[0])
-    expect(page.locator("#trouble")).to_contain_text("No model lies beside this page (model.onnx)")
+    expect(page.locator("#trouble")).to_contain_text("There is no model beside this page (model.onnx)")
     (tmp_path / "other.onnx").write_bytes(b"\x08\x07 not a model")
     page.set_input_files("#model-file", tmp_path / "other.onnx")
     expect(page.locator("#trouble")).to_contain_text("other.onnx: expected an ONNX model, found a damaged file")

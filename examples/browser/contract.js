@@ -1,21 +1,21 @@
 /**
- * What a model file promises, read from the file itself, and what its probabilities amount to.
+ * A model file's contract, read from the file itself, and the decisions that its rules make of probabilities.
  */
 
 const METADATA_KEY = "retina.contract";
 const SCHEMA = 1;
 export const MIN_SIDE = 32;
-/** Of the grades 0 to 4 of the International Clinical Diabetic Retinopathy scale. */
+/** Names of the grades 0 to 4 of the International Clinical Diabetic Retinopathy scale. */
 const GRADE_NAMES = ["no retinopathy", "mild", "moderate", "severe", "proliferative"];
 
-/** A file that does not keep the contract; the message is for people. */
+/** A model file that does not keep the contract; the message is shown to the user. */
 export class ModelFileError extends Error {}
 
 /**
- * The contract in an ONNX file's metadata. onnxruntime-web does not give it out, so the file's outermost protobuf fields
- * are walked here: field 14 of a ModelProto is a pair of strings.
+ * The contract in an ONNX file's metadata. onnxruntime-web does not expose it, so the outermost protobuf fields of the
+ * file are parsed here: field 14 of a ModelProto is a key and a value.
  * @param {Uint8Array} bytes the whole file
- * @throws {ModelFileError} no ONNX file, none of ours, or another schema
+ * @throws {ModelFileError} not an ONNX file, not made by retina-export, or of another schema
  */
 export function readContract(bytes) {
   const text = new TextDecoder();
@@ -34,7 +34,10 @@ export function readContract(bytes) {
   );
 }
 
-/** The contract, if this page can keep to it. */
+/**
+ * Check that this page supports a contract, and return it.
+ * @throws {ModelFileError} another schema, or rules that this page does not know
+ */
 export function checked(contract) {
   if (contract.schema !== SCHEMA) {
     throw new ModelFileError(`contract schema: expected ${SCHEMA}, found ${contract.schema}`);
@@ -51,7 +54,7 @@ export function checked(contract) {
  * @param {object} contract
  * @param {ArrayLike<number>} drProbs one for each of contract.dr_grades
  * @param {ArrayLike<number>} meProbs of "no risk" and "risk"
- * @returns an answer: what a row of the table and the page's figures are made of
+ * @returns an answer: the content of a row of the table and of the page's figures
  */
 export function decide(contract, drProbs, meProbs) {
   const { me, referable_dr: referable } = contract.thresholds;
@@ -70,7 +73,7 @@ export function decide(contract, drProbs, meProbs) {
   };
 }
 
-/** Probabilities of ME from which it counts as a risk, and from which it is to be referred. */
+/** The probabilities from which ME counts as a risk, and from which it is referred. */
 export const meThresholds = ({ thresholds: { me, referable_me: referred } }) => ({
   risk: me.threshold ?? 0.5,
   referral: referred?.threshold ?? 0.5,
@@ -90,13 +93,13 @@ export const gradeInWords = (grade) => `grade ${grade}` + (grade in GRADE_NAMES 
 
 export const gradeName = (grade) => GRADE_NAMES[grade] ?? "";
 
-/** A probability for people, who should never read that a model is certain. */
+/** A probability as a percentage, never "0%" or "100%", so that no reader takes the model to be certain. */
 export function percent(probability) {
   if (probability > 0.99) return ">99%";
   return probability < 0.01 ? "<1%" : `${Math.round(100 * probability)}%`;
 }
 
-/** The fields of one protobuf message: their numbers, and the contents of those that have a length. */
+/** The length-delimited fields of one protobuf message, as numbers and contents; fields of other types are skipped. */
 function* fieldsOf(bytes) {
   let at = 0;
   const varint = () => {

@@ -1,15 +1,16 @@
 /**
- * The files that were dropped or chosen, with the names that their rows get.
+ * The files that were dropped or chosen, with the names of their rows.
  */
 
-/** Endings of what retina-score looks for in a folder. */
+/** Endings of the photographs that retina-score looks for in a folder. */
 const ENDINGS = /\.(jpe?g|jpe|jfif|png|tiff?|bmp|webp|jp2|j2k|jpx|dcm)$/i;
 
 /** @typedef {{name: string, file: File}} Named */
 
 /**
- * Files as they are, whatever they are; of folders the photographs, named by their path below the folder; with the
- * folder's own name before it where more than that was dropped, since two patients' folders hold the same names.
+ * All files that were dropped, of any kind, and the photographs in the folders that were dropped. The latter are named
+ * by their path below the folder, preceded by the folder's own name if anything else was dropped with it, because the
+ * folders of two patients may contain equal names.
  * @param {DataTransfer} transfer of a drop
  * @returns {Promise<Named[]>}
  */
@@ -25,6 +26,7 @@ export async function dropped(transfer) {
 }
 
 /**
+ * The files chosen with an input element; of a folder, only the photographs.
  * @param {FileList} list of an input element
  * @returns {Named[]}
  */

@@ -1,6 +1,6 @@
 /**
- * Where a map lies on its photograph, and its colours: the browser's twin of runtime/field.py and runtime/overlay.py, which
- * tests/test_browser.py holds it to.
+ * Where a map lies on its photograph, and its colours: the browser's counterpart of runtime/field.py and
+ * runtime/overlay.py, where the constants are explained. tests/test_browser.py checks that they agree.
  */
 
 import { intermediateSize } from "./contract.js";
@@ -15,7 +15,7 @@ const ABOVE_SURROUND = 0.2;
 const SURROUND_AT_MOST = 0.35;
 const FIELD_RAMP = 0.1;
 const CAPTION_CELLS = 7;
-/** Logits: a map that adds up to less is blank, since stretching it would show noise as a finding. */
+/** In logits: a map whose cells sum to less is blank, because stretching it would make noise look like a finding. */
 const BLANK_BELOW = 0.01;
 const ANCHORS = [
   [0, [0, 30, 150]],
@@ -32,10 +32,10 @@ export const USUAL_OPACITY = 50;
 export const TILE = 720;
 
 /**
- * The part of a photograph that the network sees, in shares of its width and height, and where it is lit.
+ * The part of a photograph that the network sees, in fractions of its width and height, and where it is lit.
  * @param {ImageBitmap} bitmap
  * @param {object} preprocessing of the contract
- * @returns {{left, top, right, bottom, side, lit: Float32Array}} lit is (side, side) over the whole photograph
+ * @returns {{left, top, right, bottom, side, lit: Float32Array}} lit is (side, side), 0 to 1, over the whole photograph
  */
 export function findField(bitmap, preprocessing) {
   const side = intermediateSize(preprocessing);
@@ -77,12 +77,12 @@ export function frame(bitmap, field) {
   return tile.transferToImageBitmap();
 }
 
-/** A head's map: (rows, columns) values in logits. */
+/** Whether a map, (rows, columns) values in logits, is drawn blank. */
 export const isBlank = ({ values }) => values.reduce((sum, value) => sum + value, 0) < BLANK_BELOW;
 
 export const peak = ({ values }) => values.reduce((most, value) => Math.max(most, value), 0);
 
-/** RGB and opacity from 0 to 255 of each of the scale's 256 colours, at full opacity. */
+/** RGB and opacity, 0 to 255, of each of the scale's 256 colours; the page scales the opacity. */
 export function colours() {
   return Array.from({ length: 256 }, (_, level) => {
     const at = level / 255;
@@ -95,8 +95,8 @@ export function colours() {
 }
 
 /**
- * Paint a map in the size of the framed photograph.
- * @returns {{tint: ImageData, line: ImageData}} the colours, and the white line around what reaches half of the scale
+ * Paint a map at the size of the framed photograph.
+ * @returns {{tint: ImageData, line: ImageData}} the colours, and the white outline of what reaches half of the scale
  */
 export function paint(map, field, width, height) {
   const level = new Uint8Array(width * height);
@@ -126,7 +126,7 @@ export function paint(map, field, width, height) {
   return { tint, line };
 }
 
-/** A grid's value at shares of its width and height, bilinear between its cells' centres. */
+/** A grid's value at fractions of its width and height, bilinear between its cells' centres. */
 function between(grid, columns, rows, u, v) {
   const x = Math.min(columns - 1, Math.max(0, u * columns - 0.5));
   const y = Math.min(rows - 1, Math.max(0, v * rows - 0.5));
@@ -143,7 +143,7 @@ function brightestOf(rgb) {
 
 const ramp = (value, from, to) => Math.min(1, Math.max(0, (value - from) / (to - from)));
 
-/** Which cells of a grid of CELLS x CELLS belong to the field, from 0 to 1: the twin of _field_mask. */
+/** Which cells of a grid of CELLS x CELLS belong to the field, 0 to 1: the counterpart of _field_mask. */
 function fieldMask(cells) {
   const sum = cells.reduce((so, value) => so + value, 0);
   const squares = cells.reduce((so, value) => so + value * value, 0);
@@ -157,7 +157,7 @@ function fieldMask(cells) {
   return broad.some((value) => value >= 0.5) ? mostAround(betweenLit(broad, CELLS), 3) : cells.fill(1);
 }
 
-/** The maximum over a square of width cells around each cell; there is nothing, 0, beyond the edge. */
+/** The maximum over a square of width cells around each cell, padded with zeros beyond the edge. */
 function mostAround(cells, width) {
   const reach = (width - 1) / 2;
   return cells.map((_, at) => {
@@ -173,7 +173,7 @@ function mostAround(cells, width) {
   });
 }
 
-/** Fills what lies between lit pixels both in its row and in its column. */
+/** Fills every pixel that lies between lit pixels both in its row and in its column. */
 function betweenLit(share, side) {
   const filled = new Float32Array(share.length).fill(1);
   const run = (first, step) => {

@@ -1,5 +1,5 @@
 /**
- * The page: from files to rows, and from a row to what is shown of it.
+ * The page: turns files into rows of the table, and shows the details of the selected row.
  */
 
 import { gradeInWords, gradeName, meThresholds, percent } from "./contract.js";
@@ -9,7 +9,7 @@ import { findService, scoreByService, ServiceError } from "./service.js";
 import { toCsv } from "./table.js";
 
 const MODEL = "model.onnx";
-/** A middling retina: the scale is shown as it looks on the photograph. */
+/** RGB of an average retina, under the colour scale, so that it looks as on the photograph. */
 const RETINA = [150, 72, 34];
 const $ = (id) => document.getElementById(id);
 
@@ -60,7 +60,7 @@ async function begin() {
 async function fetchModel() {
   const response = await fetch(MODEL, { headers });
   if (response.status === 401) throw new ServiceError(401, "");
-  if (!response.ok) throw new Error(`No model lies beside this page (${MODEL}). Choose one that retina-export made.`);
+  if (!response.ok) throw new Error(`There is no model beside this page (${MODEL}). Choose one made by retina-export.`);
   const total = Number(response.headers.get("content-length"));
   const parts = [];
   let size = 0;
@@ -94,11 +94,11 @@ async function useService() {
   contract = await ask("adopt", facts.contract);
   ready(`Photographs are sent to ${location.host}`, `Model sha256 ${facts.sha256.slice(0, 12)}. Scored by the service.`);
   $("formats").textContent =
-    `No onnxruntime-web lies beside this page, so the service at ${location.host} scores. It keeps no photograph. ` +
+    `Without onnxruntime-web beside this page, the service at ${location.host} scores. It keeps no photographs. ` +
     "JPEG, PNG, TIFF, WebP, BMP, JPEG 2000 or DICOM.";
 }
 
-/** Empty where the browser gives no digests: outside of https and this machine. */
+/** The model's digest as text; empty if the browser computes none, because the page is neither on https nor local. */
 async function digestOf(bytes) {
   if (!crypto.subtle) return "";
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
@@ -160,7 +160,7 @@ async function run() {
       row.error = err.message;
     }
     row.state = "done";
-    if (!rows.includes(row)) continue; // cleared meanwhile
+    if (!rows.includes(row)) continue; // the table was cleared meanwhile
     drawRow(row);
     if (!selected) await select(row);
   }
@@ -177,7 +177,7 @@ function clear() {
   say("");
 }
 
-/** What is shown only before the first photograph, and only after it. */
+/** Show what belongs before the first photograph, or after it. */
 function begun(isBegun) {
   $("intro").hidden = isBegun || !contract;
   $("results").hidden = !isBegun;
@@ -244,7 +244,7 @@ function cell(content, kind = "", span = 1) {
   return made;
 }
 
-/** A finding in a word, told apart by its shape as well as its colour. */
+/** A finding in one word, marked by shape as well as by colour. */
 function mark(word, raised) {
   const made = document.createElement("span");
   made.className = raised ? "mark raised" : "mark";
@@ -279,7 +279,7 @@ async function select(row, { focus = false } = {}) {
   if (focus) $("detail-name").focus();
   if (!answer) return;
   drawFindings(answer);
-  const seen = await ask("look", row.file).catch(() => null); // the service reads formats that a browser does not
+  const seen = await ask("look", row.file).catch(() => null); // the service reads formats that browsers do not
   if (row !== selected) return;
   $("pictures").hidden = !seen;
   if (seen) drawPictures(answer, seen, name);
@@ -314,7 +314,7 @@ function drawFindings({ grade, drProbs, meRisk, meProb, referable, referableProb
     `Counts as ${contract.me_labels[1]}` + (risk === referral ? `, ${referred}` : ` from ${percent(risk)}; ${referred}`);
 }
 
-/** A bar from 0 to 1, with the places from where it counts. The numbers stand beside it as text. */
+/** A bar from 0 to 1, with marks at the thresholds. The numbers are beside it as text. */
 function gauge(share, ...places) {
   const made = document.createElement("i");
   made.className = "gauge-bar";
@@ -338,7 +338,7 @@ function drawPictures({ drProbs, meProb, maps }, { field, tile }, name) {
   $("slider").hidden = !maps;
   $("map-note").textContent = maps
     ? "A map shows what moved the model, not where lesions are."
-    : "This model file has no Grad-CAM maps: retina-export --explain makes one that shows where an answer comes from.";
+    : "This model file has no Grad-CAM maps: retina-export --explain makes one that shows where answers come from.";
   for (const head of ["dr", "me"]) {
     const figure = $(`figure-${head}`);
     figure.hidden = !maps;
@@ -374,7 +374,7 @@ function layer(width, height, draw) {
   return canvas;
 }
 
-/** The colour scale, as it looks on a retina. */
+/** The colour scale as it looks on a retina, from nothing to this many logits. */
 function scale(most) {
   const made = document.createElement("div");
   made.className = "scale";

@@ -1,13 +1,13 @@
 /**
- * A file to pixels, by the rules of retina-score as far as a browser can keep them: orientation applied, colour profiles
- * ignored, transparent parts black, and no half pictures.
+ * Decodes a file by the rules of retina-score, as far as a browser can: orientation applied, colour profiles ignored,
+ * transparent parts black, and no incomplete pictures.
  */
 
 import { MIN_SIDE } from "./contract.js";
 
 const MAX_PIXELS = 100_000_000;
 
-/** A file that is not a photograph this browser can read; the message is the row's reason. */
+/** A file that is not a photograph this browser can read; the message is shown in its row. */
 export class PictureError extends Error {}
 
 const starts = (bytes, ...prefix) => prefix.every((byte, index) => bytes[index] === byte);
@@ -15,11 +15,11 @@ const word = (bytes, at) => String.fromCharCode(...bytes.subarray(at, at + 4));
 const little32 = (bytes, at) => new DataView(bytes.buffer, bytes.byteOffset).getUint32(at, true);
 
 /**
- * Formats by their first bytes, and whether a file is whole: browsers show what there is of half a file, and half a
- * retina must not be graded.
+ * Formats by their first bytes, and whether a file is complete: browsers show the part of a truncated file that they
+ * have, but half a retina must not be graded.
  */
 const FORMATS = [
-  // In a JPEG's pixels 0xff is always followed by 0 or a restart mark, so these are marks: an end after the last scan.
+  // In a JPEG's pixel data 0xff is always followed by 0 or a restart marker, so ff d9 after the last ff da is its end.
   { name: "JPEG", is: (b) => starts(b, 0xff, 0xd8, 0xff), isWhole: (b) => last(b, 0xff, 0xd9) > last(b, 0xff, 0xda) },
   { name: "PNG", is: (b) => starts(b, 0x89, 0x50, 0x4e, 0x47), isWhole: (b) => last(b, 0x49, 0x45, 0x4e, 0x44) > 0 },
   {
@@ -37,8 +37,8 @@ const ELSEWHERE = [
 
 /**
  * @param {Blob} file
- * @returns {Promise<ImageBitmap>} upright; the caller closes it
- * @throws {PictureError}
+ * @returns {Promise<ImageBitmap>} upright, in full size; the caller closes it
+ * @throws {PictureError} not a file of these formats, cut short, damaged, too small or too large
  */
 export async function decode(file) {
   const bytes = new Uint8Array(await file.arrayBuffer().catch(() => refuse("cannot be read")));
@@ -65,18 +65,18 @@ export async function decode(file) {
 /**
  * @param {ImageBitmap} bitmap
  * @param {number} width
- * @param {number} height resized to, smoothly
+ * @param {number} height to which it is resized, smoothly
  * @returns {Uint8Array} RGB, (height, width, 3)
  */
 export function pixelsOf(bitmap, width = bitmap.width, height = bitmap.height) {
   const rgb = new Uint8Array(width * height * 3);
-  // In strips, so that a camera's original is not held once more in four channels.
+  // In strips, so that there is no second copy of a camera original, with four channels.
   const strip = width === bitmap.width && height === bitmap.height ? Math.min(height, 256) : height;
   const canvas = new OffscreenCanvas(width, strip);
   const pen = canvas.getContext("2d", { alpha: false, willReadFrequently: true });
   pen.imageSmoothingQuality = "high";
   for (let top = 0, to = 0; top < height; top += strip) {
-    pen.fillRect(0, 0, width, strip); // black: what shines through transparent parts
+    pen.fillRect(0, 0, width, strip); // black behind transparent parts
     pen.drawImage(bitmap, 0, -top, width, height);
     const { data } = pen.getImageData(0, 0, width, Math.min(strip, height - top));
     for (let from = 0; from < data.length; from += 4) {
@@ -94,7 +94,7 @@ function refuse(reason) {
 
 const hex = (bytes) => [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
 
-/** Where some bytes occur last; -1: nowhere. */
+/** The last position of a sequence of bytes; -1 if it does not occur. */
 function last(bytes, ...sought) {
   for (let at = bytes.lastIndexOf(sought[0]); at >= 0; at = at ? bytes.lastIndexOf(sought[0], at - 1) : -1) {
     if (sought.every((byte, index) => bytes[at + index] === byte)) return at;

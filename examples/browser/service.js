@@ -1,8 +1,8 @@
 /**
- * Scoring by the service that served this page, where the browser has no onnxruntime of its own.
+ * Scoring by the service that served this page, if onnxruntime-web is not installed beside it.
  */
 
-/** The service's answer to a request that is not about one photograph. */
+/** A request that the service refused or did not answer; status is the HTTP status, 0 without an answer. */
 export class ServiceError extends Error {
   constructor(status, message) {
     super(message);
@@ -10,7 +10,7 @@ export class ServiceError extends Error {
   }
 }
 
-/** @returns {Promise<object?>} what the service says of its model; null where there is no service */
+/** @returns {Promise<object?>} the service's facts about its model (GET /model); null if there is no service */
 export async function findService(headers) {
   const health = await fetch("health").catch(() => null);
   if (!health?.ok || !health.headers.get("content-type")?.includes("json")) return null;
@@ -23,7 +23,8 @@ export async function findService(headers) {
  * @param {File} file
  * @param {object} contract
  * @param {HeadersInit} headers
- * @returns {Promise<{answer: object?, error: string}>} as the worker's answer
+ * @returns {Promise<{answer: object?, error: string}>} the answer in the worker's form, or the reason why there is none
+ * @throws {ServiceError} the service refused the request, or does not answer
  */
 export async function scoreByService(file, contract, headers) {
   const body = new FormData();

@@ -1,5 +1,5 @@
 /**
- * The table that retina-score writes, column for column, so that whoever reads one reads the other.
+ * A table with the same columns as retina-score's, for programs that read that one.
  */
 
 const NOTEBOOK_COLUMNS = ["Image name", "Pred DR grade (orig)", "True DR grade (orig)", "Pred ME risk", "True ME risk"];
@@ -7,7 +7,7 @@ const NOTEBOOK_COLUMNS = ["Image name", "Pred DR grade (orig)", "True DR grade (
 /**
  * @param {{name: string, answer: object?, error: string}[]} rows
  * @param {number[]} grades of the contract
- * @returns {string} CSV, a line per photograph, sorted by name as retina-score sorts; both True columns are empty
+ * @returns {string} CSV, a line per photograph, sorted by name as in retina-score; both True columns are empty
  */
 export function toCsv(rows, grades) {
   const header = [...NOTEBOOK_COLUMNS, ...grades.map((grade) => `dr_prob_${grade}`), "me_prob", "status", "error"];
@@ -23,7 +23,7 @@ function cells({ name, answer, error }, grades) {
 
 const quoted = (cell) => (/[",\r\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell);
 
-/** JavaScript compares strings by 16-bit units, Python by code points. */
+/** Compare by code points, as Python does; JavaScript compares strings by 16-bit units. */
 function byCodePoint(one, other) {
   const [a, b] = [Array.from(one), Array.from(other)];
   const at = a.findIndex((char, index) => char !== b[index]);

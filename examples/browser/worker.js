@@ -1,5 +1,5 @@
 /**
- * Beside the page, so that it stays usable: opens the model, scores, and finds where the maps lie.
+ * A web worker, so that the page stays responsive: opens the model, scores, and finds where the maps lie.
  */
 
 import { checked, decide, argmax, ModelFileError, readContract } from "./contract.js";
@@ -15,10 +15,10 @@ let session;
 let contract;
 
 const tasks = {
-  /** Loads onnxruntime; rejects where it is not installed. */
+  /** Loads onnxruntime-web; rejects if it is not installed. */
   async start() {
     ort = await import(RUNTIME);
-    // Threads need memory that is shared, which a browser allows where the server isolates the page.
+    // Threads need shared memory, which browsers only allow if the server's headers isolate the page.
     ort.env.wasm.numThreads = crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency) : 1;
     ort.env.logLevel = "error";
     return { threads: ort.env.wasm.numThreads };
@@ -39,13 +39,13 @@ const tasks = {
     return contract;
   },
 
-  /** Where the service scores, only its contract is known here. */
+  /** Takes over the contract of the service, which then scores instead of this worker. */
   async adopt(given) {
     contract = checked(given);
     return contract;
   },
 
-  /** @returns an answer, with the maps of the predicted classes where the model file has them */
+  /** @returns an answer, with the maps of the most probable classes if the model file has them */
   async score(file) {
     const bitmap = await decode(file);
     const shape = [1, bitmap.height, bitmap.width, 3];
@@ -63,7 +63,7 @@ const tasks = {
     return answer;
   },
 
-  /** @returns the photograph as the network frames it, and where that lies */
+  /** @returns the photograph as the network frames it (tile), and where it lies on the whole one (field) */
   async look(file) {
     const bitmap = await decode(file);
     const field = findField(bitmap, contract.preprocessing);
@@ -76,7 +76,7 @@ const tasks = {
 let turn = Promise.resolve();
 
 onmessage = ({ data: { id, task, given } }) => {
-  // One after the other: two camera originals at once would need twice the memory.
+  // One at a time: two camera originals at once would need twice the memory.
   turn = turn.then(async () => {
     try {
       const result = await tasks[task](given);

@@ -1,6 +1,6 @@
 // Score photographs with onnxruntime, libjpeg-turbo and libexif: the rows of retina-score, from the model file alone.
-// score MODEL.onnx PICTURE... prints the table; score MODEL.onnx --conformance DIR holds this program to a kit.
-// Exit code 0: well; 1: an unreadable photograph, or an answer not the kit's; 2: nothing done. Not for clinical use.
+// score MODEL.onnx PICTURE... prints the table; score MODEL.onnx --conformance DIR checks this program against a kit.
+// Exit code 0: all done; 1: an unreadable photograph, or answers unlike the kit's; 2: failed. Not for clinical use.
 #include <libexif/exif-data.h>
 #include <onnxruntime_cxx_api.h>
 #include <turbojpeg.h>
@@ -28,7 +28,7 @@ struct Model {  // an open model file and the contract inside it
     contract = json::parse(text ? text.get() : "{}");
     if (contract["schema"] != 1) throw std::runtime_error("expected a retina.contract of schema 1, found none");
   }
-  json answer(Picture picture) {  // probabilities, and what they amount to by the contract's rules
+  json answer(Picture picture) {  // probabilities, and the decisions that the contract's rules make of them
     const int64_t shape[] = {1, picture.height, picture.width, 3};
     const auto image = Ort::Value::CreateTensor(memory.GetInfo(), picture.rgb.data(), picture.rgb.size(), shape, 4);
     const char *input[] = {"image"}, *outputs[] = {"dr_probs", "me_probs"};
@@ -54,12 +54,12 @@ static Picture decode(const std::string& path, int min_side) {  // a JPEG's pixe
   int w = 0, h = 0, chroma = 0, colours = 0;
   check(tjDecompressHeader3(turbo.get(), jpeg.data(), jpeg.size(), &w, &h, &chroma, &colours));
   if (std::min(w, h) < min_side || int64_t(w) * h > 100'000'000) throw std::runtime_error("too small or too large");
-  Bytes stored(size_t(w) * h * 3);  // a file cut short shows by a warning
+  Bytes stored(size_t(w) * h * 3);  // for a file cut short the decoder gives a warning, which is an error here
   check(tjDecompress2(turbo.get(), jpeg.data(), jpeg.size(), stored.data(), w, 0, h, TJPF_RGB, TJFLAG_STOPONWARNING));
   const std::shared_ptr<ExifData> exif(exif_data_new_from_data(jpeg.data(), jpeg.size()), exif_data_unref);
   const ExifEntry* tag = exif ? exif_content_get_entry(exif->ifd[EXIF_IFD_0], EXIF_TAG_ORIENTATION) : nullptr;
   const int turn = tag && tag->size >= 2 ? exif_get_short(tag->data, exif_data_get_byte_order(exif.get())) & 15 : 1;
-  // Bit n of each mask is for EXIF's orientation n: sides swapped; rows read from the right; columns from below.
+  // Bit n of each mask is set if EXIF orientation n swaps the sides; reads rows from the right; columns from below.
   const bool swap = 0x1e0 >> turn & 1, left = 0x18c >> turn & 1, up = 0x0d8 >> turn & 1;
   const int64_t column = left ? -1 : 1, row = up ? -w : w, first = (left ? w - 1 : 0) + (up ? int64_t(h - 1) * w : 0);
   Picture upright{swap ? w : h, swap ? h : w, Bytes(stored.size())};
@@ -69,7 +69,7 @@ static Picture decode(const std::string& path, int min_side) {  // a JPEG's pixe
   return upright;
 }
 
-static std::ostream& cell(const std::string& text) {  // of a CSV, in quotes where it must be
+static std::ostream& cell(const std::string& text) {  // a CSV cell, quoted if necessary
   return text.find_first_of(",\"\r\n") == text.npos ? std::cout << text : std::cout << std::quoted(text, '"', '"');
 }
 
@@ -96,7 +96,7 @@ static int conform(Model& model, const std::string& kit) {
   for (const json& picture : index["pictures"]) {
     const std::string file = picture["file"];
     const json answer = model.answer({picture["shape"][0], picture["shape"][1], read(kit + "/" + file)}).flatten();
-    const json expected = picture.flatten();  // keys like /dr_probs/0; none for the decisions of a close call
+    const json expected = picture.flatten();  // keys like /dr_probs/0; no decisions for a close call
     for (const auto& [what, found] : answer.items()) {
       const json wanted = expected.value(what, found);
       const double off = found.is_number_float() ? std::abs(double(found) - double(wanted)) : found != wanted;

@@ -1,9 +1,9 @@
 /**
  * Score photographs in Node: the rows of retina-score, from the model file alone.
  *     node score.js MODEL.onnx eye.jpg ...           the table, on standard output
- *     node score.js MODEL.onnx --conformance kit/    holds this program to a kit of retina-export --conformance
+ *     node score.js MODEL.onnx --conformance kit/    checks this program against a kit of retina-export --conformance
  *
- * Exit code 0: all is well; 1: a photograph could not be read, or an answer is not the kit's; 2: nothing could be done.
+ * Exit code 0: all done; 1: a photograph could not be read, or an answer is not the kit's; 2: nothing could be done.
  * For research and demonstration. Not a medical device: not for clinical use.
  */
 
@@ -14,7 +14,7 @@ import sharp from "sharp";
 
 const NAMED = ["Image name", "Pred DR grade (orig)", "True DR grade (orig)", "Pred ME risk", "True ME risk"];
 
-/** The contract in a model file's bytes, since onnxruntime-node does not give it out: key, 0x12, length, JSON. */
+/** The contract in a model file's bytes (key, 0x12, length, JSON), which onnxruntime-node does not expose. */
 function readContract(bytes) {
   const key = "retina.contract\x12";
   let at = bytes.lastIndexOf(key, bytes.length, "latin1") + key.length;
@@ -36,14 +36,14 @@ class Model {
     return model;
   }
 
-  /** Decoded pixels, RGB -> one probability for each grade, and those of no ME risk and ME risk. */
+  /** Decoded RGB pixels -> a probability for each grade, and those of no ME risk and ME risk. */
   async probabilities(data, height, width) {
     const image = new ort.Tensor("uint8", data, [1, height, width, 3]);
     const { dr_probs: dr, me_probs: me } = await this.session.run({ image }, ["dr_probs", "me_probs"]);
     return { dr: [...dr.data], me: [...me.data] };
   }
 
-  /** What the probabilities amount to, by the contract's rules. */
+  /** The decisions that the contract's rules make of the probabilities. */
   decide({ dr, me }) {
     const { dr_grades: grades, thresholds: rules } = this.contract;
     const referred = dr.filter((_, i) => grades[i] >= (rules.referable_dr.from_grade ?? 2)).reduce((a, b) => a + b, 0);

@@ -1,9 +1,9 @@
 """Score photographs with onnxruntime and Pillow: the rows of retina-score, from the model file alone.
 
     python score.py MODEL.onnx eye.jpg ...           the table, on standard output
-    python score.py MODEL.onnx --conformance kit/    holds this program to a kit of retina-export --conformance
+    python score.py MODEL.onnx --conformance kit/    checks this program against a kit of retina-export --conformance
 
-Exit code 0: all is well; 1: a photograph could not be read, or an answer is not the kit's; 2: nothing could be done.
+Exit code 0: all done; 1: a photograph could not be read, or an answer is not the kit's; 2: nothing could be done.
 For research and demonstration. Not a medical device: not for clinical use.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image, ImageOps
 
-Image.MAX_IMAGE_PIXELS = None  # decode has retina-score's own limit
+Image.MAX_IMAGE_PIXELS = None  # decode applies retina-score's limit instead
 
 
 class Model:
@@ -33,12 +33,12 @@ class Model:
         self.min_side = contract["input"]["min_side"]
 
     def probabilities(self, pixels: np.ndarray) -> tuple[list[float], list[float]]:
-        """(H, W, 3) uint8 RGB -> one probability for each grade, and those of no ME risk and ME risk."""
+        """(H, W, 3) uint8 RGB -> a probability for each grade, and those of no ME risk and ME risk."""
         dr, me = self.session.run(["dr_probs", "me_probs"], {"image": pixels[None]})
         return dr[0].tolist(), me[0].tolist()
 
     def decide(self, dr: list[float], me: list[float]) -> dict[str, int | bool]:
-        """What the probabilities amount to, by the contract's rules."""
+        """The decisions that the contract's rules make of the probabilities."""
         rule, referable, referable_me = (self.rules.get(task, {}) for task in ("me", "referable_dr", "referable_me"))
         from_grade = referable.get("from_grade", 2)
         referable_prob = sum(prob for prob, grade in zip(dr, self.grades, strict=True) if grade >= from_grade)
@@ -75,7 +75,7 @@ def score(model: Model, paths: list[str]) -> int:
     for path in paths:
         try:
             dr, me = model.probabilities(decode(path, model.min_side))
-        except Exception as err:  # noqa: BLE001 - Pillow lets out anything on damaged files
+        except Exception as err:  # noqa: BLE001 - Pillow raises anything on damaged files
             failed = 1
             table.writerow([path, "", "", "", "", *("" for _ in probs), "", "error", str(err) or type(err).__name__])
             continue
