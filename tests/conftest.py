@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Fixtures that several test files share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from small_export import SmallExport
 
-# A script that starts the suite in the background ignores Ctrl-C for it, and so for what the tests start and interrupt.
+# A shell script that starts the suite in the background makes it ignore Ctrl-C, and so its child processes, which some
+# tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -29,7 +30,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """One run of ``retina-train``, for all tests that look at what a run leaves behind."""
+    """A finished run of ``retina-train``, for all tests that examine what a run writes."""
     from retina.train.cli import main
 
     root = tmp_path_factory.mktemp("run")
@@ -56,7 +57,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of runs whose pictures nobody looks at: drawing them takes most of a small run's time."""
+    """Skip drawing the pictures of runs that are not examined: it takes most of a small run's time."""
     monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda self, path: Image.new("L", (1, 1)).save(path, "PNG"))
 
 

@@ -1,4 +1,4 @@
-"""Many clients at once against a service on this machine, for a bounded time, and what each must be answered."""
+"""Many clients at once against a service on this machine, for a limited time, and the answers that each must get."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BUSY = 429
 
 
 def form(files: Mapping[str, bytes]) -> bytes:
-    """multipart/form-data with a file each."""
+    """A multipart/form-data body with a part for each file."""
     parts = [
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="photographs"; filename="{name}"\r\n\r\n'.encode()
         + content
@@ -30,7 +30,7 @@ def form(files: Mapping[str, bytes]) -> bytes:
 
 @dataclass(frozen=True)
 class Body:
-    """What a client sends, and what it must be answered."""
+    """What a client sends, and the answer that it must get."""
 
     kind: str
     content: bytes
@@ -40,22 +40,22 @@ class Body:
     """``status`` of each photograph of the answer."""
     chunked: bool = False
     breaks_off: bool = False
-    """The client leaves halfway, and waits for no answer."""
+    """Whether the client leaves halfway, without waiting for an answer."""
 
 
 @dataclass
 class Tally:
-    """What the crowd saw."""
+    """What the clients observed."""
 
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     sent: int = 0
     memory: list[int] = field(default_factory=list)
-    """Resident bytes of the service, ten times a second."""
+    """Resident memory of the service in bytes, sampled ten times a second."""
 
 
 def bodies(good: Mapping[str, bytes], limit: int) -> list[Body]:
-    """One of each kind, from some readable files, for a service that takes up to ``limit`` bytes."""
+    """One body of each kind, made from some readable files, for a service that accepts up to ``limit`` bytes."""
     name, content = next(iter(good.items()))
     torn = content[: len(content) // 2]
     large = bytes(limit + 100_000)
@@ -103,7 +103,7 @@ def besiege(port: int, process: int, choices: list[Body], *, clients: int, secon
 
 
 def resident(process: int) -> int:
-    """Resident bytes of a process."""
+    """Resident memory of a process, in bytes."""
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096
 
 

@@ -27,7 +27,7 @@ class FinishedRun:
 
 
 def eye(seed: int, side: int = 64) -> Image.Image:
-    """A lit disc whose coarse pattern is its own, on black."""
+    """A lit disc on black, with a coarse pattern that depends on the seed."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(60, 250, (6, 6, 3), dtype=np.uint8))
     pixels = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC)).copy()
@@ -45,7 +45,7 @@ def write_annotations(folder: Path, rows: Sequence[Row], header: Sequence[str] =
 
 
 def write_split(folder: Path, grades: Sequence[int], seed: int, me: Sequence[int] | None = None) -> list[list[object]]:
-    """``folder/images/eye_<n>.jpg`` and ``annotations.csv``; returns the rows."""
+    """Write ``folder/images/eye_<n>.jpg`` and ``annotations.csv``; returns the rows."""
     (folder / "images").mkdir(parents=True)
     rows: list[list[object]] = []
     for n, grade in enumerate(grades):
@@ -57,7 +57,7 @@ def write_split(folder: Path, grades: Sequence[int], seed: int, me: Sequence[int
 
 
 def write_set(root: Path, train: Sequence[int] = (0, 1, 2, 0, 2, 1), others: Sequence[int] = (0, 1, 2)) -> Path:
-    """Three splits under ``root``."""
+    """Write three splits under ``root``."""
     for seed, (name, grades) in enumerate((("train", train), ("valid", others), ("test", others))):
         write_split(root / name, grades, seed)
     return root

@@ -1,4 +1,4 @@
-"""retina-serve as a process of its own, for the tests that call it."""
+"""Runs retina-serve in a separate process, for the tests that call it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back."""
+    """A response."""
 
     status: int
     body: bytes

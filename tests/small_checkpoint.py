@@ -11,7 +11,7 @@ from retina.train.model import RetinaNet
 
 
 def small_checkpoint(path: Path, *, backbone: str = "resnet18", image_size: int = 64, framing: str = "field") -> Path:
-    """Write a checkpoint whose heads disagree between pictures: batch-norm has seen data, and heads are not flat."""
+    """Write a checkpoint whose answers differ between pictures: batch-norm has seen data, and heads are not flat."""
     torch.manual_seed(7)
     model = RetinaNet(5, backbone)
     model.train()

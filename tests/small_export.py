@@ -1,4 +1,4 @@
-"""One small exported model and its conformance kit, for all tests that look at either."""
+"""One small exported model and its conformance kit, for all tests that examine either."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from small_checkpoint import small_checkpoint
 
 @dataclass(frozen=True)
 class SmallExport:
-    """What one ``retina-export --conformance`` left behind."""
+    """The files that one ``retina-export --conformance`` wrote."""
 
     checkpoint: Path
     model: Path

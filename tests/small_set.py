@@ -1,4 +1,4 @@
-"""A drawn data set at 32 px, as the training loop takes it."""
+"""A drawn data set at 32 px, for the training loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SMALL = Preprocessing(image_size=32)
 
 
 def small_set(folder: Path, train: list[int], others: list[int]) -> DataSet:
-    """Draw it: the grades of train/, and those of valid/ and test/."""
+    """Draw it, with the grades of train/, and those of valid/ and test/."""
     dataset, faults = read_dataset(write_set(folder, train=train, others=others))
     assert faults == []
     return dataset

@@ -1,4 +1,4 @@
-"""The annotation reader and the way from a name to a file."""
+"""The annotation reader, and how names are matched to files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The mean of several checkpoints, against torch's own averaging, and its calibration against a second fit."""
+"""The mean of several checkpoints, compared with torch's own averaging, and its calibration, with a second fit."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def branch(seed: int, contract: Contract = CONTRACT, backbone: str = "resnet18")
     torch.manual_seed(seed)
     net = RetinaNet(len(contract.dr_grades), backbone).train()
     for _ in range(seed):
-        net(torch.randn(4, 3, 32, 32))  # batch-norm statistics, and their counts, of its own
+        net(torch.randn(4, 3, 32, 32))  # gives it batch-norm statistics and counts of its own
     contract = contract.with_(provenance={**contract.provenance, "run": f"run-{seed}"})
     return Checkpoint(net.state_dict(), backbone, contract, config={"seed": seed}, metrics={"old": 1}, epoch=seed)
 
 
 def contract_of(data: Path) -> Contract:
-    """That of a checkpoint trained on this data."""
+    """The contract of a checkpoint trained on this data."""
     read, _ = read_dataset(data)
     lines = [
         f"{name} {hashlib.sha256(photo.path.read_bytes()).hexdigest()} {photo.dr_grade} {photo.me_label}"
@@ -113,7 +113,7 @@ def test_saved_mean_is_calibrated_on_valid(tmp_path: Path) -> None:
     threshold = mean.contract.thresholds["referable_dr"].threshold
     referable_prob = dr.softmax(1)[:, 2:].sum(1)
     assert (referable_prob >= threshold)[true >= 2].double().mean() >= 0.90
-    # Of the answers as the mean gives them, not of those before their temperature.
+    # From the mean's answers with its temperature, not from those before it.
     rules = mean.contract.thresholds
     for task, sick, prob in (("dr", true >= 2, referable_prob), ("me", true > 1, me.softmax(1)[:, 1])):
         expected = screening_threshold(sick.long().numpy(), prob.numpy())

@@ -1,4 +1,4 @@
-"""The benchmarks whose figures docs/ and the card quote: that they measure what they say, on drawn photographs."""
+"""The benchmarks whose figures docs/ and the card quote measure what they say, on drawn photographs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table(name: str, *arguments: str) -> list[dict[str, str]]:
-    """The Markdown table that a benchmark prints, a dictionary a row."""
+    """The Markdown table that a benchmark prints, as a dictionary per row."""
     result = CliRunner().invoke(runpy.run_path(str(BENCHMARKS / name))["main"], arguments)
     assert result.exit_code == 0, result.output
     lines = [line.strip("| ").split(" | ") for line in result.output.splitlines() if line.startswith("| ")]
@@ -83,7 +83,7 @@ def test_the_training_benchmark_times_each_way(drawn: Path, capsys: pytest.Captu
 
 
 def test_degradation_scores_the_spoiled_copies(drawn: Path, tmp_path: Path) -> None:
-    """Against a model whose answers anyone can compute, spoiled by numpy here and by Pillow there."""
+    """With a model whose answers are easy to compute; photographs are degraded by numpy here and by Pillow there."""
     onnx.save(tiny_model(), tmp_path / "tiny.onnx")
     rows = table(
         "degradation.py", str(drawn), "--model", str(tmp_path / "tiny.onnx"),
@@ -118,7 +118,7 @@ def test_dust_is_so_many_grains_that_take_light_of_every_colour_alike() -> None:
     assert dusty.min() + 0.01 >= 1.0 - 0.35
     assert dusty.min() < 1.0 - 0.35 / 2
     grains, count = label(dusty[..., 0] < 0.97)
-    assert 8 <= count <= 10  # some may touch
+    assert 8 <= count <= 10  # some grains may touch
     widths = [rows.stop - rows.start for rows, _ in find_objects(grains)]
     assert min(widths) >= 5
     assert max(widths) <= 2 * 2 * 7 + 2

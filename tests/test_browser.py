@@ -1,4 +1,4 @@
-"""The browser page in a real browser: same answers as Python, nothing leaves, and it can be used by everyone."""
+"""The browser page in a real browser: the same answers as Python, no data leaves, and it is accessible."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sy
 expect.set_options(timeout=30_000)
 Open = Callable[..., Page]
 BLOB = "new Blob([Uint8Array.from(atob(a), (c) => c.charCodeAt(0))])"
-"""In the page: a file of the bytes that ``a`` has in base 64."""
+"""JavaScript for a Blob with the bytes of the Base64 string ``a``."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
-    """Open an address in a fresh profile; an error that the page does not catch fails the test."""
+    """Open an address in a fresh profile; an error that the page does not catch makes the test fail."""
     contexts: list[BrowserContext] = []
     errors: list[str] = []
 
@@ -110,7 +110,7 @@ def opened(browser: Browser, static: tuple[str, Path]) -> Iterator[tuple[Page, l
 
 @pytest.fixture
 def page(opened: tuple[Page, list[str]]) -> Iterator[Page]:
-    """The page as it is before the first photograph."""
+    """The page in its state before the first photograph."""
     page, errors = opened
     page.set_viewport_size({"width": 1280, "height": 800})
     page.emulate_media(color_scheme="light")
@@ -121,14 +121,14 @@ def page(opened: tuple[Page, list[str]]) -> Iterator[Page]:
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
-    """What ``python -m http.server`` does, without its lines."""
+    """The handler of ``python -m http.server``, without its log."""
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 def folder_of_the_page(to: Path, *, runtime: bool = True) -> Path:
-    """The page's files as a deployment has them."""
+    """Copy the page's files as they would be deployed."""
     shutil.copytree(PAGE, to, ignore=shutil.ignore_patterns("node_modules", "*.onnx"))
     if runtime:
         (to / "node_modules").symlink_to(PAGE / "node_modules")
@@ -137,7 +137,7 @@ def folder_of_the_page(to: Path, *, runtime: bool = True) -> Path:
 
 @pytest.fixture(scope="module")
 def static(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The page from a plain static server: its address and its folder, with the tiny model."""
+    """The page with the tiny model on a plain static server: its address and its folder."""
     folder = folder_of_the_page(tmp_path_factory.mktemp("static") / "page")
     write_tiny_model(folder / "model.onnx", contract=EXPLAIN)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder))) as server:
@@ -150,7 +150,7 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Sound and broken files, under names that sort in another order than they are dropped in."""
+    """Valid and broken files, with names that sort in another order than that in which they are dropped."""
     folder = tmp_path_factory.mktemp("photographs")
     eye(1, 200).save(folder / "b.png")
     eye(2, 150).resize((240, 150)).save(folder / 'a, "left".jpg', quality=95)
@@ -186,7 +186,7 @@ def wait_for_scores(page: Page) -> None:
 
 
 def table_of(page: Page) -> list[list[str]]:
-    """The table as it is downloaded."""
+    """The table as downloaded."""
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Download CSV").click()
     assert waiting.value.suggested_filename == "test_predictions.csv"
@@ -196,7 +196,7 @@ def table_of(page: Page) -> list[list[str]]:
 
 
 def in_module(page: Page, module: str, expression: str, argument: Any = None) -> Any:
-    """The value of an expression of ``m``, one of the page's modules, and ``a``."""
+    """The value of a JavaScript expression of ``m``, one of the page's modules, and ``a``, the argument."""
     return page.evaluate(f"async (a) => {{ const m = await import('/{module}'); return {expression}; }}", argument)
 
 
@@ -215,7 +215,7 @@ def test_a_drop_gives_the_table_of_retina_score(
     by_name = {path.name: path for path in photographs}
     for line in lines:
         expected = cells(score_one(model, line[0], by_name[line[0]]), model.contract.dr_grades)
-        if line[0] == "eye.tif":  # the one thing that Python reads and a browser does not
+        if line[0] == "eye.tif":  # the only file that Python reads and browsers do not
             assert line[-2:] == ["error", "not a photograph that this browser reads: expected JPEG, PNG, WebP or BMP, "
                                  "found TIFF: convert it, or use retina-score, which reads it"]  # fmt: skip
             continue
@@ -232,7 +232,7 @@ def test_a_drop_gives_the_table_of_retina_score(
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_folders_dropped_together_keep_their_names_apart(page: Page, count: int) -> None:
-    """Entries as a browser gives them: no script can make those of real folders."""
+    """With entries that imitate a browser's, because a script cannot create those of real folders."""
     names = page.evaluate(
         """async (count) => {
           const { dropped } = await import('/files.js');
@@ -268,7 +268,7 @@ def test_a_photograph_is_shown_with_its_answers(static: tuple[str, Path], photog
 
 
 def test_conforms(small_export: SmallExport, static: tuple[str, Path], open_page: Open, tmp_path: Path) -> None:
-    """The kit's raw pixels, as PNG files, which lose nothing."""
+    """With the kit's raw pixels as PNG files, which are lossless."""
     index = json.loads((small_export.kit / "index.json").read_text())
     expected = {f"{picture['name']}.png": picture for picture in index["pictures"]}
     for name, picture in expected.items():
@@ -338,11 +338,11 @@ def test_pixels_are_those_of_the_one_decoder(page: Page, tmp_path: Path) -> None
         assert np.abs(pixels - expected).max() <= most, name
 
 
-# Where the maps lie
+# Where the maps are drawn
 
 
 def rgb_of(page: Page, selector: str) -> NDArray[np.int16]:
-    """The pixels (H, W, 3) of canvases laid over each other with their opacities."""
+    """The pixels (H, W, 3) of overlapping canvases, blended by their opacities."""
     text = page.evaluate(
         """(selector) => {
           const all = [...document.querySelectorAll(selector)];
@@ -368,7 +368,7 @@ def test_colours_are_those_of_the_overlays(page: Page) -> None:
 def test_map_lies_where_python_draws_it(
     static: tuple[str, Path], page: Page, tmp_path: Path, shape: tuple[int, int]
 ) -> None:
-    """An eye off the middle on a black photograph of any shape."""
+    """With an off-centre eye on black photographs of different shapes."""
     photograph = Image.new("RGB", shape)
     photograph.paste(eye(9, 680), (shape[0] - 690, 30))
     photograph.save(tmp_path / "eye.png")
@@ -391,7 +391,7 @@ def test_map_lies_where_python_draws_it(
             np.asarray(image.transform((side, side), Image.Transform.EXTENT, (left, top, right, bottom), 2), np.int16)
             for image in (painted, photograph)
         )
-        # What the map adds: the photographs themselves are enlarged differently.
+        # Compare only what the map adds, because the photographs themselves are enlarged differently.
         added = next(framed) - next(framed)
         difference = np.abs(shown[f"figure-{head}"] - plain - added).mean(axis=2)
         assert np.abs(added).mean() > 5, "there is a map to compare"
@@ -401,7 +401,7 @@ def test_map_lies_where_python_draws_it(
 
 @pytest.mark.parametrize("surround", ["black", "kept"])
 def test_field_is_the_one_that_python_finds(page: Page, surround: Surround) -> None:
-    """On photographs with a caption in a corner, which is part of the field only where the surround is kept."""
+    """On photographs with a caption in a corner, which is part of the field only if the surround is kept."""
     preprocessing = Preprocessing(image_size=64, surround=surround)
     lefts = []
     for seed, (width, height) in enumerate(product((180, 400), (180, 333))):
@@ -452,7 +452,7 @@ def test_a_file_without_maps_says_so(
     expect(page.locator("#tile-photograph")).to_be_visible()
 
 
-# What it says when it cannot
+# Error messages
 
 
 def test_without_a_model_one_can_be_chosen(open_page: Open, static: tuple[str, Path], tmp_path: Path) -> None:
@@ -479,7 +479,7 @@ def test_without_onnxruntime_and_service_it_says_what_to_run(open_page: Open, st
     expect(page.locator("#trouble")).to_contain_text("onnxruntime-web is not installed beside this page. Run npm ci")
 
 
-# Nothing leaves
+# No data leaves
 
 
 def test_nothing_leaves_the_origin(static: tuple[str, Path], photographs: list[Path], open_page: Open) -> None:
@@ -495,7 +495,7 @@ def test_nothing_leaves_the_origin(static: tuple[str, Path], photographs: list[P
         expect(page.locator("#trouble")).to_be_visible(timeout=1)
     urls = [url for _, url in asked]
     assert any(url.endswith(".wasm") for url in urls), "requests of the worker are seen too"
-    # blob: the table, handed to the browser's own downloads
+    # blob: is the table, which the browser downloads
     assert [url for url in urls if not url.startswith((static[0] + "/", f"blob:{static[0]}/"))] == []
     assert {method for method, _ in asked} == {"GET"}
 
@@ -520,7 +520,7 @@ def test_its_policy_lets_nothing_leave(static: tuple[str, Path], open_page: Open
         )
         elsewhere.settimeout(1.0)
         with pytest.raises(TimeoutError):
-            # A browser may open a connection ahead of a form, and then not send it: no byte may arrive.
+            # A browser may open a connection in advance and then not submit the form: no byte may arrive.
             while True:
                 connection, _ = elsewhere.accept()
                 with connection:
@@ -528,12 +528,12 @@ def test_its_policy_lets_nothing_leave(static: tuple[str, Path], open_page: Open
                     assert connection.recv(1) == b""
 
 
-# For everyone
+# Accessibility
 
 
 def test_keyboard_alone(static: tuple[str, Path], photographs: list[Path], open_page: Open) -> None:
     page = open_page(static[0])
-    page.on("filechooser", lambda _: None)  # from the start: a subscription at the key press may come too late
+    page.on("filechooser", lambda _: None)  # from the start, because subscribing at the key press may be too late
 
     def focused() -> str:
         return str(page.evaluate("() => document.activeElement.id || document.activeElement.textContent"))
@@ -639,7 +639,7 @@ def test_without_onnxruntime_the_service_scores_and_the_page_says_so(
         page.close()
 
 
-# With what ships
+# With the released model
 
 
 def test_camera_original_as_python_decides_it(real_data: Path, open_page: Open, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: what is written is read, the notebook's files load, and nothing foreign is ever unpickled."""
+"""Checkpoints: what is written can be read, the notebook's files load, and no foreign code is ever unpickled."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_weights_of_another_shape_are_refused(net: RetinaNet, tmp_path: Path) ->
 
 
 def test_damaged_checkpoints_are_refused(net: RetinaNet, tmp_path: Path) -> None:
-    """Of the right kind, and each with one thing in it that is not as retina-train wrote it."""
+    """Each is of the right kind, but with one entry that differs from what retina-train writes."""
     weights, path = net.state_dict(), tmp_path / "a.pth"
     Checkpoint(weights, "resnet18", CONTRACT).save(path)
     whole = torch.load(path, weights_only=True)
@@ -194,7 +194,7 @@ def test_weights_of_another_backbone_are_refused(tmp_path: Path, backbone: str, 
 
 
 def test_imagenet_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No network: a proxy on a port where nothing listens. The loading code is torchvision's own."""
+    """The network is cut off by a proxy on a port where nothing listens. The loading code is torchvision's own."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(UsageError, match=r"--weights FILE .* or --weights none"):
@@ -235,7 +235,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("place", "why"), [("x" * 256, "File name too long"), ("file/a", "File exists")])
 def test_a_place_that_cannot_be_is_told(tmp_path: Path, place: str, why: str) -> None:
-    """Where the temporary file cannot be removed either."""
+    """In places where the temporary file cannot be removed either."""
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=f"cannot be written: {why}"):
         write_atomically(tmp_path / place, lambda temporary: temporary.write_bytes(b"new"))
@@ -245,7 +245,7 @@ def test_a_place_that_cannot_be_is_told(tmp_path: Path, place: str, why: str) ->
 
 @pytest.mark.parametrize("bare", [False, True])
 def test_training_goes_on_from_a_checkpoint(net: RetinaNet, tmp_path: Path, bare: bool) -> None:
-    """Ours or the notebook's: backbone and heads alike."""
+    """From ours and from the notebook's; both backbone and heads are loaded."""
     path = tmp_path / "earlier.pth"
     if bare:
         torch.save(net.state_dict(), path)
@@ -283,7 +283,7 @@ def test_bytes_do_not_depend_on_the_files_name_and_a_full_disk_is_told(net: Reti
     saved.save(tmp_path / "other.pth")
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "other.pth").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # as a full disk, but for this process alone
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # like a full disk, but only for this process
     try:
         with pytest.raises(OutputError, match=r"full\.pth: cannot be written: File too large"):
             saved.save(tmp_path / "full.pth")
@@ -295,7 +295,7 @@ def test_bytes_do_not_depend_on_the_files_name_and_a_full_disk_is_told(net: Reti
 @pytest.mark.parametrize("grades", [(0, 1, 2, 3, 4), (0, 1, 2)])
 def test_training_does_not_go_on_from_other_grades(net: RetinaNet, tmp_path: Path, grades: tuple[int, ...]) -> None:
     Checkpoint(net.state_dict(), "resnet18", CONTRACT).save(tmp_path / "a.pth")
-    torch.save(net.state_dict(), tmp_path / "bare.pth")  # whose grades nobody knows, but their number
+    torch.save(net.state_dict(), tmp_path / "bare.pth")  # of its grades only the number is known
     fresh = RetinaNet(len(grades), "resnet18")
     expected = rf"expected a checkpoint with the DR grades {re.escape(str(list(grades)))} .* found"
     with pytest.raises(ModelFileError, match=rf"{expected} \[0, 2, 4\]") as caught:

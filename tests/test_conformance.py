@@ -1,4 +1,4 @@
-"""The conformance kit: what it holds, where its answers come from, and what it refuses."""
+"""The conformance kit: its contents, the source of its answers, and what it refuses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_pixels(kit: Path, picture: dict[str, Any]) -> NDArray[np.uint8]:
 
 
 def test_answers_are_pytorchs(small_export: SmallExport) -> None:
-    """The kit is written from the ONNX file; the checkpoint it was made of says the same of the same bytes."""
+    """The kit is written from the ONNX file; the checkpoint of that file gives the same answers for the same pixels."""
     index = read_index(small_export.kit)
     checkpoint = load_checkpoint(small_export.checkpoint)
     network = DeployedModel(checkpoint.build_model(), checkpoint.contract)
@@ -52,7 +52,7 @@ def test_pictures_differ_in_what_an_embedding_can_get_wrong(small_export: SmallE
     assert shapes["landscape"] == (240, 360, 3) and shapes["portrait"] == (360, 240, 3)
     assert not read_pixels(small_export.kit, next(p for p in index["pictures"] if p["name"] == "black")).any()
     assert index["model"]["sha256"] == RetinaModel(small_export.model).sha256
-    # Wrong colour order, wrong axes, or pixels scaled by the caller would be seen.
+    # A wrong colour order, wrong axes, or pixels scaled by the caller are noticed.
     model = RetinaModel(small_export.model)
     for wrong in (lambda p: p[..., ::-1], lambda p: p.transpose(1, 0, 2), lambda p: p // 255):
         far = [
@@ -80,7 +80,7 @@ def test_decisions_follow_the_rules(tmp_path: Path) -> None:
 
 
 def test_a_close_call_is_left_to_the_embedding(tmp_path: Path) -> None:
-    """Noise is grey on average: with a threshold at the ME probability of grey, either decision is right."""
+    """Noise is grey on average, so with a threshold at the ME probability of grey, either decision is right."""
     _, me = expected_probs(np.full((1, 1, 3), 127.5))
     at_grey = Rule("at_least", float(me[1]))
     thresholds = {**CONTRACT.thresholds, "me": at_grey, "referable_me": at_grey}

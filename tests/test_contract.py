@@ -1,4 +1,4 @@
-"""The contract: JSON both ways, refusals that say what was expected, and the decision rules."""
+"""The contract: JSON in both directions, errors that say what was expected, and the decision rules."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_square_that_a_photograph_is_first_resized_to_by_hand() -> None:
 
 
 def test_a_number_that_json_lacks_is_not_written() -> None:
-    """Python would write NaN, which a browser's JSON.parse refuses, and with it the whole file."""
+    """Python would write NaN, with which a browser's JSON.parse refuses the whole file."""
     with pytest.raises(ValueError, match="JSON compliant"):
         CONTRACT.with_(provenance={"auc": float("nan")}).to_json()
 
@@ -129,7 +129,7 @@ def test_other_text_is_refused(text: str) -> None:
 
 
 def test_decisions_by_hand() -> None:
-    """Grades 0, 1, 3: referable is grade 2 or worse, so here the last index alone."""
+    """With grades 0, 1, 3: grade 2 or worse is referable, so only the last index."""
     decision = decide(CONTRACT, np.array([0.2, 0.35, 0.45]), np.array([0.6, 0.4]))
     assert (decision.dr_grade, decision.me_risk, decision.referable) == (3, 0, False)
     assert decision.referable_prob == pytest.approx(0.45)
@@ -142,7 +142,7 @@ def test_decisions_by_hand() -> None:
 
 
 def test_a_probability_that_equals_its_threshold_is_a_yes() -> None:
-    """Even odds, and exact in binary: a photograph there is referred, as ``at_least`` says."""
+    """At 0.5, which is exact in binary, a photograph is referred, as the rule ``at_least`` says."""
     even = CONTRACT.with_(
         thresholds=default_thresholds() | {"me": Rule("at_least", 0.5), "referable_dr": Rule("at_least", 0.5, 1)}
     )
@@ -179,7 +179,7 @@ def test_a_file_that_says_nothing_of_the_surround_keeps_it() -> None:
 
 
 def test_thresholds_are_compared_in_double_as_other_programs_do() -> None:
-    """The float32 next to 0.7 is below it; rounded to float32, the threshold would be met."""
+    """The float32 nearest to 0.7 is below 0.7; if the threshold were rounded to float32, it would be reached."""
     rules = {
         **CONTRACT.thresholds, "me": Rule("at_least", 0.7),
         "referable_dr": Rule("at_least", 0.7, 2), "referable_me": Rule("at_least", 0.7),

@@ -1,4 +1,4 @@
-"""Evaluation of an exported file, against the tiny model's hand-computed answers and scikit-learn."""
+"""Evaluation of an exported file, compared with the tiny model's hand-computed answers and with scikit-learn."""
 
 from __future__ import annotations
 

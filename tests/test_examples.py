@@ -1,6 +1,6 @@
-"""The programs of examples/ answer as this package does: on the conformance kit, on photographs, on what is none.
+"""The programs of examples/ answer as this package does: for the conformance kit, for photographs, and for other files.
 
-Those whose toolchain is missing are skipped, saying what to install; with RETINA_EXAMPLES=all they fail instead.
+Programs without their toolchain are skipped, saying what to install; with RETINA_EXAMPLES=all they fail instead.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def command_of(language: str, build: Path) -> list[str]:
 
 @pytest.fixture(scope="module", params=sorted(SOURCES))
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """One example as its users run it, in the folder ``cwd``."""
+    """One example program, run in the folder ``cwd`` as its users do."""
     command = command_of(request.param, tmp_path_factory.mktemp("build"))
 
     def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -72,7 +72,7 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """JPEG files as cameras, archives and accidents leave them."""
+    """JPEG files from cameras and archives, and damaged ones."""
     folder = tmp_path_factory.mktemp("photographs")
     eye = Image.fromarray(photograph(3, 1, 480, seed=5, source="larga").picture)
     for orientation in range(1, 9):
@@ -165,7 +165,7 @@ def test_rows_are_those_of_retina_score(program: Program, small_export: SmallExp
         assert found[name]["status"] == row["status"], (name, found[name])
         for column, cell in row.items():
             if "prob" in column and cell:
-                # The decoders are cousins and agree to the bit but for where they round: 1e-3 is what a kit allows.
+                # The decoders are related and agree exactly except in rounding; 1e-3 is the kit's tolerance.
                 assert float(found[name][column]) == pytest.approx(float(cell), abs=1e-3), (name, column)
             elif column != "error":
                 assert found[name][column] == cell, (name, column)
@@ -211,7 +211,7 @@ def test_what_retina_score_refuses_has_its_row(program: Program, small_export: S
 
 
 def test_camera_originals_as_python_decides_them(program: Program, real_data: Path, tmp_path: Path) -> None:
-    """With what ships; benchmarks/embedding.py does the same with any model and says how far apart they are."""
+    """With the released model; benchmarks/embedding.py does the same with any model and shows the differences."""
     if not RELEASED.is_file():
         pytest.skip("no released model in this checkout")
     for path in sorted((real_data / "fullsize").glob("*.jpg"))[:2]:

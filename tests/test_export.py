@@ -1,4 +1,4 @@
-"""retina-export, from the command to the file, against PyTorch, Pillow and plain onnxruntime."""
+"""retina-export, from the command to the file, compared with PyTorch, Pillow and plain onnxruntime."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plain(checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two small pictures to compare on, quicker than drawn photographs."""
+    """Two small pictures to compare on, which is faster than drawing photographs."""
     folder = tmp_path_factory.mktemp("photographs")
     for seed, name in enumerate(["a.png", "b.png"]):
         pixels = np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -68,7 +68,7 @@ def explained(checkpoint: Path, photographs: Path, tmp_path_factory: pytest.Temp
 
 
 def torch_probs(checkpoint: Path, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The network's own forward, which the exported module does not use."""
+    """The probabilities from the network's own forward, which the exported module does not use."""
     read = load_checkpoint(checkpoint)
     with torch.no_grad():
         logits = read.build_model()(make_preprocess(read.contract.preprocessing)(torch.from_numpy(pixels)))
@@ -106,7 +106,7 @@ def test_file_answers_as_the_network_for_any_size(
 
 
 def test_answers_differ_between_pictures(plain: Path) -> None:
-    """Or the comparisons above would compare constants."""
+    """Otherwise the tests above would compare constants."""
     session = ort.InferenceSession(plain, providers=["CPUExecutionProvider"])
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     pixels[1, :, :, 0] = 255
@@ -132,7 +132,7 @@ def test_metadata_for_other_tools(plain: Path) -> None:
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["names"])["4"] == "DR grade 4"
     assert json.loads(metadata["imgsz"]) == [64, 64]
-    assert "license" not in metadata  # the code's is not the weights', whose data have terms of their own
+    assert "license" not in metadata  # the code's licence is not the weights', whose data have their own terms
     assert "not for clinical use" in metadata["description"]
     assert metadata["Image.BitmapPixelFormat"] == "Rgb8"
     assert Contract.from_json(metadata[METADATA_KEY]).preprocessing.image_size == 64
@@ -347,7 +347,7 @@ def test_stopped_it_leaves_no_file_that_is_refused_and_says_what_was_written(
 
     monkeypatch.setattr(job, "check_parity" if when == "before" else "sha256_of", stopped)
     if when == "after":
-        monkeypatch.setattr(job, "provenance", lambda *_arguments: {})  # takes a digest as well
+        monkeypatch.setattr(job, "provenance", lambda *_arguments: {})  # it computes a digest too
     result = export(checkpoint, "--check", photographs, "--out", out)
     assert result.exit_code == 130
     if when == "before":

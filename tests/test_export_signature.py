@@ -1,4 +1,4 @@
-"""Signatures made by retina-export hold for the file and for no other bytes."""
+"""Signatures made by retina-export are valid for the file, and for no other bytes."""
 
 from __future__ import annotations
 

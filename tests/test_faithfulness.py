@@ -1,4 +1,4 @@
-"""Faithfulness: each measure against a case whose answer is known."""
+"""Faithfulness: each measure on a case whose answer is known."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def test_only_the_lit_field_counts() -> None:
     lit[:, :32] = 1
     half = Field(0.0, 0.0, 1.0, 1.0, lit)
     lesion = np.zeros((512, 512), np.bool_)
-    lesion[:, 128:384] = True  # half of it lit
+    lesion[:, 128:384] = True  # half of the lesion is lit
     found = point(np.ones((8, 8), np.float32), half, lesion)
     assert found.area == pytest.approx(0.5, abs=0.02)
     assert found.energy == pytest.approx(0.5, abs=0.02)
-    lesion[:, :262] = False  # now all of it in the dark, beside the field
+    lesion[:, :262] = False  # now all of it is in the dark, beside the field
     unseen = point(np.ones((8, 8), np.float32), half, lesion)
     assert (unseen.hit, unseen.chance_hit, unseen.area) == (0, 0, 0)
 
@@ -107,7 +107,7 @@ def test_the_interval_is_that_of_scipy() -> None:
 
 
 class Corner(nn.Module):
-    """Says class 1 by how bright the upper left quarter is against what is around it."""
+    """A network that recognises class 1 only by the contrast (variance) of the upper left quarter."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         quarter = x[:, 0, : x.shape[2] // 2, : x.shape[3] // 2].var(dim=(1, 2))
@@ -142,7 +142,7 @@ def test_redrawing_goes_from_the_heads_down_and_leaves_the_model_alone() -> None
     torch.manual_seed(0)
     model = RetinaNet(5, "resnet18").eval()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # as training leaves them
+        if isinstance(module, nn.BatchNorm2d):  # as after training
             module.weight.data.uniform_(0.5, 1.5)
             module.running_mean.uniform_(-1, 1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -166,12 +166,12 @@ def test_redrawing_goes_from_the_heads_down_and_leaves_the_model_alone() -> None
 
 
 def test_blank_maps_are_left_out_of_the_mean_and_all_blank_is_no_number() -> None:
-    columns = np.array([[1.5, 3], [0.2, 1], [0, 0], [0.6, 2]])  # sums of correlations, and of how many maps
+    columns = np.array([[1.5, 3], [0.2, 1], [0, 0], [0.6, 2]])  # sum of correlations, and number of maps
     found = bootstrap(columns, _mean_of_seen)
     assert found.value == pytest.approx(2.3 / 6)
     assert 0.2 <= found.low <= found.value <= found.high <= 0.5
     assert np.isnan(bootstrap(np.zeros((4, 2)), _mean_of_seen).high)
-    assert not np.isnan(bootstrap(columns[1:3], _mean_of_seen).high)  # a resample of the blank one alone is left out
+    assert not np.isnan(bootstrap(columns[1:3], _mean_of_seen).high)  # resamples with only the blank one are left out
 
 
 def test_similarity_is_spearmans() -> None:

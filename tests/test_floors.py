@@ -1,4 +1,4 @@
-"""The floors: torch never reaches the ground, commands start quickly, and a missing extra is named."""
+"""The floors: runtime never imports torch, commands start quickly, and a missing extra is named."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_help_needs_no_extra_and_running_names_it(command: str) -> None:
     helped = python(WALL + call.format("'--help'"))
     assert helped.returncode == 0, helped.stderr
     assert "Usage:" in helped.stdout
-    # find_spec asks the wall too, so what an empty environment would say is said here
+    # find_spec consults the wall too, so it is patched to answer as in an empty environment
     ran = python(WALL + "import importlib.util as u\nu.find_spec = lambda name: None\n" + call.format("'x'"))
     assert ran.returncode == 2
     assert f"pip install 'retina-edge[{command}]'" in ran.stderr

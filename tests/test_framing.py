@@ -1,4 +1,4 @@
-"""The framing, against Pillow and against boxes that were drawn on purpose."""
+"""The framing, compared with Pillow and with known boxes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def framed(picture: np.ndarray, framing: str = "field", size: int = 128) -> np.n
 def test_squash_is_pillows_bilinear(shape: tuple[int, int]) -> None:
     picture = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     by_pillow = np.asarray(Image.fromarray(picture).resize((128, 128), Image.Resampling.BILINEAR), dtype=np.float32)
-    # Pillow rounds to whole grey levels after each of its two passes, this does not.
+    # Pillow rounds to whole grey levels after each of its two passes; the framing does not.
     assert np.abs(framed(picture, "squash") - by_pillow).max() <= 1.01
 
 
@@ -87,16 +87,16 @@ def test_same_eye_framed_differently_looks_alike() -> None:
 @pytest.mark.parametrize("level", [0, 14])
 def test_picture_without_lit_field_is_left_whole(level: int) -> None:
     picture = np.full((100, 140, 3), level, dtype=np.uint8)
-    picture[50, 70] = 255  # one hot pixel is no field
+    picture[50, 70] = 255  # one hot pixel is not a field
     ours = framed(picture, size=64)
-    # left whole, in its own aspect ratio: bars of black above and below
+    # Kept whole with its own aspect ratio: black bars above and below.
     inside = ours[12:52, 4:60]
     assert np.median(inside) == pytest.approx(level, abs=0.01)
     assert ours[64 * 20 // 140 // 2, 32].max() == pytest.approx(0.0, abs=1e-3)
 
 
 def spoiled(picture: np.ndarray, how: str) -> np.ndarray:
-    """The surround, (H, W, 3) uint8 where nothing is lit, as other cameras and archives leave it."""
+    """The picture, (H, W, 3) uint8, with a surround like that of other cameras and archives."""
     rng = np.random.default_rng(4)
     dark = picture.max(axis=2, keepdims=True) <= 20
     if how == "caption":
@@ -114,7 +114,7 @@ def test_what_lies_around_the_field_is_not_seen(how: str) -> None:
     plain, ours = framed(picture), framed(spoiled(picture, how))
     y, x = np.mgrid[-1:1:128j, -1:1:128j]
     radius = np.hypot(x, y)
-    # A rim of a cell stays, which may widen the box a little.
+    # A rim one cell wide is kept, which may widen the box slightly.
     assert np.abs(ours - plain)[radius < 0.9].mean() < 6.0
     assert ours[radius > 1.2].max() < 1.0
     keep = make_frame(Preprocessing(image_size=128, surround="kept"))
@@ -124,7 +124,7 @@ def test_what_lies_around_the_field_is_not_seen(how: str) -> None:
 
 @pytest.mark.parametrize("haemorrhage", [False, True])
 def test_retina_is_not_taken_for_surround(haemorrhage: bool) -> None:
-    """Cropped to the inside of a field that is lit from one side: dark corners stay, and so do large haemorrhages."""
+    """In a crop from inside a field that is lit from one side, dark corners are kept, and so are large haemorrhages."""
     x = np.linspace(0.4, 1.0, 300)
     picture = (np.array([180, 90, 40]) * x[None, :, None] * np.ones((300, 1, 1))).astype(np.uint8)
     if haemorrhage:
@@ -138,14 +138,14 @@ def test_retina_is_not_taken_for_surround(haemorrhage: bool) -> None:
     [
         # Level 177.4, threshold 20 + 0.2 (177.4 - 20) = 51.5: (56 - 51.5) / 17.74 + 0.5
         (200.0, 56.0, 20.0, 0.755, 0.0),
-        # Level 83.5, where a fifth of the way up would be more than 0.35 x 83.5 = 29.2: (30 - 29.2) / 8.35 + 0.5
+        # Level 83.5, where a fifth of the way up would exceed 0.35 x 83.5 = 29.2: (30 - 29.2) / 8.35 + 0.5
         (100.0, 36.0, 30.0, 1.0, 0.591),
-        # The noise of a black photograph, of level 20 at least: no field is found, so that nothing is surround.
+        # The noise of a black photograph, whose level is at least 20: no field is found, so nothing is surround.
         (3.0, 1.0, 1.0, 1.0, 1.0),
     ],
 )
 def test_what_is_field_by_hand(field: float, dim: float, surround: float, of_dim: float, of_surround: float) -> None:
-    """Three bands, field to the left; as many pixels as the grid has cells."""
+    """Three bands, with the field at the left; the picture has as many pixels as the grid has cells."""
     columns = torch.tensor([field] * 32 + [dim] * 12 + [surround] * 20)
     mask = field_mask(columns.expand(1, 3, 64, 64))[0, 0]
     assert mask[32, [5, 38, 60]].tolist() == pytest.approx([1.0, of_dim, of_surround], abs=1e-3)
@@ -167,10 +167,10 @@ def test_a_column_belongs_to_the_field_where_a_fiftieth_of_it_is_lit() -> None:
     x = torch.zeros(1, 3, 100, 100)
     x[..., 20:80, 30:70] = 200.0
     x[..., 40:43, 20:30] = 200.0  # three pixels of a hundred
-    x[..., 40, 10:20] = 200.0  # one of a hundred: the edge lies half-way between these columns and those
+    x[..., 40, 10:20] = 200.0  # one of a hundred: the edge is half-way between these columns and those
     left, right, top, bottom = (float(edge) for edge in lit_box(x))
     assert left == pytest.approx(0.2, abs=1e-5)
-    # In the last lit column 0.60 of the pixels are lit, beyond it none: 0.02 is met a thirtieth beyond its neighbour.
+    # In the last lit column 0.60 of the pixels are lit, and none beyond it: 0.02 is reached 1/30 from the next column.
     assert right == pytest.approx(0.7 + (0.5 - 0.02 / 0.60) / 100, abs=1e-5)
     np.testing.assert_allclose(_lit_box((x[0, 0] > 0).float().numpy()), (left, right, top, bottom), atol=1e-5)
     assert (top, bottom) == pytest.approx((0.2 - (0.5 - 0.02 / 0.40) / 100, 0.8 + (0.5 - 0.02 / 0.40) / 100), abs=1e-3)
@@ -178,7 +178,7 @@ def test_a_column_belongs_to_the_field_where_a_fiftieth_of_it_is_lit() -> None:
 
 @pytest.mark.parametrize("across", [False, True])
 def test_one_line_of_hot_pixels_is_no_field(across: bool) -> None:
-    """Every pixel of its column is lit, but of each row one in a hundred."""
+    """Every pixel of its column is lit, but only one in a hundred of each row."""
     x = torch.zeros(100, 100)
     x[:, 40] = 200.0
     x = x.T if across else x

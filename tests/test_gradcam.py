@@ -1,4 +1,4 @@
-"""Maps: equal to the grad-cam package and to the explain export, on a model that is left as it was found."""
+"""Maps equal those of the grad-cam package and of the explain export, and the model is left as it was."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class OneHead(nn.Module):
-    """The package explains models with one output."""
+    """A model with only one head, because the package explains models with one output."""
 
     def __init__(self, model: RetinaNet, index: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class OneHead(nn.Module):
 def by_package(
     model: RetinaNet, head: str, layers: list[str], method: str, x: Tensor, classes: list[int]
 ) -> np.ndarray:
-    """(N, h, w) before any resizing: of one layer raw, of several aggregated as the package does."""
+    """The package's maps (N, h, w) before resizing: raw for one layer, aggregated as the package does for several."""
     modules = [find_layer(model, layer) for layer in layers]
     targets = [ClassifierOutputTarget(index) for index in classes]
     with PACKAGE[method](OneHead(model, 0 if head == "dr" else 1), modules) as cam:
@@ -90,7 +90,7 @@ def by_package(
 
 @pytest.fixture(scope="module")
 def twenty() -> Tensor:
-    """Model input of 20 photographs: real ones where there are any, else drawn ones."""
+    """The network's input for 20 photographs: real ones if there are any, else drawn ones."""
     if "RETINA_DATA" in os.environ:
         files = sorted((Path(os.environ["RETINA_DATA"]) / "retina/test/images").iterdir())[::16][:20]
         pictures = [decode(file) for file in files]
@@ -138,7 +138,7 @@ def test_a_batch_is_explained_as_its_pictures_one_by_one(batch: Tensor) -> None:
 
 
 def test_the_sum_is_the_logit_without_biases(batch: Tensor) -> None:
-    """What the documented unit means: without biases and negative evidence the cells add up to the logit."""
+    """As the documented unit says: without biases and negative evidence, the cells sum to the logit."""
     model = network()
     for layer in (model.dr_head[0], model.dr_head[3]):
         layer.weight.data.abs_()
@@ -155,7 +155,7 @@ def test_the_model_is_left_as_it_was_found(layers: list[str], batch: Tensor) -> 
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     cam = GradCAM(model, layers)
-    with torch.inference_mode():  # as a caller might
+    with torch.inference_mode():  # as a caller might use
         cam(batch, [head_logit("dr")])
 
     def fails(_output: object) -> Tensor:
@@ -264,7 +264,7 @@ def test_the_default_checkpoint_and_folder(folder: Path, checkpoint: Path, tmp_p
 
 @pytest.mark.parametrize("source", ["--checkpoint", "--model"])
 def test_a_close_call_is_explained_on_the_whole_photograph_as_it_is_scored(tmp_path: Path, source: str) -> None:
-    """A threshold between what the reduced and the whole photograph say."""
+    """With a threshold between the answers for the reduced and for the full-size photograph."""
     path = tmp_path / "eye.jpg"
     Image.fromarray(photograph(2, 1, 900, seed=8).picture).save(path, quality=60)
 
@@ -338,7 +338,7 @@ def test_a_bare_state_dict_is_explained_as_it_was_trained(folder: Path, tmp_path
 def test_what_cannot_be_read_or_explained_keeps_its_row(
     folder: Path, explain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A DICOM file where pydicom was never installed, and a photograph that the model cannot take."""
+    """A DICOM file without pydicom installed, and a photograph that the model cannot process."""
     (folder / "b.dcm").write_bytes(bytes(128) + b"DICM")
     monkeypatch.setitem(sys.modules, "pydicom", None)
     find_spec = importlib.util.find_spec
@@ -362,10 +362,10 @@ def test_what_cannot_be_read_or_explained_keeps_its_row(
 
 
 def test_photographs_are_never_drawn_over(folder: Path, explain_file: Path) -> None:
-    """However the two are named: in the folder given, beside the photograph given, in a folder that holds it."""
+    """Whether --out is the folder given, the folder of the photograph given, or a folder that contains it."""
     for name in ("eye.jpg", "eye_dr.jpg", "clinic/eye.jpg"):
         Image.fromarray(photograph(1, 0, 64, seed=5).picture).save(folder / name)
-    # Drawn into photographs/, the overlay of clinic's clinic/eye.jpg is photographs/clinic/eye_dr.jpg.
+    # With --out photographs/, the overlay of clinic's clinic/eye.jpg would be photographs/clinic/eye_dr.jpg.
     (folder / "clinic" / "clinic").mkdir()
     for name in ("clinic/clinic/eye.jpg", "clinic/eye_dr.jpg"):
         Image.fromarray(photograph(1, 0, 64, seed=6).picture).save(folder / name)

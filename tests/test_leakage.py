@@ -1,4 +1,4 @@
-"""The same photograph, or patient, in two splits."""
+"""Detection of the same photograph, or patient, in two splits."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_splits_of_different_eyes_and_patients_have_no_leak(tmp_path: Path) -> N
 def test_the_same_bytes_in_two_splits_with_their_label_conflicts(tmp_path: Path) -> None:
     write_set(tmp_path)
     images = {name: tmp_path / name / "images" for name in SPLITS}
-    shutil.copy(images["train"] / "eye_4.jpg", images["valid"] / "eye_0.jpg")  # DR 2 ME 1, and DR 0 ME 0
-    shutil.copy(images["valid"] / "eye_1.jpg", images["test"] / "eye_1.jpg")  # labels agree
+    shutil.copy(images["train"] / "eye_4.jpg", images["valid"] / "eye_0.jpg")  # labelled DR 2 ME 1, and DR 0 ME 0
+    shutil.copy(images["valid"] / "eye_1.jpg", images["test"] / "eye_1.jpg")  # with the same labels
     assert leaks_of(tmp_path) == [
         "same bytes: train/eye_4.jpg and valid/eye_0.jpg; DR grade 2 and 0, ME risk 1 and 0",
         "same bytes: valid/eye_1.jpg and test/eye_1.jpg",
@@ -56,7 +56,7 @@ def test_a_recompressed_or_shrunk_copy_is_near_identical(tmp_path: Path, side: i
 
 
 def test_drawn_eyes_are_told_apart(tmp_path: Path) -> None:
-    """Fundus photographs all show a lit disc: only what is in it may count."""
+    """All fundus photographs show a lit disc, so only its content may count."""
     write_set(tmp_path)
     for seed, name in enumerate(SPLITS):
         for n in range(3):

@@ -1,4 +1,4 @@
-"""The yardsticks against scikit-learn and hand-computed numbers, plain and under resampling."""
+"""The metrics, compared with scikit-learn and hand-computed numbers, plain and under resampling."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ONE = np.ones((1, 6))
 def predictions(
     n: int = 120, seed: int = 0, per_patient: int = 2, sources: tuple[str, ...] = ("a", "b")
 ) -> Predictions:
-    """Seeded answers that lean towards the truth; probabilities rounded, so that scores tie."""
+    """Seeded predictions that lean towards the truth, with rounded probabilities, so that scores tie."""
     rng = np.random.default_rng(seed)
     dr_true = rng.choice(5, n, p=[0.5, 0.15, 0.2, 0.1, 0.05])
     me_true = rng.integers(0, 2, n)
@@ -56,7 +56,7 @@ def predictions(
 
 
 def drawn_patients(p: Predictions, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """One resample of patients twice over: the rows it repeats, and how often each photograph is among them."""
+    """One resample of patients in two forms: the rows that it repeats, and how often each photograph is among them."""
     rng = np.random.default_rng(seed)
     patients = sorted(set(p.patients))
     drawn = rng.choice(patients, len(patients))
@@ -68,14 +68,14 @@ def drawn_patients(p: Predictions, seed: int) -> tuple[NDArray[np.int64], NDArra
 
 
 def test_quadratic_kappa_by_hand() -> None:
-    # True 0 0 1 2, said 0 1 1 2. Observed cost 1. By chance: rows (2, 1, 1), columns (1, 2, 1) over 4 photographs,
+    # True 0 0 1 2, predicted 0 1 1 2: observed cost 1. By chance: rows (2, 1, 1), columns (1, 2, 1) over 4 photographs,
     # cost (2*2*1 + 2*1*4 + 1*1*1 + 1*1*1 + 1*1*4 + 1*2*1) / 4 = 20 / 4 = 5. Kappa = 1 - 1/5.
     assert quadratic_kappa(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2]), range(3)) == pytest.approx(0.8)
     assert quadratic_kappa(np.array([1, 1]), np.array([1, 1]), range(3)) == 0.0
 
 
 def test_auc_by_hand() -> None:
-    # Positives .8 .4 .4, negatives .4 .1: of 6 pairs 4 are in order and 2 tie.
+    # Positives .8 .4 .4, negatives .4 .1: of 6 pairs, 4 are in order and 2 tie.
     true, score = np.array([1, 1, 1, 0, 0]), np.array([0.8, 0.4, 0.4, 0.4, 0.1])
     assert yardsticks.auc(true, score, np.ones((1, 5)))[0] == pytest.approx(5 / 6)
     # The negative at .1 drawn three times, one positive at .4 not at all: 8 pairs, 7 in order, 1 tie.
@@ -90,7 +90,7 @@ def test_calibration_error_by_hand() -> None:
     probs = np.stack([confidence, 1 - confidence], axis=1)
     true = np.array([0, 1, 0, 0, 0, 0])
     assert yardsticks.calibration_error(probs, true, ONE)[0] == pytest.approx(0.4)
-    # Gaps within a bin cancel, between bins they do not: .9 right and .9 wrong weigh against each other.
+    # Gaps within a bin cancel, but not between bins: .9 right and .9 wrong balance.
     assert yardsticks.calibration_error(probs, true, np.array([[9.0, 1, 0, 0, 0, 0]]))[0] == pytest.approx(0.0)
     n, mean_confidence, right = yardsticks.reliability(probs, true)
     assert n.sum() == 6
@@ -99,15 +99,15 @@ def test_calibration_error_by_hand() -> None:
 
 
 def test_calibration_chance_by_hand() -> None:
-    # One answer at .75: right in 3 draws of 4, with an error of .25, else wrong, with one of .75.
+    # One answer at .75: right in 3 of 4 draws, with an error of .25, else wrong, with an error of .75.
     draws = yardsticks.calibration_chance(np.array([[0.75, 0.25]]), 4000, 0)
     np.testing.assert_allclose(np.unique(draws), [0.25, 0.75])
-    assert (draws == 0.25).mean() == pytest.approx(0.75, abs=0.03)  # over four standard errors
+    assert (draws == 0.25).mean() == pytest.approx(0.75, abs=0.03)  # more than four standard errors
     # A hundred answers at .8, in one bin: the mean absolute deviation of Binomial(100, .8).
     expected = scipy.stats.binom(100, 0.8).expect(lambda right: abs(right / 100 - 0.8))
     draws = yardsticks.calibration_chance(np.tile([0.8, 0.2], (100, 1)), 4000, 0)
     assert draws.mean() == pytest.approx(expected, abs=0.002)
-    # And a hundred more in another bin add to it: gaps of two bins do not cancel.
+    # A hundred more in another bin add to it, because gaps of different bins do not cancel.
     both = np.concatenate([np.tile([0.8, 0.2], (100, 1)), np.tile([0.6, 0.4], (100, 1))])
     other = scipy.stats.binom(100, 0.6).expect(lambda right: abs(right / 100 - 0.6))
     assert yardsticks.calibration_chance(both, 4000, 0).mean() == pytest.approx((expected + other) / 2, abs=0.002)
@@ -243,7 +243,7 @@ def test_resamples_in_portions_are_the_same_resamples(monkeypatch: pytest.Monkey
     assert evaluate(p, CONTRACT, n_bootstrap=50) == whole
 
 
-# ---- what is not defined
+# ---- undefined figures
 
 
 def test_one_class_only_leaves_figures_undefined_and_says_why() -> None:
@@ -301,12 +301,12 @@ def test_decisions_are_the_contracts() -> None:
     assert body["me"]["sensitivity"]["value"] == sk.recall_score(p.me_true, p.me_probs[:, 1] >= np.float32(0.3))
     assert body["referable_dr"]["from_grade"] == 3
     true, said = (np.array(contract.dr_grades)[index] for index in (p.dr_true, p.dr_probs.argmax(1)))
-    kappa = sk.cohen_kappa_score(true, said, weights="quadratic", labels=range(6))  # 3 for 5 is two steps
+    kappa = sk.cohen_kappa_score(true, said, weights="quadratic", labels=range(6))  # predicting 3 for 5 is two steps
     assert body["dr"]["kappa"]["value"] == pytest.approx(kappa)
 
 
 def test_referral_of_me_is_judged_by_its_own_rule() -> None:
-    """Each of the two referrals has another threshold than the plain answer, and other photographs with it."""
+    """Both referrals have thresholds that differ from the plain answers', and so other photographs."""
     p = predictions()
     rules = default_thresholds() | {"referable_me": Rule("at_least", 0.3), "referable_dr": Rule("at_least", 0.2, 3)}
     body = evaluate(p, Contract(thresholds=rules), n_bootstrap=1)["all"]
@@ -348,7 +348,7 @@ def test_sources_may_be_called_anything() -> None:
 
 
 def test_a_grade_that_does_not_occur_is_still_a_step() -> None:
-    """As retina-score counts, which knows nothing of indices: 2 for 4 costs two steps squared, though none is a 3."""
+    """As in retina-score, which counts by grades: 2 for 4 costs two steps squared, although there is no 3."""
     true, pred = np.array([0, 1, 2, 3, 3, 2]), np.array([0, 1, 3, 3, 2, 2])  # indices into 0, 1, 2, 4
     grades = np.array([0, 1, 2, 4])
     expected = sk.cohen_kappa_score(grades[true], grades[pred], weights="quadratic", labels=range(5))

@@ -1,4 +1,4 @@
-"""Opening a model file and predicting, against answers computed by hand (tiny_model.py)."""
+"""Opening a model file and predicting, compared with answers computed by hand (tiny_model.py)."""
 
 import hashlib
 import io
@@ -167,7 +167,7 @@ REFUSED = {
 
 
 def with_contract_only(**changes: Any) -> onnx.ModelProto:
-    """A sound contract that promises something else than the graph has."""
+    """A model with a valid contract that does not match its graph."""
     model = tiny_model()
     helper.set_model_props(model, {METADATA_KEY: CONTRACT.with_(**changes).to_json()})
     return model
@@ -209,7 +209,7 @@ def test_a_known_digest_is_held_to(tmp_path: Path) -> None:
         RetinaModel(path)
     beside.write_text(f"{digest}  m.onnx\n")
     content = bytearray(path.read_bytes())
-    at = content.index(np.float32(6).tobytes())  # a weight: nothing but the digest can notice
+    at = content.index(np.float32(6).tobytes())  # a weight, so that only the digest can notice
     content[at] ^= 1
     path.write_bytes(content)
     with pytest.raises(ModelFileError, match=f"expected sha256 {digest} .* found"):
@@ -354,7 +354,7 @@ def test_session_options_neither_spin_nor_take_more_threads_than_asked() -> None
 
 
 def test_a_close_call_is_decided_on_the_whole_picture(tmp_path: Path) -> None:
-    """A threshold laid onto the answer itself: the scaled picture's may lie on the other side."""
+    """With the threshold at the answer itself, so that the scaled picture's may be on the other side."""
     plain = CONTRACT.with_(preprocessing=Preprocessing("squash", 64))
     smooth = Image.fromarray(pixels(3, 600, 900)).filter(ImageFilter.GaussianBlur(9))
     path = tmp_path / "eye.jpg"
@@ -379,7 +379,7 @@ def test_a_map_of_no_known_label_is_refused(tmp_path: Path, of: dict[Head, int])
 @pytest.mark.parametrize("side", [-1, 1])
 @pytest.mark.parametrize("decision", ["me", "referable_me", "referable_dr"])
 def test_a_probability_within_half_a_hundredth_of_a_threshold_is_a_close_call(decision: str, side: int) -> None:
-    """All other thresholds are far away: 0.2 and 0.6 of ME, 0.4 of DR, whose first grade leads by far."""
+    """All other thresholds are far away: 0.2 and 0.6 for ME, 0.4 for DR, whose most probable grade leads by far."""
     rules = {"me": Rule("at_least", 0.6), "referable_me": Rule("at_least", 0.2), "referable_dr": Rule("at_least", 0.4)}
     contract = Contract(dr_grades=(0, 3), thresholds=default_thresholds() | rules)
 

@@ -1,4 +1,4 @@
-"""Damaged files of every format, thousands of them: no crash, no hang, a row for each, bounded memory."""
+"""Thousands of damaged files of every format: no crash, no hang, a row for each, and bounded memory."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from tiny_model import write_tiny_model
 
 
 def sound_files() -> dict[str, bytes]:
-    """A small photograph in every format and in the variants that take other paths through the decoders."""
+    """A small photograph in every format, and in the variants that take other paths through the decoders."""
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     image = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(2))
     deep = Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 257)
@@ -79,12 +79,12 @@ def dicom(pixels: bytes, *, compressed: bool) -> bytes:
 
 
 def mutant(rng: random.Random, content: bytes, others: list[bytes]) -> bytes:
-    """Flip bits, cut, splice in another file's header or middle, repeat, drop or blank a stretch; sometimes several."""
+    """Flip bits, truncate, splice in another file's header or middle, repeat, drop or zero parts, or several."""
     data = bytearray(content)
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         if not data:
             break
-        # Half of the damage strikes where the header is.
+        # Half of the damage is in the header.
         at = rng.randrange(min(len(data), 200) if rng.random() < 0.5 else len(data))
         length = rng.choice([1, 2, 4, 16, 100, 1000])
         match rng.randrange(7):
@@ -127,7 +127,7 @@ print(json.dumps({"slowest_s": slowest, "peak_mb": peak}))
 
 
 def run_mutants(folder: Path, count: int) -> dict[str, object]:
-    """Make ``count`` mutants, score them with the command, then one by one; returns the slowest and the peak memory."""
+    """Score ``count`` mutants with the command, then one by one; returns the slowest and the peak memory."""
     rng = random.Random(11)
     files = sound_files()
     others = list(files.values())

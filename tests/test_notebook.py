@@ -1,4 +1,4 @@
-"""The example notebook, run from its first cell to its last on drawn photographs."""
+"""The example notebook, run from the first cell to the last on drawn photographs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = nbclient.NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(tmp_path)}})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Jupyter's own, of its own sockets
+        warnings.simplefilter("ignore")  # Jupyter's warnings about its own sockets
         asyncio.run(client.async_execute())
     artifacts = tmp_path / "artifacts"
     for name in ("retina_multitask_best.pth", "retina_multitask.onnx", "test_predictions.csv"):

@@ -23,7 +23,7 @@ from retina.train.synthetic import photograph
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """PNG files, so that no decoder has a choice: borders, odd sizes, 3:2, upright, tiny, black, noise."""
+    """PNG files, which all decoders read alike: borders, odd sizes, 3:2, portrait, tiny, black, noise."""
     folder = tmp_path_factory.mktemp("pictures")
     eye = photograph(3, 1, 240, seed=5).picture
     borders = np.zeros((401, 637, 3), np.uint8)
@@ -54,7 +54,7 @@ def test_every_way_to_a_probability_is_the_same(
     preprocessing = Preprocessing(framing=framing, surround=surround, image_size=96)
     contract = Contract(preprocessing)
     net = RetinaNet(5, "resnet18").eval()
-    # Untrained heads answer nearly the same to everything: sharpen them until pictures differ by tenths.
+    # Untrained heads give nearly the same answer to everything: scale them up until pictures differ by tenths.
     with torch.no_grad():
         net.dr_head[3].weight *= 40
         net.me_head[3].weight *= 40

@@ -1,4 +1,4 @@
-"""Overlays: the map lies where the network looked, the photograph stays readable, and everybody can read the scale."""
+"""Overlays: the map is where the network looked, the photograph stays visible, and everybody can read the scale."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ PICTURES = {
 
 
 def framing_edges(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float64]:
-    """Left, top, right, bottom in shares of the photograph, from train/framing.py's own box."""
+    """Left, top, right and bottom as fractions of the photograph, from train/framing.py's own box."""
     side = preprocessing.intermediate_size
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
     squashed = torch.nn.functional.interpolate(image, size=(side, side), mode="bilinear", antialias=True)
@@ -85,7 +85,7 @@ def test_the_square_is_the_one_that_the_network_sees(name: str, surround: Surrou
 @pytest.mark.parametrize("name", PICTURES)
 @pytest.mark.parametrize("framing", ["field", "squash"])
 def test_cut_out_of_the_photograph_it_is_what_the_network_sees(name: str, framing: str) -> None:
-    """The same, through the pixels: nothing of framing's insides is used."""
+    """The same check by pixels, without using the framing's internals."""
     preprocessing = Preprocessing(framing=framing, image_size=96)  # type: ignore[arg-type]
     pixels = PICTURES[name]
     seen = make_frame(preprocessing)(torch.from_numpy(pixels)[None])[0].permute(1, 2, 0).numpy()
@@ -111,7 +111,7 @@ def test_the_square_on_real_photographs() -> None:
 
 
 def test_a_map_lands_where_the_network_looked() -> None:
-    """A bright dot, found in the framed square, marked in a map there, must be found again on the photograph."""
+    """A bright dot is found in the framed square and marked in a map; the map must point to it on the photograph."""
     pixels = disc(300, 500, (150, 320), 90, level=80)
     for row, column in ((100, 320), (150, 250), (190, 380)):
         dotted = pixels.copy()
@@ -144,7 +144,7 @@ def test_nothing_is_drawn_outside_the_lit_field() -> None:
 
 
 def test_a_large_photograph_is_painted_as_a_small_one() -> None:
-    """Enlarging in tiles and by doubling shows nowhere: against every pixel's own colour, computed at full size."""
+    """Enlarging in tiles and by doubling is not visible, compared with each pixel's colour computed at full size."""
     flat = np.full((1700, 2600, 3), (150, 70, 30), np.uint8)
     values = np.array([[0.0, 0.2, 0.1], [0.3, 1.0, 0.4], [0.0, 0.5, 0.2]], np.float32)
     drawn = np.asarray(draw(Image.fromarray(flat), HeadMap("dr", values, 2, 0.8), WHOLE)).astype(float)
@@ -158,19 +158,19 @@ def test_a_large_photograph_is_painted_as_a_small_one() -> None:
 
 
 def test_a_weak_map_is_clear_a_strong_one_half_opaque_and_a_white_line_stands_between() -> None:
-    """By hand: three columns at 0.05, 0.55 and 1 of the scale, each 100 pixels wide, on one colour."""
+    """Computed by hand: three columns at 0.05, 0.55 and 1 of the scale, each 100 pixels wide, on one colour."""
     values = np.repeat(np.array([[0.05, 0.55, 1.0]], np.float32), 3, axis=0)
     photograph = np.array([100.0, 60.0, 20.0])
     flat = np.tile(photograph.astype(np.uint8), (300, 300, 1))
     row = np.asarray(draw(Image.fromarray(flat), HeadMap("dr", values, 2, 0.8), WHOLE))[150].astype(float)
-    np.testing.assert_array_equal(row[:50], np.tile(photograph, (50, 1)))  # below a tenth nothing is seen
-    # 0.55 lies between the colours of 0.4 and 0.75, and its opacity is 0.45 of the 0.5 on the way to half.
+    np.testing.assert_array_equal(row[:50], np.tile(photograph, (50, 1)))  # below a tenth nothing is painted
+    # 0.55 is between the colours of 0.4 and 0.75; its opacity is 0.45/0.5 of the greatest, a half.
     colour = np.array([10, 90, 240]) + (0.55 - 0.4) / 0.35 * np.array([50, 115, 15])
     opacity = 0.5 * (0.55 - 0.1) / 0.5
     np.testing.assert_allclose(row[150], opacity * colour + (1 - opacity) * photograph, atol=2)
     np.testing.assert_allclose(row[250:], np.tile((np.array([250, 255, 255]) + photograph) / 2, (50, 1)), atol=1)
     white = np.flatnonzero((row == 255).all(axis=1))
-    # From 0.05 at 50 to 0.55 at 150 the map is bilinear: half of the scale is at 140.
+    # The map is bilinear from 0.05 at pixel 50 to 0.55 at 150, so half of the scale is at 140.
     assert len(white) == 1
     assert white[0] == pytest.approx(140, abs=1)
 
@@ -218,7 +218,7 @@ def test_the_peak_is_reported_in_pixels_of_the_photograph() -> None:
     assert peak_at(HeadMap("dr", spot, 1, 0.5), WHOLE, (4000, 2000)) == pytest.approx((2500, 750), abs=8)
 
 
-# Machado et al., 2009, full strength: linear RGB as seen without the long- or middle-wave cones.
+# Machado et al., 2009, full severity: linear RGB as seen without long- or medium-wavelength cones.
 VISIONS = {
     "all cones": np.eye(3),
     "protanopia": np.array(
@@ -293,7 +293,7 @@ def test_the_overlays_of_a_prediction(tmp_path: Path) -> None:
     said = Prediction(3, {0: 0.1, 3: 0.7, 4: 0.2}, 1, 0.4, True, 0.9, False, {"dr": values, "me": 2 * values})
     maps = head_maps(said)
     assert (maps["dr"].target, maps["dr"].probability) == (3, 0.7)
-    assert (maps["me"].target, maps["me"].probability) == (0, 0.6)  # at most odds, whatever the rule decided
+    assert (maps["me"].target, maps["me"].probability) == (0, 0.6)  # the more probable label, whatever the rule decided
     pixels = PICTURES["drawn, 3:2"]
     photograph, field = Image.fromarray(pixels), Field.find(pixels, PREP)
     expected = np.asarray(draw(photograph, maps["me"], field))

@@ -1,4 +1,4 @@
-"""The parity ladder says no at each rung, with its own error."""
+"""Each step of the parity check refuses with its own error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 @pytest.fixture(autouse=True)
 def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A camera original takes a second each time, and size is not what is tested here."""
+    """Skip large sizes: a camera original takes a second each time, and size is not tested here."""
     monkeypatch.setattr(parity, "SIZES", ((32, 32), (33, 57)))
 
 
@@ -39,7 +39,7 @@ def photographs() -> list[tuple[str, NDArray[np.uint8]]]:
 def check(
     reference: Reference, spoil: Callable[[Outputs, NDArray[np.uint8]], Outputs], bounds: parity.Bounds
 ) -> Parity:
-    """Compare PyTorch with itself, spoilt."""
+    """Compare PyTorch with a distorted copy of its own answers."""
     return check_parity(
         lambda pixels: spoil(dict(reference(pixels).values), pixels), reference, photographs(), bounds, "here"
     )
@@ -104,7 +104,7 @@ def test_int8_reports_decisions_that_differ(reference: Reference) -> None:
 
 
 def test_autograd_reference_by_finite_differences(reference: Reference, tmp_path: Path) -> None:
-    """Moving the whole feature map of channel c by e moves the logit by e times the sum of its gradient."""
+    """Adding e to channel c of the feature map changes the logit by e times the sum of its gradient."""
     import torch
 
     pixels = photographs()[0][1][None]
@@ -126,7 +126,7 @@ def test_autograd_reference_by_finite_differences(reference: Reference, tmp_path
 
 
 def test_a_turned_decision_is_refused_of_fp32(reference: Reference) -> None:
-    """Even where every probability is within the bounds: here they are wide."""
+    """Even if every probability is within the bounds, which are wide here."""
     with pytest.raises(ParityError, match=r"decision on eye0.png: expected dr_grade \d, found \d"):
         check(
             reference, lambda out, _pixels: out | {"dr_probs": np.roll(out["dr_probs"], 1, axis=1)},

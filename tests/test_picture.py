@@ -1,4 +1,4 @@
-"""The decoder against Pillow, numpy and files made by hand."""
+"""The decoder, compared with Pillow, numpy and files made by hand."""
 
 import io
 import os
@@ -72,7 +72,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, format_: str, share: float)
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format_", ["PNG", "TIFF", "WEBP", "JPEG"])
 def test_exif_orientation_is_applied(format_: str, orientation: int) -> None:
-    """Expected by the definition in the EXIF standard: where row 0 and column 0 of the stored picture belong."""
+    """The expected result follows the EXIF standard: where row 0 and column 0 of the stored picture belong."""
     upright = np.asarray(photograph(96, 64))
     stored = {
         1: upright,
@@ -108,7 +108,7 @@ def test_sixteen_bit_gray_is_rounded_to_eight(format_: str) -> None:
 
 
 def test_tiff_whose_zero_is_white() -> None:
-    """As Pillow reads it of eight bits, and what is written on film is a negative."""
+    """It is inverted, as Pillow does with eight bits."""
     values = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 60
     deep = decode(_tiff(values.tobytes(), bits=16, samples=1, photometric=0))
     np.testing.assert_array_equal(deep[..., 0], 255 - np.round(values * (255 / 65535)))
@@ -117,7 +117,7 @@ def test_tiff_whose_zero_is_white() -> None:
 
 
 def test_a_jpeg_of_endless_scans_is_refused() -> None:
-    """Each goes over all blocks, however few bytes it has: 64 MiB of them kept a core busy for hours."""
+    """Each scan visits all blocks, however few bytes it has: 64 MiB of them kept a core busy for hours."""
     data = io.BytesIO()
     Image.effect_noise((64, 64), 80).save(data, "JPEG", progressive=True)
     start, *scans = data.getvalue().split(b"\xff\xda")
@@ -127,7 +127,7 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
 
 
 def test_what_follows_a_jpeg_is_not_taken_for_scans() -> None:
-    """As a telephone's film behind its photograph: there the marker of a scan occurs by chance, 640 times in 40 MiB."""
+    """Such as a phone's video after its photograph, where scan markers occur by chance, 640 times in 40 MiB."""
     eye = encoded(photograph(), "JPEG")
     np.testing.assert_array_equal(decode(eye + np.random.default_rng(0).bytes(40 << 20)), decode(eye))
 
@@ -135,7 +135,7 @@ def test_what_follows_a_jpeg_is_not_taken_for_scans() -> None:
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_jpeg_with_zeros_for_its_end_is_refused(progressive: bool, share: float) -> None:
-    """What a copy leaves that was broken off in a file of the final size; Pillow shows grey there and says nothing."""
+    """As an interrupted copy into a preallocated file leaves it; Pillow shows grey there without a warning."""
     eye = photograph().resize((640, 480))
     thumbnail, data = io.BytesIO(), io.BytesIO()
     eye.resize((64, 48)).save(thumbnail, "JPEG")
@@ -153,7 +153,7 @@ def test_a_jpeg_with_zeros_for_its_end_is_refused(progressive: bool, share: floa
 @pytest.mark.parametrize("gray", [False, True])
 @pytest.mark.parametrize("size", [64, 4096])
 def test_a_jpeg_with_zeros_in_its_middle_is_refused(gray: bool, size: int) -> None:
-    """What a rescue leaves of a sector that it could not read; its decoder takes them for data."""
+    """As disk recovery leaves unreadable sectors; the decoder takes the zeros for data."""
     eye = photograph().resize((640, 480)).convert("L" if gray else "RGB")
     whole = encoded(eye, "JPEG", quality=95)
     for at in (len(whole) // 2, len(whole) - 2 - size):
@@ -197,7 +197,7 @@ def test_a_sector_of_zeros_is_refused_where_zeros_may_be_black(options: dict[str
     ids=str,
 )
 def test_zeros_that_mean_one_colour_are_read(options: dict[str, bool]) -> None:
-    """Black, as around the field, is coded in zeros where the tables are made for the picture, or in many passes."""
+    """Black, as around the field, is coded as zeros with tables optimised for the picture, or in many passes."""
     square = Image.new("RGB", (4000, 3000))
     square.paste(photograph().resize((96, 96)), (0, 0))
     data = encoded(square, "JPEG", quality=90, **options)
@@ -221,7 +221,7 @@ def test_big_endian_and_twelve_bit_tiff() -> None:
 def test_sixteen_bit_colour() -> None:
     values = np.random.default_rng(1).integers(0, 65536, (40, 48, 3), dtype=np.uint16)
     pixels = decode(_tiff(values.astype("<u2").tobytes(), bits=16, samples=3, width=48, height=40))
-    np.testing.assert_array_equal(pixels, values >> 8)  # Pillow's way: less than one level from rounding
+    np.testing.assert_array_equal(pixels, values >> 8)  # Pillow's way, less than a level from rounding
 
 
 def _tiff(
@@ -235,7 +235,7 @@ def _tiff(
     photometric: int = 1,
     tile: int = 0,
 ) -> bytes:
-    """A plain TIFF by hand: what Pillow cannot write."""
+    """A plain TIFF made by hand, with features that Pillow cannot write."""
     import struct
 
     bits_at = 8 + 2 + (11 if tile else 10) * 12 + 4
@@ -334,7 +334,7 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "huge.webp"
     with path.open("wb") as file:
         file.write(b"RIFF\0\0\0\0WEBP")
-        file.truncate(MAX_BYTES + 1)  # sparse
+        file.truncate(MAX_BYTES + 1)  # a sparse file
     with pytest.raises(PictureError, match=f"at most {MAX_BYTES} bytes"):
         decode(path)
 
@@ -362,7 +362,7 @@ def test_too_many_pixels_are_refused_from_the_header(format_: str) -> None:
 
 
 def test_just_below_the_limit_is_read_without_a_warning() -> None:
-    """Pillow itself would warn from 89 megapixels on."""
+    """Pillow itself would warn above 89 megapixels."""
     pixels = decode(encoded(Image.new("L", (10000, 9500), 9), "PNG"))
     assert pixels.shape == (9500, 10000, 3)
     assert pixels[-1, -1].tolist() == [9, 9, 9]
@@ -382,7 +382,7 @@ def test_at_least_scales_by_a_whole_factor_and_never_below(format_: str, at_leas
     image = photograph(900, 600).filter(ImageFilter.GaussianBlur(12))
     pixels = decode(encoded(image, format_), at_least=at_least)
     if format_ == "JPEG" and at_least == 100:
-        shape = (150, 225)  # JPEG's own factors are 1, 2, 4 and 8
+        shape = (150, 225)  # JPEG can only scale by 1, 2, 4 and 8
     assert pixels.shape[:2] == shape
     small = np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BOX), dtype=int)
     assert np.abs(pixels - small).mean() < 2
@@ -460,7 +460,7 @@ def _dicom(
 
 
 def test_dicom_that_is_deflated_as_a_whole_is_refused() -> None:
-    """Of which a few kilobytes may hold gigabytes, that are inflated before their header can be read."""
+    """A few kilobytes may contain gigabytes, which are decompressed before their header can be read."""
     deflated = _dicom(np.zeros((640, 640), np.uint8), "MONOCHROME2", 8, syntax="1.2.840.10008.1.2.1.99")
     assert len(deflated) < 4000
     with pytest.raises(PictureError, match="expected DICOM that is not deflated as a whole"):
@@ -487,7 +487,7 @@ def test_dicom_of_endless_scans_is_refused() -> None:
     endless = b"\xff\xda".join([start, first, *[second] * 600, *rest])
     with pytest.raises(PictureError, match="expected at most 500 scans"):
         decode(dicom(endless))
-    # Of many frames the first alone is decoded.
+    # Only the first of many frames is decoded.
     np.testing.assert_array_equal(decode(dicom(eye, *[endless] * 2)), decode(dicom(eye)))
     np.testing.assert_array_equal(decode(dicom(*[eye] * 600)), decode(dicom(eye)))
 

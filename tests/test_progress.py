@@ -1,4 +1,4 @@
-"""How far a long command is, where there is a terminal and where there is none."""
+"""The progress of a long command, with and without a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_lines_tell_progress_without_a_terminal(
         for seconds, known in ((4.0, False), (6.0, True), (0.0, False), (10.0, False)):
             now += seconds
             advance(known=known)
-    # By hand: after 10 s two are done of which one took time, 10 s each; after 20 s three took time.
+    # By hand: after 10 s two are done, of which one took time, so 10 s each; after 20 s three took time.
     assert capsys.readouterr().err.splitlines() == [
         "maps: 2 of 6, 0.1 per second, 40 s left",
         "maps: 4 of 6, 0.1 per second, 13 s left",

@@ -1,4 +1,4 @@
-"""int8: what is stored in eight bits, what stays exact, and the gate that judges it."""
+"""int8: what is stored in eight bits, what stays exact, and the accuracy gate."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(model: onnx.ModelProto, pixels: NDArray[np.uint8], names: list[str]) -> 
 
 
 def test_ranges_are_those_of_the_activations(fp32: onnx.ModelProto) -> None:
-    tensor = tensors_to_measure(fp32)[0]  # what the first convolution reads: the framed photograph
+    tensor = tensors_to_measure(fp32)[0]  # the first convolution's input: the framed photograph
     ranges = measure_ranges(fp32, [tensor], pictures(3))
     probe = onnx.ModelProto()
     probe.CopyFrom(fp32)
@@ -107,7 +107,7 @@ def test_head_weights_round_to_the_nearest_of_255_steps(fp32: onnx.ModelProto, i
 
 
 def test_blocks_in_floats_stay_bit_equal(fp32: onnx.ModelProto) -> None:
-    """With one block in floats, what leaves it is what fp32 computes; with none, it is not."""
+    """With one block in floats, its output equals fp32's; with none, it does not."""
     ranges = measure_ranges(fp32, tensors_to_measure(fp32), pictures(2))
     body = body_of(fp32)
     after_block = body[[node.op_type for node in body].index("Add") + 1].output[0]
@@ -127,18 +127,18 @@ def test_rounding_keeps_each_kernels_sum() -> None:
     assert np.abs(rounded.astype(float).sum((2, 3)) - kernels.sum((2, 3), dtype=float)).max() <= 0.5 + 1e-3
     assert np.abs(np.rint(kernels).sum((2, 3)) - kernels.sum((2, 3))).max() > 1, "plain rounding does not"
     assert np.abs(rounded - kernels).max() < 1.0
-    by_hand = round_keeping_sums(np.array([[[[1.4, 2.45], [3.3, -1.4]]]], np.float32))  # sum 5.75, plainly 5
+    by_hand = round_keeping_sums(np.array([[[[1.4, 2.45], [3.3, -1.4]]]], np.float32))  # sum 5.75; rounded singly, 5
     np.testing.assert_array_equal(by_hand, [[[[1, 3], [3, -1]]]])
 
 
 def answers(truth: list[tuple[int, int]], dr: NDArray[np.float32], me: NDArray[np.float32]) -> Predictions:
-    """To photographs of these DR grades and ME labels."""
+    """Predictions for photographs with these DR grades and ME labels."""
     photos = [Photo(Path("x.jpg"), "x", 2, grade, label) for grade, label in truth]
     return Predictions.of(photos, [grade for grade, _ in truth], dr, me)
 
 
 def test_gate_by_hand() -> None:
-    """Four photographs; int8 turns one grade 2 into 1, and turns the order of two ME probabilities."""
+    """With four photographs; int8 turns one grade 2 into 1, and swaps the order of two ME probabilities."""
     truth = [(0, 0), (2, 0), (3, 1), (4, 1)]
     right = np.eye(5, dtype=np.float32)[[0, 2, 3, 4]]
     wrong = np.eye(5, dtype=np.float32)[[0, 1, 3, 4]]
@@ -163,7 +163,7 @@ def test_gate_without_positives_judges_what_it_can() -> None:
 
 
 def test_gate_ranks_by_probability_and_not_by_decision() -> None:
-    """No photograph is called referable, yet every one that is has more of it than every one that is not."""
+    """None is predicted referable, yet all referable ones have a higher probability of it than all others."""
     dr = np.array([[0.9, 0.0, 0.1, 0.0, 0.0], [0.8, 0.0, 0.1, 0.1, 0.0], [0.7, 0.0, 0.3, 0.0, 0.0]], np.float32)
     valid = answers([(0, 0), (1, 0), (2, 1)], dr, np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]], np.float32))
     swapped = replace(valid, dr_probs=dr[[0, 2, 1]])
@@ -179,7 +179,7 @@ def test_what_is_kept_is_quick_among_the_close_ones() -> None:
     fails = judge(Contract(), fp32, answers(truth, right[::-1], fp32.me_probs))
 
     def kept(*candidates: tuple[float, bool]) -> int:
-        """Place of what is chosen, the quickest first, by mean difference and whether the gate is passed."""
+        """Index of the chosen candidate (mean difference, whether the gate is passed), with the fastest first."""
         files = [
             Int8(
                 onnx.ModelProto(), Recipe("mean", place), 2, difference, passes if good else fails, default_thresholds()
@@ -228,14 +228,14 @@ CALIBRATED = Contract(
 
 
 def test_a_calibrated_checkpoints_referrals_are_fitted_to_the_int8_answers() -> None:
-    """Referable from grade 3 here. Of one photograph each, screening may miss none."""
+    """Grade 3 and above is referable here. With one or two photographs of each kind, screening may miss none."""
     dr = np.array(
         [[0.9, 0.0, 0.0, 0.1, 0.0], [0.1, 0.1, 0.6, 0.1, 0.1], [0.5, 0.1, 0.1, 0.2, 0.1], [0.0, 0.0, 0.0, 0.1, 0.9]],
         np.float32,
     )
     me = np.array([[0.9, 0.1], [0.8, 0.2], [0.95, 0.05], [0.96, 0.04]], np.float32)
     found = screening_thresholds(CALIBRATED, answers([(0, 0), (2, 1), (3, 0), (4, 0)], dr, me))
-    # Grades 3 and 4 have 0.1, 0.2, 0.3 and 1.0 of the probability: both referable ones are found from 0.3 on.
+    # Grades 3 and 4 have probability 0.1, 0.2, 0.3 and 1.0: both referable photographs are found from 0.3 on.
     assert (found["referable_dr"].level, found["referable_dr"].from_grade) == (pytest.approx(0.25), 3)
     assert found["referable_me"].level == pytest.approx(0.15)
     assert (found["dr"], found["me"]) == (Rule(), Rule())
@@ -248,9 +248,9 @@ def test_rules_that_nobody_fitted_stay() -> None:
 
 
 def test_an_exported_int8_file_carries_its_own_referrals(tmp_path: Path) -> None:
-    """Through the whole export of a calibrated checkpoint: at the file's thresholds, its answers find nine of ten."""
+    """After the whole export of a calibrated checkpoint, the file's own answers find nine of ten at its thresholds."""
     data = small_set(tmp_path / "data", [0, 1, 2, 3, 4] * 2, [0, 2, 0, 3, 1, 4] * 2)
-    for split in data.splits.values():  # risk is grade 2 here, as the checkpoint says
+    for split in data.splits.values():  # ME grade 2 is risk here, as in the checkpoint
         graded = re.sub(r"^([^,]+,\d),1\b", r"\1,2", split.annotations.read_text(), flags=re.MULTILINE)
         split.annotations.write_text(graded)
     checkpoint = load_checkpoint(small_checkpoint(tmp_path / "c.pth"))
@@ -288,7 +288,7 @@ def test_valid_without_edema_is_refused_before_a_calibrated_checkpoint_is_quanti
 
 
 def test_each_bound_of_the_gate() -> None:
-    """Just within and just beyond; the two agreements are each of their own head."""
+    """Just within and just beyond each bound; the two agreements are for their own head."""
     good = Quality(0.9, 0.9, 0.9, 0.9)
 
     def faults(int8: Quality, dr: float = 1.0, me: float = 1.0) -> list[str]:

@@ -1,4 +1,4 @@
-"""What ``--recipe released`` adds: targets, averaged weights, schedule, augmentation, calibration, operating points."""
+"""The parts of ``--recipe released``: targets, averaged weights, schedule, augmentation, calibration, thresholds."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_ordinal_targets_by_hand() -> None:
 
 
 def test_ordinal_targets_go_by_the_grades_and_not_by_their_places() -> None:
-    far = math.exp(-8.8)  # grades 0 and 4, of a set that has no others
+    far = math.exp(-8.8)  # for grades 0 and 4, in a set that has no others
     expected = np.array([[1, far], [far, 1]]) / (1 + far)
     np.testing.assert_allclose(dr_targets("ordinal", (0, 4)).numpy(), expected, rtol=1e-6)
 
@@ -119,7 +119,7 @@ def test_average_is_the_exponential_one_and_is_what_is_judged(data: DataSet) -> 
     t.average.update_parameters = record
     plan = EpochPlan(train.dr_index, 4, "shuffle", 42)
     t.train_epoch(make_loader(train, 0, t.fabric, batch_sampler=plan), StopRequest(), lambda n, totals: None, 3)
-    expected = kept[0]  # the first step's weights start the average
+    expected = kept[0]  # the average starts with the first step's weights
     for weights in kept[1:]:
         expected = 0.5 * expected + 0.5 * weights
     assert len(kept) == 3
@@ -155,7 +155,7 @@ def test_resumed_average_and_rates_are_those_of_a_run_never_stopped(data: DataSe
 
 @pytest.mark.parametrize("value", [0, 128])
 def test_cameras_keep_black_black(value: int) -> None:
-    """Around the field, and everywhere where there is no field."""
+    """Around the field, and everywhere if there is no field."""
     picture = torch.zeros(3, 64, 64, dtype=torch.uint8)
     picture[:, 16:48, 16:48] = value
     augment = make_augment("cameras")
@@ -235,14 +235,14 @@ def test_specks_are_round_grains_that_take_light_of_every_colour_alike() -> None
         grains, count = label(specks[0].numpy() > 0.15)
         found.append(count)
         for rows, columns in find_objects(grains):
-            assert max(rows.stop - rows.start, columns.stop - columns.start) <= 40  # touching ones included
+            assert max(rows.stop - rows.start, columns.stop - columns.start) <= 40  # including touching grains
         assert specks.mean() < 0.2
     assert min(found) <= 3
     assert 30 <= max(found) <= 60
 
 
 def test_cameras_sometimes_leave_dust_on_a_photograph() -> None:
-    """On a plain field, nothing else is darker than what surrounds it within a few pixels."""
+    """On a uniform field, only dust is darker than its surroundings within a few pixels."""
     plain = torch.full((3, 160, 160), 140, dtype=torch.uint8)
     darkest = []
     for seed in range(60):
@@ -281,7 +281,7 @@ def test_temperature_is_the_likeliest() -> None:
 
 
 def test_a_temperature_has_its_bounds() -> None:
-    """Of answers that are all right none is too sure, and of those that are all wrong none is unsure enough."""
+    """If all answers are right, no confidence is too high; if all are wrong, none is low enough."""
     right = torch.tensor([[0.1, -0.1], [-0.1, 0.1]])
     assert fit_temperature(right, torch.tensor([0, 1])) == pytest.approx(0.05)
     assert fit_temperature(right, torch.tensor([1, 0])) == pytest.approx(20.0)
@@ -313,7 +313,7 @@ def test_screening_threshold_is_the_most_specific_that_is_sensitive(pairs: list[
 def test_screening_threshold_by_hand() -> None:
     true = np.array([1] * 10 + [0] * 3)
     prob = np.array([0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.1, 0.45, 0.3, 0.2])
-    assert screening_threshold(true, prob) == pytest.approx((0.5 + 0.45) / 2)  # nine of ten, and no false alarm
+    assert screening_threshold(true, prob) == pytest.approx((0.5 + 0.45) / 2)  # nine of ten, without a false alarm
     with pytest.raises(UsageError, match="found none"):
         screening_threshold(np.zeros(3, int), np.ones(3))
 
@@ -373,7 +373,7 @@ def test_a_run_that_failed_while_it_finished_is_calibrated_once(tmp_path: Path) 
         return CliRunner().invoke(main, [*more, "--name", name, "--artifacts", str(tmp_path)])
 
     published = tmp_path / "retina_multitask_best.pth"
-    published.mkdir()  # what is calibrated cannot be published
+    published.mkdir()  # so that the calibrated checkpoint cannot be published
     assert run("a", str(root), *options, "--weights", "none").exit_code == 2
     before = load_checkpoint(tmp_path / "runs/a/best.pth")
     published.rmdir()
@@ -384,7 +384,7 @@ def test_a_run_that_failed_while_it_finished_is_calibrated_once(tmp_path: Path) 
     assert before.contract.provenance["dr_temperature"] != 1.0
     assert after.contract == before.contract
     assert all(torch.equal(after.weights[name], tensor) for name, tensor in before.weights.items())
-    # A run that starts from a calibrated checkpoint is calibrated itself.
+    # A run that starts from a calibrated checkpoint is calibrated again.
     result = run("b", str(root), *options, "--weights", str(tmp_path / "runs/a/best.pth"))
     assert result.exit_code == 0, result.output
     again = load_checkpoint(tmp_path / "runs/b/best.pth").contract.provenance

@@ -1,4 +1,4 @@
-"""A checkpoint made of a model file, against the checkpoint that the file was made of."""
+"""A checkpoint recovered from a model file, compared with the checkpoint that the file was made from."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_it_answers_as_the_checkpoint_of_before(small_export: SmallExport, photo
 def test_batch_norm_has_the_mean_and_variance_of_what_it_sees(
     small_export: SmallExport, photographs: Path, tmp_path: Path
 ) -> None:
-    """In training mode, with all photographs as one batch, the network answers as in evaluation."""
+    """In training mode, with all photographs as one batch, the network gives the same answers as in evaluation."""
     assert recover(photographs, "--model", small_export.model, "--out", tmp_path / "again.pth").exit_code == 0
     again = load_checkpoint(tmp_path / "again.pth")
     net, preprocess = again.build_model(), make_preprocess(again.contract.preprocessing)
@@ -83,7 +83,7 @@ def test_batch_norm_has_the_mean_and_variance_of_what_it_sees(
         trained = torch.cat(net(batch), dim=1)
     torch.testing.assert_close(trained, evaluated, atol=2e-3, rtol=1e-3)
     for name, found in net.state_dict().items():
-        if "running" in name:  # variance: n - 1 here, n there
+        if "running" in name:  # torch divides the variance by n - 1, recovery by n
             torch.testing.assert_close(found, again.weights[name], atol=1e-2, rtol=2e-2)
 
 
@@ -100,7 +100,7 @@ def test_an_int8_file_gives_its_rounded_weights_and_its_rules(photographs: Path,
     again = load_checkpoint(tmp_path / "again.pth")
     assert (again.contract.precision, again.contract.thresholds) == ("fp32", rules)
     old, new = before.weights, again.weights
-    # A step is a 127th of the row's largest weight; kernels are rounded so that they keep their sums, by up to a step.
+    # A step is 1/127 of the row's largest weight; kernels are rounded so that they keep their sums, by up to one step.
     for conv, bn, steps in (
         ("backbone.layer1.0.conv1", "backbone.layer1.0.bn1", 0.0),
         ("backbone.layer4.0.downsample.0", "backbone.layer4.0.downsample.1", 1.0),
@@ -117,7 +117,7 @@ def test_an_int8_file_gives_its_rounded_weights_and_its_rules(photographs: Path,
 
 
 def test_a_file_that_answers_otherwise_is_refused(small_export: SmallExport, photographs: Path, tmp_path: Path) -> None:
-    """Of an average colour that the preprocessing does not have: what is read back cannot answer as it does."""
+    """With a mean colour changed in the graph but not in the contract, the recovered checkpoint's answers differ."""
     model = onnx.load(small_export.model)
     (mean,) = (tensor for tensor in model.graph.initializer if tensor.name == "preprocess.1.mean")
     mean.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(mean) + np.float32(0.3), mean.name))

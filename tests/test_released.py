@@ -1,4 +1,4 @@
-"""The model that ships: what its card and its contract say, and what it does on real photographs."""
+"""The released model: its card, its contract, and its behaviour on real photographs."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def test_card_shows_the_shipped_files_own_figures(released: RetinaModel) -> None
 
 
 def test_referral_finds_nine_of_ten_on_valid() -> None:
-    """In the int8 file itself, as ``make evaluate`` measured it; thresholds fitted to fp32 found 0.897 for DR."""
+    """Measured on the int8 file by ``make evaluate``; thresholds fitted to fp32 gave a DR sensitivity of 0.897."""
     valid = json.loads((RELEASE / "metrics.json").read_text())["splits"]["valid"]["all"]
     for task in ("referable_dr", "referable_me"):
         assert valid[task]["sensitivity"]["value"] >= 0.90, task
 
 
 def test_figures_on_the_test_split_are_those_stated(released: RetinaModel, real_data: Path) -> None:
-    """Through the file that ships, on whichever processor: int8 kernels differ a little."""
+    """With the file that ships, on any processor: int8 kernels differ slightly."""
     found = evaluate_file(released, real_data / "retina", ("test",))["splits"]["test"]["all"]
     stated = json.loads((RELEASE / "metrics.json").read_text())["splits"]["test"]["all"]
     for task, name, floor in (
@@ -100,9 +100,9 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_bounded_when_every_decision_is_close(real_data: Path) -> None:
-    """Each camera original is then decoded a second time, whole: 37 MB of pixels, 147 MB as float32 in one piece.
+    """Each camera original is then decoded again at full size: 37 MB of pixels, 147 MB if all were float32.
 
-    Measured: 336 to 351 MB, by how the workers meet; 407 without handing memory back, 441 to 481 with two at once.
+    Measured: 336 to 351 MB, depending on timing; 407 MB without returning memory, 441 to 481 MB with two at once.
     """
     command = [sys.executable, "-c", ALL_TWICE, str(real_data / "fullsize")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

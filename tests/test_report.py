@@ -1,4 +1,4 @@
-"""The report and its pictures, from seeded predictions."""
+"""The report and its plots, from seeded predictions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HISTORY = pd.DataFrame(
 
 
 def predictions(folder: Path, dr: list[tuple[int, int, float]]) -> Predictions:
-    """One photograph each for (true index, predicted index, confidence); ME right and wrong in turn."""
+    """A photograph for each (true index, predicted index, confidence) of ``dr``; ME is right and wrong in turn."""
     n = len(dr)
     dr_probs = np.stack([np.full(5, (1 - sure) / 4) for _, _, sure in dr])
     for row, (_, pred, sure) in zip(dr_probs, dr, strict=True):
@@ -87,7 +87,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class _Page(HTMLParser):
-    """Collects tags and text, and checks that what is opened is closed."""
+    """Collects tags and text, and checks that opened tags are closed."""
 
     VOID = frozenset({"meta", "link", "img", "br"})
 
@@ -131,7 +131,7 @@ def test_page_is_whole_and_fetches_nothing(run_dir: Path) -> None:
 def test_page_shows_figures_settings_and_the_warning(run_dir: Path) -> None:
     page = _Page((run_dir / "report.html").read_text(encoding="utf-8"))
     said = " ".join(page.text)
-    # 3 of 8 DR grades are right: by hand from ANSWERS.
+    # 3 of the 8 DR grades in ANSWERS are right.
     assert "0.375" in said
     assert "Not for clinical use." in said
     assert "Best checkpoint: epoch 2 of 3" in said
@@ -150,7 +150,8 @@ def test_every_picture_can_be_decoded(run_dir: Path) -> None:
         with Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))) as picture:
             picture.load()
             sizes.append(picture.size)
-    # Learning curves, ROC; two confusion matrices and one reliability a split; 5 DR and 3 ME mistakes, one file gone.
+    # Learning curves, ROC; two confusion matrices and a reliability diagram per split; 5 DR and 3 ME mistakes, one file
+    # missing.
     assert len(sizes) == 2 + 3 * 3 + 5 + 3 - 1
     assert sizes.count((64, 48)) == 5 + 3 - 1
 

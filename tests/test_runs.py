@@ -1,4 +1,4 @@
-"""The list of runs, over whole, half-written and foreign folders."""
+"""The list of runs, with complete, half-written and foreign folders."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_half_written_and_foreign_folders(tmp_path: Path) -> None:
 
     cut = whole_run(tmp_path, "cut", [0.5, 0.75])
     (cut / "config.json").write_text('{"epochs": 1')
-    (cut / "history.csv").write_text((cut / "history.csv").read_text()[:-6])  # "2,0.5," is left of the last row
+    (cut / "history.csv").write_text((cut / "history.csv").read_text()[:-6])  # the last row is cut to "2,0.5,"
     (cut / "metrics.json").write_text('{"splits": {}}')
     (run,) = list_runs(tmp_path)
     assert (run.state, run.epochs, run.valid_score) == ("unfinished", 1, 0.5)

@@ -1,4 +1,4 @@
-"""retina-score as its users meet it: real processes, real files, SIGKILL included."""
+"""retina-score as its users run it: real processes and files, including SIGKILL."""
 
 import csv
 import json
@@ -244,10 +244,10 @@ def test_one_core_starts_one_worker(score: Score) -> None:
 
 
 def survives_kills(folder: Path, moments: Sequence[float]) -> None:
-    """SIGKILL a run after each of these shares of its rows, resume it, and compare with an undisturbed run.
+    """Kill a run (SIGKILL) after each of these shares of its rows, resume it, and compare with an undisturbed run.
 
-    The rows go to a pipe that is not read after the kill is due. A pipe holds 64 KB, some 300 rows, so a run of many
-    more cannot end before it is killed, however fast the machine.
+    The rows go to a pipe that is no longer read once the kill is due. A pipe holds 64 KB, about 300 rows, so a run of
+    many more cannot end before it is killed, however fast the machine.
     """
     rows = len(list(folder.iterdir()))
     assert subprocess.run([*COMMAND, folder, "--out", "whole.csv"], capture_output=True, check=False).returncode == 1
@@ -378,7 +378,7 @@ def test_an_overlay_is_never_that_of_another_photograph(score: Score, tmp_path: 
     write_tiny_model(tmp_path / "explain.onnx", contract=CONTRACT.with_(explain=True))
     Path("maps").mkdir()
     for head in ("dr", "me"):
-        Image.new("RGB", (9, 9)).save(f"maps/00000.png_{head}.jpg")  # of what 00000.png was before
+        Image.new("RGB", (9, 9)).save(f"maps/00000.png_{head}.jpg")  # of the former 00000.png
     arguments = [*COMMAND, "eyes", "--model", "explain.onnx", "--json"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
@@ -396,7 +396,7 @@ def test_an_overlay_that_cannot_be_drawn_keeps_its_row(score: Score, tmp_path: P
     photographs(Path("eyes"), 1)
     long = 246 * "x" + ".png"
     Image.fromarray(image(1)).save(Path("eyes") / long)
-    Image.new("L", (66_000, 40)).save("eyes/wide.png")  # more than a JPEG may have
+    Image.new("L", (66_000, 40)).save("eyes/wide.png")  # wider than a JPEG may be
     just_fits = 240 * "z" + ".png"
     Image.fromarray(image(1)).save(Path("eyes") / just_fits)
     write_tiny_model(tmp_path / "explain.onnx", contract=CONTRACT.with_(explain=True))
@@ -426,7 +426,7 @@ def test_a_link_to_the_table_stays_a_link(score: Score) -> None:
 
 
 def test_nothing_that_is_read_is_written_over(score: Score) -> None:
-    """The model that was found and not named, and a list of paths, as well as what options name."""
+    """Including a model that was found by default and a list of paths, as well as files named by options."""
     photographs(Path("eyes"), 2)
     Path("list.txt").write_text("eyes/00000.png\n")
     Path("link.onnx").symlink_to("artifacts/retina_multitask.onnx")
@@ -446,7 +446,7 @@ def test_nothing_that_is_read_is_written_over(score: Score) -> None:
 
 
 def test_a_table_that_is_written_counts_whoever_listens(score: Score) -> None:
-    """With its output full or closed from the start: the table is there, and the exit code is the table's."""
+    """With standard output full or closed from the start, the table is complete, and the exit code is for the table."""
     photographs(Path("eyes"), 2)
     for redirect in ("> /dev/full", "2>&-", ">&-"):
         Path("test_predictions.csv").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Cores, order, the journal and resuming, in process."""
+"""Cores, order, the journal and resuming, within this process."""
 
 import hashlib
 import os
@@ -141,7 +141,7 @@ def test_workers_do_not_change_the_rows(tmp_path: Path, model: RetinaModel) -> N
 
 
 def journalled(path: Path, model: RetinaModel, listing: Listing, key: dict[str, object] = KEY) -> list[str]:
-    """Score with a journal left behind; returns the names that were scored afresh."""
+    """Score and keep the journal; returns the names that were not taken from it."""
     journal = Journal(path, key)
     try:
         return [row.name for row, known in score_rows(model, listing, journal, 2) if not known]
@@ -223,7 +223,7 @@ def test_a_journal_of_something_else_starts_over_and_says_what_changed(tmp_path:
 
 
 def test_a_journal_says_all_that_changed_in_order(tmp_path: Path) -> None:
-    """What it has and lacks beside the other alike; and a format of before is another one."""
+    """Both added and missing keys count, and so does an older format."""
     for key, changed in (
         (KEY, []),
         ({**KEY, "overlays": "maps", "model": "other", "exact": True}, ["exact", "model", "overlays"]),
@@ -239,7 +239,7 @@ def test_a_journal_says_all_that_changed_in_order(tmp_path: Path) -> None:
 
 
 def test_a_stamp_by_hand(tmp_path: Path) -> None:
-    """Size and time of the content count by themselves: on Windows the third number never changes."""
+    """Size and modification time each count alone, because on Windows the third number never changes."""
     (tmp_path / "a.jpg").write_bytes(b"12345")
     os.utime(tmp_path / "a.jpg", ns=(1, 1_700_000_000_123_456_700))
     found = stamp(tmp_path / "a.jpg")
@@ -248,7 +248,7 @@ def test_a_stamp_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_row_of_a_file_that_had_no_stamp_is_not_kept(tmp_path: Path, model: RetinaModel) -> None:
-    """It appeared while it was scored. The rows after it are kept nevertheless."""
+    """The file appeared while it was being scored. The rows after it are kept nevertheless."""
     listing = folder_of(tmp_path / "eyes", 2)
     first, second = (Row(name, model.predict(listing.root / name)) for name in listing.names)
     journal = Journal(tmp_path / "j", KEY)
@@ -263,7 +263,7 @@ def test_a_row_of_a_file_that_had_no_stamp_is_not_kept(tmp_path: Path, model: Re
 def test_a_row_depends_on_all_that_computes_it(
     tmp_path: Path, model: RetinaModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A resumed run that missed one of these would put rows of two kinds into one table."""
+    """If a resumed run ignored one of these, it would mix rows of two kinds in one table."""
     monkeypatch.chdir(tmp_path)
     found = depends_on(model, exact=True, provider="openvino", overlays=Path("maps"))
     assert found.pop("versions") == {
@@ -291,7 +291,7 @@ def test_a_full_disk_keeps_what_was_done_and_says_so(tmp_path: Path, model: Reti
 
     listing = folder_of(tmp_path / "eyes", 30)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # as a full disk, but for this process alone
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # like a full disk, but only for this process
     try:
         with pytest.raises(OutputError, match="What was scored so far is kept there: make room"):
             journalled(tmp_path / "j", model, listing)
@@ -347,7 +347,7 @@ def test_gathering_folders_files_and_lists(tmp_path: Path, monkeypatch: pytest.M
 
 
 def real_photographs() -> tuple[Path, Path]:
-    """The camera originals and a trained model, or skip."""
+    """The camera originals and a trained model; skips the test without them."""
     if "RETINA_DATA" not in os.environ:
         pytest.skip("RETINA_DATA is not set")
     try:
@@ -367,7 +367,7 @@ def test_scaled_decoding_changes_no_decision_on_camera_originals() -> None:
 
 
 def test_exact_scores_equal_the_file_run_by_hand() -> None:
-    """With onnxruntime and Pillow alone, as README shows it."""
+    """With only onnxruntime and Pillow, as in the README."""
     import onnxruntime
 
     folder, path = real_photographs()
@@ -413,7 +413,7 @@ def test_a_link_that_leads_nowhere_does_not_hide_its_folder(tmp_path: Path) -> N
 
 
 def test_a_resumed_run_draws_what_is_missing_and_nothing_else(tmp_path: Path) -> None:
-    """As after a kill between the row and its second overlay, or where somebody tidied up."""
+    """For example after a kill between a row and its second overlay, or if someone removed files."""
     model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=CONTRACT.with_(explain=True)))
     listing, maps = folder_of(tmp_path / "eyes", 3), tmp_path / "maps"
 

@@ -1,4 +1,4 @@
-"""retina-serve over real sockets: the table's rows, the right refusal for everything else, and a crowd."""
+"""retina-serve over real sockets: the table's rows, the right refusal for everything else, and many clients at once."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_what_is_no_photograph_says_so(service: Service) -> None:
 
 
 def test_other_paths_methods_queries_and_names(service: Service) -> None:
-    for path in ("/nothing", "/score/"):  # no redirect, whose address would leave out the proxy's TLS
+    for path in ("/nothing", "/score/"):  # no redirect, whose address would ignore a proxy's TLS
         assert service.ask("POST", path, png(1), JPEG).status == 404
     wrong = service.ask("PUT", "/score", b"x")
     assert (wrong.status, wrong.headers["allow"]) == (405, "POST")
@@ -199,14 +199,14 @@ def test_a_refusal_reaches_a_client_that_sends_first(service: Service) -> None:
         head = f"POST /score HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {3 * MIB}\r\n\r\n"
         client.sendall(head.encode())
         for _ in range(3):
-            # Had the service answered and closed, the second piece would be reset and the third could not be sent.
+            # If the service had answered and closed, the second piece would be reset, and the third could not be sent.
             client.sendall(bytes(MIB))
             threading.Event().wait(0.2)
         assert client.recv(12) == b"HTTP/1.1 413"
 
 
 def test_a_refusal_instead_of_100_continue_ends_the_connection(service: Service) -> None:
-    """Whether the body follows all the same is the client's choice: what came next could be either."""
+    """The client may still send the body, so what follows could be the body or another request."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as client:
         head = "POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 1000\r\n"
         client.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
@@ -265,7 +265,7 @@ def test_a_stop_lets_requests_in_work_end(model: Path, tmp_path: Path) -> None:
         client = half(service, body)
         wait_until(service, 1)
         service.process.send_signal(signal.SIGTERM)
-        for _ in range(200):  # until it listens no more
+        for _ in range(200):  # until it no longer listens
             try:
                 socket.create_connection(("127.0.0.1", service.port), timeout=1).close()
             except ConnectionRefusedError:
@@ -420,7 +420,7 @@ def test_log_is_json_and_names_no_file(service: Service) -> None:
     private = "MUELLER^ANNA-1950"
     service.ask("POST", f"/score?name={private}", form({f"{private}.png": png(1), "b.png": b"x"}), FORM)
     service.ask("GET", f"/{private}")
-    wait_until(service, 0)  # a line is written after its answer
+    wait_until(service, 0)  # the line is written after the answer
     text = service.log.read_text()
     assert private not in text
     assert "127.0.0.1" not in text
@@ -453,14 +453,14 @@ def test_log_tells_of_an_exception_where_but_not_what() -> None:
 
 
 class Client:
-    """An ASGI client in this process, for what no socket can time."""
+    """An ASGI client in this process, for timing that sockets cannot control."""
 
     def __init__(self, model: RetinaModel, limits: Limits, workers: int = 1) -> None:
         self.app = Envelope(create_app(model, workers=workers, limits=limits), limits)
         self.sent: list[dict[str, Any]] = []
 
     async def post(self, *messages: dict[str, Any], then: float = 30.0) -> None:
-        """Send these messages, and after ``then`` seconds leave."""
+        """Send these messages, and disconnect after ``then`` seconds."""
         queue = list(messages)
 
         async def receive() -> dict[str, Any]:
@@ -533,7 +533,7 @@ def test_a_crowd(model: Path, tmp_path: Path) -> None:
     assert tally.sent > 40 * seconds
     assert answered >= tally.sent - tally.answers["breaks off", 0], "each has its line in the log"
     assert {kind for kind, status in tally.answers if status != 429} == {body.kind for body in choices}
-    # Flat: the last third never stands above the first by more than some bodies in flight.
+    # Memory is flat: the last third exceeds the first by no more than a few bodies in flight.
     third = len(tally.memory) // 3
     assert max(tally.memory[-third:]) - max(tally.memory[:third]) < 24 * MIB
 
@@ -550,7 +550,7 @@ def test_schemathesis_finds_nothing(service: Service, tmp_path: Path) -> None:
 
 
 def test_of_a_traceback_in_a_message_the_log_has_kind_and_places() -> None:
-    """As uvicorn tells of what went wrong while it starts and stops."""
+    """As uvicorn logs errors while it starts and stops."""
     try:
         json.loads("patient")
     except json.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""Drawn photographs: the same by seed, true to their labels and masks, and laid out as untidily as real sets."""
+"""Drawn photographs: equal for equal seeds, true to their labels and masks, and as untidy as real data sets."""
 
 import csv
 import math
@@ -55,7 +55,7 @@ def test_blood_darkens_and_exudate_brightens() -> None:
         change = ill.picture.astype(int) - healthy.picture
         blood = ill.masks["HE"] & ~ill.masks["EX"] & ~ill.masks["SE"]
         exudate = ill.masks["EX"] & ~ill.masks["HE"] & ~ill.masks["MA"]
-        assert change[blood, 1].mean() < -15  # green, where blood shows best
+        assert change[blood, 1].mean() < -15  # in green, in which blood is most visible
         assert change[exudate, 1].mean() > 30
 
 
@@ -101,7 +101,7 @@ def test_exudates_lie_within_a_disc_diameter_of_the_fovea_exactly_with_me_risk(g
         assert not (away_from_fovea(without, "EX") <= 1).any()
         near = away_from_fovea(with_risk, "EX")
         assert (near <= 1).sum() >= 20
-        if grade == 1:  # has no others
+        if grade == 1:  # which has no other lesions
             assert near.max() <= 1
 
 
@@ -117,7 +117,7 @@ def test_the_disc_is_bright_and_on_the_nasal_side() -> None:
 
 
 def test_there_is_room_for_the_lesions_in_every_eye() -> None:
-    """Where a quarter of the field has none, place looks in the next one."""
+    """If a quarter of the field has no room, ``place`` continues in the next one."""
     for seed in range(150):
         rng = np.random.default_rng(seed)
         view = View.draw(rng, 64, None, None)

@@ -1,4 +1,4 @@
-"""The CSV, the measures of agreement and the summary."""
+"""The table, the measures of agreement and the summary."""
 
 import csv
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_measures_equal_scikit_learn(seed: int) -> None:
 
 
 def test_kappa_over_grades_with_gaps() -> None:
-    """Weights go by the grades' distance: 0 against 4 is sixteen times as wrong as 3 against 4, 2 being absent."""
+    """Weights go by the difference of grades: 0 for 4 costs 16 times as much as 3 for 4, although there is no 2."""
     confusion = Confusion()
     for true, predicted, times in ((0, 0, 5), (4, 4, 5), (0, 4, 1), (3, 4, 2)):
         for _ in range(times):
@@ -163,7 +163,7 @@ def test_referral_and_json_by_hand() -> None:
 
 
 def test_summary_keeps_each_count_in_its_place() -> None:
-    """Of two photographs: one with ME risk, one whose ME is referred; truth and prediction differ in both heads."""
+    """With two photographs: one has ME risk, one is referred for ME; truth and prediction differ for both heads."""
     rules = default_thresholds() | {"referable_dr": Rule("at_least", 0.4), "referable_me": Rule("at_least", 0.3)}
     summary = Summary(rules)
     rows = ((3, 1, False, False, (0, 0)), (1, 0, False, True, (1, 0)), (1, 0, False, True, (1, 0)))

@@ -1,4 +1,4 @@
-"""Tracking against a real local MLflow store."""
+"""Tracking, with a real local MLflow store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for the module: making its tables takes seconds."""
+    """One store for all tests of the module, because creating its tables takes seconds."""
     pytest.importorskip("mlflow")
     return tmp_path_factory.mktemp("artifacts")
 

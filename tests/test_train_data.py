@@ -116,7 +116,7 @@ def test_a_missing_column_does_not_make_every_photograph_unlisted(tmp_path: Path
     write_set(tmp_path)
     write_annotations(tmp_path / "valid", [["eye_0", 1], ["eye_1", 1]], ["Image name", "Retinopathy grade"])
     _, faults = read_dataset(tmp_path)
-    assert len(faults) == 2  # the column, and eye_2.jpg, which no row names
+    assert len(faults) == 2  # the missing column, and eye_2.jpg, which no row names
     assert "expected a column 'Risk of macular edema'" in faults[0]
     assert "eye_2.jpg: expected a row" in faults[1]
 
@@ -164,7 +164,7 @@ def test_shuffle_visits_each_photograph_once() -> None:
 
 def test_a_lone_last_photograph_is_left_out() -> None:
     assert [len(batch) for batch in plan(n=21)] == [4] * 5
-    assert [len(batch) for batch in plan(n=5, batch_size=1)] == [1] * 5  # where each is alone, none is to be spared
+    assert [len(batch) for batch in plan(n=5, batch_size=1)] == [1] * 5  # with batches of one, none is left out
 
 
 def test_weighted_draws_balance_grades() -> None:
@@ -186,7 +186,7 @@ def test_two_devices_share_the_micro_batches_of_one() -> None:
     ranks = [list(plan(n=32, rank=rank, world=2)) for rank in range(2)]
     assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == one
     odd = [list(plan(n=36, rank=rank, world=2)) for rank in range(2)]
-    assert [len(share) for share in odd] == [4, 4]  # of nine: no device waits for another
+    assert [len(share) for share in odd] == [4, 4]  # the ninth is dropped, so that no device waits
 
 
 def test_more_devices_than_micro_batches_are_refused() -> None:
@@ -220,7 +220,7 @@ def test_augmentation_depends_on_seed_epoch_and_position_alone(gaps: Path) -> No
 @pytest.mark.parametrize(("flip", "share"), [("horizontal", 0.5), ("vertical", 0.1)])
 def test_flips_come_as_often_as_the_notebooks(flip: str, share: float) -> None:
     picture = torch.zeros(3, 33, 33, dtype=torch.uint8)
-    # A blot right of and above the centre stays in its quadrant under 10 degrees.
+    # A spot to the right of and above the centre stays in its quadrant when turned by 10 degrees.
     picture[:, 6:10, 23:27] = 200
     augment = make_augment("notebook")
     flipped = 0
@@ -251,7 +251,7 @@ def test_every_cache_gives_the_same_frames(tmp_path: Path, framing: Literal["fie
     frame = make_frame(preprocessing)
     expected = torch.cat([frame(torch.from_numpy(decode(path))[None]) for path in paths])
     looks = []
-    for cache in ("off", "memory", "disk", "disk"):  # the second time found on disk
+    for cache in ("off", "memory", "disk", "disk"):  # the second time it is found on disk
         exact, look = look_through(paths, preprocessing, "float32", cache, tmp_path / "cache")  # type: ignore[arg-type]
         whole, _ = look_through(paths, preprocessing, "uint8", cache, tmp_path / "cache")  # type: ignore[arg-type]
         for i in range(3):

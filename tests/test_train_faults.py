@@ -1,4 +1,4 @@
-"""What training refuses, and that it says everything at once before it trains anything."""
+"""What training refuses: it lists all faults at once, before it trains anything."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_every_planted_fault_is_named_in_one_answer(tmp_path: Path) -> None:
     missing = [kind for kind, text in faults.items() if message.count(text) != 1]
     assert missing == [], message
     assert f"{len(faults)} faults; nothing was trained" in message
-    assert len(message.splitlines()) == 1 + len(faults)  # and none is named twice in other words
+    assert len(message.splitlines()) == 1 + len(faults)  # none is listed twice
     assert not (tmp_path / "artifacts" / "runs").exists()
 
 
@@ -253,7 +253,7 @@ def test_resume_refuses_other_options_and_other_data(tmp_path: Path, data: Path)
     result = retina_train("elsewhere", "--resume", "--seed", 6, "--epochs", 12, "--artifacts", tmp_path / "a")
     assert result.exit_code == 2
     assert "seed: expected 5 as the run began, found 6" in result.stderr
-    assert "epochs" not in result.stderr  # 12 is what the run has
+    assert "epochs" not in result.stderr  # 12 is the run's own value
 
 
 def test_resume_refuses_photographs_that_changed(tmp_path: Path, data: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_device_that_is_not_here(tmp_path: Path, data: Path, device: str) -> N
 def test_imagenet_weights_without_a_network(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for proxy in ("http_proxy", "https_proxy", "HTTPS_PROXY"):
-        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # the discard port: nobody answers
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # the discard port, where nothing answers
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     message = refused(tmp_path / "a", data, *QUICK, "--weights", "imagenet")

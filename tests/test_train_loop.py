@@ -1,4 +1,4 @@
-"""The loop against hand-made steps, interrupted runs against whole ones, two processes against one."""
+"""The loop compared with steps made by hand, interrupted runs with whole ones, two processes with one."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def assert_same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("weighting", ["inverse", "none"])
 def test_one_step_is_the_textbooks(data: DataSet, weighting: str) -> None:
-    """Two accumulated micro-batches of 4 against torch's own mean cross-entropy on all 8, and torch's own Adam."""
+    """Two accumulated micro-batches of 4, compared with torch's own mean cross-entropy on all 8 and its own Adam."""
     train, _ = items(data)
     t = trainer(train, replace(RECIPE, accumulate=2, dr_weight=1.5, me_weight=0.5))
     if weighting == "none":
@@ -121,7 +121,7 @@ def test_one_step_is_the_textbooks(data: DataSet, weighting: str) -> None:
     heads = [*reference.dr_head.parameters(), *reference.me_head.parameters()]
     adam = torch.optim.Adam([{"params": reference.backbone.parameters(), "lr": 1e-4}, {"params": heads, "lr": 1e-3}])
     loss.backward()
-    # Adam's first step is the gradient's sign: compare where the gradient is more than rounding.
+    # Adam's first step is the gradient's sign, so compare only where the gradient exceeds rounding errors.
     clear = {name: p.grad.abs() > 1e-6 for name, p in reference.named_parameters() if p.grad is not None}
     adam.step()
     after = t.net.state_dict()
@@ -189,13 +189,13 @@ def test_rates_halve_when_valid_no_longer_improves(data: DataSet, tmp_path: Path
     train, _ = items(data)
     t = trainer(train, replace(RECIPE, epochs=5, dr_weight=0.0, me_weight=0.0))  # a loss of 0 cannot improve
     run(t, data, tmp_path / "resume.pth")
-    # Patience 2: the first epoch is the best, two are borne, after the fourth they halve.
+    # With patience 2, the first epoch is the best, two more are tolerated, and after the fourth the rates halve.
     assert [row["lr_backbone"] for row in t.progress.history] == [1e-4] * 4 + [5e-5]
     assert [row["lr_heads"] for row in t.progress.history] == [1e-3] * 4 + [5e-4]
 
 
 def test_rates_stay_while_the_loss_on_valid_falls(data: DataSet, tmp_path: Path) -> None:
-    """The loss and not the score, of which less would be worse."""
+    """The scheduler watches the loss instead of the score, for which lower is worse."""
     train, _ = items(data)
     t = trainer(train, replace(RECIPE, epochs=6))
     t.train_epoch = lambda *_: t.progress.totals.__setitem__(slice(None), [1.0] * 6)  # type: ignore[method-assign]
@@ -221,8 +221,8 @@ def test_stopped_at_a_random_step_and_resumed_a_run_ends_on_the_same_bits(data: 
 
         assert not run(part, data, file, show), stop_after
         assert (part.progress.epoch, part.progress.batch) == (1 + (stop_after - 1) // 4, 1 + (stop_after - 1) % 4)
-        torch.manual_seed(0)  # whatever another process draws
-        resumed = trainer(train, replace(config, seed=1))  # other first weights
+        torch.manual_seed(0)  # other random numbers, as in another process
+        resumed = trainer(train, replace(config, seed=1))  # other initial weights
         resumed.config = config
         load_resume(resumed, file)
         assert run(resumed, data, file)
@@ -283,10 +283,10 @@ def test_killed_twice_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path)
     for attempt in range(2):
         options = ["--workers", "1", *(["--resume"] if attempt else [])]
         started = [sys.executable, *as_process(command(data, tmp_path, "killed", *options))]
-        # Not a pipe, which the worker of a killed run would keep open for the seconds it takes to notice.
+        # Not a pipe, which the worker of a killed run would keep open until it notices, for seconds.
         with err.open("wb") as stream:
             process = subprocess.Popen(started, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=stream)
-        # Once something new is saved, at any moment of the epoch after it, writing the next state included.
+        # Kill after something new is saved, at any moment of the next epoch, even while the next state is written.
         while process.poll() is None and (not resume.exists() or resume.stat().st_mtime_ns == saved):
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.5))
@@ -307,7 +307,7 @@ def test_killed_twice_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path)
 def test_a_worker_whose_parent_was_killed_while_it_started_ends(
     data: DataSet, parent: int, exit_code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PyTorch's own watch begins later: it would take whoever adopted the worker for its parent, and wait forever."""
+    """PyTorch's own watchdog starts later: it would take the process that adopted the worker for its parent."""
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: parent)
         loader = make_loader(items(data)[0], 1, Fabric(accelerator="cpu"))
@@ -319,7 +319,7 @@ def test_a_worker_whose_parent_was_killed_while_it_started_ends(
 
 TWICE_THE_BATCH = ["--epochs", "2", "--unfreeze-epoch", "2"]
 STANDING_STILL = ["--epochs", "1", "--lr-backbone", "0", "--lr-heads", "0"]
-# In bf16 a sum in another order differs by more than what is tested for.
+# In bf16, sums in another order differ by more than the tests allow.
 EXACT = ["--workers", "0", "--precision", "fp32"]
 
 
@@ -342,7 +342,7 @@ def on_two_devices(data: DataSet, tmp_path_factory: pytest.TempPathFactory) -> t
 def test_two_processes_keep_the_mean_of_their_batch_norm_statistics(
     data: DataSet, on_two_devices: tuple[Path, str]
 ) -> None:
-    """Weights that stand still: the statistics are those of each device's own share, made here by hand."""
+    """With constant weights, the expected statistics of each device's share are computed here by hand."""
     artifacts, _ = on_two_devices
     found = load_checkpoint(artifacts / "runs" / "still" / "final.pth").weights
     train, _ = items(data)
@@ -367,7 +367,7 @@ def test_two_processes_keep_the_mean_of_their_batch_norm_statistics(
 
 def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_devices: tuple[Path, str]) -> None:
     artifacts, said = on_two_devices
-    assert said.count("epoch   1 ") == 2  # once a run
+    assert said.count("epoch   1 ") == 2  # once per run
     options = [*TWICE_THE_BATCH, *EXACT, "--accumulate", "2"]
     alone = CliRunner().invoke(main, command(data, artifacts, "one", *options))
     assert alone.exit_code == 0, alone.output
@@ -378,8 +378,8 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_device
     def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
         return sum((a[name] - b[name]).square().sum().item() for name, _ in start.named_parameters()) ** 0.5
 
-    # Not parameter by parameter: where a gradient is all but 0, Adam's step has the sign of its rounding. Measured
-    # 0.007; half the batch, which is what one device's share alone would be, is at 0.89.
+    # Not parameter by parameter: where a gradient is almost 0, Adam's step has the sign of its rounding error. Measured
+    # 0.007; training on one device's share alone, half of the batch, gives 0.89.
     assert distance(left, right) < 0.05 * distance(left, start.state_dict())
     histories = [pd.read_csv(artifacts / "runs" / name / "history.csv") for name in ("one", "twice")]
     for column in ("train_loss", "train_dr_accuracy", "train_me_accuracy"):
@@ -389,7 +389,7 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_device
     assert {name: split["all"]["n"] for name, split in metrics["splits"].items()} == counts
 
 
-@pytest.mark.filterwarnings("ignore:.*noload.*")  # MLflow's own queries
+@pytest.mark.filterwarnings("ignore:.*noload.*")  # from MLflow's own queries
 def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(data: DataSet, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     artifacts = tmp_path / "of mine"
@@ -515,7 +515,7 @@ def test_the_test_csv_is_what_the_best_checkpoint_says(finished_run: FinishedRun
 
 
 def answers(run: FinishedRun, split: str, checkpoint: Checkpoint) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """DR and ME probabilities one photograph at a time, and the true labels."""
+    """DR and ME probabilities, computed one photograph at a time, and the true labels."""
     dataset, _ = read_dataset(run.data)
     model, preprocess = checkpoint.build_model(), make_preprocess(checkpoint.contract.preprocessing)
     photos = dataset.splits[split].photos

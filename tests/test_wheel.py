@@ -1,4 +1,4 @@
-"""What a clinic installs: the wheel has every module, and works where torch never was."""
+"""What a clinic installs: the wheel has every module, and works without torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clinic(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the base install alone."""
+    """An environment with only the base installation."""
     folder = tmp_path_factory.mktemp("clinic")
     venv.create(folder, with_pip=True)
     run([str(folder / "bin/python"), "-m", "pip", "install", "-q", str(wheel)])
@@ -77,7 +77,7 @@ def test_base_install_scores_with_the_model_that_ships(clinic: Path, tmp_path: P
 
 
 def test_base_install_is_small(clinic: Path) -> None:
-    # site-packages as an empty environment has it, pip and setuptools included
+    # including the pip and setuptools of an empty environment
     size = sum(f.lstat().st_size for f in clinic.glob("lib/python3*/site-packages/**/*") if f.is_file())
     assert size <= 240e6
 
@@ -91,7 +91,7 @@ def test_base_install_says_which_extra_is_missing(clinic: Path, tmp_path: Path) 
         assert done.returncode == 2
         assert f"pip install 'retina-edge[{extra}]'" in done.stderr
         assert "Traceback" not in done.stderr
-    # The last of them can go on without, and says how.
+    # The last of the commands can continue without the extra, and says how.
     Image.new("RGB", (64, 64), "red").save(tmp_path / "eye.png")
     model = done.stderr.split("--model ")[1].strip()
     run([str(clinic / "bin/retina-gradcam"), "eye.png", "--model", model], cwd=tmp_path)

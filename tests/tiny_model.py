@@ -1,4 +1,4 @@
-"""A model file of a few kilobytes whose answers anyone can compute: softmax of a linear map of the mean colour.
+"""A model file of a few kilobytes whose answers are easy to compute: softmax of a linear map of the mean colour.
 
 With m = the mean colour (3,) in [0, 1]: dr_probs = softmax(m @ DR_WEIGHT + DR_BIAS), me_probs = softmax(m @ ME_WEIGHT),
 and the maps (4, 4) are the mean red and the mean green times RAMP.
@@ -32,7 +32,7 @@ def expected_probs(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDAr
 def tiny_model(
     *, contract: Contract | None = CONTRACT, names: dict[str, str] | None = None, input_type: int = TensorProto.UINT8
 ) -> onnx.ModelProto:
-    """Build the model; ``names`` renames outputs, ``contract`` None leaves the metadata out."""
+    """Build the model; ``names`` renames outputs, and with ``contract`` None there is no metadata."""
     explain = contract is not None and contract.explain
     grades = len(contract.dr_grades) if contract else 5
     tensors = {
@@ -52,7 +52,7 @@ def tiny_model(
     node = helper.make_node
     nodes = [
         node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        # Side by side: one float32 sum over a camera original would lose the sixth decimal.
+        # One side after the other, because a single float32 sum over a camera original would lose the sixth decimal.
         node("ReduceMean", ["float", "first_side"], ["columns"], keepdims=0),
         node("ReduceMean", ["columns", "first_side"], ["levels"], keepdims=0),
         node("Div", ["levels", "scale"], ["mean"]),
