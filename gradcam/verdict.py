@@ -141,7 +141,7 @@ def write_picture(path: Path, found: Faithfulness) -> None:
     axes[1, 1].axhline(ALIKE_BELOW, color=_GREY, linestyle="--")
     axes[1, 1].set_ylim(-1, 1)
     axes[1, 1].set_title("Rank correlation with the map of the trained model")
-    axes[1, 1].set_xlabel("weights drawn anew from the heads down to")
+    axes[1, 1].set_xlabel("weights redrawn from the heads down to")
     for axis in axes[1]:
         axis.grid(alpha=0.3)
         axis.legend(loc="best", fontsize=8, framealpha=0.6)

@@ -219,7 +219,7 @@ def _one_stop() -> Iterator[None]:
 
 
 def _hush() -> None:
-    """Let only our own warnings through: what is wrong with a damaged file stands in its row.
+    """Let only our own warnings through: what is wrong with a damaged file is in its row.
 
     Pillow and pydicom would repeat it at length, and pydicom might quote the patient's data. Characters of a name that
     the terminal's encoding lacks are written as backslash escapes.

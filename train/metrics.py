@@ -166,7 +166,7 @@ def epoch_scores(p: Predictions, dr_grades: Sequence[int]) -> dict[str, float]:
     """The figures by which an epoch is judged; ``dr_grades`` has the original grade of each index.
 
     ``score`` selects the best checkpoint: the mean of DR accuracy, DR quadratic weighted kappa, ME accuracy and ME AUC.
-    Each head so counts half, with a finer measure beside accuracy, which changes only by whole photographs. A figure
+    Each head thus counts half, with a finer measure beside accuracy, which changes only by whole photographs. A figure
     that is undefined because only one class occurs counts as chance: kappa 0, AUC 0.5.
     """
     dr_pred = p.dr_probs.argmax(axis=1)
