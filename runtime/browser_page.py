@@ -1,4 +1,4 @@
-"""The page for people: where it lies, and what of it the service hands out."""
+"""The browser page: where its files are, and which of them the service serves."""
 
 from __future__ import annotations
 

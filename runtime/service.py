@@ -211,7 +211,7 @@ def _guard(token: str) -> Any:
 
 
 async def _refuse_other_sites(request: Request) -> None:
-    """A browser lets any page post to this machine: it keeps the answer from the page, but not the work from us."""
+    """Refuse what another site's page posts: browsers hide the answer from that page, but they do send the request."""
     if request.headers.get("sec-fetch-site") == "cross-site":
         raise HTTPException(403, "expected this service's own page or a program, found a page of another site")
 

@@ -270,7 +270,7 @@ def command(data: DataSet, artifacts: Path, name: str, *options: str) -> list[st
 
 
 def as_process(*commands: list[str]) -> list[str]:
-    """For subprocess, after the interpreter and its options."""
+    """Arguments for ``subprocess``, after the interpreter and its options, that run these commands without pictures."""
     return [str(Path(__file__).parent / "without_pictures.py"), json.dumps(commands)]
 
 
