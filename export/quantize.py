@@ -31,7 +31,8 @@ class Recipe:
     was 14 dB without a block in floats, 19 dB with one, and 21 to 23 dB with three."""
 
     def __str__(self) -> str:
-        return f"{self.method} ranges, {self.float_blocks} residual blocks in floats"
+        blocks = "block" if self.float_blocks == 1 else "blocks"
+        return f"{self.method} ranges, {self.float_blocks} residual {blocks} in floats"
 
 
 def body_of(model: onnx.ModelProto) -> list[onnx.NodeProto]:
