@@ -110,6 +110,8 @@ class Envelope:
                 await refusal(scope, reading, answering)
             else:
                 await self._app(scope, reading, answering)
+        except Exception as err:  # noqa: BLE001 - the app has answered 500; uvicorn would log this without the id
+            _log.error("failed", exc_info=err, extra={"fields": {"id": entry.id}})
         finally:
             route = getattr(scope.get("route"), "path", None)
             entry.route = route or entry.route
