@@ -34,7 +34,7 @@ class Annotation:
     """What one row says about one photograph."""
 
     line: int
-    """Line of the file on which the row starts; the header is on line 1."""
+    """Line of the file on which the row starts, counted from 1; blank lines count too."""
     image: str
     """The name as written, without surrounding blanks."""
     dr_grade: int
@@ -187,7 +187,7 @@ class NameIndex:
         for found in chain(exact, loose):
             if len(found) > 1:
                 names = " and ".join(repr(candidate) for candidate in found[:3])
-                raise AnnotationError(f"{name!r} in {self.folder}: expected one file, found {names}; write the ending")
+                raise AnnotationError(f"{name!r} in {self.folder}: expected one file, found {names}; write one of them")
             if found:
                 return found[0]
         return None

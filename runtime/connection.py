@@ -15,9 +15,10 @@ _KEPT = 1 << 18
 
 
 class Connection(H11Protocol):
-    """Aborts a connection whose client sends or reads nothing for ``SECONDS``.
+    """Aborts a connection on which no request is in progress, or nothing of an answer is read, for ``SECONDS``.
 
-    Idle clients hold file descriptors too: some hundreds of them kept everyone else out.
+    A request is in progress once its headers are complete; ``Limits.seconds`` bounds its body. Idle clients hold file
+    descriptors too: some hundreds of them kept everyone else out.
     """
 
     _timer: TimerHandle

@@ -48,7 +48,7 @@ class Preprocessing:
     """What the graph does to the decoded pixels. For information: callers must not repeat it.
 
     Raises:
-        ModelFileError: an unknown ``framing`` or ``surround``, or an ``image_size`` below 32.
+        ModelFileError: an unknown ``framing`` or ``surround``, or an ``image_size`` that is not a whole number from 32.
     """
 
     framing: Framing = "field"

@@ -40,7 +40,7 @@ class ModelFileError(RetinaError):
 
 
 class ParityError(RetinaError):
-    """An exported file whose answers differ from its source's by more than the tolerance."""
+    """An exported file whose answers differ too much from its source's."""
 
 
 class OutputError(RetinaError):

@@ -30,8 +30,8 @@ ABOVE_SURROUND = 0.2
 """A cell counts as half field at this share of the way from the darkest cell up to the level: low enough for the dark
 rim of a field that is lit from one side."""
 SURROUND_AT_MOST = 0.35
-"""A cell brighter than this share of the level is never surround, so that a photograph of nothing but retina keeps all
-of it."""
+"""A cell brighter than this share of the level is never too dark for the field, so that a photograph of nothing but
+retina keeps all of it."""
 FIELD_RAMP = 0.1
 """Share of the level over which a cell goes from surround to field."""
 CAPTION_CELLS = 7

@@ -26,7 +26,7 @@ Stamp = tuple[int, int, int]
 
 
 class Journal:
-    """A file of JSON lines: first what the rows depend on, then one line per row, in the order they were scored."""
+    """A file of JSON lines: first what the rows depend on, then one line per row, in the order of ``add``."""
 
     def __init__(self, path: Path, depends_on: Mapping[str, Any], *, resume: bool = True) -> None:
         """Open the journal and take over its rows if they depend on the same things.
@@ -42,7 +42,7 @@ class Journal:
         """
         self.path = path
         self.changed: list[str] = []
-        """Keys of ``depends_on`` that differ from the existing journal's, whose rows were therefore discarded."""
+        """Keys of ``depends_on``, or ``format``, that differ from the existing journal's: its rows were discarded."""
         self._rows: dict[str, tuple[Stamp, Row]] = {}
         head = {"format": FORMAT, **depends_on}
         try:

@@ -195,7 +195,10 @@ class RetinaModel:
             return self.predict_pixels(whole, maps=maps, hand_back=True)
 
     def decode(self, source: Source) -> NDArray[np.uint8]:
-        """The pixels (H, W, 3) uint8 RGB that ``predict`` first passes to the graph; raises the same errors."""
+        """The pixels (H, W, 3) uint8 RGB that ``predict`` first passes to the graph.
+
+        Raises the errors of ``predict``, except ModelFileError.
+        """
         return _pixels(source, at_least=self._at_least)
 
     def predict_pixels(

@@ -46,7 +46,7 @@ class HeadMap:
 
     head: Head
     values: NDArray[np.float32]
-    """(h, w) float32 over the framed square, at least 0, in logits."""
+    """(h, w) float32 over the framed square, at least 0, in logits; from several layers in [0, 1] (``GradCAM``)."""
     target: int
     """The class that the map explains: a DR grade, or 0 or 1 for the ME risk."""
     probability: float

@@ -80,8 +80,9 @@ def decode(source: str | Path | bytes, *, at_least: int | None = None) -> NDArra
         (H, W, 3) uint8 RGB, H and W at least 32, contiguous and writable.
 
     Raises:
-        PictureError: not a file of these formats, cut short, damaged, larger than 1 GiB, below 32 pixels a side, above
-            100 megapixels, or too large for the available memory.
+        PictureError: the file does not exist or is larger than 1 GiB; or the picture is not of these formats, cut
+            short, damaged, below 32 pixels a side, above 100 megapixels, of signed, 32-bit or floating-point samples,
+            or too large for the available memory.
         MissingExtraError: a DICOM file, but pydicom is not installed.
     """
     return _array(load(source, at_least=at_least), "picture" if isinstance(source, bytes) else os.fsdecode(source))

@@ -76,7 +76,8 @@ def main(**options: Any) -> None:
 
     For software that would rather call a service than link a library. Listens only on this machine unless told
     otherwise; any other address needs a token. Logs one line of JSON per request on standard error, without file names
-    or client addresses. /openapi.json describes it all. Ctrl-C or SIGTERM stops it once the requests in progress end.
+    or client addresses. /openapi.json describes it all. Ctrl-C or SIGTERM stops it once the requests in progress end,
+    after 30 seconds at most.
 
     \b
     Examples:

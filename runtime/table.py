@@ -47,7 +47,10 @@ def columns(grades: Sequence[int], *, referral: bool = False) -> list[str]:
 
 
 def cells(row: Row, grades: Sequence[int], truth: Annotation | None = None, *, referral: bool = False) -> list[str]:
-    """The cells of one row, for the header of ``columns``. Probabilities have six decimals."""
+    """The cells of one row, for the header of ``columns``.
+
+    Probabilities have six decimals, so that equal answers are equal bytes.
+    """
     true_dr, true_me = ("", "") if truth is None else (str(truth.dr_grade), str(truth.me_grade))
     p = row.prediction
     if p is None:
@@ -63,7 +66,8 @@ def cells(row: Row, grades: Sequence[int], truth: Annotation | None = None, *, r
 def record(row: Row, truth: Annotation | None = None) -> dict[str, Any]:
     """The row as a JSON object, always with the referral decisions; unknown values are left out.
 
-    Probabilities are rounded to six decimals; see docs/serving.md and ``ScoredPhotograph`` for the fields.
+    Probabilities are rounded to six decimals. The fields are those of ``ScoredPhotograph`` without ``maps``, and with
+    ``truth`` also ``true_dr_grade`` and ``true_me_risk``.
     """
     line: dict[str, Any] = {"image": utf8(row.name), "status": "ok" if row.prediction else "error", "error": row.error}
     if row.prediction is not None:
