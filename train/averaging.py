@@ -1,4 +1,4 @@
-"""Averages the weights of several networks that were trained on from the same one.
+"""Averages the weights of several networks whose training started from the same one.
 
     python -m retina.train.averaging DATA A.pth B.pth C.pth --out best.pth
 
@@ -38,8 +38,8 @@ def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
             One that is listed twice counts twice.
 
     Returns:
-        a checkpoint without metrics. It still has to be calibrated, because its last layers contain the mean of the
-        branches' own temperatures. Its provenance names their runs.
+        a checkpoint without metrics. It still has to be calibrated, because each branch's own temperatures are folded
+        into the weights that are averaged. Its provenance names their runs.
 
     Raises:
         UsageError: the branches differ in backbone, grades, preprocessing, training data or ``me_positive_from``, or

@@ -31,11 +31,12 @@ class Checkpoint:
     """torchvision's name of the network, such as ``resnet50``."""
     contract: Contract
     config: dict[str, Any] = field(default_factory=dict)
-    """``TrainConfig.to_dict`` of the run; empty for a bare state_dict."""
+    """``TrainConfig.to_dict`` of the run; empty for a bare state_dict and for a recovered checkpoint."""
     metrics: dict[str, Any] = field(default_factory=dict)
-    """As in ``metrics.json`` once the run has finished; before that, the epoch's row of history under ``valid``."""
+    """Of a finished run's best checkpoint, as in ``metrics.json``; of a run's other ones, the epoch's row of history
+    under ``valid``; of a mean of several, ``splits`` with ``valid``; else empty."""
     epoch: int | None = None
-    """Epochs trained; None for a bare state_dict and for a mean of several."""
+    """Epochs trained; None for a bare state_dict, a mean of several and a recovered checkpoint."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of the libraries that trained it: see ``current_versions``."""
 

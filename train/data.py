@@ -83,6 +83,7 @@ def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
 
     Raises:
         AnnotationError: ``root`` is not a folder, or a split has no annotations.csv.
+        UsageError: a folder of photographs cannot be listed.
     """
     if not root.is_dir():
         raise AnnotationError(f"{root}: expected a folder with train/, valid/ and test/, found none there")
@@ -112,6 +113,7 @@ def sound_dataset(root: Path, me_positive_from: int | None = None) -> DataSet:
 
     Raises:
         AnnotationError: as ``read_dataset``, or listing all faults.
+        UsageError: as ``read_dataset``.
     """
     data, faults = read_dataset(root, me_positive_from)
     if faults:

@@ -126,7 +126,7 @@ $splits
 
 <section id="mistakes">
 <h2>Worst mistakes on $judged</h2>
-<p>Farthest from the true grade first, then the most confident. The label may be wrong as well as the model.</p>
+<p>Farthest from the true grade first, then the most confident. The label may be wrong instead of the model.</p>
 <h3>DR grade</h3>
 $dr_mistakes
 <h3>ME risk</h3>

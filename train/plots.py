@@ -2,7 +2,7 @@
 
 Figures are made with matplotlib's objects instead of pyplot, which keeps global state and may look for a display. The
 colours are Okabe and Ito's, which colour-blind readers can tell apart; lines also differ in dash or marker, for
-black-and-white print. Each function writes its file atomically and raises OutputError if it cannot be written.
+black-and-white print. Each function that draws writes its file atomically; OutputError if it cannot.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class RunSummary:
     """None if the options cannot be read."""
     best_epoch: int | None
     valid_score: float | None
-    """``score`` of ``epoch_scores`` on valid, of the best epoch, at most 1; None before the first epoch's end."""
+    """``score`` of ``epoch_scores`` on valid, of the best epoch, at most 1; None if no epoch can be read."""
     test: Mapping[str, float | None] = field(default_factory=dict)
     """Headline figures on test, under names like ``dr_accuracy``."""
     config: Mapping[str, Any] = field(default_factory=dict)
