@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The file to write.  [default: in --artifacts, retina_multitask with .onnx, which retina-score looks for, "
-    ".int8.onnx, which it uses if there is no .onnx, .pt or .pt2]",
+    help="The file to write.  [default: in --artifacts, retina_multitask.onnx, which retina-score looks for; for int8 "
+    "retina_multitask.int8.onnx, which it uses if the former is missing; for other formats .pt or .pt2]",
 )
 @click.option("--force", is_flag=True, help="Keep an int8 file that fails its accuracy gate, marked in the contract.")
 @click.option(

@@ -122,8 +122,8 @@ def run_export(job: ExportJob) -> Exported:
         ParityError: the file's answers differ from PyTorch's, or int8 loses too much accuracy.
         OutputError: a file cannot be written.
         MissingExtraError: a package for signing, or for DICOM photographs, is not installed.
-        PictureError, UsageError, AnnotationError: the signing key, or the photographs to compare or calibrate on,
-            cannot be used.
+        PictureError, UsageError, AnnotationError: the signing key, the framing or image size for a bare state_dict, or
+            the photographs to compare or calibrate on, cannot be used.
     """
     require_place(job.out, [job.checkpoint])
     if job.conformance is not None:

@@ -49,7 +49,7 @@ def recover(model: RetinaModel, photographs: Sequence[Path]) -> tuple[Checkpoint
     """Recover a checkpoint from a model file.
 
     Args:
-        model: the file, opened with ``exact``, so that both decode pictures at full size.
+        model: the file; it gets the pixels, decoded at full size, that the checkpoint gets.
         photographs: for the batch-norm statistics; similar to those that training will continue with.
 
     Returns:
