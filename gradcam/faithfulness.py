@@ -67,7 +67,7 @@ class Faithfulness:
         """The sanity check: with all weights redrawn, every head's maps differ from the trained model's.
 
         The upper end of the rank correlation's interval must be below ``randomisation.ALIKE_BELOW``. The check fails if
-        all redrawn maps are blank, because they show nothing.
+        all redrawn maps are blank, because they show nothing, and for a single photograph, which has no interval.
         """
         last = [f for f in self.figures if f.measure == "redrawn" and f.of == randomisation.STAGE_NAMES[-1]]
         return all(figure.interval.high < randomisation.ALIKE_BELOW for figure in last)

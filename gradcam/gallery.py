@@ -81,7 +81,7 @@ class Gallery:
             the photographs in the same order, with their results.
 
         Raises:
-            UsageError: an overlay would overwrite one of the photographs.
+            UsageError: an overlay or panel would overwrite one of the photographs.
             OutputError: the folder is not writable or the disk is full.
         """
         self._require_unread(photographs)

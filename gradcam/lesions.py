@@ -37,7 +37,8 @@ def read_lesions(folder: Path) -> list[MaskedPhotograph]:
     Pixels of a mask above 0 are lesion.
 
     Raises:
-        AnnotationError: there is no list, a listed photograph does not exist, or one has no masks.
+        AnnotationError: the list cannot be read, is empty or lacks its column, or a listed photograph does not exist or
+            has no masks.
         PictureError: a photograph or mask cannot be read, or a mask has another size than its photograph.
     """
     listing = folder / LISTING
