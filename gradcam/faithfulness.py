@@ -67,7 +67,7 @@ class Faithfulness:
         """The sanity check: with all weights redrawn, every head's maps differ from the trained model's.
 
         The upper end of the rank correlation's interval must be below ``randomisation.ALIKE_BELOW``. The check fails if
-        all redrawn maps are blank, because they show nothing, and for a single photograph, which has no interval.
+        all redrawn maps are blank, because they show nothing.
         """
         last = [f for f in self.figures if f.measure == "redrawn" and f.of == randomisation.STAGE_NAMES[-1]]
         return all(figure.interval.high < randomisation.ALIKE_BELOW for figure in last)
@@ -82,7 +82,7 @@ def measure(
 
     Args:
         explainer: the model.
-        photographs: with masks; at least one.
+        photographs: with masks; at least two, or figures have no interval.
         on_step: called after each photograph, and after each stage of randomisation: see ``steps``.
 
     Raises:

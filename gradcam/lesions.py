@@ -37,19 +37,23 @@ def read_lesions(folder: Path) -> list[MaskedPhotograph]:
     Pixels of a mask above 0 are lesion.
 
     Raises:
-        AnnotationError: the list cannot be read, is empty or lacks its column, or a listed photograph does not exist or
-            has no masks.
+        AnnotationError: the list cannot be read, has fewer than two photographs or lacks its column, or a listed
+            photograph does not exist or has no masks.
         PictureError: a photograph or mask cannot be read, or a mask has another size than its photograph.
     """
     listing = folder / LISTING
     try:
         with listing.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
-    except (OSError, UnicodeDecodeError) as err:
+    except (OSError, UnicodeDecodeError, csv.Error) as err:
         raise AnnotationError(f"{listing}: expected a list of photographs with lesion masks, found: {err}") from None
     if not rows or "Image name" not in rows[0]:
         found = ", ".join(rows[0]) if rows else "no rows"
         raise AnnotationError(f"{listing}: expected the column Image name, found {found}")
+    if len(rows) == 1:
+        raise AnnotationError(
+            f"{listing}: expected at least two photographs, since each figure has an interval, found one"
+        )
     names = [str(row["Image name"]).strip() for row in rows]
     return [_read(folder, name, line, names) for line, name in enumerate(names, start=2)]
 

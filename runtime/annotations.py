@@ -87,7 +87,7 @@ def scan_annotations(path: str | Path) -> tuple[Annotations, list[str]]:
                 continue
             if header is None:
                 header = [cell.strip() for cell in cells]
-                faults += _header_faults(header)
+                faults += _header_faults(start, header)
                 if faults:
                     break
                 continue
@@ -193,15 +193,15 @@ class NameIndex:
         return None
 
 
-def _header_faults(header: list[str]) -> list[str]:
+def _header_faults(line: int, header: list[str]) -> list[str]:
     keys = [_column_key(column) for column in header]
     faults = []
     for column in (IMAGE_NAME, DR_GRADE, ME_GRADE):
         count = keys.count(_column_key(column))
         if count == 0:
-            faults.append(f"line 1: expected a column {column!r}, found {', '.join(map(repr, header))}")
+            faults.append(f"line {line}: expected a column {column!r}, found {', '.join(map(repr, header))}")
         elif count > 1:
-            faults.append(f"line 1: expected one column {column!r}, found {count}")
+            faults.append(f"line {line}: expected one column {column!r}, found {count}")
     return faults
 
 

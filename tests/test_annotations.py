@@ -71,7 +71,8 @@ def test_names_every_fault_at_once_with_file_line_and_value(tmp_path: Path) -> N
     [
         (b"", "found no row"),
         (HEADER.encode(), "found no row"),
-        (b"Image name,Risk of macular edema\na,1\n", "expected a column 'Retinopathy grade'"),
+        (b"Image name,Risk of macular edema\na,1\n", "line 1: expected a column 'Retinopathy grade'"),
+        (b"\n,,\nImage name,Risk of macular edema\na,1\n", "line 3: expected a column 'Retinopathy grade'"),
         (b"Image name,image NAME,Retinopathy grade,Risk of macular edema\na,a,1,1\n", "expected one column"),
         (HEADER.encode() + b"\xe4.jpg,1,1,,\n", "expected UTF-8 text, found byte 0xe4"),
         (HEADER.encode() + b'"a.jpg,1,1,,\n', "unexpected end of data"),

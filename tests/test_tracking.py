@@ -141,6 +141,9 @@ def test_a_store_that_cannot_be_reached_is_named_without_its_password(monkeypatc
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/nowhere/mlflow.db")
     with pytest.raises(OutputError, match=r"sqlite:////proc/nowhere/mlflow\.db: MLflow cannot write there"):
         make_tracker("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(OutputError, match=r"/proc/nowhere/mlflow\.db: cannot be written"):
+        make_tracker("mlflow", Path("/proc/nowhere"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nosuch://me:secret@here/db")
     with pytest.raises(OutputError) as caught:
         make_tracker("mlflow")

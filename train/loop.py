@@ -161,7 +161,7 @@ class Trainer:
 
     def train_epoch(
         self, loader: DataLoader[Batch], stop: StopRequest, show: Callable[[int, list[float]], None], n_batches: int
-    ) -> None:
+    ) -> bool:
         """Train to the end of the current epoch of ``n_batches`` micro-batches per device, or to a requested stop.
 
         Args:
@@ -170,6 +170,9 @@ class Trainer:
             show: called after each step with its number of micro-batches and the epoch's totals.
             n_batches: micro-batches of the whole epoch on this device.
 
+        Returns:
+            whether a stop was requested, the same on all devices.
+
         Raises:
             NonFiniteLossError: the loss is infinite or NaN.
         """
@@ -177,6 +180,7 @@ class Trainer:
         start = perf_counter()
         totals = torch.tensor(progress.totals, dtype=torch.float64, device="cpu")
         running = torch.zeros(6, device=fabric.device)
+        stopped = False
         self.model.train()
         for step in steps(loader, self.config.accumulate):
             self._set_rates(progress.batch / n_batches)
@@ -199,10 +203,12 @@ class Trainer:
             running.zero_()
             progress.totals = totals.tolist()
             show(len(step), progress.totals)
-            if stop.agreed(fabric):
+            stopped = stop.agreed(fabric)
+            if stopped:
                 break
         self._agree_on_statistics()
         progress.seconds += perf_counter() - start
+        return stopped
 
     def _set_rates(self, epoch_share: float) -> None:
         """Set the learning rates of ``--schedule cosine``.
@@ -347,8 +353,7 @@ def fit(
             if progress.batch == 0 and progress.epoch == config.unfreeze_epoch:
                 trainer.unfreeze()
             plan.epoch, plan.start = progress.epoch, progress.batch
-            trainer.train_epoch(train_loader, stop, show_epoch(progress.epoch, len(plan)), plan.n_batches)
-            if stop.requested:
+            if trainer.train_epoch(train_loader, stop, show_epoch(progress.epoch, len(plan)), plan.n_batches):
                 # When resumed, each device continues from an equal share of the sum.
                 progress.totals = [total / fabric.world_size for total in trainer.summed_totals()]
                 save_resume(trainer, resume_file)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from ..runtime.errors import OutputError, UsageError, require_extra
+from ..runtime.output_file import require_place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,7 +90,7 @@ class MlflowTracker:
         files = None
         if not uri:
             # SQLite, because MLflow no longer writes to plain folders. By default it would put artefacts in ./mlruns.
-            artifacts.mkdir(parents=True, exist_ok=True)
+            require_place(artifacts / "mlflow.db")
             uri = f"sqlite:///{artifacts.resolve() / 'mlflow.db'}"
             files = (artifacts.resolve() / "mlflow").as_uri()
         self.uri = uri
@@ -202,7 +203,7 @@ class MlflowTracker:
             try:
                 yield
             except (MlflowException, SQLAlchemyError, OSError) as err:
-                said = str(err).strip().splitlines()[0]
+                said = (str(err).strip() or type(err).__name__).splitlines()[0]
                 message = (
                     f"{self.uri}: MLflow cannot write there: {said}\n"
                     "Correct MLFLOW_TRACKING_URI or repair the server, or train without --track. A run in progress is "
