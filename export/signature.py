@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import UsageError, require_extra
-from ..runtime.signature import signature_of
+from ..runtime.signature import fault_of_key, signature_of
 
 
 def require_key(key: Path) -> None:
@@ -38,8 +38,6 @@ def _signer(key: Path) -> Any:
     try:
         return model_signing.signing.Config().use_elliptic_key_signer(private_key=key)
     except Exception as err:  # noqa: BLE001 - the package passes on exceptions of the libraries that it uses
-        # For a key without a curve the package raises AttributeError.
-        found = "one of another kind" if isinstance(err, AttributeError) else err
         raise UsageError(
-            f"--sign {key}: expected an elliptic-curve private key without password, found: {found}"
+            f"--sign {key}: expected an elliptic-curve private key without password, found: {fault_of_key(err)}"
         ) from None

@@ -12,6 +12,12 @@ def signature_of(path: Path) -> Path:
     return path.with_name(path.name + ".sig")
 
 
+def fault_of_key(err: Exception) -> str:
+    """What is wrong with a key that ``model-signing`` refused with ``err``."""
+    # For a key without a curve the package raises AttributeError.
+    return "one of another kind" if isinstance(err, AttributeError) else str(err)
+
+
 def verify(path: Path, key: Path) -> None:
     """Check that FILE.sig is a signature of the file's bytes by the private key that belongs to ``key``.
 
@@ -37,9 +43,9 @@ def verify(path: Path, key: Path) -> None:
     try:
         verifier = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key)
     except Exception as err:  # noqa: BLE001 - as below
-        # For a key without a curve the package raises AttributeError.
-        found = "one of another kind" if isinstance(err, AttributeError) else err
-        raise UsageError(f"--verify {key}: expected an elliptic-curve public key (PEM), found: {found}") from None
+        raise UsageError(
+            f"--verify {key}: expected an elliptic-curve public key (PEM), found: {fault_of_key(err)}"
+        ) from None
     try:
         verifier.verify(path, signature)
     except Exception as err:  # noqa: BLE001 - the package passes on exceptions of the libraries that it uses

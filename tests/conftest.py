@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 from eyes import FinishedRun, write_set
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
 from small_export import SmallExport
+from without_pictures import draw_nothing
 
 # A shell script that starts the suite in the background makes it ignore Ctrl-C, and so its child processes, which some
 # tests interrupt.
@@ -58,7 +58,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip drawing the pictures of runs that are not examined: it takes most of a small run's time."""
-    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda self, path: Image.new("L", (1, 1)).save(path, "PNG"))
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", draw_nothing)
 
 
 @pytest.fixture(scope="session")

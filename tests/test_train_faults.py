@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from eyes import eye, write_annotations, write_set, write_split
 from retina.train import survey
 from retina.train.cli import main
 from retina.train.config import TrainConfig
+from without_pictures import as_process
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 QUICK = ["--image-size", "32", "--backbone", "resnet18", "--weights", "none", "--workers", "0", "--epochs", "1"]
@@ -199,7 +199,7 @@ def test_a_run_that_cannot_have_its_folder_is_refused(tmp_path: Path, data: Path
 
 def test_training_goes_on_when_nobody_reads_what_it_says(tmp_path: Path, data: Path) -> None:
     command = list(map(str, [data, *QUICK, "--artifacts", tmp_path, "--name", "alone"]))
-    process = [sys.executable, str(Path(__file__).parent / "without_pictures.py"), json.dumps([command])]
+    process = [sys.executable, *as_process(command)]
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run(process, stdout=full, stderr=subprocess.PIPE, check=False, text=True)
     assert (done.returncode, done.stderr) == (0, "")

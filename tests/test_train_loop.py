@@ -42,6 +42,7 @@ from retina.train.run import Run
 from retina.train.tracking import EXPERIMENT, NoTracker
 from small_set import SMALL, items, small_set
 from torch import Tensor
+from without_pictures import as_process
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 RECIPE = TrainConfig("", epochs=3, batch_size=4, image_size=32, backbone="resnet18", weights="none", workers=0)
@@ -267,11 +268,6 @@ def command(data: DataSet, artifacts: Path, name: str, *options: str) -> list[st
     recipe = ["--epochs", "3", "--image-size", "32", "--batch-size", "4", "--backbone", "resnet18", "--weights", "none"]
     where = ["--artifacts", str(artifacts), "--name", name]
     return [str(data.root), *recipe, *where, *options]
-
-
-def as_process(*commands: list[str]) -> list[str]:
-    """Arguments for ``subprocess``, after the interpreter and its options, that run these commands without pictures."""
-    return [str(Path(__file__).parent / "without_pictures.py"), json.dumps(commands)]
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

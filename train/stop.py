@@ -17,7 +17,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._requested = False
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -35,12 +35,12 @@ class StopRequest:
 
     def agreed(self, fabric: Fabric) -> bool:
         """Whether any device was asked to stop, so that all of them stop at the same step."""
-        flag = torch.tensor(float(self.requested), device=fabric.device)
-        self.requested = bool(fabric.all_reduce(flag, reduce_op="max"))
-        return self.requested
+        flag = torch.tensor(float(self._requested), device=fabric.device)
+        self._requested = bool(fabric.all_reduce(flag, reduce_op="max"))
+        return self._requested
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self._requested = True
         self._restore()
 
     def _restore(self) -> None:
