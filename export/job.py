@@ -121,7 +121,7 @@ def run_export(job: ExportJob) -> Exported:
         ModelFileError: the checkpoint cannot be read or is not ours.
         ParityError: the file's answers differ from PyTorch's, or int8 loses too much accuracy.
         OutputError: a file cannot be written.
-        MissingExtraError: a package for signing, or for DICOM photographs, is not installed.
+        MissingExtraError: the package for signing is not installed.
         PictureError, UsageError, AnnotationError: the signing key, the framing or image size for a bare state_dict, or
             the photographs to compare or calibrate on, cannot be used.
     """

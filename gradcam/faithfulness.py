@@ -86,7 +86,7 @@ def measure(
         on_step: called after each photograph, and after each stage of randomisation: see ``steps``.
 
     Raises:
-        PictureError, MissingExtraError: a photograph cannot be decoded.
+        PictureError: a photograph cannot be decoded.
     """
     pointings: dict[tuple[str, Head], list[tuple[Pointing, Pointing]]] = {}
     curves: dict[tuple[str, Head, str], list[NDArray[np.float64]]] = {}

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from ..runtime.contract import HEADS, Head
-from ..runtime.errors import MissingExtraError, PictureError, UsageError
+from ..runtime.errors import PictureError, UsageError
 from ..runtime.field import Field
 from ..runtime.folder import find_pictures
 from ..runtime.image_file import ImageFormat, write_image
@@ -236,8 +236,6 @@ def _decoded(explainer: Explainer, path: Path, *, whole: bool = False) -> Pixels
         return explainer.decode(path, whole=whole)
     except PictureError as err:
         return err.reason
-    except MissingExtraError as err:
-        return str(err).split("\n", 1)[0]
 
 
 def _explained(explainer: Explainer, photographs: Sequence[Pixels]) -> list[Answer | str]:

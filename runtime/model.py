@@ -27,7 +27,7 @@ from .contract import (
     Head,
     decide,
 )
-from .errors import MissingExtraError, ModelFileError, PictureError, UsageError
+from .errors import ModelFileError, PictureError, UsageError
 from .workers import ordered_map, usable_cores
 
 if TYPE_CHECKING:
@@ -175,7 +175,6 @@ class RetinaModel:
 
         Raises:
             PictureError: not a readable photograph, or too large for the available memory.
-            MissingExtraError: a DICOM file, but pydicom is not installed.
             ModelFileError: the model's output is not finite.
             TypeError: a source of another type.
         """
@@ -264,15 +263,13 @@ class RetinaModel:
     def score_one(self, source: str | Path | Buffer, *, maps: bool = False) -> Scored:
         """Score one file, given by its path or as bytes (the result's ``source`` is then empty).
 
-        An unreadable photograph, or a DICOM file without pydicom installed, becomes a ``Scored`` with an error.
+        An unreadable photograph becomes a ``Scored`` with an error.
         """
         name = "" if isinstance(source, Buffer) else source
         try:
             return Scored(name, self.predict(source, maps=maps), None)
         except PictureError as err:
             return Scored(name, None, err.reason)
-        except MissingExtraError as err:
-            return Scored(name, None, str(err).split("\n", 1)[0])
 
 
 def find_model(path: str | Path | None = None, artifacts: str | Path | None = None) -> Path:

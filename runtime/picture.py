@@ -17,7 +17,7 @@ from PIL import WebPImagePlugin as WebPPlugin
 from PIL.ImageFile import ImageFile
 
 from .contract import MIN_SIDE
-from .errors import PictureError, RetinaError, require_extra
+from .errors import MissingExtraError, PictureError, RetinaError, require_extra
 from .jpeg import endless_fault, silent_fault
 
 MAX_PIXELS = 100_000_000
@@ -82,8 +82,7 @@ def decode(source: str | Path | bytes, *, at_least: int | None = None) -> NDArra
     Raises:
         PictureError: the file does not exist or is larger than 1 GiB; or the picture is not of these formats, cut
             short, damaged, below 32 pixels a side, above 100 megapixels, of signed, 32-bit or floating-point samples,
-            or too large for the available memory.
-        MissingExtraError: a DICOM file, but pydicom is not installed.
+            too large for the available memory, or DICOM without pydicom installed.
     """
     return _array(load(source, at_least=at_least), "picture" if isinstance(source, bytes) else os.fsdecode(source))
 
@@ -213,7 +212,10 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
     Only the attributes that describe the pixels are read. An error is reported only by its type, because its text may
     quote the patient's data.
     """
-    require_extra("dicom", "pydicom")
+    try:
+        require_extra("dicom", "pydicom")
+    except MissingExtraError as err:
+        raise _refusal(name, str(err)) from None
     from pydicom import dcmread
     from pydicom.encaps import get_frame
     from pydicom.filereader import read_dataset

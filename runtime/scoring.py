@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .contract import HEADS
-from .errors import MissingExtraError, OutputError, PictureError, UsageError
+from .errors import OutputError, PictureError, UsageError
 from .folder import Listing
 from .journal import ENDING as JOURNAL
 from .journal import Journal, Stamp, stamp
@@ -75,8 +75,6 @@ def score_one(model: RetinaModel, name: str, path: Path, overlays: Path | None =
         return Row(name, prediction)
     except PictureError as err:
         return Row(name, None, err.reason)
-    except MissingExtraError as err:
-        return Row(name, None, str(err).split("\n", 1)[0])
 
 
 def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: Path) -> None:
@@ -85,7 +83,7 @@ def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: 
     If the name is too long or the photograph too large for JPEG, this is logged and the work continues.
 
     Raises:
-        PictureError, MissingExtraError: the photograph cannot be decoded.
+        PictureError: the photograph cannot be decoded.
         OutputError: the folder is not writable or the disk is full.
     """
     from .field import Field

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from retina.runtime.errors import MissingExtraError, PictureError
+from retina.runtime.errors import PictureError
 from retina.runtime.picture import MAX_BYTES, decode, from_image
 
 
@@ -521,10 +521,13 @@ def test_dicom_that_cannot_be_read_is_refused_without_naming_the_patient() -> No
         assert "Secret" not in str(caught.value)
 
 
-def test_dicom_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dicom_without_its_extra_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
-    data = _dicom(np.asarray(photograph()), "RGB", 8)
+    file = tmp_path / "eye.dcm"
+    file.write_bytes(_dicom(np.asarray(photograph()), "RGB", 8))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'retina-edge\[dicom\]'"):
-        decode(data)
+    install = "pydicom not installed. Run:  pip install 'retina-edge[dicom]'"
+    with pytest.raises(PictureError) as caught:
+        decode(file)
+    assert (str(caught.value), caught.value.reason) == (f"{file}: {install}", install)

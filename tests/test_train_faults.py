@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,9 @@ def rewrite(annotations: Path, change: dict[str, list[object] | None], add: list
     write_annotations(annotations.parent, [row for row in kept if row is not None] + add, header)
 
 
-def test_every_planted_fault_is_named_in_one_answer(tmp_path: Path) -> None:
+def test_every_planted_fault_is_named_in_one_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "pydicom" else find_spec(name))
     root = write_set(tmp_path / "data", train=[0, 1, 2] * 6, others=(0, 1, 2, 0, 1))
     train, valid, test = root / "train", root / "valid", root / "test"
     images = train / "images"
@@ -79,6 +82,7 @@ def test_every_planted_fault_is_named_in_one_answer(tmp_path: Path) -> None:
     eye(5, side=31).save(images / "eye_11.jpg")
     (images / "eye_12.jpg").unlink()
     (images / "eye_12.jpg").symlink_to("gone.jpg")
+    (images / "eye_14.jpg").write_bytes(bytes(128) + b"DICM")
     shutil.copy(images / "eye_13.jpg", valid / "images" / "eye_1.jpg")
     rewrite(valid / "annotations.csv", {"eye_2.jpg": ["eye_2.jpg", 4, 1, "", "", ""]}, [])
     write_annotations(test, [[f"eye_{n}", n % 3] for n in range(5)], ["Image name", "Retinopathy grade"])
@@ -103,6 +107,7 @@ def test_every_planted_fault_is_named_in_one_answer(tmp_path: Path) -> None:
         "no picture": f"line 11: {images / 'eye_10.jpg'}: ",
         "too small": f"line 12: {images / 'eye_11.jpg'}: ",
         "link to nothing": f"line 13: {images / 'eye_12.jpg'}: ",
+        "DICOM without its extra": f"line 15: {images / 'eye_14.jpg'}: pydicom not installed. Run:  pip install",
         "same bytes in two splits": "same bytes: train/eye_13.jpg and valid/eye_1.jpg",
         "grade that train lacks": "line 4: Retinopathy grade: expected one of 0, 1, 2 as in train, found 4",
         "missing column": f"{test / 'annotations.csv'}, line 1: expected a column 'Risk of macular edema'",

@@ -46,7 +46,7 @@ class Frames(Protocol):
 class DecodedFrames:
     """Decodes and frames on every access, to float32: the reference that the cached frames must equal.
 
-    Access raises PictureError if the photograph cannot be read, or MissingExtraError as ``decode``.
+    Access raises PictureError if the photograph cannot be read.
     """
 
     def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing) -> None:
@@ -123,7 +123,6 @@ def look_through(
 
     Raises:
         OutputError: the cache folder cannot be written or lacks space.
-        MissingExtraError: a DICOM file, but pydicom is not installed.
     """
     key = _key(paths, preprocessing, dtype)
     looks_file, array_file = folder / f"{key}.json", folder / f"{key}.npy"

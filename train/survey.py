@@ -55,7 +55,6 @@ def survey_data(
         AnnotationError: annotations or photographs have faults, calibration lacks photographs, or copies of one
             photograph are in two splits; all faults are listed.
         OutputError: the cache folder cannot be written or lacks space.
-        MissingExtraError: a DICOM file, but pydicom is not installed.
         UsageError: as ``read_dataset``.
     """
     data, faults = read_dataset(Path(config.data), config.me_positive_from)
