@@ -8,7 +8,7 @@ from math import isnan
 from pathlib import Path
 
 from ..runtime.contract import HEADS, Head
-from ..runtime.output_file import write_atomically, write_text_atomically
+from ..runtime.output_file import write_text_atomically
 from .deletion import FRACTIONS
 from .faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Figure
 from .lesions import KIND_NAMES
@@ -90,9 +90,11 @@ def write_picture(path: Path, found: Faithfulness) -> None:
     """
     from matplotlib.figure import Figure as Canvas
 
+    from ..train.figure import write_png
+
     heads = [head for head in HEADS if any(f.head == head for f in found.figures)]
     kinds = sorted({f.lesion for f in found.figures if f.lesion})
-    canvas = Canvas(figsize=(13, 9), layout="constrained")
+    canvas = Canvas(figsize=(13, 9), dpi=110, layout="constrained")
     axes = canvas.subplots(2, 2)
     photographs = max(f.photographs for f in found.figures)
     canvas.suptitle(f"Do the maps look at the lesions? {photographs} photographs, bars: 95% intervals", fontsize=15)
@@ -145,4 +147,4 @@ def write_picture(path: Path, found: Faithfulness) -> None:
     for axis in axes[1]:
         axis.grid(alpha=0.3)
         axis.legend(loc="best", fontsize=8, framealpha=0.6)
-    write_atomically(path, lambda temporary: canvas.savefig(temporary, format="png", dpi=110))
+    write_png(path, canvas)

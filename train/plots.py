@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..runtime.contract import Contract
-from ..runtime.output_file import write_atomically
 from . import yardsticks
+from .figure import write_png
 from .metrics import Decisions, Predictions
 from .yardsticks import Floats, Indices
 
@@ -67,7 +66,7 @@ def learning_curves(history: pd.DataFrame, out_png: Path) -> None:
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.legend(fontsize=7, framealpha=0.9)
-    _save(figure, out_png)
+    write_png(out_png, figure)
 
 
 def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], title: str, out_png: Path) -> None:
@@ -86,7 +85,7 @@ def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], tit
     ax.set_xticks(range(len(labels)), labels)
     ax.set_yticks(range(len(labels)), labels, rotation=90 if max(map(len, labels)) > 2 else 0, va="center")
     ax.grid(visible=False)
-    _save(figure, out_png)
+    write_png(out_png, figure)
 
 
 def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_png: Path) -> None:
@@ -119,7 +118,7 @@ def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_p
         ax.set(title=title, xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         ax.set_aspect("equal")
         ax.legend(loc="lower right", fontsize=8)
-    _save(figure, out_png)
+    write_png(out_png, figure)
 
 
 def roc_points(true: Indices, score: Floats) -> tuple[Floats, Floats]:
@@ -158,7 +157,7 @@ def reliability_diagrams(p: Predictions, out_png: Path) -> None:
         ax.legend(loc="upper left", fontsize=8)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(PercentFormatter(1.0))
-    _save(figure, out_png)
+    write_png(out_png, figure)
 
 
 def _best_row(history: pd.DataFrame) -> float | None:
@@ -181,8 +180,3 @@ def _tidy(ax: Axes) -> None:
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8)
-
-
-def _save(figure: Figure, out_png: Path) -> None:
-    # Not savefig, which draws every figure twice where it has a layout.
-    write_atomically(out_png, FigureCanvasAgg(figure).print_png)
