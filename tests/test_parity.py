@@ -94,6 +94,37 @@ def test_a_batch_must_answer_as_its_pictures_alone(reference: Reference) -> None
         check(reference, spoil, FP32)
 
 
+def test_each_bound_is_the_one_stated(reference: Reference) -> None:
+    """Just within and just beyond it."""
+
+    def passes(bounds: parity.Bounds, spoil: Callable[[Outputs, NDArray[np.uint8]], Outputs]) -> bool:
+        try:
+            check(reference, spoil, bounds)
+        except ParityError:
+            return False
+        return True
+
+    def probability(by: float) -> bool:
+        return passes(FP32, lambda out, _pixels: out | {"dr_probs": out["dr_probs"] + np.float32(by)})
+
+    def cam(by: float) -> bool:
+        def spoil(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
+            return out | {"me_cam": out["me_cam"] + np.float32(by) * reference(pixels).scales["me_cam"]}
+
+        return passes(FP32, spoil)
+
+    def in_a_batch(bounds: parity.Bounds, by: float) -> bool:
+        def spoil(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
+            return out | {"dr_probs": out["dr_probs"] + np.float32(by * (len(pixels) > 1))}
+
+        return passes(bounds, spoil)
+
+    assert (probability(0.95e-4), probability(1.05e-4)) == (True, False)
+    assert (cam(0.95e-3), cam(1.05e-3)) == (True, False)
+    assert (in_a_batch(FP32, 0.95e-5), in_a_batch(FP32, 1.05e-5)) == (True, False)
+    assert (in_a_batch(INT8, 0.95e-2), in_a_batch(INT8, 1.05e-2)) == (True, False)
+
+
 def test_int8_reports_decisions_that_differ(reference: Reference) -> None:
     def spoil(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
         return out | ({"dr_probs": np.roll(out["dr_probs"], 1, axis=1)} if pixels.shape[1:3] == (33, 57) else {})
@@ -119,10 +150,14 @@ def test_autograd_reference_by_finite_differences(reference: Reference, tmp_path
             moved = pooled + step * torch.eye(pooled.shape[1], dtype=torch.float64)
             slope = (model.dr_head(moved) - model.dr_head(pooled)) / step  # (C, K)
             h, w = feature_map.shape[2:]
-            cams = torch.einsum("ck,chw->khw", slope / (h * w), feature_map[0]).relu().numpy()
+            cams = torch.einsum("ck,chw->khw", slope / (h * w), feature_map[0]).numpy()
     finally:
         model.float()
-    np.testing.assert_allclose(reference(pixels).values["dr_cam_per_grade"][0], cams, rtol=1e-3, atol=1e-5)
+    found = reference(pixels)
+    np.testing.assert_allclose(found.values["dr_cam_per_grade"][0], cams.clip(0), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        found.scales["dr_cam_per_grade"][0, :, 0, 0], np.abs(cams).max(axis=(1, 2)), rtol=1e-3, atol=1e-5
+    )
 
 
 def test_a_turned_decision_is_refused_of_fp32(reference: Reference) -> None:

@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
+from retina.export import int8 as int8_module
 from retina.export.calibration import measure_ranges
 from retina.export.gate import Gate, Quality, judge
 from retina.export.graph import DeployedModel
@@ -21,8 +22,9 @@ from retina.export.job import ExportJob, run_export
 from retina.export.quantize import Recipe, body_of, quantize, round_keeping_sums, tensors_to_measure
 from retina.export.to_onnx import to_onnx
 from retina.runtime.contract import Contract, Rule, default_thresholds
-from retina.runtime.errors import AnnotationError
+from retina.runtime.errors import AnnotationError, ParityError, UsageError
 from retina.runtime.model import RetinaModel
+from retina.runtime.picture import decode
 from retina.train.checkpoint import load_checkpoint
 from retina.train.data import Photo
 from retina.train.metrics import Predictions
@@ -285,6 +287,49 @@ def test_valid_without_edema_is_refused_before_a_calibrated_checkpoint_is_quanti
     path.write_text(path.read_text().replace(",1,", ",0,"))
     with pytest.raises(AnnotationError, match="photographs with ME risk to calibrate on, found none"):
         to_int8(fp32, CALIBRATED, data.root, None, force=True)
+
+
+def test_int8_is_calibrated_on_train_and_judged_on_valid(
+    tmp_path: Path, fp32: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file and its difference from fp32, found again from the photographs that they should come from."""
+    monkeypatch.setattr(int8_module, "RECIPES", (Recipe("mean"),))
+    monkeypatch.setattr(int8_module, "CALIBRATION_PHOTOGRAPHS", 3)
+    data = small_set(tmp_path, [0, 1, 2, 3, 4], [0, 3, 1, 2])
+    kept = to_int8(fp32, Contract(), data.root, None, force=True)
+    train, valid = ([decode(photo.path) for photo in data.splits[name].photos] for name in ("train", "valid"))
+    by_hand = quantize(fp32, measure_ranges(fp32, tensors_to_measure(fp32), [train[i] for i in (0, 2, 4)]), kept.recipe)
+    assert kept.model.SerializeToString() == by_hand.SerializeToString()
+    assert (kept.calibrated_on, kept.gate.photographs) == (3, len(valid))
+    before, after = (
+        np.concatenate([run(model, pixels[None], ["dr_probs"])[0] for pixels in valid]) for model in (fp32, by_hand)
+    )
+    assert kept.mean_difference == pytest.approx(np.abs(before - after).mean(), rel=1e-5)
+    right = [photo.dr_grade for photo in data.splits["valid"].photos]
+    for quality, probs in ((kept.gate.fp32, before), (kept.gate.int8, after)):
+        assert quality.dr_accuracy == np.mean(probs.argmax(axis=1) == right)
+
+
+def test_int8_that_is_not_as_accurate_is_refused_unless_forced(
+    tmp_path: Path, fp32: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = small_set(tmp_path, [0, 1, 2], [0, 1, 2])
+    monkeypatch.setattr(int8_module, "RECIPES", (Recipe("mean"), Recipe("mean", 3)))
+    monkeypatch.setattr(int8_module, "judge", lambda *files: replace(judge(*files), dr_agreement=0.5))
+    with pytest.raises(ParityError) as caught:
+        to_int8(fp32, Contract(), data.root, None, force=False)
+    message = str(caught.value)
+    assert message.startswith(f"{data.root}: expected an int8 file as accurate as fp32, found none among 2 ways")
+    assert "dr_agreement: expected at least 0.98, found 0.5000" in message
+    assert "--force keeps it" in message
+    forced = to_int8(fp32, Contract(), data.root, None, force=True)
+    assert forced.to_dict()["accepted"] is False
+
+
+def test_grades_that_the_model_lacks_cannot_be_judged(tmp_path: Path, fp32: onnx.ModelProto) -> None:
+    data = small_set(tmp_path, [0, 1, 3], [0, 1, 3])
+    with pytest.raises(UsageError, match=r"--calibration .*: expected the model's grades \(0, 1, 2\), found \[3\] too"):
+        to_int8(fp32, Contract(dr_grades=(0, 1, 2)), data.root, None, force=True)
 
 
 def test_each_bound_of_the_gate() -> None:
