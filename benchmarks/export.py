@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from retina.export.graph import DeployedModel
@@ -27,7 +26,7 @@ from retina.export.parity import answer_of_module
 from retina.export.to_onnx import OnnxFile
 from retina.export.to_torchscript import TorchScriptFile
 from retina.runtime.contract import INPUT_NAME, Contract, Preprocessing
-from retina.runtime.model import session_options
+from retina.runtime.model import open_session
 from retina.train.checkpoint import load_checkpoint
 from retina.train.model import RetinaNet
 from retina.train.synthetic import photograph
@@ -95,7 +94,7 @@ def contenders(model: RetinaNet, contract: Contract, folder: Path, options: argp
 
 
 def _onnxruntime(path: Path, threads: int) -> Run:
-    session = ort.InferenceSession(path.read_bytes(), session_options(threads), providers=["CPUExecutionProvider"])
+    session = open_session(path.read_bytes(), threads)
     return lambda pixels: session.run(None, {INPUT_NAME: pixels})
 
 

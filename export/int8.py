@@ -9,23 +9,22 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..runtime.annotations import fault_report
 from ..runtime.contract import DR_PROBS, INPUT_NAME, ME_PROBS, Contract, Rule
 from ..runtime.errors import AnnotationError, ParityError, UsageError
-from ..runtime.model import session_options
+from ..runtime.model import open_session
 from ..runtime.picture import decode
 from ..train.calibration import calibration_faults, is_calibrated
 from ..train.data import DataSet, Photo, fingerprint_of_files, sound_dataset
 from ..train.metrics import Predictions
 from ..train.screening import screening_rules
-from .calibration import METHODS, measure_ranges
 from .gate import Gate, judge
 from .photographs import spread
 from .quantize import Recipe, quantize, tensors_to_measure
+from .ranges import METHODS, measure_ranges
 
 CALIBRATION_PHOTOGRAPHS = 320
 """Largest number of photographs of train, evenly spread, on which activations' ranges are measured."""
@@ -164,10 +163,7 @@ def _pixels(photos: Sequence[Photo], what: str) -> Iterator[NDArray[np.uint8]]:
 def _predict(models: Sequence[onnx.ModelProto], contract: Contract, photos: Sequence[Photo]) -> list[Predictions]:
     """Every model's predictions; each photograph is decoded only once."""
     dr_true = [contract.dr_grades.index(photo.dr_grade) for photo in photos]
-    sessions = [
-        ort.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
-        for model in models
-    ]
+    sessions = [open_session(model.SerializeToString()) for model in models]
     rows = [
         [session.run([DR_PROBS, ME_PROBS], {INPUT_NAME: pixels[None]}) for session in sessions]
         for pixels in _pixels(photos, "Judging")

@@ -12,7 +12,7 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from .calibration import Ranges
+from .ranges import Ranges
 
 QUANTIZED = ("Conv", "Relu", "MaxPool", "Add")
 """Operators that compute in eight bits; all others in the network's body compute in floats."""
@@ -23,7 +23,7 @@ class Recipe:
     """One way to quantise."""
 
     method: str
-    """How activations' ranges are found: one of calibration.METHODS."""
+    """How activations' ranges are found: one of ranges.METHODS."""
     float_blocks: int = 0
     """Number of residual blocks computed in floats, counted from the first convolution. In the first block two large
     terms nearly cancel in the residual sum, so that mostly their rounding errors remain: in a trained ResNet-50, the

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
 from ..runtime.contract import INPUT_NAME, METADATA_KEY, Contract
-from ..runtime.model import RetinaModel, session_options
+from ..runtime.model import RetinaModel, open_session
 from .graph import DeployedModel, example_input
 from .parity import Answer, Pixels
 
@@ -43,7 +42,7 @@ class OnnxFile:
 
     def open(self, path: Path, contract: Contract) -> Answer:
         RetinaModel(path)  # refuse here what retina-score would refuse
-        session = ort.InferenceSession(path.read_bytes(), session_options(), providers=["CPUExecutionProvider"])
+        session = open_session(path.read_bytes())
 
         def answer(pixels: Pixels) -> dict[str, NDArray[np.float32]]:
             outputs = session.run(None, {INPUT_NAME: pixels})

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
 from ..runtime.contract import HEADS, Head
 from ..runtime.output_file import write_text_atomically
+from ..train.figure import BLUE, GREY, ORANGE, write_png
 from .deletion import FRACTIONS
 from .faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Figure
+from .interval import Interval
 from .lesions import KIND_NAMES
 from .randomisation import ALIKE_BELOW, DRAWS, STAGE_NAMES
 
 HEAD_NAMES: dict[Head, str] = {"dr": "DR grade", "me": "ME risk"}
-_BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#7f7f7f"
-"""From the palette of Okabe and Ito (2008), which readers with colour blindness can tell apart."""
 
 
 def write_table(path: Path, found: Faithfulness) -> None:
@@ -36,8 +40,7 @@ def write_table(path: Path, found: Faithfulness) -> None:
 
 def as_markdown(found: Faithfulness) -> str:
     """The table as Markdown: means over photographs with 95% bootstrap intervals."""
-    heads = [head for head in HEADS if any(f.head == head for f in found.figures)]
-    kinds = sorted({f.lesion for f in found.figures if f.lesion})
+    heads, kinds = _heads(found), _kinds(found)
     lines = [
         "| measure | head | n | map | chance | centre prior | map against centre |",
         "|---|---|---|---|---|---|---|",
@@ -88,63 +91,71 @@ def write_picture(path: Path, found: Faithfulness) -> None:
     Raises:
         OutputError: as ``write_atomically``.
     """
-    from matplotlib.figure import Figure as Canvas
-
-    from ..train.figure import write_png
-
-    heads = [head for head in HEADS if any(f.head == head for f in found.figures)]
-    kinds = sorted({f.lesion for f in found.figures if f.lesion})
     canvas = Canvas(figsize=(13, 9), dpi=110, layout="constrained")
     axes = canvas.subplots(2, 2)
     photographs = max(f.photographs for f in found.figures)
     canvas.suptitle(f"Do the maps look at the lesions? {photographs} photographs, bars: 95% intervals", fontsize=15)
-    rows = [(kind, head) for kind in kinds for head in heads]
-    for axis, name, title in (
-        (axes[0, 0], "pointing", "Peak of the map meets a lesion (hit rate)"),
-        (axes[0, 1], "lift", "Map's share on lesions / their share of the field"),
-    ):
-        for of, colour, marker, shift in (
-            (MAP, _BLUE, "o", 0.18),
-            (CENTRE, _ORANGE, "s", 0),
-            (CHANCE, _GREY, "d", -0.18),
-        ):
-            shown = [(y, f.interval) for y, (k, h) in enumerate(rows) if (f := found.get(name, k, h, of))]
-            if shown:
-                values = [interval.value for _, interval in shown]
-                errors = [[i.value - i.low for _, i in shown], [i.high - i.value for _, i in shown]]
-                at = [y + shift for y, _ in shown]
-                label = {MAP: "Grad-CAM", CENTRE: "centre prior", CHANCE: "chance"}[of]
-                axis.errorbar(values, at, xerr=errors, fmt=marker, color=colour, label=label, capsize=3)
-        axis.set_yticks(range(len(rows)), [f"{KIND_NAMES.get(k, k)}\n{HEAD_NAMES[h]}" for k, h in rows])
-        axis.set_title(title)
-        axis.set_xlim(left=-0.03)
-        axis.grid(axis="x", alpha=0.3)
-        axis.legend(loc="best")
-    axes[0, 1].axvline(1, color=_GREY, linestyle="--")
-    for of, colour in ((MAP, _BLUE), (CENTRE, _ORANGE), (CHANCE, _GREY)):
+    _draw_hits(axes[0, 0], found, "pointing", "Peak of the map meets a lesion (hit rate)")
+    _draw_hits(axes[0, 1], found, "lift", "Map's share on lesions / their share of the field")
+    axes[0, 1].axvline(1, color=GREY, linestyle="--")
+    _draw_curves(axes[1, 0], found)
+    _draw_redrawn(axes[1, 1], found)
+    write_png(path, canvas)
+
+
+def _draw_hits(axis: Axes, found: Faithfulness, name: str, title: str) -> None:
+    """A row for each kind of lesion and head: the map, the centre prior and chance."""
+    rows = [(kind, head) for kind in _kinds(found) for head in _heads(found)]
+    for of, colour, marker, shift in ((MAP, BLUE, "o", 0.18), (CENTRE, ORANGE, "s", 0), (CHANCE, GREY, "d", -0.18)):
+        shown = [(y + shift, f.interval) for y, (k, h) in enumerate(rows) if (f := found.get(name, k, h, of))]
+        if shown:
+            at, intervals = zip(*shown, strict=True)
+            label = {MAP: "Grad-CAM", CENTRE: "centre prior", CHANCE: "chance"}[of]
+            values, errors = _bars(intervals)
+            axis.errorbar(values, at, xerr=errors, fmt=marker, color=colour, label=label, capsize=3)
+    axis.set_yticks(range(len(rows)), [f"{KIND_NAMES.get(k, k)}\n{HEAD_NAMES[h]}" for k, h in rows])
+    axis.set_title(title)
+    axis.set_xlim(left=-0.03)
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(loc="best")
+
+
+def _draw_curves(axis: Axes, found: Faithfulness) -> None:
+    """The probability against the share of the field blurred or given back."""
+    heads = _heads(found)
+    for of, colour in ((MAP, BLUE), (CENTRE, ORANGE), (CHANCE, GREY)):
         for name, style in (("deletion", "-"), ("insertion", "--")):
             mean = sum(found.curves[name, head, of].mean(axis=0) for head in heads) / len(heads)
             label = {MAP: "Grad-CAM", CENTRE: "centre prior", CHANCE: "random map"}[of]
-            axes[1, 0].plot(FRACTIONS, mean, style, color=colour, label=f"{label}, {name}")
-    axes[1, 0].set_title("Probability of the explained class, mean of the heads")
-    axes[1, 0].set_xlabel("share of the lit field blurred (deletion) or given back (insertion)")
-    for head, colour in zip(heads, (_BLUE, _ORANGE), strict=False):
-        at_stage = [f.interval for stage in STAGE_NAMES if (f := found.get("redrawn", "", head, stage))]
-        errors = [[i.value - i.low for i in at_stage], [i.high - i.value for i in at_stage]]
-        axes[1, 1].errorbar(
-            STAGE_NAMES,
-            [i.value for i in at_stage],
-            yerr=errors,
-            fmt="o-",
-            color=colour,
-            label=HEAD_NAMES[head],
-            capsize=3,
-        )
-    axes[1, 1].axhline(ALIKE_BELOW, color=_GREY, linestyle="--")
-    axes[1, 1].set_ylim(-1, 1)
-    axes[1, 1].set_title("Rank correlation with the map of the trained model")
-    axes[1, 1].set_xlabel("weights redrawn from the heads down to")
-    for axis in axes[1]:
-        axis.grid(alpha=0.3)
-        axis.legend(loc="best", fontsize=8, framealpha=0.6)
-    write_png(path, canvas)
+            axis.plot(FRACTIONS, mean, style, color=colour, label=f"{label}, {name}")
+    axis.set_title("Probability of the explained class, mean of the heads")
+    axis.set_xlabel("share of the lit field blurred (deletion) or given back (insertion)")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="best", fontsize=8, framealpha=0.6)
+
+
+def _draw_redrawn(axis: Axes, found: Faithfulness) -> None:
+    """The rank correlation of maps before and after weights were redrawn, from the heads down."""
+    for head, colour in zip(_heads(found), (BLUE, ORANGE), strict=False):
+        values, errors = _bars([f.interval for stage in STAGE_NAMES if (f := found.get("redrawn", "", head, stage))])
+        axis.errorbar(STAGE_NAMES, values, yerr=errors, fmt="o-", color=colour, label=HEAD_NAMES[head], capsize=3)
+    axis.axhline(ALIKE_BELOW, color=GREY, linestyle="--")
+    axis.set_ylim(-1, 1)
+    axis.set_title("Rank correlation with the map of the trained model")
+    axis.set_xlabel("weights redrawn from the heads down to")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="best", fontsize=8, framealpha=0.6)
+
+
+def _bars(intervals: Sequence[Interval]) -> tuple[list[float], list[list[float]]]:
+    """The values, and how far each interval reaches below and above its own."""
+    values = [i.value for i in intervals]
+    return values, [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+
+
+def _heads(found: Faithfulness) -> list[Head]:
+    return [head for head in HEADS if any(f.head == head for f in found.figures)]
+
+
+def _kinds(found: Faithfulness) -> list[str]:
+    return sorted({f.lesion for f in found.figures if f.lesion})

@@ -31,7 +31,7 @@ from .errors import ModelFileError, PictureError, UsageError
 from .workers import ordered_map, usable_cores
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, RunOptions, SessionOptions
+    from onnxruntime import InferenceSession, RunOptions
     from PIL.Image import Image
 
 MODEL_NAME = "retina_multitask.onnx"
@@ -298,11 +298,11 @@ def find_model(path: str | Path | None = None, artifacts: str | Path | None = No
     )
 
 
-def session_options(threads: int = 1) -> SessionOptions:
-    """The onnxruntime settings used wherever this project runs a model file, including export's parity check.
+def open_session(content: bytes, threads: int = 1, provider: str = "CPUExecutionProvider") -> InferenceSession:
+    """Open an ONNX model with the settings used wherever this project runs one, including export's parity check.
 
     ``threads`` share the work of one prediction. Idle threads sleep, because spinning ones would take cores away from
-    the photographs being decoded at the same time.
+    the photographs being decoded at the same time. Any exception of onnxruntime may be raised.
     """
     import onnxruntime as ort
 
@@ -315,7 +315,7 @@ def session_options(threads: int = 1) -> SessionOptions:
     # Memory plans are cached per input shape, and every photograph may have its own: memory would grow with the folder.
     options.enable_mem_pattern = False
     options.log_severity_level = 4  # fatal messages only: errors arrive as exceptions
-    return options
+    return ort.InferenceSession(content, options, providers=[provider])
 
 
 def _handing_back() -> RunOptions:
@@ -380,7 +380,7 @@ def _open(path: Path, content: bytes, threads: int, provider: str) -> InferenceS
         hint = f" Install it in place of onnxruntime:  pip install {package}" if package else ""
         raise UsageError(f"--provider {provider}: expected one of {', '.join(sorted(available))}.{hint}")
     try:
-        session = ort.InferenceSession(content, session_options(threads), providers=[available[key]])
+        session = open_session(content, threads, available[key])
     except Exception as err:  # noqa: BLE001 - onnxruntime's exceptions share no other root
         raise ModelFileError(f"{path}: expected an ONNX model, found: {_first_line(err)}") from None
     if session.get_providers()[0] != available[key]:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from PIL import Image, ImageFilter
 from retina.runtime import ModelFileError, PictureError, Prediction, RetinaModel, UsageError
 from retina.runtime.contract import METADATA_KEY, Contract, Head, Preprocessing, Rule, default_thresholds
-from retina.runtime.model import find_model, is_close_call, session_options
+from retina.runtime.model import find_model, is_close_call, open_session
 from tiny_model import CONTRACT, RAMP, expected_probs, tiny_model, write_tiny_model
 
 
@@ -347,8 +347,8 @@ def test_score_reads_its_input_only_a_little_ahead(tmp_path: Path) -> None:
     assert taken <= 10 + 2 * 64
 
 
-def test_session_options_neither_spin_nor_take_more_threads_than_asked() -> None:
-    options = session_options(3)
+def test_a_session_neither_spins_nor_takes_more_threads_than_asked() -> None:
+    options = open_session(tiny_model().SerializeToString(), 3).get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 

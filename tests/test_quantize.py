@@ -14,12 +14,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from retina.export import int8 as int8_module
-from retina.export.calibration import measure_ranges
 from retina.export.gate import Gate, Quality, judge
 from retina.export.graph import DeployedModel
 from retina.export.int8 import Int8, choose, screening_thresholds, to_int8
 from retina.export.job import ExportJob, run_export
 from retina.export.quantize import Recipe, body_of, quantize, round_keeping_sums, tensors_to_measure
+from retina.export.ranges import measure_ranges
 from retina.export.to_onnx import to_onnx
 from retina.runtime.contract import Contract, Rule, default_thresholds
 from retina.runtime.errors import AnnotationError, ParityError, UsageError

@@ -11,9 +11,9 @@ import torch
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
 from PIL import Image
-from retina.export.calibration import measure_ranges
 from retina.export.graph import DeployedModel
 from retina.export.quantize import Recipe, quantize, tensors_to_measure
+from retina.export.ranges import measure_ranges
 from retina.export.recovery import main
 from retina.export.to_onnx import OnnxFile, to_onnx
 from retina.runtime.contract import Rule

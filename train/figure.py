@@ -1,4 +1,4 @@
-"""Writes a matplotlib figure."""
+"""What every figure is drawn with and how it is written."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..runtime.output_file import write_atomically
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+"""From the palette of Okabe and Ito (2008), which readers with colour blindness can tell apart; and a grey."""
 
 
 def write_png(out_png: Path, figure: Figure) -> None:

@@ -1,8 +1,7 @@
 """Plots of a run: learning curves, confusion matrices, ROC curves, reliability diagrams.
 
-Figures are made with matplotlib's objects instead of pyplot, which keeps global state and may look for a display. The
-colours are Okabe and Ito's, which colour-blind readers can tell apart; lines also differ in dash or marker, for
-black-and-white print. Each function that draws writes its file atomically; OutputError if it cannot.
+Figures are made with matplotlib's objects instead of pyplot, which keeps global state and may look for a display. Lines
+differ in colour and also in dash or marker, for black-and-white print. Each function that draws writes its file atomically; OutputError if it cannot.
 """
 
 from __future__ import annotations
@@ -19,11 +18,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..runtime.contract import Contract
 from . import yardsticks
-from .figure import write_png
+from .figure import BLUE, GREEN, GREY, ORANGE, write_png
 from .metrics import Decisions, Predictions
 from .yardsticks import Floats, Indices
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 SPLIT_LINES = {"train": (GREY, ":"), "valid": (ORANGE, "--"), "test": (BLUE, "-")}
 _DPI = 150
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..runtime.contract import INPUT_NAME
-from ..runtime.model import session_options
+from ..runtime.model import open_session
 
 METHODS = ("mean", "widest")
 """How one range is made from many photographs: the mean of each photograph's extremes, or the extremes over all.
@@ -47,7 +46,7 @@ def measure_ranges(model: onnx.ModelProto, tensors: list[str], photographs: Iter
     probe.CopyFrom(model)
     del probe.graph.output[:]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
-    session = ort.InferenceSession(probe.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
+    session = open_session(probe.SerializeToString())
     seen: list[NDArray[np.float32]] = []  # each (tensors, 2)
     for pixels in photographs:
         values = session.run(tensors, {INPUT_NAME: pixels[None]})
