@@ -1,7 +1,8 @@
 """Plots of a run: learning curves, confusion matrices, ROC curves, reliability diagrams.
 
 Figures are made with matplotlib's objects instead of pyplot, which keeps global state and may look for a display. Lines
-differ in colour and also in dash or marker, for black-and-white print. Each function that draws writes its file atomically; OutputError if it cannot.
+differ in colour and also in dash or marker, for black-and-white print. Each function that draws writes its file
+atomically; OutputError if it cannot.
 """
 
 from __future__ import annotations
