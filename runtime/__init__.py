@@ -8,6 +8,8 @@ for scored in model.score(paths):          # in order, on all cores, in bounded 
     print(scored.source, scored.prediction or scored.error)
 """
 
+import os
+
 from .contract import Contract, Preprocessing, Rule
 from .errors import (
     AnnotationError,
@@ -37,3 +39,7 @@ __all__ = [
     "Scored",
     "UsageError",
 ]
+
+# onnxruntime's official builds report to Microsoft which model file was opened, how it ran and on what machine, unless
+# told not to before they are loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -306,6 +306,9 @@ def open_session(content: bytes, threads: int = 1, provider: str = "CPUExecution
     """
     import onnxruntime as ort
 
+    # For Windows, and where onnxruntime was loaded before this package (__init__.py).
+    if os.environ.get("ORT_DISABLE_TELEMETRY") != "0":
+        ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

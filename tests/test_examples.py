@@ -25,6 +25,7 @@ from retina.runtime.contract import Rule, default_thresholds
 from retina.runtime.model import RELEASED, RetinaModel
 from retina.train.synthetic import photograph
 from small_export import SmallExport
+from telemetry import bare_environment
 from tiny_model import CONTRACT, write_tiny_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -62,9 +63,11 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """One example program, run in the folder ``cwd`` as its users do."""
     command = command_of(request.param, tmp_path_factory.mktemp("build"))
 
-    def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         words = [*command, *map(str, arguments)]
-        return subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
+        return subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd, env=env, timeout=120)
 
     run.language = request.param  # type: ignore[attr-defined]
     return run
@@ -105,6 +108,13 @@ def test_conforms(program: Program, small_export: SmallExport) -> None:
     result = program(small_export.model, "--conformance", small_export.kit)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.startswith("9 pictures, largest difference") and result.stdout.endswith(" 0 faults\n")
+
+
+def test_onnxruntime_reports_nothing(program: Program, small_export: SmallExport, tmp_path: Path) -> None:
+    """It would keep a number of this machine, and the events to be sent, in the home folder."""
+    result = program(small_export.model, "--conformance", small_export.kit, env=bare_environment(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_answer_is_told(program: Program, small_export: SmallExport, tmp_path: Path) -> None:

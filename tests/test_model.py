@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from PIL import Image, ImageFilter
 from retina.runtime import ModelFileError, PictureError, Prediction, RetinaModel, UsageError
 from retina.runtime.contract import METADATA_KEY, Contract, Head, Preprocessing, Rule, default_thresholds
 from retina.runtime.model import find_model, is_close_call, open_session
+from telemetry import bare_environment
 from tiny_model import CONTRACT, RAMP, expected_probs, tiny_model, write_tiny_model
 
 
@@ -351,6 +354,18 @@ def test_a_session_neither_spins_nor_takes_more_threads_than_asked() -> None:
     options = open_session(tiny_model().SerializeToString(), 3).get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_onnxruntime_reports_nothing(tmp_path: Path) -> None:
+    """It would keep a number of this machine, and the events to be sent, in the home folder."""
+    model, eye, home = write_tiny_model(tmp_path / "m.onnx"), tmp_path / "eye.png", tmp_path / "home"
+    Image.fromarray(pixels()).save(eye)
+    home.mkdir()
+    program = "import sys; from retina.runtime import RetinaModel; print(RetinaModel(sys.argv[1]).predict(sys.argv[2]))"
+    command = [sys.executable, "-c", program, str(model), str(eye)]
+    done = subprocess.run(command, env=bare_environment(home), capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("Prediction("), done.stderr
+    assert list(home.iterdir()) == []
 
 
 def test_a_close_call_is_decided_on_the_whole_picture(tmp_path: Path) -> None:

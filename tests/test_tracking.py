@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from retina.train.framing import make_preprocess
 from retina.train.metrics import Predictions, evaluate, write_metrics
 from retina.train.model import RetinaNet
 from retina.train.tracking import EXPERIMENT, REGISTERED_MODEL, NoTracker, make_tracker
+from telemetry import bare_environment
 
 # MLflow and SQLAlchemy warn about each other's versions.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -160,3 +163,14 @@ def test_no_tracking_by_default_nor_in_any_process_but_the_first(
     assert not list(tmp_path.iterdir())
     with pytest.raises(UsageError, match="expected mlflow, found wandb"):
         make_tracker("wandb")
+
+
+def test_mlflow_reports_nothing(artifacts: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from retina.train.tracking import make_tracker;"
+        "make_tracker('mlflow', Path(sys.argv[1]));"
+        "from mlflow.telemetry.utils import is_telemetry_disabled; print(is_telemetry_disabled())"
+    )
+    command = [sys.executable, "-c", program, str(artifacts)]
+    done = subprocess.run(command, env=bare_environment(tmp_path), capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr

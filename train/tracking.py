@@ -75,6 +75,8 @@ def make_tracker(kind: str | None, artifacts: Path = Path("artifacts")) -> Track
     if kind is None or os.environ.get("RANK", "0") != "0":
         return NoTracker()
     require_extra("mlflow", "mlflow", "sqlalchemy", "alembic")
+    # Otherwise MLflow reports its use to its makers.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     return MlflowTracker(artifacts, os.environ.get("MLFLOW_TRACKING_URI"))
 
 

@@ -111,6 +111,7 @@ static int conform(Model& model, const std::string& kit) {
 
 int main(int argc, char** argv) try {
   if (argc < 3) throw std::runtime_error("usage: score MODEL.onnx PICTURE... | score MODEL.onnx --conformance DIR");
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // before onnxruntime starts: it would report to Microsoft
   Model model(argv[1]);
   if (argv[2] == std::string("--conformance")) return conform(model, argc > 3 ? argv[3] : "");
   return score(model, {argv + 2, argv + argc});

@@ -9,8 +9,10 @@
 
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import ort from "onnxruntime-node";
 import sharp from "sharp";
+
+process.env.ORT_DISABLE_TELEMETRY ??= "1"; // before onnxruntime is loaded: it would report to Microsoft
+const { default: ort } = await import("onnxruntime-node");
 
 const NAMED = ["Image name", "Pred DR grade (orig)", "True DR grade (orig)", "Pred ME risk", "True ME risk"];
 

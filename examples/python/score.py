@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is loaded: it would report to Microsoft
 
 import numpy as np
 import onnxruntime as ort
