@@ -159,13 +159,16 @@ def depends_on(model: RetinaModel, *, exact: bool, provider: str, overlays: Path
     """
     from importlib.metadata import version
 
-    packages = ("retina-edge", "onnxruntime", "pillow", "numpy")
+    import onnxruntime
+
+    packages = ("retina-edge", "pillow", "numpy")
     return {
         "model": model.sha256,
         "exact": exact,
         "provider": provider,
         "overlays": overlays and os.fspath(overlays.resolve()),
-        "versions": {package: version(package) for package in packages},
+        # Not by its package's name: onnxruntime-gpu and others bring the same module.
+        "versions": {"onnxruntime": onnxruntime.__version__, **{package: version(package) for package in packages}},
     }
 
 

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +276,21 @@ def test_a_row_depends_on_all_that_computes_it(
     assert found == {"model": digest, "exact": True, "provider": "openvino", "overlays": str(tmp_path / "maps")}
     plain = depends_on(model, exact=False, provider="cpu", overlays=None)
     assert (plain["exact"], plain["provider"], plain["overlays"]) == (False, "cpu", None)
+
+
+def test_a_build_of_onnxruntime_under_another_name_has_a_version_too(
+    tmp_path: Path, model: RetinaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--provider cuda asks for onnxruntime-gpu in place of onnxruntime, which pip then does not know."""
+
+    def known_to_pip(package: str) -> str:
+        if package == "onnxruntime":
+            raise PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr("importlib.metadata.version", known_to_pip)
+    versions = depends_on(model, exact=False, provider="cuda", overlays=None)["versions"]
+    assert versions["onnxruntime"] == onnxruntime.__version__
 
 
 def test_two_runs_never_write_one_table(tmp_path: Path) -> None:
