@@ -100,7 +100,8 @@ class Gallery:
     def _require_unread(self, photographs: Sequence[Photograph]) -> None:
         """Refuse to overwrite a photograph with an overlay or panel, whatever they are called."""
         read = {os.path.realpath(photograph.path) for photograph in photographs}  # Path.resolve fails on circular links
-        for base in (self.folder.resolve() / photograph.stem for photograph in photographs):
+        folder = Path(os.path.realpath(self.folder))
+        for base in (folder / photograph.stem for photograph in photographs):
             overlays = [overlay_path(base, head, self.image_format) for head in HEADS]
             for path in (*overlays, _panel_path(base)):
                 if str(path) in read:
@@ -216,7 +217,7 @@ def require_apart(out: Path, inputs: Sequence[Path]) -> None:
     Raises:
         UsageError: ``out`` is in one of the folders given, or is the folder of a photograph given.
     """
-    place = out.resolve()
+    place = Path(os.path.realpath(out))
     for given in inputs:
         folder = (given if given.is_dir() else given.parent).resolve()
         if place == folder or (given.is_dir() and place.is_relative_to(folder)):

@@ -153,10 +153,11 @@ def _run(
         raise UsageError(
             f"{' '.join(paths)}: expected photographs, found none ({listing.ignored} other files). Read: {endings}"
         )
-    out = out.resolve() if os.path.islink(out) else out  # or the table would replace the link, not its target
+    # os.path.realpath, because until Python 3.13 Path.resolve fails on circular links.
+    out = Path(os.path.realpath(out)) if os.path.islink(out) else out  # or the table would replace the link
     model = find_model(model, artifacts)
     lists = [Path(path[1:]) for path in paths if path.startswith("@")]
-    inputs = [path.resolve() for path in (model, annotations, verify, *lists) if path is not None]
+    inputs = [Path(os.path.realpath(path)) for path in (model, annotations, verify, *lists) if path is not None]
     require_room(out, len(listing.names), [*inputs, *(listing.root / name for name in listing.names)])
     if me_positive_from is not None and annotations is None:
         raise UsageError("--me-positive-from: expected --annotations CSV, whose grades it reads, found none")

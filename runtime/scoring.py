@@ -131,8 +131,9 @@ def require_maps(model: RetinaModel, listing: Listing, overlays: Path) -> None:
             f"--overlays {overlays}: expected a model file with Grad-CAM maps, found {model.path} without. "
             "Make one with  retina-export --explain"
         )
+    place = Path(os.path.realpath(overlays))  # Path.resolve fails on circular links
     for folder in listing.folders:
-        if overlays.resolve().is_relative_to(folder.resolve()):
+        if place.is_relative_to(folder.resolve()):
             raise UsageError(
                 f"--overlays {overlays}: expected a folder outside {folder}, or its pictures would be scored next time"
             )

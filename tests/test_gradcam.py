@@ -426,10 +426,15 @@ def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_
         (["{folder}", "--checkpoint", "{checkpoint}", "--out", "{checkpoint}"], "cannot be written"),
         (["{folder}", "--out", "{folder}/maps"], "expected a folder outside"),
         (["{folder}/a.jpg", "--out", "{folder}"], "expected a folder outside"),
+        (["{folder}", "--checkpoint", "{checkpoint}", "--out", "{loop}"], "cannot be written"),
     ],
 )
-def test_what_is_refused(args: list[str], message: str, folder: Path, checkpoint: Path, explain_file: Path) -> None:
-    names = {"folder": folder, "checkpoint": checkpoint, "explain_file": explain_file}
+def test_what_is_refused(
+    args: list[str], message: str, folder: Path, checkpoint: Path, explain_file: Path, tmp_path: Path
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    names = {"folder": folder, "checkpoint": checkpoint, "explain_file": explain_file, "loop": loop}
     result = CliRunner().invoke(main, [arg.format(**names) for arg in args])
     assert result.exit_code == 2
     assert message in result.stderr

@@ -425,6 +425,18 @@ def test_a_link_to_the_table_stays_a_link(score: Score) -> None:
     assert len(table("far/real.csv")) == 1
 
 
+def test_a_link_in_a_circle_is_told_whichever_option_names_it(score: Score, tmp_path: Path) -> None:
+    photographs(Path("eyes"), 1)
+    Path("loop").symlink_to("loop")
+    write_tiny_model(tmp_path / "explain.onnx", contract=CONTRACT.with_(explain=True))
+    for options in (["--model", "loop"], ["--annotations", "loop"], ["--model", "explain.onnx", "--overlays", "loop"]):
+        done = score("eyes", *options)
+        assert done.returncode == 2
+        assert "loop: " in done.stderr
+    assert score("eyes", "--out", "loop").returncode == 0
+    assert len(table("loop")) == 1
+
+
 def test_nothing_that_is_read_is_written_over(score: Score) -> None:
     """Including a model that was found by default and a list of paths, as well as files named by options."""
     photographs(Path("eyes"), 2)

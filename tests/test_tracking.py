@@ -139,7 +139,9 @@ def test_a_resumed_run_goes_on_and_a_new_run_of_the_same_name_does_not(artifacts
     assert len(runs_named_second()) == 2
 
 
-def test_a_store_that_cannot_be_reached_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_reached_is_named_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/nowhere/mlflow.db")
     with pytest.raises(OutputError, match=r"sqlite:////proc/nowhere/mlflow\.db: MLflow cannot write there"):
@@ -147,6 +149,9 @@ def test_a_store_that_cannot_be_reached_is_named_without_its_password(monkeypatc
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(OutputError, match=r"/proc/nowhere/mlflow\.db: cannot be written"):
         make_tracker("mlflow", Path("/proc/nowhere"))
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OutputError, match=r"loop/mlflow\.db: cannot be written"):
+        make_tracker("mlflow", tmp_path / "loop")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nosuch://me:secret@here/db")
     with pytest.raises(OutputError) as caught:
         make_tracker("mlflow")

@@ -83,6 +83,8 @@ def test_every_planted_fault_is_named_in_one_answer(tmp_path: Path, monkeypatch:
     (images / "eye_12.jpg").unlink()
     (images / "eye_12.jpg").symlink_to("gone.jpg")
     (images / "eye_14.jpg").write_bytes(bytes(128) + b"DICM")
+    (images / "eye_15.jpg").unlink()
+    (images / "eye_15.jpg").symlink_to("eye_15.jpg")
     shutil.copy(images / "eye_13.jpg", valid / "images" / "eye_1.jpg")
     rewrite(valid / "annotations.csv", {"eye_2.jpg": ["eye_2.jpg", 4, 1, "", "", ""]}, [])
     write_annotations(test, [[f"eye_{n}", n % 3] for n in range(5)], ["Image name", "Retinopathy grade"])
@@ -107,6 +109,7 @@ def test_every_planted_fault_is_named_in_one_answer(tmp_path: Path, monkeypatch:
         "no picture": f"line 11: {images / 'eye_10.jpg'}: ",
         "too small": f"line 12: {images / 'eye_11.jpg'}: ",
         "link to nothing": f"line 13: {images / 'eye_12.jpg'}: ",
+        "link to itself": f"line 16: {images / 'eye_15.jpg'}: ",
         "DICOM without its extra": f"line 15: {images / 'eye_14.jpg'}: pydicom not installed. Run:  pip install",
         "same bytes in two splits": "same bytes: train/eye_13.jpg and valid/eye_1.jpg",
         "grade that train lacks": "line 4: Retinopathy grade: expected one of 0, 1, 2 as in train, found 4",
@@ -150,6 +153,11 @@ def test_weights_that_are_not_there_are_told_before_photographs_are_read(
     monkeypatch.setattr(survey, "look_through", lambda *_: pytest.fail("read first"))
     message = refused(tmp_path, data, *QUICK, "--weights", tmp_path / "none.pth")
     assert f"{tmp_path / 'none.pth'}: expected a checkpoint or weights file, found none there" in message
+
+
+def test_a_data_folder_that_is_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert "loop: expected a folder with train/" in refused(tmp_path / "artifacts", tmp_path / "loop", *QUICK)
 
 
 def test_a_missing_split_is_named(tmp_path: Path, data: Path) -> None:

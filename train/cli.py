@@ -184,12 +184,12 @@ def _run(
         config = _config_of(run.config_file)
         _refuse_changes(context, config, recipe)
         if data is not None:  # it may have moved; check_same compares its fingerprint
-            config = replace(config, data=str(data.resolve()))
+            config = replace(config, data=os.path.realpath(data))
     else:
         if data is None:
             raise UsageError("name the data folder, for example:  retina-train data/   (retina-train --help)")
         asked = {key: value for key, value in recipe.items() if _is_given(context, key)}
-        config = TrainConfig.of_recipe(recipe["recipe"], {**asked, "data": str(data.resolve())})
+        config = TrainConfig.of_recipe(recipe["recipe"], {**asked, "data": os.path.realpath(data)})
         run = Run(artifacts, name or f"{datetime.now():%Y%m%d-%H%M%S}")
     tracker = make_tracker(track, artifacts)
     try:

@@ -192,7 +192,7 @@ def _expect_room(folder: Path, needed: int) -> None:
 
 def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: str) -> str:
     """The cache's key: it depends on each file's path, size and time, the framing, and the libraries' versions."""
-    stats = [(str(path.resolve()), *_size_and_time(path)) for path in paths]
+    stats = [(os.path.realpath(path), *_size_and_time(path)) for path in paths]
     prep = preprocessing
     text = json.dumps([stats, prep.framing, prep.surround, prep.image_size, dtype, PHASH_SIDE, current_versions()])
     return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -87,7 +87,7 @@ class MlflowTracker:
     """
 
     def __init__(self, artifacts: Path, uri: str | None = None) -> None:
-        self._runs = (artifacts / "runs").resolve()
+        self._runs = Path(os.path.realpath(artifacts / "runs"))
         self._run_id = ""
         files = None
         if not uri:
