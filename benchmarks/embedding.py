@@ -47,7 +47,7 @@ def without_antialias(side: int) -> Mistake:
     def change(pixels: Pixels) -> Pixels:
         height, width = pixels.shape[:2]
         step = height / side
-        scale = (step, 0, (step - 1) / 2, 0, step, (step - 1) / 2)
+        scale = (step, 0, 0, 0, step, 0)  # Pillow maps centres of pixels to centres
         image = Image.fromarray(pixels)
         bilinear = Image.Resampling.BILINEAR
         return np.array(image.transform((round(width / step), side), Image.Transform.AFFINE, scale, bilinear))

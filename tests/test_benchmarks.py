@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
+import torch.nn.functional as F
 from click.testing import CliRunner
 from PIL import Image
 from retina.train.data import read_dataset
@@ -123,6 +125,14 @@ def test_dust_is_so_many_grains_that_take_light_of_every_colour_alike() -> None:
     assert min(widths) >= 5
     assert max(widths) <= 2 * 2 * 7 + 2
     assert (dusty[:20] == 1.0).all()
+
+
+def test_resizing_without_antialiasing_is_opencvs_on_the_same_places() -> None:
+    """Each new pixel's centre lies where it would with antialiasing; only what is read around it differs."""
+    change = runpy.run_path(str(BENCHMARKS / "embedding.py"))["without_antialias"](32)
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 192, 3), np.uint8)
+    expected = F.interpolate(torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), (32, 48), mode="bilinear")
+    np.testing.assert_allclose(change(pixels), expected[0].permute(1, 2, 0), atol=1)
 
 
 def _middle_half(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
