@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -237,8 +237,7 @@ def _is_given(context: click.Context, key: str) -> bool:
 
 
 def _refuse_changes(context: click.Context, config: TrainConfig, recipe: dict[str, Any]) -> None:
-    asked = {field.name for field in fields(TrainConfig)} & recipe.keys()
-    given = [key for key in asked if _is_given(context, key)]
+    given = [key for key in recipe if _is_given(context, key)]
     changes = [(key, getattr(config, key), recipe[key]) for key in given if recipe[key] != getattr(config, key)]
     if changes:
         listed = "; ".join(f"{key}: expected {old} as the run began, found {new}" for key, old, new in changes)
