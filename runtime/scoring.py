@@ -51,7 +51,7 @@ def score_rows(
         # Taken before the file is read, so that the next run notices a change in between.
         before = stamp(path)
         known = journal.row(name, before)
-        if known is not None and (overlays is None or known.prediction is None or _is_drawn(overlays, name)):
+        if known is not None and (overlays is None or _is_drawn(overlays, name)):
             return _Outcome(known, before, known=True)
         return _Outcome(score_one(model, name, path, overlays), before, known=False)
 
