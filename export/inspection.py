@@ -14,7 +14,7 @@ import onnx
 
 from ..runtime.contract import METADATA_KEY, Contract
 from ..runtime.errors import ModelFileError
-from ..runtime.model import RetinaModel, check_digest
+from ..runtime.model import RetinaModel, check_digest, digest_of
 from ..train.checkpoint import sha256_of
 
 _MAX_CONTRACT = 1 << 24
@@ -74,13 +74,13 @@ def inspect_file(path: Path) -> Inspection:
         digest = sha256_of(path)
         check_digest(path, digest)
         kind, contract = _zip_contract(path)
-        return Inspection(path, kind, path.stat().st_size, digest, _has_digest(path), contract, None, {})
+        return Inspection(path, kind, path.stat().st_size, digest, digest_of(path).is_file(), contract, None, {})
     opened = RetinaModel(path)
     model = onnx.load(path)
     operators = dict(Counter(node.op_type for node in model.graph.node).most_common())
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
-    size = path.stat().st_size
-    return Inspection(path, "onnx", size, opened.sha256, _has_digest(path), opened.contract, opset, operators)
+    size, known = path.stat().st_size, digest_of(path).is_file()
+    return Inspection(path, "onnx", size, opened.sha256, known, opened.contract, opset, operators)
 
 
 def _zip_contract(path: Path) -> tuple[str, Contract]:
@@ -101,10 +101,6 @@ def _zip_contract(path: Path) -> tuple[str, Contract]:
         raise ModelFileError(f"{path}: expected a whole file, found damage: {err}. Export it again.") from None
     kind = "torchscript" if any("/code/" in name for name in names) else "pt2"
     return kind, Contract.from_json(text, source=str(path))
-
-
-def _has_digest(path: Path) -> bool:
-    return path.with_name(path.name + ".sha256").is_file()
 
 
 def _tensor(entry: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from ..runtime.contract import Contract, Framing, Precision
 from ..runtime.errors import UsageError
-from ..runtime.model import MODEL_NAME, RetinaModel
+from ..runtime.model import MODEL_NAME, RetinaModel, digest_of
 from ..runtime.output_file import require_place, write_atomically, write_text_atomically
 from ..runtime.signature import signature_of
 from ..train.checkpoint import Checkpoint, load_checkpoint, sha256_of
@@ -142,7 +142,7 @@ def run_export(job: ExportJob) -> Exported:
     if int8 is not None:
         contract = contract.with_(thresholds=dict(int8.thresholds))
     done: list[tuple[Contract, Parity]] = []
-    digest_file, contract_file = (job.out.with_name(job.out.name + ending) for ending in (".sha256", CONTRACT_ENDING))
+    digest_file, contract_file = digest_of(job.out), job.out.with_name(job.out.name + CONTRACT_ENDING)
 
     def write_and_check(temporary: Path) -> None:
         file.write(temporary, contract)

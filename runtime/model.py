@@ -339,8 +339,13 @@ def _read(path: Path) -> bytes:
     return content
 
 
+def digest_of(path: Path) -> Path:
+    """Where a file's sha256 is: beside it, with ``.sha256`` appended to its name."""
+    return path.with_name(path.name + ".sha256")
+
+
 def check_digest(path: Path, found: str) -> None:
-    """Compare a file's sha256 with the digest in ``<file>.sha256`` beside it, if there is such a file.
+    """Compare a file's sha256 with the digest beside it (``digest_of``), if there is one.
 
     Args:
         path: the model file.
@@ -349,7 +354,7 @@ def check_digest(path: Path, found: str) -> None:
     Raises:
         ModelFileError: they differ, or the digest cannot be read.
     """
-    beside = path.with_name(path.name + ".sha256")
+    beside = digest_of(path)
     if not beside.is_file():
         return
     try:
