@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..runtime.contract import HEADS, Contract, Decision, Framing, Head, decide
 from ..runtime.errors import UsageError
-from ..runtime.model import DECODE_MARGIN, Prediction, RetinaModel, is_close_call
+from ..runtime.model import Prediction, RetinaModel, is_close_call, least_side
 from ..runtime.overlay import HeadMap
 from ..runtime.picture import decode
 from ..runtime.workers import usable_cores
@@ -127,8 +127,7 @@ class CheckpointExplainer:
 
     def decode(self, path: Path, *, whole: bool = False) -> Pixels:
         """See Explainer."""
-        at_least = round(DECODE_MARGIN * self.contract.preprocessing.intermediate_size)
-        return decode(path, at_least=None if whole else at_least)
+        return decode(path, at_least=None if whole else least_side(self.contract.preprocessing))
 
     def explain(self, photographs: Sequence[Pixels]) -> list[Answer]:
         """See Explainer; one forward pass for all photographs."""

@@ -25,6 +25,7 @@ from .contract import (
     MIN_SIDE,
     Contract,
     Head,
+    Preprocessing,
     decide,
 )
 from .errors import ModelFileError, PictureError, UsageError
@@ -148,7 +149,7 @@ class RetinaModel:
         self.contract = _contract(self.path, self._session)
         _check_graph(self.path, self._session, self.contract)
         self._second_look = threading.Lock()
-        self._at_least = None if exact else round(DECODE_MARGIN * self.contract.preprocessing.intermediate_size)
+        self._at_least = None if exact else least_side(self.contract.preprocessing)
 
     def content(self) -> bytes:
         """Read the bytes of the file again.
@@ -445,6 +446,11 @@ def _pixels(source: Source, at_least: int | None) -> NDArray[np.uint8]:
     if isinstance(source, Image):
         return from_image(source, at_least=at_least)
     raise TypeError(f"expected a path, bytes, an array or a Pillow image, found {type(source).__name__}")
+
+
+def least_side(preprocessing: Preprocessing) -> int:
+    """Smallest side in pixels of a picture decoded at reduced size: see ``picture.decode``."""
+    return round(DECODE_MARGIN * preprocessing.intermediate_size)
 
 
 def is_close_call(contract: Contract, prediction: Prediction) -> bool:
