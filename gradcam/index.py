@@ -93,7 +93,7 @@ def _article(photograph: Photograph) -> str:
         return f'<article>{title}<p class="error">Not read: {html.escape(photograph.error)}</p></article>'
     links = " · ".join(
         f'<a href="{_link(photograph.overlays[head])}">{in_words(head, head_map.target)},'
-        f" {percent(head_map.probability)}: full size</a>"
+        f" {html.escape(percent(head_map.probability))}: full size</a>"
         for head, head_map in photograph.answer.maps.items()
     )
     panel = f'<img loading="lazy" alt="photograph and maps" src="{_link(f"{photograph.stem}_panel.jpg")}">'

@@ -23,11 +23,13 @@ from retina.export.graph import DeployedModel
 from retina.export.to_onnx import OnnxFile
 from retina.gradcam import GradCAM, find_layer, head_logit
 from retina.gradcam.cli import main
-from retina.gradcam.explainer import CheckpointExplainer, OnnxExplainer
-from retina.gradcam.gallery import list_photographs
-from retina.runtime.contract import Contract, Head, Preprocessing, Rule
+from retina.gradcam.explainer import Answer, CheckpointExplainer, OnnxExplainer
+from retina.gradcam.gallery import Photograph, list_photographs
+from retina.gradcam.index import write_index
+from retina.runtime.contract import Contract, Decision, Head, Preprocessing, Rule
 from retina.runtime.errors import PictureError, UsageError
 from retina.runtime.model import RELEASED, Prediction, RetinaModel
+from retina.runtime.overlay import HeadMap
 from retina.runtime.picture import decode
 from retina.train.checkpoint import Checkpoint
 from retina.train.framing import make_preprocess
@@ -251,6 +253,13 @@ def test_a_folder_in_a_gallery_out(folder: Path, checkpoint: Path, tmp_path: Pat
     assert page.count("<article>") == 4
     assert 'href="clinic/b_dr.jpg"' in page
     assert "Not read" in page
+
+
+def test_a_probability_on_the_page_is_text(tmp_path: Path) -> None:
+    decision = Decision(dr_grade=0, me_risk=0, referable=False, referable_prob=0.0, referable_me=False)
+    rare = Answer(decision, {"dr": HeadMap("dr", np.ones((2, 2), np.float32), 4, 0.001)})
+    write_index(tmp_path / "index.html", [Photograph(Path("a.jpg"), "a.jpg", "a", rare, overlays={"dr": "a_dr.jpg"})])
+    assert "DR grade 4 (proliferative), &lt;1%: full size</a>" in (tmp_path / "index.html").read_text()
 
 
 def test_the_default_checkpoint_and_folder(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
