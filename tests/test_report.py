@@ -16,7 +16,7 @@ from PIL import Image
 from retina.runtime.contract import Contract
 from retina.train import plots
 from retina.train.metrics import Predictions, evaluate
-from retina.train.report import worst_mistakes, write_report
+from retina.train.report import Mistake, _gallery, worst_mistakes, write_report
 from sklearn.metrics import roc_curve
 
 CONTRACT = Contract(provenance={"run": "r", "data_fingerprint": "f00d" * 16})
@@ -175,6 +175,10 @@ def test_worst_mistakes_come_farthest_first_then_surest(tmp_path: Path) -> None:
     assert worst["dr"][1].name == EVIL
     assert [m.name for m in worst["me"]] == [EVIL, "eye 3.png", "eye 6.png"]
     assert len(worst_mistakes(predictions(tmp_path, ANSWERS), CONTRACT, limit=2)["dr"]) == 2
+
+
+def test_no_mistake_is_said_to_be_certain() -> None:
+    assert "&gt;99% sure" in _gallery([Mistake("a", "gone.png", "", "0", "4", 0.9999)])
 
 
 def test_distance_is_in_grades_and_not_in_indices(tmp_path: Path) -> None:

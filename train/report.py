@@ -18,6 +18,7 @@ from PIL import Image
 from ..runtime.contract import Contract
 from ..runtime.errors import RetinaError
 from ..runtime.output_file import write_text_atomically
+from ..runtime.panel import percent
 from ..runtime.picture import decode
 from . import plots
 from .checkpoint import current_versions
@@ -273,7 +274,8 @@ def _class_table(body: Mapping[str, Any]) -> str:
 def _gallery(mistakes: Iterable[Mistake]) -> str:
     tiles = "".join(
         f"<figure>{_thumbnail(mistake)}<figcaption>"
-        f"<strong>Predicted {escape(mistake.said)}, true {escape(mistake.true)}</strong>{mistake.confidence:.0%} sure"
+        f"<strong>Predicted {escape(mistake.said)}, true {escape(mistake.true)}</strong>"
+        f"{escape(percent(mistake.confidence))} sure"
         f"<br>{escape(' · '.join(filter(None, (mistake.name, mistake.source))))}</figcaption></figure>"
         for mistake in mistakes
     )
