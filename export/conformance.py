@@ -26,8 +26,8 @@ TOLERANCES: dict[Precision, float] = {"fp32": 1e-3, "int8": 2e-2}
 sum in another order. int8: processors have different integer kernels, which may round differently."""
 
 
-def write_kit(model: RetinaModel, folder: Path) -> int:
-    """Write ``index.json`` and a file of raw pixels for each picture; returns the number of pictures.
+def write_kit(model: RetinaModel, folder: Path) -> None:
+    """Write ``index.json`` and a file of raw pixels for each picture.
 
     The answers are those of the model file in onnxruntime, which export has compared with PyTorch. If a decision is a
     close call, ``decisions`` is null: a correct embedding may decide otherwise.
@@ -49,7 +49,6 @@ def write_kit(model: RetinaModel, folder: Path) -> int:
     text = json.dumps(index, indent=1) + "\n"
     # Written last, so that the index never names a picture that does not exist.
     write_text_atomically(folder / INDEX, text)
-    return len(entries)
 
 
 def pictures() -> Iterator[tuple[str, Pixels]]:

@@ -108,12 +108,12 @@ def load(source: str | Path | bytes, *, at_least: int | None = None) -> Image.Im
         raise _refusal(name, f"cannot be read: {getattr(err, 'strerror', None) or err}") from None
 
 
-def from_image(image: Image.Image, name: str = "picture", *, at_least: int | None = None) -> NDArray[np.uint8]:
+def from_image(image: Image.Image, *, at_least: int | None = None) -> NDArray[np.uint8]:
     """Convert a Pillow image by the rules of ``decode``, with the same result and errors.
 
-    The image is loaded but otherwise not modified; ``name`` stands for it in error messages.
+    The image is loaded but otherwise not modified.
     """
-    return _array(_upright(image, name, at_least), name)
+    return _array(_upright(image, "picture", at_least), "picture")
 
 
 def _array(rgb: Image.Image, name: str) -> NDArray[np.uint8]:

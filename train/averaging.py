@@ -84,11 +84,11 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def answers(checkpoint: Checkpoint, items: EvalItems, *, batch_size: int = 16) -> tuple[Tensor, Tensor]:
+def answers(checkpoint: Checkpoint, items: EvalItems) -> tuple[Tensor, Tensor]:
     """Logits of the DR grades (N, K) and of the ME risk (N, 2), float32, for a split in its order; runs on the CPU."""
     prep = checkpoint.contract.preprocessing
     normalize, net = Normalize(prep.mean, prep.std), checkpoint.build_model().to(memory_format=torch.channels_last)
-    batches = DataLoader(items, batch_size=batch_size, collate_fn=collate)
+    batches = DataLoader(items, batch_size=16, collate_fn=collate)
     bar = tqdm(batches, unit="batch", leave=False, disable=None)
     rows = [net(normalize(batch.image).contiguous(memory_format=torch.channels_last)) for batch in bar]
     dr, me = zip(*rows, strict=True)

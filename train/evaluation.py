@@ -24,13 +24,8 @@ from .data import SPLITS, Photo, sound_dataset
 from .metrics import FIGURES, Predictions, evaluate
 
 
-def score_split(model: RetinaModel, photos: tuple[Photo, ...], *, workers: int | None = None) -> Predictions:
+def score_split(model: RetinaModel, photos: tuple[Photo, ...]) -> Predictions:
     """A model file's predictions for labelled photographs.
-
-    Args:
-        model: the model file.
-        photos: the photographs.
-        workers: photographs scored at once; None: the cores that this process may use.
 
     Raises:
         UsageError: a photograph has a grade that the model does not have.
@@ -42,7 +37,7 @@ def score_split(model: RetinaModel, photos: tuple[Photo, ...], *, workers: int |
     if unknown:
         raise UsageError(f"{model.path}: expected DR grades {list(grades)}, found {unknown} among the annotations too")
     paths = [photo.path for photo in photos]
-    scores = list(tqdm(model.score(paths, workers=workers), total=len(paths), unit="photo", leave=False, disable=None))
+    scores = list(tqdm(model.score(paths), total=len(paths), unit="photo", leave=False, disable=None))
     if faults := [f"{scored.source}: {scored.error}" for scored in scores if scored.error is not None]:
         raise AnnotationError("photographs that cannot be scored:\n  " + "\n  ".join(faults))
     found = [scored.prediction for scored in scores if scored.prediction is not None]

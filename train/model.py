@@ -34,15 +34,15 @@ class RetinaNet(nn.Module):
         UsageError: an unknown backbone.
     """
 
-    def __init__(self, n_grades: int, backbone: str = "resnet50", dropout: float = 0.3) -> None:
+    def __init__(self, n_grades: int, backbone: str = "resnet50") -> None:
         super().__init__()
         if backbone not in backbone_names():
             raise UsageError(f"backbone: expected one of {', '.join(backbone_names())}, found {backbone!r}")
         self.backbone = torchvision.models.get_model(backbone, weights=None)
         width = self.backbone.fc.in_features
         self.backbone.fc = nn.Identity()
-        self.dr_head = _head(width, 512, n_grades, dropout)
-        self.me_head = _head(width, 256, 2, dropout)
+        self.dr_head = _head(width, 512, n_grades)
+        self.me_head = _head(width, 256, 2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, S, S) float32, normalised -> logits of the DR grades (N, K) and of the ME risk (N, 2)."""
@@ -72,8 +72,8 @@ class RetinaNet(nn.Module):
         return self
 
 
-def _head(width: int, hidden: int, n_out: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, n_out))
+def _head(width: int, hidden: int, n_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.3), nn.Linear(hidden, n_out))
 
 
 def load_backbone_weights(model: RetinaNet, backbone: str, weights: str) -> None:
