@@ -87,8 +87,8 @@ def calibration_chance(probs: NDArray[np.floating], n_draws: int, seed: int) -> 
     """Calibration errors that these predictions would have if they were perfectly calibrated: (n_draws,) in [0, 1].
 
     Which predictions are right is drawn at random by their own confidence (consistency resampling: Broecker & Smith
-    2007, "Increasing the Reliability of Reliability Diagrams"). The errors tend to 0 only for infinitely many
-    photographs.
+    2007, "Increasing the Reliability of Reliability Diagrams", without drawing the predictions themselves too). The
+    errors tend to 0 only for infinitely many photographs.
 
     Args:
         probs: (N, K) in [0, 1].
