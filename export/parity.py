@@ -44,12 +44,12 @@ class Bounds:
     """Largest difference of a Grad-CAM map, relative to the map's largest magnitude before ReLU."""
     alone: float
     """Largest absolute difference between a picture's probabilities in a batch and alone."""
-    equal_decisions: float
-    """Smallest share of pictures with the same DR grade, ME risk and referrals; enforced if it is 1."""
+    equal_decisions: bool
+    """Whether every picture must have the same DR grade, ME risk and referrals."""
 
 
-FP32 = Bounds(probability=1e-4, cam=1e-3, alone=1e-5, equal_decisions=1.0)
-INT8 = Bounds(probability=None, cam=None, alone=1e-2, equal_decisions=0.0)
+FP32 = Bounds(probability=1e-4, cam=1e-3, alone=1e-5, equal_decisions=True)
+INT8 = Bounds(probability=None, cam=None, alone=1e-2, equal_decisions=False)
 """int8's accuracy is checked by gate.py instead. In a batch, a value may round differently, by one step of 255."""
 
 
@@ -274,7 +274,7 @@ class _Tally:
             differing = [field for field in fields if getattr(ours, field) != getattr(theirs, field)]
             self.pictures += 1
             self.equal += not differing
-            if differing and self.bounds.equal_decisions == 1.0:
+            if differing and self.bounds.equal_decisions:
                 raise ParityError(
                     f"decision on {name}: expected {differing[0]} {getattr(ours, differing[0])}, found "
                     f"{getattr(theirs, differing[0])}, with probabilities within the bound: the picture is on the edge"

@@ -165,7 +165,7 @@ def test_a_turned_decision_is_refused_of_fp32(reference: Reference) -> None:
     with pytest.raises(ParityError, match=r"decision on eye0.png: expected dr_grade \d, found \d"):
         check(
             reference, lambda out, _pixels: out | {"dr_probs": np.roll(out["dr_probs"], 1, axis=1)},
-            replace(INT8, equal_decisions=1.0),
+            replace(INT8, equal_decisions=True),
         )  # fmt: skip
 
 
