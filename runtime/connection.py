@@ -8,7 +8,9 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-SECONDS = 60.0
+from .limits import Limits
+
+SECONDS = Limits.seconds
 """How long a request's headers may take to arrive (as its body may), and a client may take nothing of an answer."""
 _KEPT = 1 << 18
 """Bytes of an answer that the kernel's send buffer holds for a client."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .upload import Limits
+from .limits import Limits
 
 HEADERS = {
     "x-content-type-options": "nosniff",

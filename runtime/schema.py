@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from .upload import FIELD, FORM, Limits
+from .limits import Limits
+from .upload import FIELD, FORM
 
 OCTETS = "application/octet-stream"
 BINARY = {"type": "string", "format": "binary"}

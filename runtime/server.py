@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 
+from .limits import MIB, Limits
 from .options import model_options, open_model
 from .terminal import tell
 
@@ -43,7 +44,7 @@ GRACE = 30
 @click.option(
     "--queue",
     type=click.IntRange(min=1),
-    default=32,
+    default=Limits.requests,
     show_default=True,
     metavar="N",
     help="Requests being read, waiting or being scored at once; further ones are answered 429.",
@@ -51,7 +52,7 @@ GRACE = 30
 @click.option(
     "--max-photographs",
     type=click.IntRange(min=1),
-    default=32,
+    default=Limits.photographs,
     show_default=True,
     metavar="N",
     help="Most photographs in one request.",
@@ -59,7 +60,7 @@ GRACE = 30
 @click.option(
     "--max-mib",
     type=click.FloatRange(min=0, min_open=True),
-    default=64,
+    default=Limits.body // MIB,
     show_default=True,
     metavar="MIB",
     help="Largest size of one request. Memory for request bodies is bounded by twice this times --queue.",
@@ -134,7 +135,6 @@ def _serve(
     from .connection import Connection
     from .envelope import Envelope
     from .service import WORKER, create_app
-    from .upload import MIB, Limits
 
     opened = open_model(model, artifacts, verify, provider, exact=exact)
     limits = Limits(requests=queue, photographs=max_photographs, body=round(max_mib * MIB))

@@ -11,32 +11,15 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from .limits import Limits
+
 FORM = "multipart/form-data"
 FIELD = "photographs"
 """The documented name of a form's files; files under other names are accepted as well."""
 RAW = ("application/octet-stream", "application/dicom", "image/")
 """Media types (or their beginnings) of a single photograph; its actual format is told by its first bytes."""
-MIB = 1 << 20
 _OTHER_FIELDS = 16
 """Most form fields that are not files; they are accepted, since some programs send them, and ignored."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a service accepts.
-
-    Bodies take at most ``2 * requests * body`` bytes of memory, whatever clients do: the pieces of a body and the whole
-    that they are joined into exist at the same time.
-    """
-
-    requests: int = 32
-    """Requests being read, waiting or being scored at once; further ones are answered 429."""
-    photographs: int = 32
-    """Most photographs in one request."""
-    body: int = 64 * MIB
-    """Most bytes in the body of one request."""
-    seconds: float = 60.0
-    """Time in which a body must arrive: a slower client would occupy a place for too long."""
 
 
 @dataclass(frozen=True)
