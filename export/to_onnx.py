@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import metadata
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def strip_debug(model: onnx.ModelProto) -> None:
 
 def set_metadata(model: onnx.ModelProto, contract: Contract) -> None:
     """Set the contract as the model's metadata, and, derived from it, the plain keys that other tools look for."""
-    package = metadata("retina-edge")
+    package_version = version("retina-edge")
     size = contract.preprocessing.image_size
     names = {str(index): f"DR grade {grade}" for index, grade in enumerate(contract.dr_grades)}
     del model.metadata_props[:]
@@ -93,7 +93,7 @@ def set_metadata(model: onnx.ModelProto, contract: Contract) -> None:
             METADATA_KEY: contract.to_json(),
             "description": f"Diabetic retinopathy grade and macular edema risk. {DISCLAIMER}",
             "author": "The retina-edge developers",
-            "version": package["Version"],
+            "version": package_version,
             "task": "classify",
             "names": json.dumps(names),
             "imgsz": json.dumps([size, size]),
@@ -103,6 +103,6 @@ def set_metadata(model: onnx.ModelProto, contract: Contract) -> None:
             "Image.NominalPixelRange": "NominalRange_0_255",
         },
     )
-    model.producer_name, model.producer_version = "retina-edge", package["Version"]
+    model.producer_name, model.producer_version = "retina-edge", package_version
     model.graph.name = "retina"
     model.graph.doc_string = DISCLAIMER
