@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -203,6 +204,6 @@ def _unseen(written: Path) -> list[str]:
     from ..runtime.model import INT8_NAME, MODEL_NAME
 
     first = written.with_name(MODEL_NAME)
-    if written.name != INT8_NAME or not first.is_file():
+    if written.name != INT8_NAME or not os.path.isfile(first):
         return []
     return [f"retina-score takes {first} beside it unless told otherwise: --model {written}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 import zlib
 from collections import Counter
@@ -70,16 +71,16 @@ def inspect_file(path: Path) -> Inspection:
     Raises:
         ModelFileError: not such a file, or changed since it was exported.
     """
-    if path.is_file() and zipfile.is_zipfile(path):
+    if os.path.isfile(path) and zipfile.is_zipfile(path):
         digest = sha256_of(path)
         check_digest(path, digest)
         kind, contract = _zip_contract(path)
-        return Inspection(path, kind, path.stat().st_size, digest, digest_of(path).is_file(), contract, None, {})
+        return Inspection(path, kind, path.stat().st_size, digest, os.path.isfile(digest_of(path)), contract, None, {})
     opened = RetinaModel(path)
     model = onnx.load(path)
     operators = dict(Counter(node.op_type for node in model.graph.node).most_common())
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
-    size, known = path.stat().st_size, digest_of(path).is_file()
+    size, known = path.stat().st_size, os.path.isfile(digest_of(path))
     return Inspection(path, "onnx", size, opened.sha256, known, opened.contract, opset, operators)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -130,7 +131,7 @@ def run_export(job: ExportJob) -> Exported:
         require_place(job.conformance / INDEX)
     if job.sign is not None:
         require_key(job.sign)
-    if job.calibration is not None and not job.calibration.is_dir():
+    if job.calibration is not None and not os.path.isdir(job.calibration):
         raise UsageError(f"--calibration {job.calibration}: expected the data folder given to retina-train, found none")
     checkpoint = load_checkpoint(job.checkpoint, framing=job.bare_framing, image_size=job.bare_image_size)
     contract = checkpoint.contract.with_(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,12 +58,12 @@ def choose_photographs(given: Path | None, checkpoint: Checkpoint) -> Photograph
         UsageError: ``given`` has no photographs, or cannot be read.
     """
     if given is not None:
-        paths = (given,) if given.is_file() else tuple(given / name for name in find_pictures(given).names)
+        paths = (given,) if os.path.isfile(given) else tuple(given / name for name in find_pictures(given).names)
         if not paths:
             raise UsageError(f"--check {given}: expected photographs, found none")
         return Photographs(paths, f"photographs in {given.name}")
     valid = Path(checkpoint.config.get("data", "")) / "valid" / "images"
-    if checkpoint.config.get("data") and valid.is_dir():
+    if checkpoint.config.get("data") and os.path.isdir(valid):
         chosen = spread(find_pictures(valid).names, SAMPLE)
         if chosen:
             return Photographs(tuple(valid / name for name in chosen), "validation split of the run")

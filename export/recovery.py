@@ -9,6 +9,7 @@ with a scale and shift that undo the normalisation, so that training can continu
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -186,7 +187,7 @@ def main(photographs: Path, model: Path | None, out: Path) -> None:
     try:
         opened = RetinaModel(model, exact=True)
         require_place(out, [opened.path])
-        names = find_pictures(photographs).names if photographs.is_dir() else []
+        names = find_pictures(photographs).names if os.path.isdir(photographs) else []
         if not names:
             raise UsageError(f"{photographs}: expected a folder with photographs to measure batch-norm on, found none")
         chosen = [photographs / name for name in spread(names, MEASURED_ON)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def require_key(key: Path) -> None:
         UsageError: there is no such key file, or its key cannot sign.
     """
     require_extra("sign", "model_signing")
-    if not key.is_file():
+    if not os.path.isfile(key):
         raise UsageError(f"--sign {key}: expected a private key file (PEM, elliptic curve), found none there")
     _signer(key)
 

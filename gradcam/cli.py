@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,7 +186,7 @@ def _open(head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | 
     }
     given = ", ".join(option for option, is_given in of_checkpoints.items() if is_given)
     if model is None:
-        if given or (artifacts / BEST_NAME).exists():
+        if given or os.path.exists(artifacts / BEST_NAME):
             return _open_checkpoint(head, artifacts, checkpoint=checkpoint, **how)
         model = find_model(None, artifacts)
         which = "the model that ships with this package" if model == RELEASED else str(model)

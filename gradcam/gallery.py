@@ -186,12 +186,12 @@ def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:
     """
     found: list[tuple[Path, str]] = []
     for given in inputs:
-        if given.is_dir():
+        if os.path.isdir(given):
             listing = find_pictures(given)
             if not listing.names:
                 raise UsageError(f"{given}: expected photographs in the folder, found none. Give another folder.")
             found += [(given / name, name) for name in listing.names]
-        elif given.is_file():
+        elif os.path.isfile(given):
             found.append((given, given.name))
         else:
             raise UsageError(f"{given}: expected a photograph or a folder of photographs, found nothing there")
@@ -219,8 +219,8 @@ def require_apart(out: Path, inputs: Sequence[Path]) -> None:
     """
     place = Path(os.path.realpath(out))
     for given in inputs:
-        folder = (given if given.is_dir() else given.parent).resolve()
-        if place == folder or (given.is_dir() and place.is_relative_to(folder)):
+        folder = (given if os.path.isdir(given) else given.parent).resolve()
+        if place == folder or (os.path.isdir(given) and place.is_relative_to(folder)):
             raise UsageError(
                 f"--out {out}: expected a folder outside {folder}, or its pictures would be taken for photographs and "
                 "could replace them; give another --out"

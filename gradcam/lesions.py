@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def read_lesions(folder: Path) -> list[MaskedPhotograph]:
 def _read(folder: Path, name: str, line: int, listed: list[str]) -> MaskedPhotograph:
     path = folder / name
     where = f"{folder / LISTING}, line {line}: {name}"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise AnnotationError(f"{where}: expected the photograph {path}, found none there")
     height, width = decode(path).shape[:2]
     masks = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ _FILES_OF_THE_PAGE = (".html", ".css", ".js", ".svg")
 
 def find_page() -> Path:
     """The folder of the browser page that comes with this package."""
-    return next(folder for folder in PAGES if (folder / "index.html").is_file())
+    return next(folder for folder in PAGES if os.path.isfile(folder / "index.html"))
 
 
 def add_page(app: FastAPI, folder: Path) -> None:
@@ -35,5 +36,5 @@ def add_page(app: FastAPI, folder: Path) -> None:
         if path.suffix in _FILES_OF_THE_PAGE:
             app.add_api_route(f"/{path.name}", serve(path), include_in_schema=False, methods=["GET", "HEAD"])
     app.add_api_route("/", serve(folder / "index.html"), include_in_schema=False, methods=["GET", "HEAD"])
-    if (folder / WEB_RUNTIME).is_dir():
+    if os.path.isdir(folder / WEB_RUNTIME):
         app.mount(f"/{WEB_RUNTIME.as_posix()}", StaticFiles(directory=folder / WEB_RUNTIME))

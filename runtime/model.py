@@ -356,7 +356,7 @@ def check_digest(path: Path, found: str) -> None:
         ModelFileError: they differ, or the digest cannot be read.
     """
     beside = digest_of(path)
-    if not beside.is_file():
+    if not os.path.isfile(beside):
         return
     try:
         words = beside.read_text(encoding="utf-8", errors="replace").split()

@@ -17,13 +17,15 @@ def require_place(out: Path, inputs: Iterable[Path] = ()) -> None:
     Raises:
         OutputError: its folder cannot be created or is not writable, or ``out`` is a folder or one of ``inputs``.
     """
-    if any(path.exists() and out.exists() and path.samefile(out) for path in inputs):
+    if any(os.path.exists(path) and os.path.exists(out) and path.samefile(out) for path in inputs):
         raise OutputError(f"{out}: expected a file to write, found one that is to be read; name another --out")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            out.lstat()  # fails if the name is too long
     except OSError as err:
         raise OutputError(f"{out}: cannot be written: {err.strerror or err}") from None
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
+    if os.path.isdir(out) or not os.access(out.parent, os.W_OK):
         raise OutputError(f"{out}: cannot be written: expected the name of a file in a writable folder")
 
 

@@ -128,7 +128,7 @@ def _serve(
         )
     if not math.isfinite(max_mib):
         raise UsageError(f"--max-mib: expected a number of MiB, found {max_mib}")
-    if page is not None and not (page / "index.html").is_file():
+    if page is not None and not os.path.isfile(page / "index.html"):
         raise UsageError(f"--page {page}: expected a folder with index.html, found none")
     import uvicorn
 

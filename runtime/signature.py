@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from .errors import ModelFileError, UsageError, require_extra
@@ -31,10 +32,10 @@ def verify(path: Path, key: Path) -> None:
         ModelFileError: there is no signature, or it is of another file or by another key.
     """
     require_extra("sign", "model_signing")
-    if not key.is_file():
+    if not os.path.isfile(key):
         raise UsageError(f"--verify {key}: expected a public key file (PEM, elliptic curve), found none there")
     signature = signature_of(path)
-    if not signature.is_file():
+    if not os.path.isfile(signature):
         raise ModelFileError(
             f"{path}: expected its signature in {signature}, found none. Sign: retina-export --sign KEY"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,21 @@ def test_ground_floor_imports_behind_a_wall() -> None:
     assert "model" in modules
     done = python(WALL + "".join(f"import retina.runtime.{module}\n" for module in modules))
     assert done.returncode == 0, done.stderr
+
+
+def test_only_questions_that_never_raise_are_asked_of_a_path() -> None:
+    """Of a name too long, or in a locked folder, Path.exists, is_file and is_dir raise; those of os.path say no."""
+    asked = [
+        f"{file.relative_to(ROOT)}: {ast.unparse(node)}"
+        for floor in ("runtime", "train", "export", "gradcam")
+        for file in sorted((ROOT / floor).glob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("exists", "is_file", "is_dir")
+        and ast.unparse(node.func.value) != "os.path"
+    ]
+    assert asked == ["runtime/folder.py: entry.is_dir()"]  # a DirEntry's, whose errors are handled there
 
 
 def test_the_wall_holds() -> None:

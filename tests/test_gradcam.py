@@ -425,6 +425,7 @@ def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_
     [
         ([], "expected photographs or folders"),
         (["nowhere.jpg"], "nowhere.jpg: expected a photograph or a folder"),
+        ([300 * "x"], "x: expected a photograph or a folder"),
         (["{folder}", "--checkpoint", "nowhere.pth"], "nowhere.pth: expected a checkpoint"),
         (["{folder}", "--checkpoint", "{checkpoint}", "--target", "7"], "expected one of 0, 1, 2, 3, 4"),
         (["{folder}", "--checkpoint", "{checkpoint}", "--layer", "layer9"], "layer layer9: expected one of conv1"),

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -423,6 +424,14 @@ def test_a_link_to_the_table_stays_a_link(score: Score) -> None:
     assert score("eyes", "--out", "t.csv").returncode == 0
     assert Path("t.csv").is_symlink()
     assert len(table("far/real.csv")) == 1
+
+
+def test_a_model_whose_name_leaves_no_room_for_a_digest_beside_it(score: Score) -> None:
+    photographs(Path("eyes"), 1)
+    name = 250 * "m" + ".onnx"
+    shutil.copy("artifacts/retina_multitask.onnx", name)
+    done = score("eyes", "--model", name)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_link_in_a_circle_is_told_whichever_option_names_it(score: Score, tmp_path: Path) -> None:

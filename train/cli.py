@@ -203,7 +203,7 @@ def _run(
             say=tell,
         )
     except KeyboardInterrupt:  # a second one during an epoch, or one after the last epoch: nothing more was saved
-        if not run.resume_file.is_file():
+        if not os.path.isfile(run.resume_file):
             raise
         place = saved_progress(run.resume_file).place(config.epochs)
         tell(f"Stopped. Saved up to {place}; what came after is done again. Go on with:  {run.resume_command}")

@@ -85,7 +85,7 @@ def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
         AnnotationError: ``root`` is not a folder, or a split has no annotations.csv.
         UsageError: a folder of photographs cannot be listed.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise AnnotationError(f"{root}: expected a folder with train/, valid/ and test/, found none there")
     absent = [name for name in SPLITS if not os.path.isfile(root / name / "annotations.csv")]
     if absent:
@@ -125,7 +125,7 @@ def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: l
     annotations, row_faults = scan_annotations(folder / "annotations.csv")
     faults += [f"{annotations.path}, {fault}" for fault in row_faults]
     images = folder / "images"
-    if not images.is_dir():
+    if not os.path.isdir(images):
         faults.append(f"{images}: expected a folder of photographs, found none there")
         return Split(name, annotations.path, ())
     index = NameIndex(images)

@@ -97,7 +97,7 @@ def _summary(folder: Path) -> RunSummary:
     planned = config.get("epochs")
     return RunSummary(
         name=folder.name,
-        state="finished" if test and not (folder / "resume.pth").exists() else "unfinished",
+        state="finished" if test and not os.path.exists(folder / "resume.pth") else "unfinished",
         epochs=len(history),
         epochs_planned=planned if isinstance(planned, int) else None,
         best_epoch=None if best is None else int(best["epoch"]),
@@ -110,7 +110,7 @@ def _summary(folder: Path) -> RunSummary:
 
 def _read_json(path: Path, damage: list[str]) -> dict[str, Any]:
     """The object in a JSON file; empty if there is no file, or, with a note in ``damage``, if it cannot be read."""
-    if not path.exists():
+    if not os.path.exists(path):
         return {}
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
@@ -125,7 +125,7 @@ def _read_json(path: Path, damage: list[str]) -> dict[str, Any]:
 
 def _read_history(path: Path, damage: list[str]) -> list[dict[str, float]]:
     """Epoch and validation score of each complete row of ``history.csv``."""
-    if not path.exists():
+    if not os.path.exists(path):
         return []
     rows = []
     try:

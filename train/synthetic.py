@@ -13,6 +13,7 @@ grade, and pixels differ only inside the lesions' masks.
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -302,7 +303,7 @@ def _expect(what: str, holds: bool, expected: str, found: object) -> None:
 
 def _expect_empty(folder: Path) -> None:
     """Refuse a folder that holds files: an older set's pictures would be among the new ones, without labels."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.exists(folder) and (not os.path.isdir(folder) or any(folder.iterdir())):
         raise OutputError(f"{folder}: expected a new or empty folder, found files. Remove it or choose another.")
 
 
