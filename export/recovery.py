@@ -115,7 +115,9 @@ def _fill(net: RetinaNet, model: onnx.ModelProto, path: Path) -> None:
         weight = node.input[1].removesuffix("_DequantizeLinear_Output") if node.op_type == "Conv" else ""
         if weight.startswith("model."):
             convolution = weight.removeprefix("model.").removesuffix(".weight")
-            kernel, bias = map(values.get, [*node.input, ""][1:3])  # a convolution may have no bias
+            kernel, bias = (values.get(name) for name in (*node.input, "")[1:3])
+            if kernel is not None and len(node.input) < 3:  # the exporter drops a bias of zeros
+                bias = np.zeros(len(kernel), np.float32)
             found |= {f"{convolution}.weight": kernel, f"{_batch_norm_of(convolution)}.bias": bias}
     batch_norms = {name: module for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)}
     sizes = {name: tuple(tensor.shape) for name, tensor in net.named_parameters()}

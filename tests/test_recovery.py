@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from retina.runtime.errors import ModelFileError
 from retina.runtime.model import RetinaModel
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.framing import make_preprocess
+from retina.train.model import RetinaNet
 from small_checkpoint import small_checkpoint
 from small_export import SmallExport
 from torch import Tensor, nn
@@ -114,6 +116,22 @@ def test_an_int8_file_gives_its_rounded_weights_and_its_rules(photographs: Path,
     step = old["dr_head.0.weight"].abs().amax(dim=1, keepdim=True) / 127
     assert ((new["dr_head.0.weight"] - old["dr_head.0.weight"]).abs() <= 0.5001 * step).all()
     assert not torch.equal(new["dr_head.0.weight"], old["dr_head.0.weight"])
+
+
+def test_layers_frozen_from_the_start_are_recovered(photographs: Path, tmp_path: Path) -> None:
+    """Trained from ``--weights none``, their batch-norm shifts nothing, and the file's convolutions have no bias."""
+    before = load_checkpoint(small_checkpoint(tmp_path / "c.pth"))
+    new = RetinaNet(5, "resnet18").state_dict()
+    frozen = {name: value for name, value in new.items() if name.startswith(("backbone.bn1.", "backbone.layer1."))}
+    before = replace(before, weights=before.weights | frozen)
+    contract = before.contract.with_(provenance={"backbone": "resnet18"})
+    file = OnnxFile.of(DeployedModel(before.build_model(), contract), contract)
+    assert [len(node.input) for node in file.model.graph.node if node.op_type == "Conv"][:6] == [2, 2, 2, 2, 2, 3]
+    file.write(tmp_path / "m.onnx", contract)
+    result = recover(photographs, "--model", tmp_path / "m.onnx", "--out", tmp_path / "again.pth")
+    assert result.exit_code == 0, result.output
+    again = load_checkpoint(tmp_path / "again.pth")
+    torch.testing.assert_close(logits(again, photographs), logits(before, photographs), atol=1e-3, rtol=1e-4)
 
 
 def test_a_file_that_answers_otherwise_is_refused(small_export: SmallExport, photographs: Path, tmp_path: Path) -> None:
