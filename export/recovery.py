@@ -197,8 +197,9 @@ def main(photographs: Path, model: Path | None, out: Path) -> None:
         checkpoint.save(out)
     except RetinaError as err:
         raise click.ClickException(str(err)) from None
-    size = checkpoint.contract.preprocessing.image_size
-    go_on = shlex.join(["retina-train", "DATA", "--weights", str(out), "--image-size", str(size)])
+    prep = checkpoint.contract.preprocessing
+    like_it = ["--backbone", checkpoint.backbone, "--framing", prep.framing, "--image-size", str(prep.image_size)]
+    go_on = shlex.join(["retina-train", "DATA", "--weights", str(out), *like_it])
     tell(
         f"{out}: from {opened.path.name} ({opened.contract.precision}, sha256 {opened.sha256[:12]}), batch-norm from "
         f"{len(chosen)} photographs. Its probabilities are {apart:.5f} from the file's on average. Go on with:  {go_on}"

@@ -57,6 +57,7 @@ def test_it_answers_as_the_checkpoint_of_before(small_export: SmallExport, photo
     result = recover(photographs, "--model", small_export.model, "--out", tmp_path / "again.pth")
     assert result.exit_code == 0, result.output
     assert "batch-norm from 6 photographs" in result.output
+    assert f"--weights {tmp_path}/again.pth --backbone resnet18 --framing field --image-size 64\n" in result.output
     with pytest.raises(
         ModelFileError, match=r"small\.onnx: .* make a checkpoint first: python -m retina\.export\.recovery"
     ):
