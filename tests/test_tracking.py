@@ -53,7 +53,7 @@ def finished_folder(folder: Path) -> dict[str, object]:
         rng.integers(0, 2, 40),
         rng.dirichlet(np.ones(5), 40).astype(np.float32),
         rng.dirichlet(np.ones(2), 40).astype(np.float32),
-        ("camera A (old)", "camera B") * 20,
+        ("camera A (old)", "camera B", "/clinics/north/", "..") * 10,
         tuple(f"p{i // 2}" for i in range(40)),
     )
     (folder / "report.html").write_text("<p>report</p>")
@@ -87,6 +87,7 @@ def test_a_run_is_logged_and_its_best_model_can_be_loaded_from_the_registry(arti
     assert run.data.metrics["test/referable_me_sensitivity"] == pytest.approx(sensitivity)
     by_source = metrics["splits"]["test"]["sources"]["camera A (old)"]["dr"]["accuracy"]["value"]
     assert run.data.metrics["test/camera A _old_/dr_accuracy"] == pytest.approx(by_source)
+    assert {"test/_clinics_north_/dr_accuracy", "test/_/dr_accuracy"} <= run.data.metrics.keys()
     logged = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"report.html", "learning_curves.png", "metrics.json", "model"} <= logged
     assert "resume.pth" not in logged

@@ -141,7 +141,7 @@ class MlflowTracker:
         figures: dict[str, float] = {}
         for split, evaluation in metrics["splits"].items():
             bodies = {split: evaluation["all"]}
-            bodies |= {f"{split}/{source}": body for source, body in evaluation["sources"].items()}
+            bodies |= {f"{split}/{_as_one_part(source)}": body for source, body in evaluation["sources"].items()}
             for name, body in bodies.items():
                 figures |= dict(_figures(name, body))
         self._log(figures, step=int(metrics["epoch"]))
@@ -261,6 +261,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield _metric_name(f"{prefix}{key}"), str(value)[:5000]  # MLflow refuses values beyond 6000
+
+
+def _as_one_part(source: str) -> str:
+    """A source's name without what would make it a path, because MLflow refuses names like ``a//b`` and ``a/../b``."""
+    return re.sub(r"/|^\.+$", "_", source)
 
 
 def _metric_name(name: str) -> str:
