@@ -62,13 +62,16 @@ class Int8:
     def lines(self) -> list[str]:
         """The figures as lines to print."""
         strangers = self.trained_on not in ("", self.data_fingerprint)
-        beyond = "" if self.mean_difference <= CLOSE else f", above the {CLOSE} aimed at: no closer way was as accurate"
+        faults = self.gate.faults  # a file with faults, kept by --force, is the closest of all
+        far = self.mean_difference > CLOSE and not faults
+        beyond = f", above the {CLOSE} aimed at: no closer way was as accurate" if far else ""
         return [
             f"quantised with {self.recipe}, calibrated on {self.calibrated_on} photographs of train",
             *self.gate.lines(),
             f"  referral from DR {self.thresholds['referable_dr'].level:.3f}, "
             f"ME {self.thresholds['referable_me'].level:.3f}",
             f"  mean difference of a DR probability {self.mean_difference:.4f}{beyond}",
+            *(f"  not as accurate as fp32: {fault}" for fault in faults),
             *([_STRANGERS] if strangers else []),
         ]
 
@@ -116,7 +119,7 @@ def to_int8(
     ]  # fmt: skip
     best = choose(candidates)
     if best.gate.faults and not force:
-        figures = "\n  ".join([*best.lines(), *best.gate.faults])
+        figures = "\n  ".join(best.lines())
         raise ParityError(
             f"{root}: expected an int8 file as accurate as fp32, found none among {len(RECIPES)} ways; the closest:"
             f"\n  {figures}\n  --force keeps it, marked in the contract."

@@ -324,6 +324,11 @@ def test_int8_that_is_not_as_accurate_is_refused_unless_forced(
     assert "--force keeps it" in message
     forced = to_int8(fp32, Contract(), data.root, None, force=True)
     assert forced.to_dict()["accepted"] is False
+    said = replace(forced, mean_difference=0.0123).lines()
+    assert said[-2:] == [
+        "  mean difference of a DR probability 0.0123",
+        "  not as accurate as fp32: dr_agreement: expected at least 0.98, found 0.5000",
+    ]
 
 
 def test_grades_that_the_model_lacks_cannot_be_judged(tmp_path: Path, fp32: onnx.ModelProto) -> None:
