@@ -408,6 +408,24 @@ def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(data: DataSet, t
     assert result.exit_code == 0, result.output
 
 
+def test_told_to_end_with_all_its_processes_a_run_saves_everything(data: DataSet, tmp_path: Path) -> None:
+    """As by systemd, Slurm and timeout, which send SIGTERM to the workers too."""
+    slowly = ["--epochs", "999", "--workers", "1", "--image-size", "224", "--batch-size", "16"]
+    started = [sys.executable, *as_process(command(data, tmp_path, "ended", *slowly))]
+    with subprocess.Popen(
+        started, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                time.sleep(0.5)  # into a step
+                os.killpg(process.pid, signal.SIGTERM)
+                break
+        said = process.stdout.read()
+    assert process.returncode == 130, said
+    assert "everything saved. Go on with:" in said
+
+
 def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
     data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
