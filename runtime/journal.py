@@ -47,7 +47,7 @@ class Journal:
         head = {"format": FORMAT, **depends_on}
         try:
             # Unbuffered, so that a written row survives the process, and a full disk is noticed at once.
-            self._file = path.open("ab", buffering=0)
+            self._file = path.open("a+b", buffering=0)
             try:
                 # Two runs writing the same table would interleave their rows.
                 lock(
@@ -114,7 +114,9 @@ class Journal:
     def _read(self, head: Mapping[str, Any]) -> int:
         """Take over the rows; returns the length in bytes of the intact part of the file."""
         sound = 0
-        with self.path.open("rb") as file:
+        # By the descriptor that holds the lock: on a Windows share the lock keeps every other one from reading.
+        with open(self._file.fileno(), "rb", closefd=False) as file:
+            file.seek(0)
             for line in file:
                 # A killed process or a power cut leaves only the last line incomplete.
                 entry = _entry(line)

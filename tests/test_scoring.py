@@ -1,12 +1,15 @@
 """Cores, order, the journal and resuming, within this process."""
 
+import errno
 import hashlib
 import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import onnxruntime
@@ -299,6 +302,28 @@ def test_two_runs_never_write_one_table(tmp_path: Path) -> None:
         Journal(tmp_path / "j", KEY)
     first.close()
     Journal(tmp_path / "j", KEY).close()
+
+
+def test_a_journal_on_a_windows_share_is_read_by_its_own_descriptor(
+    tmp_path: Path, model: RetinaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There (CIFS) a lock is mandatory: "any IO on a locked file will always fail with EACCES when done from a separate
+    file descriptor", says flock(2).
+    """
+    listing = folder_of(tmp_path / "in", 2)
+    journalled(tmp_path / "j", model, listing)
+    opened: list[IO[bytes]] = []
+    of_any_file = Path.open
+
+    def of_share(path: Path, *how: Any, **more: Any) -> IO[bytes]:
+        if path == tmp_path / "j" and any(not file.closed for file in opened):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        opened.append(of_any_file(path, *how, **more))
+        return opened[-1]
+
+    monkeypatch.setattr(Path, "open", of_share)
+    with closing(Journal(tmp_path / "j", KEY)) as journal:
+        assert len(journal) == 2
 
 
 def test_a_full_disk_keeps_what_was_done_and_says_so(tmp_path: Path, model: RetinaModel) -> None:
