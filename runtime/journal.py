@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -20,6 +21,9 @@ ENDING = ".journal"
 """Appended to the name of the table."""
 SYNC_SECONDS = 2.0
 """Interval between syncs to disk. A killed process loses no row; a power cut, at most the rows of this interval."""
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""How a file system without locks refuses one: Lustre as most clusters mount it, NFS without a lock service, others."""
 
 Stamp = tuple[int, int, int]
 """A file's size in bytes, and the times in nanoseconds of its last change of content (mtime) and metadata (ctime)."""
@@ -162,7 +166,9 @@ def _row(entry: dict[str, Any]) -> tuple[Row, Stamp]:
 
 
 def lock(descriptor: int, refusal: str, *, alone: bool = False) -> None:
-    """Lock a file that is open for writing, until it is closed; without ``fcntl`` (Windows) this does nothing.
+    """Lock a file that is open for writing, until it is closed.
+
+    Without ``fcntl`` (Windows), or on a file system that has no locks, this does nothing.
 
     Args:
         descriptor: of the open file.
@@ -172,6 +178,7 @@ def lock(descriptor: int, refusal: str, *, alone: bool = False) -> None:
 
     Raises:
         OutputError: with ``refusal`` if another process holds the lock.
+        OSError: the lock failed in another way.
     """
     try:
         import fcntl
@@ -181,3 +188,6 @@ def lock(descriptor: int, refusal: str, *, alone: bool = False) -> None:
         (fcntl.lockf if alone else fcntl.flock)(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # POSIX allows either
         raise OutputError(refusal) from None
+    except OSError as err:
+        if err.errno not in _NO_LOCKS:
+            raise

@@ -1,6 +1,7 @@
 """Cores, order, the journal and resuming, within this process."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import threading
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 from retina.runtime import ModelFileError, OutputError, RetinaModel, UsageError
 from retina.runtime.folder import Listing, find_pictures, gather
-from retina.runtime.journal import Journal, stamp
+from retina.runtime.journal import Journal, lock, stamp
 from retina.runtime.model import find_model
 from retina.runtime.scoring import depends_on, overlay_base, require_maps, require_room, score_rows
 from retina.runtime.table import Row
@@ -302,6 +303,21 @@ def test_two_runs_never_write_one_table(tmp_path: Path) -> None:
         Journal(tmp_path / "j", KEY)
     first.close()
     Journal(tmp_path / "j", KEY).close()
+
+
+@pytest.mark.parametrize("why", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_file_system_without_locks_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: int, alone: bool
+) -> None:
+    """flock(2) and fcntl(2) fail so on Lustre without its option flock, and on NFS without a lock service."""
+
+    def no_lock(*_: object) -> None:
+        raise OSError(why, os.strerror(why))
+
+    monkeypatch.setattr(fcntl, "lockf" if alone else "flock", no_lock)
+    with (tmp_path / "j").open("w") as file:
+        lock(file.fileno(), "another", alone=alone)
 
 
 def test_a_journal_on_a_windows_share_is_read_by_its_own_descriptor(
