@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL.Image import Image
 
 from ..runtime.contract import HEADS, Head
-from ..runtime.errors import PictureError, UsageError
+from ..runtime.errors import OutputError, PictureError, UsageError
 from ..runtime.field import Field
 from ..runtime.folder import find_pictures
-from ..runtime.image_file import ImageFormat, write_image
+from ..runtime.image_file import ImageFormat, fault_of_picture, write_image
 from ..runtime.output_file import require_place, write_atomically
 from ..runtime.overlay import overlay_path, peak_at, write_overlays
 from ..runtime.panel import draw_panel
@@ -47,7 +48,7 @@ class Photograph:
     overlays: Mapping[Head, str] = field(default_factory=dict)
     """Each overlay's file, relative to the output folder, separated by ``/``."""
     error: str = ""
-    """Why it could not be read or explained; else empty."""
+    """Why it could not be read, explained or drawn; else empty."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Gallery:
         photographs: Sequence[Photograph],
         on_step: Callable[[], object] = lambda: None,
     ) -> list[Photograph]:
-        """Explain and draw all photographs; one that cannot be read or explained keeps its row, with the reason.
+        """Explain and draw all photographs; one that cannot be read, explained or drawn keeps its row, with the
+        reason.
 
         Args:
             explainer: the model.
@@ -160,9 +162,17 @@ class Gallery:
             return photograph
         try:
             picture = load(photograph.path)
+            return self._write(photograph, answer, picture, Field.find(picture, explainer.contract.preprocessing), tops)
         except PictureError as err:  # removed or replaced since it was explained
             return replace(photograph, answer=None, error=err.reason)
-        lit = Field.find(picture, explainer.contract.preprocessing)
+        except OutputError as err:
+            if not (fault := fault_of_picture(err)):
+                raise
+            return replace(photograph, answer=None, error=f"overlays cannot be written: {fault}")
+
+    def _write(
+        self, photograph: Photograph, answer: Answer, picture: Image, lit: Field, tops: Mapping[Head, float] | None
+    ) -> Photograph:
         base = self.folder / photograph.stem
         overlays = write_overlays(base, picture, lit, answer.maps.values(), self.image_format, tops)
         if self.npy:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
+from .errors import OutputError
 from .output_file import write_atomically
 from .png import encode_png
 
@@ -28,3 +30,12 @@ def write_image(path: Path, image: Image.Image) -> None:
         write_atomically(path, lambda temporary: temporary.write_bytes(encode_png(np.asarray(image))))
     else:
         write_atomically(path, lambda temporary: image.save(temporary, "JPEG", quality=QUALITY))
+
+
+def fault_of_picture(err: OutputError) -> str:
+    """Why this picture alone could not be written, its name being too long or a side too large for JPEG; else empty."""
+    why = err.__cause__
+    # Beyond 65,500 pixels a side Pillow's JPEG encoder raises an OSError without an errno.
+    if isinstance(why, OSError) and why.errno in (None, errno.ENAMETOOLONG):
+        return why.strerror or str(why)
+    return ""

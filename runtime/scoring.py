@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
@@ -87,6 +86,7 @@ def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: 
         OutputError: the folder is not writable or the disk is full.
     """
     from .field import Field
+    from .image_file import fault_of_picture
     from .overlay import head_maps, write_overlays
     from .picture import load
 
@@ -96,11 +96,9 @@ def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: 
     try:
         write_overlays(base, photograph, field, head_maps(prediction).values())
     except OutputError as err:
-        why = err.__cause__
-        # Beyond 65,500 pixels a side Pillow's JPEG encoder raises an OSError without an errno.
-        if not isinstance(why, OSError) or why.errno not in (None, errno.ENAMETOOLONG):
+        if not (fault := fault_of_picture(err)):
             raise
-        logging.getLogger(__name__).warning("%s: overlays cannot be written: %s", base, why.strerror or why)
+        logging.getLogger(__name__).warning("%s: overlays cannot be written: %s", base, fault)
 
 
 def overlay_base(overlays: Path, name: str) -> Path:

@@ -370,6 +370,21 @@ def test_what_cannot_be_read_or_explained_keeps_its_row(
     assert rows["b.dcm"] == ("error", "pydicom not installed. Run:  pip install 'retina-edge[dicom]'")
 
 
+def test_what_cannot_be_drawn_keeps_its_row(folder: Path, explain_file: Path, tmp_path: Path) -> None:
+    """A name that leaves no room for an overlay's, and a photograph wider than a JPEG may be."""
+    long = 250 * "x" + ".png"
+    shutil.copy(folder / "a.png", folder / long)
+    Image.new("L", (66_000, 40)).save(folder / "wide.png")
+    out = tmp_path / "out"
+    result = CliRunner().invoke(main, [str(folder), "--out", str(out), "--model", str(explain_file)])
+    assert result.exit_code == 1, result.output
+    with (out / "gradcam.csv").open(newline="") as file:
+        rows = {row["Image name"]: (row["status"], row["error"]) for row in csv.DictReader(file)}
+    assert rows["a.jpg"] == rows["a.png"] == rows["clinic/b.png"] == ("ok", "")
+    assert rows[long] == ("error", "overlays cannot be written: File name too long")
+    assert rows["wide.png"][1].startswith("overlays cannot be written: ")
+
+
 def test_photographs_are_never_drawn_over(folder: Path, explain_file: Path) -> None:
     """Whether --out is the folder given, the folder of the photograph given, or a folder that contains it."""
     for name in ("eye.jpg", "eye_dr.jpg", "clinic/eye.jpg"):
