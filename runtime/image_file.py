@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +30,14 @@ def write_image(path: Path, image: Image.Image) -> None:
     if path.suffix == ENDING_OF["png"]:
         write_atomically(path, lambda temporary: temporary.write_bytes(encode_png(np.asarray(image))))
     else:
-        write_atomically(path, lambda temporary: image.save(temporary, "JPEG", quality=QUALITY))
+        # Into memory first: on a disk that fills up, Pillow does not notice that its last block was written in part.
+        write_atomically(path, lambda temporary: temporary.write_bytes(_encode_jpeg(image)))
+
+
+def _encode_jpeg(image: Image.Image) -> memoryview:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=QUALITY)
+    return file.getbuffer()
 
 
 def fault_of_picture(err: OutputError) -> str:

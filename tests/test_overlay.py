@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from PIL import Image
 from retina.runtime.contract import Decision, Preprocessing, Surround
+from retina.runtime.errors import OutputError
 from retina.runtime.field import Field
 from retina.runtime.image_file import write_image
 from retina.runtime.model import Prediction
@@ -304,3 +305,22 @@ def test_the_overlays_of_a_prediction(tmp_path: Path) -> None:
     assert [path.name for path in written] == ["eye.v2_dr.jpg", "eye.v2_me.jpg"]
     assert np.abs(decode(written[1]).astype(int) - expected).mean() < 2
     assert head_maps(Prediction(0, {0: 1.0}, 0, 0.0, False, 0.0, False)) == {}
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_a_picture_that_does_not_fit_on_the_disk_is_not_there(tmp_path: Path, name: str) -> None:
+    """Half an overlay under its final name would count as drawn when the run is resumed."""
+    import resource
+
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8))
+    write_image(tmp_path / name, noise)
+    whole = (tmp_path / name).stat().st_size
+    (tmp_path / name).unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole - 100, limits[1]))  # like a full disk, but only for this process
+    try:
+        with pytest.raises(OutputError, match="cannot be written: File too large"):
+            write_image(tmp_path / name, noise)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
