@@ -13,6 +13,7 @@ from ..runtime.contract import HEADS, Head
 from ..runtime.errors import MissingExtraError, RetinaError, UsageError, require_extra
 from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.progress import progress
+from ..runtime.terminal import tell
 from ..train.config import BEST_NAME
 from ..train.options import bare_options
 
@@ -132,7 +133,7 @@ def _explain(
     failed = [photograph for photograph in done if photograph.answer is None]
     for photograph in failed:
         click.echo(f"{photograph.name}: {photograph.error}", err=True)
-    click.echo(f"{len(done) - len(failed)} photographs explained, {len(failed)} failed: {out / INDEX}")
+    tell(f"{len(done) - len(failed)} photographs explained, {len(failed)} failed: {out / INDEX}")
     return 1 if failed else 0
 
 
@@ -168,8 +169,8 @@ def _evaluate(
     write_table(out / "faithfulness.csv", found)
     write_text_atomically(out / "faithfulness.md", as_markdown(found) + "\n")
     write_picture(out / "faithfulness.png", found)
-    click.echo(as_markdown(found))
-    click.echo(f"\n{out / 'faithfulness.csv'}, faithfulness.md and faithfulness.png")
+    tell(as_markdown(found))
+    tell(f"\n{out / 'faithfulness.csv'}, faithfulness.md and faithfulness.png")
     return 0 if found.depends_on_weights else 1
 
 

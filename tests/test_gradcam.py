@@ -491,6 +491,15 @@ def test_a_model_file_needs_no_torch(folder: Path, tmp_path: Path) -> None:
     assert "retina-export --explain" in refused.stderr
 
 
+def test_a_gallery_that_is_drawn_counts_whoever_listens(folder: Path, explain_file: Path, tmp_path: Path) -> None:
+    args = [str(folder / "a.jpg"), "--model", str(explain_file), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-c", "from retina.gradcam.cli import main; main()", *args]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "index.html").is_file()
+
+
 def test_stopped_by_the_user_it_says_so(
     folder: Path, explain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
