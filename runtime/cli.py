@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import model_options, open_model
-from .terminal import drop_output, stop_without_output
+from .terminal import drop_output, spell_out_what_is_lacking, stop_without_output
 
 if TYPE_CHECKING:
     from .folder import Listing
@@ -222,15 +221,13 @@ def _one_stop() -> Iterator[None]:
 def _hush() -> None:
     """Let only our own warnings through: what is wrong with a damaged file is in its row.
 
-    Pillow and pydicom would repeat it at length, and pydicom might quote the patient's data. Characters of a name that
-    the terminal's encoding lacks are written as backslash escapes.
+    Pillow and pydicom would repeat it at length, and pydicom might quote the patient's data.
     """
     # A stream that the parent process closed leaves its descriptor free: the next file opened would get the output.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 - open to the end
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+        spell_out_what_is_lacking(stream)
     handler = logging.StreamHandler()
     handler.addFilter(logging.Filter("retina"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, format="retina-score: %(message)s")

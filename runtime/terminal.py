@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from contextlib import suppress
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 
@@ -13,6 +14,7 @@ import click
 def tell(line: str) -> None:
     """Print a line about work whose result is elsewhere; if that is impossible, continue without output."""
     try:
+        spell_out_what_is_lacking(sys.stdout)
         click.echo(line)
     except OSError:
         drop_output()
@@ -21,9 +23,16 @@ def tell(line: str) -> None:
 def answer(text: str, command: str) -> None:
     """Print the result of a command; exit with 2 if it cannot be written."""
     try:
+        spell_out_what_is_lacking(sys.stdout)
         click.echo(text)
     except OSError as err:
         stop_without_output(command, "stopped", err)
+
+
+def spell_out_what_is_lacking(stream: TextIO) -> None:
+    """Write characters that the stream's encoding lacks as backslash escapes: a file's name may hold any character."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def stop_without_output(command: str, what: str, err: OSError, then: str = "") -> NoReturn:

@@ -500,6 +500,16 @@ def test_a_gallery_that_is_drawn_counts_whoever_listens(folder: Path, explain_fi
     assert (tmp_path / "out" / "index.html").is_file()
 
 
+def test_a_folder_that_the_output_cannot_spell(folder: Path, explain_file: Path, tmp_path: Path) -> None:
+    args = [str(folder / "a.jpg"), "--model", str(explain_file), "--out", str(tmp_path / "\u65e5")]
+    done = subprocess.run(
+        [sys.executable, "-c", "from retina.gradcam.cli import main; main()", *args],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u65e5/index.html" in done.stdout
+
+
 def test_stopped_by_the_user_it_says_so(
     folder: Path, explain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -334,6 +335,14 @@ def test_a_stop_at_the_very_start_and_an_address_that_cannot_be_printed(model: P
             stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=20, check=False,
         )  # fmt: skip
     assert (done.returncode, json.loads(done.stderr.splitlines()[-1])["event"]) == (0, "stopped")
+
+
+def test_a_path_that_the_output_cannot_spell(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows an output that is redirected is in the code page of the country."""
+    named = shutil.copy(model, tmp_path / "\u65e5.onnx")
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    with serving(tmp_path, "--model", named) as service:
+        assert service.ask("GET", "/health").status == 200
 
 
 # Who may ask
