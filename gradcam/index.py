@@ -97,7 +97,8 @@ def _article(photograph: Photograph) -> str:
         for head, head_map in photograph.answer.maps.items()
     )
     panel = f'<img loading="lazy" alt="photograph and maps" src="{_link(f"{photograph.stem}_panel.jpg")}">'
-    return f"<article>{panel}<p>{links}</p></article>"
+    # With the name as text, though the panel has it: the panel's font has no letters but those of English.
+    return f"<article>{title}{panel}<p>{links}</p></article>"
 
 
 def _link(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import importlib.util
 import os
 import shutil
@@ -383,6 +384,16 @@ def test_what_cannot_be_drawn_keeps_its_row(folder: Path, explain_file: Path, tm
     assert rows["a.jpg"] == rows["a.png"] == rows["clinic/b.png"] == ("ok", "")
     assert rows[long] == ("error", "overlays cannot be written: File name too long")
     assert rows["wide.png"][1].startswith("overlays cannot be written: ")
+
+
+def test_the_page_names_each_photograph_in_letters_that_the_panels_lack(
+    folder: Path, explain_file: Path, tmp_path: Path
+) -> None:
+    for name in ("M\u00fcller & S\u00f6hne.png", "\u0418\u0432\u0430\u043d\u043e\u0432.png"):
+        shutil.copy(folder / "a.png", tmp_path / name)
+        CliRunner().invoke(main, [str(tmp_path / name), "--out", str(tmp_path / "out"), "--model", str(explain_file)])
+        page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+        assert f"<h2>{html.escape(name)}</h2>" in page
 
 
 def test_photographs_are_never_drawn_over(folder: Path, explain_file: Path) -> None:
