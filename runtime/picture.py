@@ -82,7 +82,8 @@ def decode(source: str | Path | bytes, *, at_least: int | None = None) -> NDArra
     Raises:
         PictureError: the file does not exist or is larger than 1 GiB; or the picture is not of these formats, cut
             short, damaged, below 32 pixels a side, above 100 megapixels, of signed, 32-bit or floating-point samples,
-            too large for the available memory, or DICOM without pydicom installed.
+            too large for the available memory, a TIFF of uncompressed planes that Pillow would misread, or DICOM
+            without pydicom installed.
     """
     return _array(load(source, at_least=at_least), "picture" if isinstance(source, bytes) else os.fsdecode(source))
 
@@ -166,14 +167,27 @@ def _load_file(file: BinaryIO, name: str, at_least: int | None) -> Image.Image:
                 raise _refusal(name, f"damaged {label} file: {_reason(err)}") from None
             _require_size(name, *image.size)
             if isinstance(image, TiffImagePlugin.TiffImageFile):
-                # Each tile is decoded as a whole, however small the picture's part of it is.
-                tile = image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_LENGTH, 0)
-                _require(tile[0] * tile[1] <= MAX_PIXELS, name, f"too large: found tiles of {tile[0]} x {tile[1]}")
+                _require_plain_tiff(image, name)
             if at_least is not None:
                 image.draft(image.mode, (at_least, at_least))
             return _upright(image, name, at_least)
     formats = ", ".join(label for label, _, _ in _OPENERS)
     raise _refusal(name, f"expected {formats} or DICOM, found a file that starts with {head[:8].hex(' ')}")
+
+
+def _require_plain_tiff(image: TiffImagePlugin.TiffImageFile, name: str) -> None:
+    tags = image.tag_v2
+    # Each tile is decoded as a whole, however small the picture's part of it is.
+    tile = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
+    _require(tile[0] * tile[1] <= MAX_PIXELS, name, f"too large: found tiles of {tile[0]} x {tile[1]}")
+    # Of planes apart and uncompressed, Pillow takes every byte for a sample, and 0 for black, without a word.
+    apart = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 and tags.get(TiffImagePlugin.COMPRESSION, 1) == 1
+    bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    plain = bits == 8 and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) != 0
+    found = f"found {bits} bits" if bits != 8 else "found 0 for white"
+    _require(
+        not apart or plain, name, f"expected TIFF planes of 8 bits with 0 for black, {found}; save them interleaved"
+    )
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

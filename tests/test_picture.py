@@ -234,23 +234,27 @@ def _tiff(
     order: str = "<",
     photometric: int = 1,
     tile: int = 0,
+    planes: bool = False,
 ) -> bytes:
     """A plain TIFF made by hand, with features that Pillow cannot write."""
     import struct
 
+    strips = samples if planes else 1
     bits_at = 8 + 2 + (11 if tile else 10) * 12 + 4
-    data_at = bits_at + 2 * samples
+    offsets_at = bits_at + 2 * samples
+    lengths_at = offsets_at + 4 * strips
+    data_at = lengths_at + 4 * strips
     tags = [
         (256, 4, 1, width),
         (257, 4, 1, height),
         (258, 3, samples, bits if samples == 1 else bits_at),
         (259, 3, 1, 1),
         (262, 3, 1, 2 if samples == 3 else photometric),
-        (273, 4, 1, data_at),
+        (273, 4, strips, data_at if strips == 1 else offsets_at),
         (277, 3, 1, samples),
         (278, 4, 1, height),
-        (279, 4, 1, len(data)),
-        (284, 3, 1, 1),
+        (279, 4, strips, len(data) if strips == 1 else lengths_at),
+        (284, 3, 1, 2 if planes else 1),
     ]
     if tile:
         strips_as_tiles = {273: 324, 279: 325}
@@ -260,7 +264,27 @@ def _tiff(
     for tag, kind, count, value in tags:
         packed = struct.pack(order + "HH", value, 0) if kind == 3 and count == 1 else struct.pack(order + "I", value)
         out += struct.pack(order + "HHI", tag, kind, count) + packed
-    return out + struct.pack(order + "I", 0) + struct.pack(order + "H", bits) * samples + data
+    length = len(data) // strips
+    offsets = [data_at + length * strip for strip in range(strips)]
+    placed = struct.pack(f"{order}{strips}I", *offsets) + struct.pack(order + "I", length) * strips
+    return out + struct.pack(order + "I", 0) + struct.pack(order + "H", bits) * samples + placed + data
+
+
+def test_planes_apart_are_read_or_refused() -> None:
+    """Of uncompressed ones Pillow reads each byte of 16 bits as a sample, and does not invert what is 0 for white."""
+    values = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    apart = np.ascontiguousarray(values.transpose(2, 0, 1))
+    np.testing.assert_array_equal(decode(_tiff(apart.tobytes(), bits=8, samples=3, planes=True)), values)
+    np.testing.assert_array_equal(
+        decode(_tiff(apart[0].tobytes(), bits=8, samples=1, planes=True))[..., 0], values[..., 0]
+    )
+    for order in "<>":
+        deep = _tiff(apart.astype(f"{order}u2").tobytes(), bits=16, samples=3, planes=True, order=order)
+        with pytest.raises(PictureError, match="expected TIFF planes of 8 bits with 0 for black, found 16 bits"):
+            decode(deep)
+    inverted = _tiff(apart[0].tobytes(), bits=8, samples=1, planes=True, photometric=0)
+    with pytest.raises(PictureError, match="expected TIFF planes of 8 bits with 0 for black, found 0 for white"):
+        decode(inverted)
 
 
 def test_a_tile_beyond_the_limit_is_refused_before_it_is_decoded() -> None:
