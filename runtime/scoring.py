@@ -196,6 +196,7 @@ def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
             raise OutputError(f"{place}: expected a file to write, found one that is to be read; name another --out")
     if not os.path.isdir(out.absolute().parent):
         raise OutputError(f"{out}: expected an existing folder to write to, found none: {out.absolute().parent}")
-    needed, free = rows * BYTES_PER_ROW, shutil.disk_usage(out.absolute().parent).free
-    if free < needed:
-        raise OutputError(f"{out}: expected {needed} bytes of room for {rows} rows, found {free}")
+    needed, disk = rows * BYTES_PER_ROW, shutil.disk_usage(out.absolute().parent)
+    # A disk of no size at all does not know its own: a share that GNOME's file manager has mounted, for example.
+    if disk.total and disk.free < needed:
+        raise OutputError(f"{out}: expected {needed} bytes of room for {rows} rows, found {disk.free}")

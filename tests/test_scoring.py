@@ -4,12 +4,14 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
@@ -376,6 +378,17 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OutputError, match="found a device or a pipe"):
         require_room(tmp_path / "pipe", 1)
+
+
+def test_a_disk_that_does_not_tell_its_size_is_not_taken_for_a_full_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Filesystems in user space that do not implement statfs answer with zeros."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=0, used=0, free=0))
+    require_room(tmp_path / "t.csv", 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, used=10**9, free=0))
+    with pytest.raises(OutputError, match="expected 600 bytes of room for 1 rows, found 0"):
+        require_room(tmp_path / "t.csv", 1)
 
 
 def test_a_file_that_vanishes_keeps_its_row(tmp_path: Path, model: RetinaModel) -> None:
