@@ -19,6 +19,8 @@ ENDING_OF: dict[ImageFormat, str] = {"jpeg": ".jpg", "png": ".png"}
 QUALITY = 92
 """JPEG quality. A photograph of 12 megapixels that is encoded again at this quality keeps a PSNR of at least 45 dB, in
 a tenth of PNG's bytes and an eighth of its time."""
+_OF_THE_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+"""How a file system refuses a name: too long, with a character such as ":" (FAT, exFAT, NTFS), or not UTF-8."""
 
 
 def write_image(path: Path, image: Image.Image) -> None:
@@ -41,9 +43,9 @@ def _encode_jpeg(image: Image.Image) -> memoryview:
 
 
 def fault_of_picture(err: OutputError) -> str:
-    """Why this picture alone could not be written, its name being too long or a side too large for JPEG; else empty."""
+    """Why this picture alone could not be written: the disk refuses its name, or JPEG its size; else empty."""
     why = err.__cause__
     # Beyond 65,500 pixels a side Pillow's JPEG encoder raises an OSError without an errno.
-    if isinstance(why, OSError) and why.errno in (None, errno.ENAMETOOLONG):
+    if isinstance(why, OSError) and (why.errno is None or why.errno in _OF_THE_NAME):
         return why.strerror or str(why)
     return ""

@@ -79,7 +79,7 @@ def score_one(model: RetinaModel, name: str, path: Path, overlays: Path | None =
 def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: Path) -> None:
     """Write ``<base>_dr.jpg`` and ``<base>_me.jpg``: the photograph at full size with a prediction's maps drawn on it.
 
-    If the name is too long or the photograph too large for JPEG, this is logged and the work continues.
+    If the disk refuses the name, or JPEG so large a photograph, this is logged and the work continues.
 
     Raises:
         PictureError: the photograph cannot be decoded.

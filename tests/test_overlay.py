@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from dataclasses import replace
@@ -18,7 +19,7 @@ from PIL import Image
 from retina.runtime.contract import Decision, Preprocessing, Surround
 from retina.runtime.errors import OutputError
 from retina.runtime.field import Field
-from retina.runtime.image_file import write_image
+from retina.runtime.image_file import fault_of_picture, write_image
 from retina.runtime.model import Prediction
 from retina.runtime.overlay import HeadMap, colours, draw, head_maps, peak_at, place, write_overlays
 from retina.runtime.panel import TILE, draw_panel, in_words, percent
@@ -323,4 +324,23 @@ def test_a_picture_that_does_not_fit_on_the_disk_is_not_there(tmp_path: Path, na
             write_image(tmp_path / name, noise)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("code", "of_this_picture"),
+    [(errno.ENAMETOOLONG, True), (errno.EINVAL, True), (errno.EILSEQ, True), (errno.ENOSPC, False), (errno.EIO, False)],
+)
+def test_a_name_that_the_disk_refuses_concerns_one_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, of_this_picture: bool
+) -> None:
+    """FAT has no ":", which the time in a photograph's name may have; the other photographs can still be drawn."""
+
+    def refused(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(OutputError) as caught:
+        write_image(tmp_path / "10:30.jpg", Image.new("RGB", (40, 40)))
+    assert fault_of_picture(caught.value) == (os.strerror(code) if of_this_picture else "")
     assert not list(tmp_path.iterdir())
