@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +39,8 @@ def read_lesions(folder: Path) -> list[MaskedPhotograph]:
     Pixels of a mask above 0 are lesion.
 
     Raises:
-        AnnotationError: the list cannot be read, has fewer than two photographs or lacks its column, or a listed
-            photograph does not exist or has no masks.
+        AnnotationError: the list cannot be read, has fewer than two photographs, names one twice or lacks its column,
+            or a listed photograph does not exist or has no masks.
         PictureError: a photograph or mask cannot be read, or a mask has another size than its photograph.
     """
     listing = folder / LISTING
@@ -56,6 +57,8 @@ def read_lesions(folder: Path) -> list[MaskedPhotograph]:
             f"{listing}: expected at least two photographs, since each figure has an interval, found one"
         )
     names = [str(row["Image name"]).strip() for row in rows]
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise AnnotationError(f"{listing}: expected each photograph once, found {', '.join(repeated)} more often")
     return [_read(folder, name, line, names) for line, name in enumerate(names, start=2)]
 
 

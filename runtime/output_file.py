@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .errors import OutputError
+
+
+def free_bytes(folder: Path) -> float:
+    """Room on a folder's disk; infinite if the disk does not know its own size, such as a share that GNOME mounted.
+
+    Raises:
+        OSError: the folder is not there or may not be examined.
+    """
+    disk = shutil.disk_usage(folder)
+    return disk.free if disk.total else math.inf
 
 
 def require_place(out: Path, inputs: Iterable[Path] = ()) -> None:

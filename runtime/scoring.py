@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from .folder import Listing
 from .journal import ENDING as JOURNAL
 from .journal import Journal, Stamp, stamp
 from .model import Prediction, RetinaModel
+from .output_file import free_bytes
 from .table import PARTIAL, Row
 from .workers import ordered_map
 
@@ -196,7 +196,6 @@ def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
             raise OutputError(f"{place}: expected a file to write, found one that is to be read; name another --out")
     if not os.path.isdir(out.absolute().parent):
         raise OutputError(f"{out}: expected an existing folder to write to, found none: {out.absolute().parent}")
-    needed, disk = rows * BYTES_PER_ROW, shutil.disk_usage(out.absolute().parent)
-    # A disk of no size at all does not know its own: a share that GNOME's file manager has mounted, for example.
-    if disk.total and disk.free < needed:
-        raise OutputError(f"{out}: expected {needed} bytes of room for {rows} rows, found {disk.free}")
+    needed, free = rows * BYTES_PER_ROW, free_bytes(out.absolute().parent)
+    if free < needed:
+        raise OutputError(f"{out}: expected {needed} bytes of room for {rows} rows, found {free}")

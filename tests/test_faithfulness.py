@@ -244,13 +244,16 @@ def test_what_is_refused(lesions: Path, tmp_path: Path) -> None:
     listing.write_text("Name\nx.jpg\n")
     with pytest.raises(AnnotationError, match="expected the column Image name, found Name"):
         read_lesions(tmp_path)
+    listing.write_text("Image name\nx.jpg\ny.jpg\nx.jpg\n")
+    with pytest.raises(AnnotationError, match=r"expected each photograph once, found x\.jpg more often"):
+        read_lesions(tmp_path)
     listing.write_text("Image name\n" + "x" * (csv.field_size_limit() + 1))
     with pytest.raises(AnnotationError, match=r"lesions\.csv: expected a list of photographs .* found: field larger"):
         read_lesions(tmp_path)
     listing.write_text("Image name\nx.jpg\n")
     with pytest.raises(AnnotationError, match=r"lesions\.csv: expected at least two photographs, .* found one"):
         read_lesions(tmp_path)
-    listing.write_text("Image name\nx.jpg\nx.jpg\n")
+    listing.write_text("Image name\nx.jpg\ny.jpg\n")
     with pytest.raises(AnnotationError, match=r"line 2: x\.jpg: expected the photograph .* found none"):
         read_lesions(tmp_path)
     Image.new("RGB", (50, 40)).save(tmp_path / "x.jpg")

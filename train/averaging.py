@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..runtime.errors import RetinaError, UsageError
 from ..runtime.output_file import require_place
+from ..runtime.terminal import tell
 from .calibration import calibrated, calibration_line
 from .checkpoint import Checkpoint, current_versions, load_checkpoint
 from .data import DataSet, EvalItems, collate, fingerprint_of_files, sound_dataset
@@ -139,7 +140,7 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
     except RetinaError as err:
         raise click.ClickException(str(err)) from None
     dr, me = figures["all"]["dr"], figures["all"]["me"]
-    click.echo(
+    tell(
         f"{out}: {mean.contract.provenance['run']}. Calibrated on valid: {calibration_line(mean)}. There: DR accuracy "
         f"{dr['accuracy']['value']:.3f}, kappa {dr['kappa']['value']:.3f}, ME accuracy {me['accuracy']['value']:.3f}."
     )

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from ..runtime.contract import Preprocessing
 from ..runtime.errors import OutputError, PictureError
-from ..runtime.output_file import write_atomically, write_text_atomically
+from ..runtime.output_file import free_bytes, write_atomically, write_text_atomically
 from ..runtime.picture import decode
 from .checkpoint import current_versions
 from .framing import make_frame
@@ -180,7 +179,7 @@ def _expect_room(folder: Path, needed: int) -> None:
     """Raise OutputError if ``needed`` bytes do not fit: a full disk kills a process that writes to a mapped file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
+        free = free_bytes(folder)
     except OSError as err:
         raise OutputError(f"{folder}: cannot keep the cache: {err.strerror or err}; try --cache memory") from None
     if free < needed:

@@ -27,6 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..runtime.errors import OutputError, RetinaError, UsageError
+from ..runtime.terminal import tell
 from .eye import CAMERAS, Side, View, illumination, retina
 from .lesions import LESIONS, macular_exudates
 
@@ -332,13 +333,13 @@ def main(folder: Path, train: int, valid: int, test: int, lesions: int, size: in
     for split in ("train", "valid", "test"):
         part = [entry for entry in entries if entry.split == split]
         grades = Counter(entry.dr_grade for entry in part)
-        click.echo(
+        tell(
             f"{folder / split}: {len(part)} photographs of {len({entry.patient for entry in part})} patients, "
             f"DR 0/1/2/3/4: {'/'.join(str(grades[grade]) for grade in GRADES)}, "
             f"ME risk: {sum(entry.me_risk for entry in part)}"
         )
     if masked:
-        click.echo(f"{folder / 'lesions'}: {len(masked)} photographs with masks of exudates and haemorrhages")
+        tell(f"{folder / 'lesions'}: {len(masked)} photographs with masks of exudates and haemorrhages")
 
 
 if __name__ == "__main__":

@@ -116,6 +116,5 @@ int main(int argc, char** argv) try {
   if (argv[2] == std::string("--conformance")) return conform(model, argc > 3 ? argv[3] : "");
   return score(model, {argv + 2, argv + argc});
 } catch (const std::exception& err) {
-  std::cerr << "score: " << (argc > 1 ? argv[1] : "") << ": " << err.what() << "\n";
-  return 2;
+  return std::cerr << "score: " << (argc > 1 ? argv[1] : "") << ": " << err.what() << "\n", 2;
 }

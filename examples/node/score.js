@@ -21,8 +21,7 @@ function readContract(bytes) {
   const key = "retina.contract\x12";
   let at = bytes.lastIndexOf(key, bytes.length, "latin1") + key.length;
   if (at < key.length) throw new Error("expected a model file of retina-export, found none or no contract in it");
-  let length = 0;
-  for (let scale = 1; ; scale *= 128) {
+  for (let scale = 1, length = 0; ; scale *= 128) {
     const byte = bytes[at++];
     length += (byte & 127) * scale;
     if (byte < 128) return JSON.parse(bytes.subarray(at, at + length));
@@ -39,7 +38,7 @@ class Model {
   }
 
   /** Decoded RGB pixels -> a probability for each grade, and those of no ME risk and ME risk. */
-  async probabilities(data, height, width) {
+  async probabilities({ data, height, width }) {
     const image = new ort.Tensor("uint8", data, [1, height, width, 3]);
     const { dr_probs: dr, me_probs: me } = await this.session.run({ image }, ["dr_probs", "me_probs"]);
     return { dr: [...dr.data], me: [...me.data] };
@@ -75,8 +74,7 @@ async function score(model, paths) {
   let failed = 0;
   for (const path of paths) {
     try {
-      const { data, height, width } = await decode(path, model.contract.input.min_side);
-      const answer = await model.probabilities(data, height, width);
+      const answer = await model.probabilities(await decode(path, model.contract.input.min_side));
       const { dr_grade: grade, me_risk: risk } = model.decide(answer);
       write([path, grade, "", risk, "", ...[...answer.dr, answer.me[1]].map((prob) => prob.toFixed(6)), "ok", ""]);
     } catch (err) {
@@ -90,8 +88,8 @@ async function score(model, paths) {
 async function conform(model, kit) {
   const index = JSON.parse(await readFile(join(kit, "index.json")));
   let [faults, worst] = [[], 0];
-  for (const { name, file, shape, decisions, dr_probs, me_probs } of index.pictures) {
-    const answer = await model.probabilities(await readFile(join(kit, file)), shape[0], shape[1]);
+  for (const { name, file, shape: [height, width], decisions, dr_probs, me_probs } of index.pictures) {
+    const answer = await model.probabilities({ data: await readFile(join(kit, file)), height, width });
     for (const [output, expected, found] of [["dr_probs", dr_probs, answer.dr], ["me_probs", me_probs, answer.me]])
       expected.forEach((value, i) => {
         worst = Math.max(worst, Math.abs(value - found[i]));

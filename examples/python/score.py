@@ -37,8 +37,7 @@ class Model:
 
     def probabilities(self, pixels: np.ndarray) -> tuple[list[float], list[float]]:
         """(H, W, 3) uint8 RGB -> a probability for each grade, and those of no ME risk and ME risk."""
-        dr, me = self.session.run(["dr_probs", "me_probs"], {"image": pixels[None]})
-        return dr[0].tolist(), me[0].tolist()
+        return tuple(rows[0].tolist() for rows in self.session.run(["dr_probs", "me_probs"], {"image": pixels[None]}))
 
     def decide(self, dr: list[float], me: list[float]) -> dict[str, int | bool]:
         """The decisions that the contract's rules make of the probabilities."""
@@ -64,8 +63,7 @@ def decode(path: str, min_side: int) -> np.ndarray:
         if image.mode.startswith("I;16"):
             image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
         if image.has_transparency_data:
-            black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-            image = Image.alpha_composite(black, image.convert("RGBA"))
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
         return np.asarray(image.convert("RGB"))
 
 
@@ -99,10 +97,8 @@ def conform(model: Model, kit: Path) -> int:
                 worst = max(worst, abs(value - expected))
                 if not abs(value - expected) <= index["tolerance"]:
                     faults.append(f"{picture['name']}: {output}[{i}]: expected {expected:.6f}, found {value:.6f}")
-        decided = model.decide(dr, me)
-        for name, expected in (picture["decisions"] or {}).items():
-            if decided[name] != expected:
-                faults.append(f"{picture['name']}: {name}: expected {expected}, found {decided[name]}")
+        name, wanted, decided = picture["name"], picture["decisions"] or {}, model.decide(dr, me)
+        faults += [f"{name}: {k}: expected {v}, found {decided[k]}" for k, v in wanted.items() if decided[k] != v]
     print(*faults, f"{len(index['pictures'])} pictures, largest difference {worst:.1e}, {len(faults)} faults", sep="\n")
     return 1 if faults else 0
 
