@@ -101,7 +101,7 @@ class Gallery:
 
     def _require_unread(self, photographs: Sequence[Photograph]) -> None:
         """Refuse to overwrite a photograph with an overlay or panel, whatever they are called."""
-        read = {os.path.realpath(photograph.path) for photograph in photographs}  # Path.resolve fails on circular links
+        read = {os.path.realpath(photograph.path) for photograph in photographs}
         folder = Path(os.path.realpath(self.folder))
         for base in (folder / photograph.stem for photograph in photographs):
             overlays = [overlay_path(base, head, self.image_format) for head in HEADS]
@@ -229,7 +229,7 @@ def require_apart(out: Path, inputs: Sequence[Path]) -> None:
     """
     place = Path(os.path.realpath(out))
     for given in inputs:
-        folder = (given if os.path.isdir(given) else given.parent).resolve()
+        folder = Path(os.path.realpath(given if os.path.isdir(given) else given.parent))
         if place == folder or (os.path.isdir(given) and place.is_relative_to(folder)):
             raise UsageError(
                 f"--out {out}: expected a folder outside {folder}, or its pictures would be taken for photographs and "

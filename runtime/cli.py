@@ -152,7 +152,6 @@ def _run(
         raise UsageError(
             f"{' '.join(paths)}: expected photographs, found none ({listing.ignored} other files). Read: {endings}"
         )
-    # os.path.realpath, because until Python 3.13 Path.resolve fails on circular links.
     out = Path(os.path.realpath(out)) if os.path.islink(out) else out  # or the table would replace the link
     model = find_model(model, artifacts)
     lists = [Path(path[1:]) for path in paths if path.startswith("@")]

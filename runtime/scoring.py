@@ -129,9 +129,9 @@ def require_maps(model: RetinaModel, listing: Listing, overlays: Path) -> None:
             f"--overlays {overlays}: expected a model file with Grad-CAM maps, found {model.path} without. "
             "Make one with  retina-export --explain"
         )
-    place = Path(os.path.realpath(overlays))  # Path.resolve fails on circular links
+    place = Path(os.path.realpath(overlays))
     for folder in listing.folders:
-        if place.is_relative_to(folder.resolve()):
+        if place.is_relative_to(os.path.realpath(folder)):
             raise UsageError(
                 f"--overlays {overlays}: expected a folder outside {folder}, or its pictures would be scored next time"
             )
@@ -165,7 +165,7 @@ def depends_on(model: RetinaModel, *, exact: bool, provider: str, overlays: Path
         "model": model.sha256,
         "exact": exact,
         "provider": provider,
-        "overlays": overlays and os.fspath(overlays.resolve()),
+        "overlays": overlays and os.path.realpath(overlays),
         # Not by its package's name: onnxruntime-gpu and others bring the same module.
         "versions": {"onnxruntime": onnxruntime.__version__, **{package: version(package) for package in packages}},
     }

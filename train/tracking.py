@@ -75,8 +75,6 @@ def make_tracker(kind: str | None, artifacts: Path = Path("artifacts")) -> Track
     if kind is None or os.environ.get("RANK", "0") != "0":
         return NoTracker()
     require_extra("mlflow", "mlflow", "sqlalchemy", "alembic")
-    # Otherwise MLflow reports its use to its makers.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     return MlflowTracker(artifacts, os.environ.get("MLFLOW_TRACKING_URI"))
 
 
@@ -87,14 +85,15 @@ class MlflowTracker:
     """
 
     def __init__(self, artifacts: Path, uri: str | None = None) -> None:
-        self._runs = Path(os.path.realpath(artifacts / "runs"))
+        place = Path(os.path.realpath(artifacts))
+        self._runs = Path(os.path.realpath(place / "runs"))
         self._run_id = ""
         files = None
         if not uri:
             # SQLite, because MLflow no longer writes to plain folders. By default it would put artefacts in ./mlruns.
             require_place(artifacts / "mlflow.db")
-            uri = f"sqlite:///{artifacts.resolve() / 'mlflow.db'}"
-            files = (artifacts.resolve() / "mlflow").as_uri()
+            uri = f"sqlite:///{place / 'mlflow.db'}"
+            files = (place / "mlflow").as_uri()
         self.uri = uri
         # MLflow reports usage to its developers by default, which a clinic's computer must not do unasked.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
