@@ -58,19 +58,17 @@ evaluate: $(READY)
 	$(BIN)/python -m retina.train.evaluation $(DATA) --model runtime/released.onnx --split valid --split test \
 	  --out $(RELEASE)/metrics.json
 
-# Hours on a CPU. Stopped, a stage goes on with: retina-train --resume --name STAGE --artifacts $(RELEASE_RUN)
+# Days on a CPU, minutes on a GPU. Stopped, a stage goes on with: retina-train --resume --name STAGE --artifacts $(RELEASE_RUN)
 RUNS := $(RELEASE_RUN)/runs
-DUST := $(RUNS)/released-dust/final.pth
+START := $(RUNS)/released/final.pth
 STAGE = test -f $(RUNS)/$(1)/metrics.json || $(BIN)/retina-train $(DATA) --name $(1) --artifacts $(RELEASE_RUN)
 release-model: $(READY)
-	$(call STAGE,released-384) --recipe released-384 --weights $(WEIGHTS)
-	$(call STAGE,released) --recipe released --weights $(RUNS)/released-384/best.pth
-	$(call STAGE,released-44) --recipe released --weights $(RUNS)/released-384/best.pth --seed 44
-	$(call STAGE,released-open) --recipe released-open --weights $(RUNS)/released/best.pth --seed 43
+	$(call STAGE,released) --recipe released --weights $(WEIGHTS)
+	$(call STAGE,released-512) --recipe released-branch --weights $(START) --seed 43
+	$(call STAGE,released-open) --recipe released-open --weights $(START) --seed 44
+	$(call STAGE,released-640) --recipe released-branch --weights $(START) --seed 45 --image-size 640 --epochs 19
 	$(BIN)/python -m retina.train.averaging $(DATA) \
-	  $(RUNS)/released/best.pth $(RUNS)/released-44/best.pth $(RUNS)/released-open/best.pth --out $(RELEASE_RUN)/mean.pth
-	$(call STAGE,released-dust) --recipe released --weights $(RELEASE_RUN)/mean.pth --epochs 6 --seed 46
-	$(BIN)/python -m retina.train.averaging $(DATA) $(RELEASE_RUN)/mean.pth $(DUST) $(DUST) $(DUST) --out $(RELEASE_RUN)/best.pth
+	  $(RUNS)/released-512/final.pth $(RUNS)/released-open/final.pth $(RUNS)/released-640/final.pth --out $(RELEASE_RUN)/best.pth
 	$(BIN)/retina-export $(RELEASE_RUN)/best.pth --precision int8 --explain --calibration $(DATA) \
 	  --out $(RELEASE)/retina_multitask.onnx
 	mv $(RELEASE)/retina_multitask.onnx runtime/released.onnx

@@ -2,13 +2,12 @@
 
     python benchmarks/cross_source.py DATA --weights resnet50.pth --image-size 224 --epochs 4
 
-The rows lead from the notebook's recipe to released-384, one more change in each; then to released, started from the
-last row's best checkpoint, with larger squares and fewer epochs in the recipe's own proportions (512 px to 384, 8
-epochs to 15); then to released-open, started from there likewise; and to the mean of these two and a second released,
-as in the model that ships. DATA is laid out as for retina-train, with the column Source. Each row is trained on one
-source's photographs in train/; its best epoch is chosen on that source's in valid/ (the columns "own"), and it is
-tested on the other sources' photographs in train/ and valid/. The test split is not used, because this is for choosing
-a recipe. Prints Markdown, row by row.
+The rows lead from the notebook's recipe to released, one more change in each; then to released-branch and
+released-open, both started from the last row's best checkpoint, with sizes and epochs in the recipes' own proportions;
+and to the mean of these two and a second released-branch on larger squares, as in the model that ships. DATA is laid
+out as for retina-train, with the column Source. Each row is trained on one source's photographs in train/; its best
+epoch is chosen on that source's in valid/ (the columns "own"), and it is tested on the other sources' photographs in
+train/ and valid/. The test split is not used, because this is for choosing a recipe. Prints Markdown, row by row.
 """
 
 from __future__ import annotations
@@ -37,9 +36,11 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("optimizer", "schedule", "lr_backbone"),
     ("ema",),
 )
-"""The options that each row takes over from released-384, in addition to those of the rows before it."""
-SECOND_STAGE, OPEN, MEAN = range(len(STEPS), len(STEPS) + 3)
+"""The options that each row takes over from released, in addition to those of the rows before it."""
+BRANCH, OPEN, MEAN = range(len(STEPS), len(STEPS) + 3)
 """The numbers of the rows after STEPS."""
+LARGER, LONGER = 640 / 512, 19 / 13
+"""The second branch's side and number of epochs, as shares of the first one's (Makefile, release-model)."""
 FIGURES = tuple(figure for figure in HEADLINES if figure[:2] != ("dr", "accuracy"))
 """Without DR accuracy, which depends more on how often each grade occurs in a source than on the recipe."""
 FIELDS = ("Image name", "Retinopathy grade", "Risk of macular edema", "Source", "Patient")
@@ -66,25 +67,25 @@ def write_view(data: DataSet, source: str, folder: Path) -> None:
 
 def name_of(step: int) -> str:
     """The name of a row: what it changes."""
-    if step >= SECOND_STAGE:
-        return ("+ the second stage: released", "+ released-open", "the mean of three branches")[step - SECOND_STAGE]
-    first = RECIPES["released-384"]
+    if step >= BRANCH:
+        return ("then released-branch", "or released-open", "the mean of three branches")[step - BRANCH]
+    first = RECIPES["released"]
     own = ", ".join(f"{name.replace('_', '-')} {first[name]}" for name in STEPS[step])
     return f"+ {own}" if own else "the notebook's"
 
 
-def options(step: int, image_size: int, epochs: int) -> dict[str, Any]:
+def options(step: int, image_size: int, epochs: int, *, larger: bool) -> dict[str, Any]:
     """The options of a row that is trained; ``image_size`` (pixels) and ``epochs`` are the first stage's."""
-    first = RECIPES["released-384"]
-    if step < SECOND_STAGE:
+    first = RECIPES["released"]
+    if step < BRANCH:
         asked = {name: first[name] for names in STEPS[: step + 1] for name in names}
         return {**asked, "image_size": image_size, "epochs": epochs}
-    recipe = RECIPES["released" if step == SECOND_STAGE else "released-open"]
+    recipe = RECIPES["released-branch" if step == BRANCH else "released-open"]
     return {
         **recipe,
         "calibrate": "none",
-        "image_size": round(image_size * recipe["image_size"] / first["image_size"]),
-        "epochs": max(1, round(epochs * recipe["epochs"] / first["epochs"])),
+        "image_size": round(image_size * (LARGER if larger else 1.0)),
+        "epochs": max(1, round(epochs * recipe["epochs"] / first["epochs"] * (LONGER if larger else 1.0))),
     }
 
 
@@ -97,7 +98,7 @@ def options(step: int, image_size: int, epochs: int) -> dict[str, Any]:
 @click.option("--image-size", default=224)
 @click.option("--epochs", default=4, help="Epochs on the largest source; the others get as many steps.")
 @click.option("--seed", default=42)
-@click.option("--workers", default=TrainConfig.workers, help="Processes that load photographs during training.")
+@click.option("--workers", type=int, help="Processes that load photographs during training.")
 def main(
     root: Path,
     steps: tuple[int, ...],
@@ -107,7 +108,7 @@ def main(
     image_size: int,
     epochs: int,
     seed: int,
-    workers: int,
+    workers: int | None,
 ) -> None:
     """Train on each source alone and test on the others, one change at a time."""
     data, faults = read_dataset(root)
@@ -125,22 +126,22 @@ def main(
             write_view(data, source, Path(temporary) / source)
         artifacts = Path(temporary) / "artifacts"
 
-        def trained(step: int, source: str, branch: int = 0) -> Path:
-            run = Run(artifacts, f"{step}-{source}-{branch}")
+        def trained(step: int, source: str, *, larger: bool = False) -> Path:
+            run = Run(artifacts, f"{step}-{source}{'-larger' * larger}")
             best = run.folder / "best.pth"
             if run.folder.exists():
                 return best
-            start = trained(step - 1, source) if step >= SECOND_STAGE else weights
-            asked = options(step, image_size, round(epochs * max(counts.values()) / counts[source]))
+            start = trained(BRANCH - 1, source) if step >= BRANCH else weights
+            asked = options(step, image_size, round(epochs * max(counts.values()) / counts[source]), larger=larger)
             asked |= {"data": str(Path(temporary) / source), "weights": str(start), "backbone": backbone}
-            train(TrainConfig(**asked, seed=seed + branch, workers=workers), run)
+            train(TrainConfig(**asked, seed=seed + larger, workers=workers), run)
             return best
 
         def figures_of(step: int, source: str) -> dict[str, Any]:
             if step < MEAN:
                 figures: dict[str, Any] = load_checkpoint(trained(step, source)).metrics["splits"]
                 return figures
-            branches = trained(SECOND_STAGE, source), trained(SECOND_STAGE, source, 2), trained(OPEN, source)
+            branches = trained(BRANCH, source), trained(OPEN, source), trained(BRANCH, source, larger=True)
             mean = average([(str(path), load_checkpoint(path)) for path in branches])
             view, _ = read_dataset(Path(temporary) / source)
             return {split: judged(mean, items_of(mean, view, split)) for split in ("valid", "test")}

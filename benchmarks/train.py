@@ -28,7 +28,7 @@ from retina.train.augment import make_augment
 from retina.train.data import Batch, DataSet, TrainItems, read_dataset
 from retina.train.device import make_fabric, pick_device
 from retina.train.frames import look_through
-from retina.train.loader import make_loader
+from retina.train.loader import make_loader, train_loader
 from retina.train.stop import StopRequest
 from retina.train.synthetic import write_dataset
 from torch import Tensor, nn
@@ -154,13 +154,13 @@ def timed(device: torch.device, work: Callable[[], None]) -> float:
 @click.option("--image-size", default=128, show_default=True)
 @click.option("--batch-size", default=16, show_default=True)
 @click.option("--batches", default=0, help="Batches per round; 0: a whole epoch.")
-@click.option("--workers", default=TrainConfig("").workers, show_default=True)
+@click.option("--workers", type=int, help="As for retina-train.")
 @click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "fp32", "bf16"]))
 @click.option("--device", default="auto", show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 def main(
     data: Path | None, size: int, count: int, backbone: str, image_size: int, batch_size: int, batches: int,
-    workers: int, precision: str, device: str, rounds: int,
+    workers: int | None, precision: str, device: str, rounds: int,
 ) -> None:  # fmt: skip
     """Compare this project's training loop with the plainest possible one and with the original notebook's."""
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
@@ -187,7 +187,7 @@ def compare(config: TrainConfig, dataset: DataSet, keep: int, device: str, round
     items = TrainItems(dataset, frames, make_augment("notebook"), seed=0)
     plan = EpochPlan(items.dr_index, config.batch_size, "shuffle", seed=0)
     ours, bare, whole = (new_trainer(config, items, dataset.dr_grades, device) for _ in range(3))
-    loader = Watched(make_loader(items, config.workers, ours.fabric, batch_sampler=plan))
+    loader = Watched(train_loader(items, plan, config, ours.fabric))
     ready = list(make_loader(items, 0, ours.fabric, batch_sampler=plan))
     n = sum(len(batch.filenames) for batch in ready)
 
@@ -227,7 +227,7 @@ def compare(config: TrainConfig, dataset: DataSet, keep: int, device: str, round
     precision, load = ours.fabric._precision.precision, os.getloadavg()[0]
     print(
         f"{config.backbone} at {config.image_size} px, batch {config.batch_size}, {target}, {precision}, "
-        f"{torch.get_num_threads()} threads, {config.workers} workers\n"
+        f"{torch.get_num_threads()} threads, {loader.loader.num_workers} workers\n"
         f"{rounds} rounds of {n} photographs; load average {load:.1f} on {os.cpu_count()} cores"
     )
     wait = statistics.median(waited)

@@ -72,7 +72,11 @@ def test_mean_is_torchs_own() -> None:
     [
         ("resnet34", CONTRACT, "expected the backbone of a.pth, resnet18, found resnet34"),
         ("resnet18", replace(CONTRACT, dr_grades=(0, 2, 4)), r"the DR grades of a.pth, \(0, 1, 2, 3, 4\), found"),
-        ("resnet18", replace(CONTRACT, preprocessing=Preprocessing()), "image_size=32.*found.*image_size=384"),
+        (
+            "resnet18",
+            replace(CONTRACT, preprocessing=Preprocessing("squash", 32)),
+            "the framing.*field with.*black, found squash",
+        ),
         ("resnet18", CONTRACT.with_(provenance={"data_fingerprint": "beef"}), "the training data.*f00d, found beef"),
         ("resnet18", CONTRACT.with_(provenance={}), "names the data it was trained on, found bare weights"),
     ],
@@ -80,6 +84,14 @@ def test_mean_is_torchs_own() -> None:
 def test_what_has_no_mean_is_refused(backbone: str, contract: Contract, message: str) -> None:
     with pytest.raises(UsageError, match=rf"^b\.pth: .*{message}"):
         average([("a.pth", branch(1)), ("b.pth", branch(2, contract, backbone))])
+
+
+def test_mean_of_branches_at_two_sizes_is_for_the_firsts() -> None:
+    larger = branch(2, replace(CONTRACT, preprocessing=Preprocessing(image_size=40)))
+    mean = average([("a.pth", branch(1)), ("b.pth", larger)])
+    assert mean.contract.preprocessing.image_size == 32
+    same = average([("a.pth", branch(1)), ("b.pth", branch(2))])
+    assert all(torch.equal(mean.weights[name], tensor) for name, tensor in same.weights.items())
 
 
 def test_branches_that_call_other_grades_edema_have_no_mean() -> None:

@@ -67,7 +67,7 @@ def test_cross_source_averages_the_branches(drawn: Path) -> None:
     data, _ = read_dataset(drawn)
     own = sum(p.source == "larga" for p in data.splits["train"].photos)
     other = sum(p.source == "ronda" for name in ("train", "valid") for p in data.splits[name].photos)
-    assert [row["recipe"] for row in rows] == ["+ the second stage: released", "the mean of three branches"]
+    assert [row["recipe"] for row in rows] == ["then released-branch", "the mean of three branches"]
     for row in rows:
         assert row["trained on"] == f"larga ({own})"
         assert row["tested on"] == f"ronda ({other})"

@@ -34,7 +34,7 @@ from retina.train.config import TrainConfig
 from retina.train.data import DataSet, EpochPlan, TrainItems, class_weights, read_dataset
 from retina.train.device import make_fabric
 from retina.train.framing import Normalize, make_preprocess
-from retina.train.loader import make_loader
+from retina.train.loader import make_loader, workers_for
 from retina.train.loop import Trainer, fit, load_resume, save_resume, saved_progress
 from retina.train.model import RetinaNet
 from retina.train.pipeline import train
@@ -537,3 +537,22 @@ def answers(run: FinishedRun, split: str, checkpoint: Checkpoint) -> tuple[Tenso
         logits = [model(preprocess(torch.from_numpy(decode(photo.path))[None])) for photo in photos]
     dr, me = (torch.cat(both).softmax(1) for both in zip(*logits, strict=True))
     return dr, me, torch.tensor([p.dr_grade for p in photos]), torch.tensor([p.me_label for p in photos])
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "devices_here", "cores", "expected"),
+    [
+        (None, "cpu", 1, 8, 1),  # the cores compute
+        (None, "cuda", 1, 8, 8),
+        (None, "cuda", 4, 8, 2),
+        (None, "cuda", 8, 4, 1),
+        (None, "cuda", 1, 96, 16),
+        (None, "mps", 1, 10, 10),
+        (0, "cuda", 1, 8, 0),
+        (3, "cpu", 1, 2, 3),
+    ],
+)
+def test_a_gpu_is_fed_by_all_cores(
+    asked: int | None, device: str, devices_here: int, cores: int, expected: int
+) -> None:
+    assert workers_for(asked, device, devices_here, cores) == expected

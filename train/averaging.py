@@ -36,14 +36,15 @@ def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
 
     Args:
         branches: the name for messages and the checkpoint of each; decision rules and config are taken from the first.
-            One that is listed twice counts twice.
+            One that is listed twice counts twice. They may have been trained on squares of different sizes: the mean is
+            for the first one's.
 
     Returns:
         a checkpoint without metrics. It still has to be calibrated, because each branch's own temperatures are folded
         into the weights that are averaged. Its provenance names their runs.
 
     Raises:
-        UsageError: the branches differ in backbone, grades, preprocessing, training data or ``me_positive_from``, or
+        UsageError: the branches differ in backbone, grades, framing, training data or ``me_positive_from``, or
             one does not say what it was trained on.
     """
     (start, first), *_ = branches
@@ -67,7 +68,7 @@ def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
     )
 
 
-_KINSHIP = ("the backbone", "the DR grades", "the preprocessing", "the training data", "--me-positive-from")
+_KINSHIP = ("the backbone", "the DR grades", "the framing", "the training data", "--me-positive-from")
 
 
 def _kinship(checkpoint: Checkpoint) -> tuple[object, ...]:
@@ -75,7 +76,9 @@ def _kinship(checkpoint: Checkpoint) -> tuple[object, ...]:
     # With other data, photographs of this valid split might have been trained on.
     trained_on = contract.provenance.get("data_fingerprint")
     positive_from = checkpoint.config.get("me_positive_from")
-    return checkpoint.backbone, contract.dr_grades, contract.preprocessing, trained_on, positive_from
+    prep = contract.preprocessing
+    framing = f"{prep.framing} with the surround {prep.surround}"
+    return checkpoint.backbone, contract.dr_grades, framing, trained_on, positive_from
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:
@@ -124,8 +127,8 @@ def _check_same(data: DataSet, mean: Checkpoint) -> None:
 def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
     """Average CHECKPOINTs of retina-train that started from the same one, and calibrate the mean on DATA's valid split.
 
-    DATA is the data that they were trained on. A checkpoint given twice counts twice. The mean is an ordinary
-    checkpoint, for retina-export and retina-gradcam.
+    DATA is the data that they were trained on. A checkpoint given twice counts twice. The mean sees squares of the
+    first one's --image-size. It is an ordinary checkpoint, for retina-export and retina-gradcam.
     """
     try:
         require_place(out, checkpoints)

@@ -46,8 +46,8 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @_option(
     "recipe",
     "Default values for the other options: the original notebook's, or those that trained the released model: "
-    "released-384, then released with --weights BEST.pth of that run, then released-open likewise, a mean of such "
-    "runs, and released once more from that mean (docs/recipe.md).",
+    "released, then released-branch and released-open with --weights FINAL.pth of that run. It is the mean of such "
+    "branches (docs/recipe.md).",
 )
 @_option("epochs", "Passes over the training photographs.", click.IntRange(min=1))
 @_option("batch-size", "Photographs per forward pass and device.", click.IntRange(min=1))
@@ -96,7 +96,11 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @_option("seed", "Seed of weights, sampling and augmentation.", click.IntRange(0, 2**63 - 1))
 @_option("precision", "auto: bf16 if the device computes it in hardware. Evaluation is always fp32.")
 @_option("cache", "Where framed photographs are kept, so that originals are decoded only once.")
-@_option("workers", "Processes that load photographs during training.", click.IntRange(min=0))
+@_option(
+    "workers",
+    "Processes that load photographs during training, per device.  [default: 1 on a CPU, up to 16 on a GPU]",
+    click.IntRange(min=0),
+)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to train.")
 @click.option("--name", metavar="RUN", help="Name of the run's folder.  [default: the date and time]")
 @click.option("--resume", is_flag=True, help="Continue the interrupted run --name, or the latest one.")

@@ -20,7 +20,7 @@ class TrainConfig:
 
     data: str
     """Folder with train/, valid/ and test/, each with annotations.csv and images/."""
-    recipe: Literal["notebook", "released-384", "released", "released-open"] = "notebook"
+    recipe: Literal["notebook", "released", "released-branch", "released-open"] = "notebook"
     """Which recipe gave the options that were not set explicitly: see ``RECIPES``."""
     epochs: int = 12
     batch_size: int = 16
@@ -69,8 +69,9 @@ class TrainConfig:
     """Of training; evaluation is always fp32. ``auto``: see ``device.bf16_is_faster``."""
     cache: Literal["disk", "memory", "off"] = "disk"
     """Where framed photographs are kept: see ``frames.look_through``."""
-    workers: int = 1
-    """Processes that load training photographs; 0: none but the training process."""
+    workers: int | None = None
+    """Processes that load training photographs, per device; 0: none but the training process. None: see
+    ``loader.workers_for``."""
 
     @classmethod
     def of_recipe(cls, recipe: str, asked: dict[str, Any]) -> TrainConfig:
@@ -90,8 +91,8 @@ class TrainConfig:
 
 
 _RELEASED: dict[str, Any] = {
-    "epochs": 15,
-    "image_size": 384,
+    "epochs": 42,
+    "image_size": 512,
     "lr_backbone": 2e-4,
     "class_weights": "none",
     "dr_targets": "ordinal",
@@ -101,13 +102,12 @@ _RELEASED: dict[str, Any] = {
     "augment": "cameras",
     "calibrate": "valid",
 }
-_SECOND: dict[str, Any] = {**_RELEASED, "epochs": 8, "image_size": 512, "lr_backbone": 1e-4, "lr_heads": 5e-4}
+_BRANCH: dict[str, Any] = {**_RELEASED, "epochs": 13, "lr_backbone": 1e-4, "lr_heads": 5e-4}
 RECIPES: dict[str, dict[str, Any]] = {
     "notebook": {},
-    "released-384": _RELEASED,
-    "released": _SECOND,
-    "released-open": {**_SECOND, "epochs": 6, "lr_backbone": 1e-3, "unfreeze_epoch": 1, "me_weight": 0.5},
+    "released": _RELEASED,
+    "released-branch": _BRANCH,
+    "released-open": {**_BRANCH, "epochs": 12, "lr_backbone": 1e-3, "unfreeze_epoch": 1, "me_weight": 0.5},
 }
-"""What each recipe changes. The model that ships starts as the mean of two runs of ``released``, both started from the
-best checkpoint of a run of ``released-384``, and one of ``released-open``, started from one of these two. It is that
-mean, averaged with a last run of ``released`` that started from it; docs/recipe.md has the effect of each change."""
+"""What each recipe changes. The model that ships is the mean of three runs that start where one of ``released`` ended:
+two of ``released-branch``, one of them on larger squares, and one of ``released-open`` (docs/recipe.md)."""

@@ -23,7 +23,7 @@ from .augment import draw_seed
 from .checkpoint import save_tensors
 from .config import TrainConfig
 from .data import Batch, EpochPlan, EvalItems, TrainItems
-from .loader import eval_loader, make_loader
+from .loader import eval_loader, train_loader
 from .metrics import Predictions, epoch_scores
 from .model import RetinaNet, read_state_dict
 from .stop import StopRequest
@@ -345,22 +345,22 @@ def fit(
     )
     if progress.epoch == 1 and progress.batch == 0:
         save_resume(trainer, resume_file)  # so that a run killed in its first epoch can be resumed too
-    train_loader = make_loader(train_items, config.workers, fabric, batch_sampler=plan)
-    valid_loader = eval_loader(valid_items, config, fabric)
+    train_batches = train_loader(train_items, plan, config, fabric)
+    valid_batches = eval_loader(valid_items, config, fabric)
 
     with StopRequest() as stop:
         while progress.epoch <= config.epochs:
             if progress.batch == 0 and progress.epoch == config.unfreeze_epoch:
                 trainer.unfreeze()
             plan.epoch, plan.start = progress.epoch, progress.batch
-            if trainer.train_epoch(train_loader, stop, show_epoch(progress.epoch, len(plan)), plan.n_batches):
+            if trainer.train_epoch(train_batches, stop, show_epoch(progress.epoch, len(plan)), plan.n_batches):
                 # When resumed, each device continues from an equal share of the sum.
                 progress.totals = [total / fabric.world_size for total in trainer.summed_totals()]
                 save_resume(trainer, resume_file)
                 return False
 
             row = {"epoch": progress.epoch, **_train_row(trainer)}
-            valid = trainer.judge(valid_items, valid_loader)
+            valid = trainer.judge(valid_items, valid_batches)
             if not math.isfinite(valid["loss"]):
                 raise NonFiniteLossError(
                     f"epoch {progress.epoch}: expected a finite loss on valid, found DR {valid['dr_loss']:.4g} and ME "
