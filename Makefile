@@ -58,7 +58,7 @@ evaluate: $(READY)
 	$(BIN)/python -m retina.train.evaluation $(DATA) --model runtime/released.onnx --split valid --split test \
 	  --out $(RELEASE)/metrics.json
 
-# Days on a CPU, minutes on a GPU. Stopped, a stage goes on with: retina-train --resume --name STAGE --artifacts $(RELEASE_RUN)
+# Days on a CPU: a GPU is advised. Stopped, a stage goes on with: retina-train --resume --name STAGE --artifacts $(RELEASE_RUN)
 RUNS := $(RELEASE_RUN)/runs
 START := $(RUNS)/released/final.pth
 STAGE = test -f $(RUNS)/$(1)/metrics.json || $(BIN)/retina-train $(DATA) --name $(1) --artifacts $(RELEASE_RUN)
