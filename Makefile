@@ -64,9 +64,9 @@ START := $(RUNS)/released/final.pth
 STAGE = test -f $(RUNS)/$(1)/metrics.json || $(BIN)/retina-train $(DATA) --name $(1) --artifacts $(RELEASE_RUN)
 release-model: $(READY)
 	$(call STAGE,released) --recipe released --weights $(WEIGHTS)
-	$(call STAGE,released-512) --recipe released-branch --weights $(START) --seed 43
+	$(call STAGE,released-512) --recipe released-512 --weights $(START) --seed 43
 	$(call STAGE,released-open) --recipe released-open --weights $(START) --seed 44
-	$(call STAGE,released-640) --recipe released-branch --weights $(START) --seed 45 --image-size 640 --epochs 19
+	$(call STAGE,released-640) --recipe released-640 --weights $(START) --seed 45
 	$(BIN)/python -m retina.train.averaging $(DATA) \
 	  $(RUNS)/released-512/final.pth $(RUNS)/released-open/final.pth $(RUNS)/released-640/final.pth --out $(RELEASE_RUN)/best.pth
 	$(BIN)/retina-export $(RELEASE_RUN)/best.pth --precision int8 --explain --calibration $(DATA) \

@@ -2,12 +2,12 @@
 
     python benchmarks/cross_source.py DATA --weights resnet50.pth --image-size 224 --epochs 4
 
-The rows lead from the notebook's recipe to released, one more change in each; then to released-branch and
-released-open, both started from the last row's best checkpoint, with sizes and epochs in the recipes' own proportions;
-and to the mean of these two and a second released-branch on larger squares, as in the model that ships. DATA is laid
-out as for retina-train, with the column Source. Each row is trained on one source's photographs in train/; its best
-epoch is chosen on that source's in valid/ (the columns "own"), and it is tested on the other sources' photographs in
-train/ and valid/. The test split is not used, because this is for choosing a recipe. Prints Markdown, row by row.
+The rows lead from the notebook's recipe to released, one more change in each; then to the three branches that start
+where that ended, with sizes and epochs in the recipes' own proportions; and to the mean of where these ended, as in the
+model that ships. DATA is laid out as for retina-train, with the column Source. Each row is trained on one source's
+photographs in train/; its best epoch is chosen on that source's in valid/ (the columns "own"), and it is tested on the
+other sources' photographs in train/ and valid/. The test split is not used, because this is for choosing a recipe.
+Prints Markdown, row by row.
 """
 
 from __future__ import annotations
@@ -37,10 +37,9 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("ema",),
 )
 """The options that each row takes over from released, in addition to those of the rows before it."""
-BRANCH, OPEN, MEAN = range(len(STEPS), len(STEPS) + 3)
-"""The numbers of the rows after STEPS."""
-LARGER, LONGER = 640 / 512, 19 / 13
-"""The second branch's side and number of epochs, as shares of the first one's (Makefile, release-model)."""
+BRANCHES = ("released-512", "released-open", "released-640")
+"""The recipes of the rows after STEPS. The last row is their mean."""
+MEAN = len(STEPS) + len(BRANCHES)
 FIGURES = tuple(figure for figure in HEADLINES if figure[:2] != ("dr", "accuracy"))
 """Without DR accuracy, which depends more on how often each grade occurs in a source than on the recipe."""
 FIELDS = ("Image name", "Retinopathy grade", "Risk of macular edema", "Source", "Patient")
@@ -67,25 +66,27 @@ def write_view(data: DataSet, source: str, folder: Path) -> None:
 
 def name_of(step: int) -> str:
     """The name of a row: what it changes."""
-    if step >= BRANCH:
-        return ("then released-branch", "or released-open", "the mean of three branches")[step - BRANCH]
+    if step == MEAN:
+        return "the mean of the three"
+    if step >= len(STEPS):
+        return f"then {BRANCHES[step - len(STEPS)]}"
     first = RECIPES["released"]
     own = ", ".join(f"{name.replace('_', '-')} {first[name]}" for name in STEPS[step])
     return f"+ {own}" if own else "the notebook's"
 
 
-def options(step: int, image_size: int, epochs: int, *, larger: bool) -> dict[str, Any]:
+def options(step: int, image_size: int, epochs: int) -> dict[str, Any]:
     """The options of a row that is trained; ``image_size`` (pixels) and ``epochs`` are the first stage's."""
     first = RECIPES["released"]
-    if step < BRANCH:
+    if step < len(STEPS):
         asked = {name: first[name] for names in STEPS[: step + 1] for name in names}
         return {**asked, "image_size": image_size, "epochs": epochs}
-    recipe = RECIPES["released-branch" if step == BRANCH else "released-open"]
+    recipe = RECIPES[BRANCHES[step - len(STEPS)]]
     return {
         **recipe,
         "calibrate": "none",
-        "image_size": round(image_size * (LARGER if larger else 1.0)),
-        "epochs": max(1, round(epochs * recipe["epochs"] / first["epochs"] * (LONGER if larger else 1.0))),
+        "image_size": round(image_size * recipe["image_size"] / first["image_size"]),
+        "epochs": max(1, round(epochs * recipe["epochs"] / first["epochs"])),
     }
 
 
@@ -126,23 +127,21 @@ def main(
             write_view(data, source, Path(temporary) / source)
         artifacts = Path(temporary) / "artifacts"
 
-        def trained(step: int, source: str, *, larger: bool = False) -> Path:
-            run = Run(artifacts, f"{step}-{source}{'-larger' * larger}")
-            best = run.folder / "best.pth"
-            if run.folder.exists():
-                return best
-            start = trained(BRANCH - 1, source) if step >= BRANCH else weights
-            asked = options(step, image_size, round(epochs * max(counts.values()) / counts[source]), larger=larger)
-            asked |= {"data": str(Path(temporary) / source), "weights": str(start), "backbone": backbone}
-            train(TrainConfig(**asked, seed=seed + larger, workers=workers), run)
-            return best
+        def trained(step: int, source: str) -> Path:
+            run = Run(artifacts, f"{step}-{source}")
+            if not run.folder.exists():
+                start = trained(len(STEPS) - 1, source) / "final.pth" if step >= len(STEPS) else weights
+                asked = options(step, image_size, round(epochs * max(counts.values()) / counts[source]))
+                asked |= {"data": str(Path(temporary) / source), "weights": str(start), "backbone": backbone}
+                train(TrainConfig(**asked, seed=seed + max(0, step - len(STEPS) + 1), workers=workers), run)
+            return run.folder
 
         def figures_of(step: int, source: str) -> dict[str, Any]:
             if step < MEAN:
-                figures: dict[str, Any] = load_checkpoint(trained(step, source)).metrics["splits"]
+                figures: dict[str, Any] = load_checkpoint(trained(step, source) / "best.pth").metrics["splits"]
                 return figures
-            branches = trained(BRANCH, source), trained(OPEN, source), trained(BRANCH, source, larger=True)
-            mean = average([(str(path), load_checkpoint(path)) for path in branches])
+            ends = [trained(branch, source) / "final.pth" for branch in range(len(STEPS), MEAN)]
+            mean = average([(str(end), load_checkpoint(end)) for end in ends])
             view, _ = read_dataset(Path(temporary) / source)
             return {split: judged(mean, items_of(mean, view, split)) for split in ("valid", "test")}
 

@@ -46,8 +46,8 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @_option(
     "recipe",
     "Default values for the other options: the original notebook's, or those that trained the released model: "
-    "released, then released-branch and released-open with --weights FINAL.pth of that run. It is the mean of such "
-    "branches (docs/recipe.md).",
+    "released, then each of the others with --weights FINAL.pth of that run. It is the mean of these three "
+    "(docs/recipe.md).",
 )
 @_option("epochs", "Passes over the training photographs.", click.IntRange(min=1))
 @_option("batch-size", "Photographs per forward pass and device.", click.IntRange(min=1))

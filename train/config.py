@@ -20,7 +20,7 @@ class TrainConfig:
 
     data: str
     """Folder with train/, valid/ and test/, each with annotations.csv and images/."""
-    recipe: Literal["notebook", "released", "released-branch", "released-open"] = "notebook"
+    recipe: Literal["notebook", "released", "released-512", "released-open", "released-640"] = "notebook"
     """Which recipe gave the options that were not set explicitly: see ``RECIPES``."""
     epochs: int = 12
     batch_size: int = 16
@@ -106,8 +106,9 @@ _BRANCH: dict[str, Any] = {**_RELEASED, "epochs": 13, "lr_backbone": 1e-4, "lr_h
 RECIPES: dict[str, dict[str, Any]] = {
     "notebook": {},
     "released": _RELEASED,
-    "released-branch": _BRANCH,
+    "released-512": _BRANCH,
     "released-open": {**_BRANCH, "epochs": 12, "lr_backbone": 1e-3, "unfreeze_epoch": 1, "me_weight": 0.5},
+    "released-640": {**_BRANCH, "epochs": 19, "image_size": 640},
 }
-"""What each recipe changes. The model that ships is the mean of three runs that start where one of ``released`` ended:
-two of ``released-branch``, one of them on larger squares, and one of ``released-open`` (docs/recipe.md)."""
+"""What each recipe changes. The last three start where a run of ``released`` ended; the model that ships is their mean
+(docs/recipe.md)."""
