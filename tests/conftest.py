@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from eyes import FinishedRun, write_set
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from small_export import SmallExport
-from without_pictures import draw_nothing
+from without_pictures import replace_pictures
 
 # A shell script that starts the suite in the background makes it ignore Ctrl-C, and so its child processes, which some
 # tests interrupt.
@@ -58,7 +57,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip drawing the pictures of runs that are not examined: it takes most of a small run's time."""
-    monkeypatch.setattr(FigureCanvasAgg, "print_png", draw_nothing)
+    replace_pictures(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")
