@@ -16,6 +16,7 @@ from eyes import eye, write_annotations, write_set, write_split
 from retina.runtime.contract import Preprocessing
 from retina.runtime.errors import AnnotationError, OutputError, UsageError
 from retina.runtime.picture import decode
+from retina.train import framing
 from retina.train.augment import augment_with_seed, make_augment
 from retina.train.data import (
     DataSet,
@@ -284,6 +285,18 @@ def test_frames_on_disk_are_reused_until_a_file_changes(tmp_path: Path) -> None:
     after, (look_after,) = look_through([path], SMALL, "uint8", "disk", tmp_path / "cache")
     assert look_before.sha256 != look_after.sha256
     assert not torch.equal(first, after[0])
+
+
+def test_frames_on_disk_are_those_of_the_code_that_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "eye.png"
+    eye(1).save(path)
+    look_through([path], SMALL, "uint8", "disk", tmp_path / "cache")
+    changed = tmp_path / "framing.py"
+    changed.write_text(Path(framing.__file__).read_text() + "# changed")
+    monkeypatch.setattr(framing, "__file__", str(changed))
+    decoded: list[int] = []
+    look_through([path], SMALL, "uint8", "disk", tmp_path / "cache", lambda: decoded.append(1))
+    assert decoded == [1]
 
 
 def test_mapped_frames_travel_to_a_worker_by_name(tmp_path: Path) -> None:

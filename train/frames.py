@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -20,11 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..runtime import field, picture
 from ..runtime.contract import Preprocessing
 from ..runtime.errors import OutputError, PictureError
 from ..runtime.output_file import free_bytes, write_atomically, write_text_atomically
 from ..runtime.picture import decode
-from .checkpoint import current_versions
+from . import framing
+from .checkpoint import current_versions, sha256_of
 from .framing import make_frame
 
 PHASH_SIDE = 16
@@ -146,7 +149,7 @@ def look_through(
 
     write_atomically(array_file, fill)
     if any(look.fault for look in looks):
-        array_file.unlink()
+        array_file.unlink(missing_ok=True)  # another run on the same data may have been first
         return frames, looks
     write_text_atomically(looks_file, json.dumps([vars(look) for look in looks]))
     return MappedFrames(array_file), looks
@@ -190,10 +193,12 @@ def _expect_room(folder: Path, needed: int) -> None:
 
 
 def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: str) -> str:
-    """The cache's key: it depends on each file's path, size and time, the framing, and the libraries' versions."""
+    """The cache's key: each file's path, size and time, the framing, its code, and the libraries' versions."""
     stats = [(os.path.realpath(path), *_size_and_time(path)) for path in paths]
     prep = preprocessing
-    text = json.dumps([stats, prep.framing, prep.surround, prep.image_size, dtype, PHASH_SIDE, current_versions()])
+    code = [sha256_of(Path(inspect.getfile(module))) for module in (picture, field, framing)]
+    versions = current_versions()
+    text = json.dumps([stats, prep.framing, prep.surround, prep.image_size, dtype, PHASH_SIDE, code, versions])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
