@@ -45,10 +45,10 @@ DECODE_MARGIN = 1.8
 """Smallest side of a picture decoded at reduced size, as a multiple of the square that the graph first resizes it to;
 measured in docs/scoring.md."""
 
-CLOSE_CALL = 0.005
+CLOSE_CALL = 0.025
 """If a change of a probability by less than this would change a decision, the photograph is predicted again at full
-size. It is larger than the mean change that decoding at half size causes (docs/scoring.md). Changes due to int8's own
-rounding need no margin: a second prediction would only round differently."""
+size. It is larger than any change that decoding at half size was seen to cause in fp32 (docs/scoring.md). Changes due
+to int8's own rounding need no margin: a second prediction would only round differently."""
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Source: TypeAlias = "str | Path | Buffer | NDArray[np.uint8] | Image"
@@ -134,7 +134,7 @@ class RetinaModel:
             threads: threads within one prediction. Keep 1 if several photographs are scored at once.
             provider: onnxruntime execution provider: ``cpu``, ``cuda``, ``openvino``, ``coreml``, ...
             exact: decode every picture at full size. Otherwise pictures much larger than the network's input are
-                decoded at reduced size, which moves probabilities by less than 0.02 (docs/scoring.md).
+                decoded at reduced size, which moves probabilities by less than 0.03 (docs/scoring.md).
 
         Raises:
             ModelFileError: the file cannot be read, does not match its ``.sha256`` file, or does not keep the contract.

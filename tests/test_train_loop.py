@@ -436,12 +436,12 @@ def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
 
         return show
 
-    monkeypatch.setattr(pipeline, "progress_bar", interrupted_twice)
-    result = CliRunner().invoke(main, command(data, tmp_path, "twice", "--workers", "0"))
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "progress_bar", interrupted_twice)
+        result = CliRunner().invoke(main, command(data, tmp_path, "twice", "--workers", "0"))
     assert result.exit_code == 130, result.output
     assert "everything saved" not in result.output
     assert "Stopped. Saved up to the start of epoch 2 of 3; what came after is done again. Go on with:" in result.output
-    monkeypatch.undo()
     moved = shutil.copytree(data.root, tmp_path / "moved")
     result = CliRunner().invoke(main, [str(moved), "--resume", "--artifacts", str(tmp_path)])
     assert result.exit_code == 0, result.output
