@@ -97,7 +97,7 @@ def _article(photograph: Photograph) -> str:
         for head, head_map in photograph.answer.maps.items()
     )
     panel = f'<img loading="lazy" alt="photograph and maps" src="{_link(f"{photograph.stem}_panel.jpg")}">'
-    # With the name as text, though the panel has it: the panel's font has no letters but those of English.
+    # With the name as text, though the panel has it: where no font of the system helps, the panel has only ASCII.
     return f"<article>{title}{panel}<p>{links}</p></article>"
 
 

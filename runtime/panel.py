@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -19,6 +20,8 @@ _RETINA = (150, 72, 34)
 """RGB of an average retina, under the colour scale, so that it looks as on the photograph."""
 GRADE_NAMES = ("no retinopathy", "mild", "moderate", "severe", "proliferative")
 """Names of the grades 0 to 4 of the International Clinical Diabetic Retinopathy scale (Wilkinson et al., 2003)."""
+_SYSTEM_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "msyh.ttc", "arial.ttf")
+"""Looked for, in this order, for a name that is not ASCII: of such letters Pillow's own font has none."""
 NOTE = "For research and demonstration, not for clinical use. A map shows what moved the model, not where lesions are."
 
 
@@ -132,5 +135,12 @@ def _write(
     bold: bool = False,
     anchor: str = "la",
 ) -> None:
-    font = ImageFont.load_default(size)
-    pen.text(at, text, fill=fill, font=font, anchor=anchor, stroke_width=0.4 if bold else 0)
+    pen.text(at, text, fill=fill, font=_font(text, size), anchor=anchor, stroke_width=0.4 if bold else 0)
+
+
+def _font(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, the same on every machine, unless it lacks letters of the text and this machine has others."""
+    for name in () if text.isascii() else _SYSTEM_FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)

@@ -28,6 +28,7 @@ from retina.runtime.png import encode_png
 from retina.train.framing import field_mask, lit_box, make_frame
 from retina.train.synthetic import photograph
 
+FONTS = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"))
 PREP = Preprocessing(image_size=96)
 WHOLE = Field(0.0, 0.0, 1.0, 1.0, np.ones((64, 64), np.float32))
 
@@ -281,6 +282,21 @@ def test_the_panel_shows_the_photograph_and_each_map() -> None:
     assert (left != dr).any()
     alone = draw_panel(picture, "eye.jpg", Decision(3, 0, True, 0.95, False), {"dr": maps["dr"]}, field)
     assert alone.width == panel.width - TILE - 20
+
+
+def test_the_panel_writes_names_beyond_ascii() -> None:
+    if not any(path.name == "DejaVuSans.ttf" for folder in FONTS for path in folder.rglob("*.ttf")):
+        pytest.skip("no font of the system")
+    picture, field = Image.fromarray(PICTURES["drawn, 3:2"]), Field.find(PICTURES["drawn, 3:2"], PREP)
+    decision = Decision(3, 0, True, 0.95, False)
+
+    def header(name: str) -> bytes:
+        return draw_panel(picture, name, decision, {}, field).crop((0, 0, 580, 37)).tobytes()
+
+    # Letters that a font lacks are all drawn as the same box.
+    assert header("M\u00fcller.jpg") != header("M\u00f6ller.jpg")
+    assert header("\u0418\u0432.jpg") != header("\u0432\u0418.jpg")
+    header("not-unicode-\udcff.jpg")
 
 
 def test_answers_in_words() -> None:
