@@ -258,7 +258,10 @@ class RetinaModel:
 
         Raises:
             ModelFileError: the model's output is not finite.
+            TypeError: a single path.
         """
+        if isinstance(paths, str | Path):
+            raise TypeError(f"expected several paths, found one: {paths}; use predict")
         return ordered_map(lambda path: self.score_one(path, maps=maps), paths, workers or usable_cores())
 
     def score_one(self, source: str | Path | Buffer, *, maps: bool = False) -> Scored:

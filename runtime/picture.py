@@ -236,7 +236,8 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
     from pydicom.pixels.utils import pixel_array
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    facts = ["Rows", "Columns", "PhotometricInterpretation", "BitsStored", "PixelRepresentation", "NumberOfFrames"]
+    facts = ["Rows", "Columns", "PhotometricInterpretation", "NumberOfFrames"]
+    facts += ["BitsStored", "HighBit", "PixelRepresentation"]
     offsets = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
     try:
         file.seek(_DICOM_MAGIC.stop)
@@ -247,6 +248,7 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
         file.seek(0)
         header = dcmread(file, stop_before_pixels=True, specific_tags=[*facts, *offsets])
         height, width, bits = int(header.Rows), int(header.Columns), int(header.BitsStored)
+        bits_used = int(header.get("HighBit", bits - 1)) + 1
         colours = str(header.PhotometricInterpretation)
         frames = int(header.get("NumberOfFrames") or 1)
         signed = bool(header.get("PixelRepresentation", 0))
@@ -259,6 +261,7 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
     _require(known, name, f"expected RGB, YBR or MONOCHROME pixels in DICOM, found {colours[:16]!r}")
     found = f"{bits} {'signed' if signed else 'unsigned'}"
     _require(1 <= bits <= 16 and not signed, name, f"expected up to 16 unsigned bits in DICOM, found {found}")
+    _require(bits_used == bits, name, f"expected DICOM samples in the lowest {bits} bits, found them up to {bits_used}")
     if frames > 1:
         _log.warning("%s: DICOM of %d frames, only the first is read", name, frames)
     try:
@@ -266,7 +269,7 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
             file.seek(_DICOM_TAG, os.SEEK_CUR)
             extended = (header[offsets[0]].value, header[offsets[1]].value) if offsets[0] in header else None
             frame = get_frame(file, 0, extended_offsets=extended, number_of_frames=frames)
-            _require(not (fault := endless_fault(io.BytesIO(frame))), name, fault)
+            _require_frame(frame, (width, height), name)
         file.seek(0)
         pixels = pixel_array(file, index=0)
     except PictureError:
@@ -276,6 +279,20 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
     _require(pixels.ndim == 2 or pixels.shape[2:] == (3,), name, f"expected one or three samples, found {pixels.shape}")
     scaled = _to_8_bits(pixels, bits) if bits != 8 else pixels.astype(np.uint8)
     return 255 - scaled if colours == "MONOCHROME1" else scaled
+
+
+def _require_frame(frame: bytes, size: tuple[int, int], name: str) -> None:
+    """Refuse a compressed frame of DICOM that its decoder would misread without a word."""
+    fault = (silent_fault if frame.startswith(_JPEG) else endless_fault)(io.BytesIO(frame))
+    _require(not fault, name, fault)
+    for _, is_format, opener in _OPENERS:
+        if is_format(frame[:132]):
+            try:
+                found = opener(io.BytesIO(frame)).size
+            except Exception:  # noqa: BLE001 - as above; pydicom may have another decoder for it
+                return
+            stated = f"expected {size[0]} x {size[1]} as in the DICOM header"
+            _require(found == size, name, f"{stated}, found {found[0]} x {found[1]} in its picture")
 
 
 def _require_size(name: str, width: int, height: int) -> None:

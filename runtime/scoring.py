@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,8 @@ def require_maps(model: RetinaModel, listing: Listing, overlays: Path) -> None:
     """Check before any work that overlays can be drawn and would not be taken for photographs; creates their folder.
 
     Raises:
-        UsageError: the model file has no maps, two photographs would have the same overlays, or the folder of overlays
-            lies in one that is scored.
+        UsageError: the model file has no maps, two photographs would have the same overlays, or overlays would lie in a
+            folder that is scored or beside a photograph.
         OutputError: the folder cannot be created or is not writable.
     """
     if not model.contract.explain:
@@ -130,11 +131,14 @@ def require_maps(model: RetinaModel, listing: Listing, overlays: Path) -> None:
             "Make one with  retina-export --explain"
         )
     place = Path(os.path.realpath(overlays))
-    for folder in listing.folders:
-        if place.is_relative_to(os.path.realpath(folder)):
-            raise UsageError(
-                f"--overlays {overlays}: expected a folder outside {folder}, or its pictures would be scored next time"
-            )
+    holding = {Path(name).parent for name in listing.names}
+    used = {place, *(Path(os.path.realpath(overlay_base(overlays, folder.as_posix()))) for folder in holding)}
+    within = [folder for folder in listing.folders if place.is_relative_to(os.path.realpath(folder))]
+    beside = [folder for folder in sorted(holding) if Path(os.path.realpath(listing.root / folder)) in used]
+    if found := within + beside:
+        raise UsageError(
+            f"--overlays {overlays}: expected a folder outside {found[0]}, or its pictures would be scored next time"
+        )
     base_of: dict[Path, str] = {}
     for name in listing.names:
         other = base_of.setdefault(overlay_base(overlays, name), name)
@@ -156,11 +160,14 @@ def depends_on(model: RetinaModel, *, exact: bool, provider: str, overlays: Path
     The journal is discarded when any of it changes. The folder is included because otherwise a photograph that has
     changed since could keep an overlay of its former content.
     """
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     import onnxruntime
 
-    packages = ("retina-edge", "pillow", "numpy")
+    packages = ["retina-edge", "pillow", "numpy"]
+    with suppress(PackageNotFoundError):
+        version("pydicom")  # which decodes DICOM, where it is installed
+        packages.append("pydicom")
     return {
         "model": model.sha256,
         "exact": exact,

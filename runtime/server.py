@@ -172,7 +172,7 @@ def _token(file: Path | None) -> str | None:
     else:
         source = f"--token-file {file}"
         try:
-            token = file.read_text(encoding="utf-8")
+            token = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as err:
             raise UsageError(f"{source}: expected a file with a token, found: {err}") from None
     if token is not None and not (token := token.strip()):  # as HTTP strips a header's value

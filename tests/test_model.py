@@ -331,6 +331,14 @@ def test_score_yields_in_order_and_never_stops_at_a_bad_file(tmp_path: Path) -> 
                 assert one.prediction == model.predict(one.source)
 
 
+def test_score_of_one_path_is_refused(tmp_path: Path) -> None:
+    """A string is a series of strings as well: its letters."""
+    model = RetinaModel(write_tiny_model(tmp_path / "m.onnx"))
+    for one in ("photographs", Path("photographs")):
+        with pytest.raises(TypeError, match="expected several paths, found one: photographs; use predict"):
+            model.score(one)  # type: ignore[arg-type]
+
+
 def test_score_reads_its_input_only_a_little_ahead(tmp_path: Path) -> None:
     model = RetinaModel(write_tiny_model(tmp_path / "m.onnx"))
     path = tmp_path / "eye.png"

@@ -460,6 +460,7 @@ def _dicom(
     frames: int = 1,
     signed: int = 0,
     syntax: str = "1.2.840.10008.1.2.1",
+    high: int | None = None,
 ) -> bytes:
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import OphthalmicPhotography8BitImageStorage
@@ -475,7 +476,8 @@ def _dicom(
     data.PlanarConfiguration = 0
     data.PhotometricInterpretation = photometric
     data.BitsAllocated = pixels.dtype.itemsize * 8
-    data.BitsStored, data.HighBit, data.PixelRepresentation = bits, bits - 1, signed
+    data.BitsStored, data.PixelRepresentation = bits, signed
+    data.HighBit = bits - 1 if high is None else high
     data.NumberOfFrames = frames
     data.PixelData = pixels.tobytes() * frames
     buffer = io.BytesIO()
@@ -514,6 +516,38 @@ def test_dicom_of_endless_scans_is_refused() -> None:
     # Only the first of many frames is decoded.
     np.testing.assert_array_equal(decode(dicom(eye, *[endless] * 2)), decode(dicom(eye)))
     np.testing.assert_array_equal(decode(dicom(*[eye] * 600)), decode(dicom(eye)))
+
+
+def _jpeg_dicom(eye: bytes, width: int, height: int) -> bytes:
+    import pydicom
+    from pydicom.encaps import encapsulate
+
+    data = pydicom.dcmread(io.BytesIO(_dicom(np.zeros((height, width, 3), np.uint8), "YBR_FULL_422", 8)))
+    data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+    data.PixelData = encapsulate([eye])
+    buffer = io.BytesIO()
+    data.save_as(buffer)
+    return buffer.getvalue()
+
+
+def test_dicom_with_a_damaged_jpeg_is_refused_like_the_jpeg() -> None:
+    eye = encoded(Image.effect_noise((160, 128), 80).convert("RGB"), "JPEG", quality=95)
+    middle = len(eye) // 2
+    damaged = eye[:middle] + bytes(512) + eye[middle + 512 :]
+    for data in (damaged, _jpeg_dicom(damaged, 160, 128)):
+        with pytest.raises(PictureError, match="zeros where the JPEG's data should be"):
+            decode(data)
+    np.testing.assert_array_equal(decode(_jpeg_dicom(eye, 160, 128)), decode(eye))
+
+
+def test_dicom_whose_header_contradicts_its_pixels_is_refused() -> None:
+    eye = encoded(photograph().resize((160, 128)), "JPEG")
+    with pytest.raises(PictureError, match="expected 128 x 160 as in the DICOM header, found 160 x 128"):
+        decode(_jpeg_dicom(eye, 128, 160))
+    # The 12 bits at the top of 16, as in some old files, and not at the bottom as in those of today.
+    old = _dicom(np.full((64, 64), 0x1230, np.uint16), "MONOCHROME2", 12, high=15)
+    with pytest.raises(PictureError, match="expected DICOM samples in the lowest 12 bits, found them up to 16"):
+        decode(old)
 
 
 def test_dicom_colours_and_bits(caplog: pytest.LogCaptureFixture) -> None:

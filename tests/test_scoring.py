@@ -277,6 +277,7 @@ def test_a_row_depends_on_all_that_computes_it(
         "onnxruntime": onnxruntime.__version__,
         "pillow": PIL.__version__,
         "numpy": np.__version__,
+        "pydicom": version("pydicom"),
     }
     digest = hashlib.sha256((tmp_path / "m.onnx").read_bytes()).hexdigest()
     assert found == {"model": digest, "exact": True, "provider": "openvino", "overlays": str(tmp_path / "maps")}
@@ -287,16 +288,19 @@ def test_a_row_depends_on_all_that_computes_it(
 def test_a_build_of_onnxruntime_under_another_name_has_a_version_too(
     tmp_path: Path, model: RetinaModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """--provider cuda asks for onnxruntime-gpu in place of onnxruntime, which pip then does not know."""
+    """--provider cuda asks for onnxruntime-gpu in place of onnxruntime, which pip then does not know; nor need it know
+    pydicom.
+    """
 
     def known_to_pip(package: str) -> str:
-        if package == "onnxruntime":
+        if package in ("onnxruntime", "pydicom"):
             raise PackageNotFoundError(package)
         return version(package)
 
     monkeypatch.setattr("importlib.metadata.version", known_to_pip)
     versions = depends_on(model, exact=False, provider="cuda", overlays=None)["versions"]
     assert versions["onnxruntime"] == onnxruntime.__version__
+    assert "pydicom" not in versions
 
 
 def test_two_runs_never_write_one_table(tmp_path: Path) -> None:
@@ -518,6 +522,11 @@ def test_overlays_among_the_photographs_are_refused_however_they_are_named(
         with pytest.raises(UsageError, match="expected a folder outside eyes"):
             require_maps(model, gather(["eyes"]), maps)
     require_maps(model, gather(["eyes"]), Path("eyes.maps"))
+    # The overlays of eyes/0000.png would lie in eyes, for the next "eyes/*" or "eyes" to score.
+    for maps in (Path("eyes"), Path("link"), Path()):
+        with pytest.raises(UsageError, match="expected a folder outside eyes"):
+            require_maps(model, gather(["eyes/0000.png"]), maps)
+    require_maps(model, gather(["eyes/0000.png"]), Path("eyes/maps"))
 
 
 def test_overlays_lie_below_their_folder_whatever_the_name() -> None:

@@ -368,6 +368,7 @@ def test_token(model: Path, tmp_path: Path) -> None:
         (["--host", "0.0.0.0"], "--host 0.0.0.0: expected a token"),
         (["--token-file", "none.txt"], "--token-file none.txt: expected a file with a token"),
         (["--token-file", "accents.txt"], "--token-file accents.txt: expected a token of printable ASCII characters"),
+        (["--host", "..", "--token-file", "marked.txt"], "--host .. --port 0: expected an address to listen on"),
         (["--max-mib", "nan"], "--max-mib: expected a number of MiB, found nan"),
         (["--max-mib", "inf"], "--max-mib: expected a number of MiB, found inf"),
         (["--host", "..", "--token-file", "token.txt"], "--host .. --port 0: expected an address to listen on"),
@@ -378,6 +379,7 @@ def test_token(model: Path, tmp_path: Path) -> None:
 def test_what_cannot_start_says_why(model: Path, tmp_path: Path, options: list[str], said: str) -> None:
     (tmp_path / "accents.txt").write_text("t\u00f6k\u00e9n", encoding="utf-8")
     (tmp_path / "token.txt").write_text("secret")
+    (tmp_path / "marked.txt").write_text("secret", encoding="utf-8-sig")  # as Windows' Notepad may save it
     done = subprocess.run(
         [*COMMAND, "--model", model, "--port", "0", *options], capture_output=True, text=True, cwd=tmp_path, check=False
     )
