@@ -67,11 +67,13 @@ def test_drawn_eyes_are_told_apart(tmp_path: Path) -> None:
 
 def test_the_same_patient_in_two_splits(tmp_path: Path) -> None:
     write_set(tmp_path)
-    rows = [[f"eye_{n}", n % 3, 0, "p9" if n < 2 else ""] for n in range(6)]
     header = ["Image name", "Retinopathy grade", "Risk of macular edema", "Patient"]
-    write_annotations(tmp_path / "train", rows, header)
-    write_annotations(tmp_path / "test", [["eye_0", 0, 0, ""], ["eye_1", 1, 0, "p9"], ["eye_2", 2, 0, ""]], header)
-    assert leaks_of(tmp_path) == ["same patient: patient p9: train (2 photographs) and test (1 photographs)"]
+    for patient, same, known in (("p9", "p9", "p9"), ("12.0", "12", "12"), ("1.50", "1.50", "1.50")):
+        rows = [[f"eye_{n}", n % 3, 0, patient if n < 2 else ""] for n in range(6)]
+        write_annotations(tmp_path / "train", rows, header)
+        write_annotations(tmp_path / "test", [["eye_0", 0, 0, ""], ["eye_1", 1, 0, same], ["eye_2", 2, 0, ""]], header)
+        expected = f"same patient: patient {known}: train (2 photographs) and test (1 photographs)"
+        assert leaks_of(tmp_path) == [expected]
 
 
 def test_copies_stop_the_run(tmp_path: Path) -> None:

@@ -40,6 +40,13 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("artifacts")
 
 
+def test_a_path_that_sqlite_would_cut_short_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    with pytest.raises(UsageError, match=r"--artifacts .*what\?: expected a path without \?"):
+        make_tracker("mlflow", tmp_path / "what?")
+    assert not (tmp_path / "what").exists()
+
+
 def finished_folder(folder: Path) -> dict[str, object]:
     """A run's folder as the pipeline leaves it, with a small untrained network."""
     folder.mkdir(parents=True)

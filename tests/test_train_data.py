@@ -66,6 +66,15 @@ def test_rows_become_photographs(tmp_path: Path) -> None:
     assert (second.caption, second.source, second.patient) == ("", "", "")
 
 
+def test_the_order_of_the_rows_does_not_matter(tmp_path: Path) -> None:
+    """An epoch's draws are places in the split: after a stop, rows in another order must not mean other photographs."""
+    data = sound(write_set(tmp_path))
+    rows = [[f"eye_{n}", n % 3, 0, f"caption {n}"] for n in (3, 0, 5, 1, 4, 2)]
+    write_annotations(tmp_path / "train", rows, ["Image name", "Retinopathy grade", "Risk of macular edema", "Caption"])
+    again = [(photo.path, photo.caption) for photo in sound(tmp_path).splits["train"].photos]
+    assert again == [(photo.path, f"caption {n}") for n, photo in enumerate(data.splits["train"].photos)]
+
+
 def test_caption_and_further_columns_are_optional(tmp_path: Path) -> None:
     write_set(tmp_path)
     for split, n in (("train", 6), ("valid", 3), ("test", 3)):

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from click.testing import CliRunner, Result
 from eyes import eye, write_annotations, write_set, write_split
 from retina.train import survey
 from retina.train.cli import main
 from retina.train.config import TrainConfig
+from retina.train.model import RetinaNet
 from without_pictures import as_process
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -147,12 +149,25 @@ def test_stopped_while_it_reads_photographs_training_says_that_nothing_is_lost(
     assert not (tmp_path / "runs").exists()
 
 
-def test_weights_that_are_not_there_are_told_before_photographs_are_read(
+def test_weights_that_cannot_be_started_from_are_told_before_photographs_are_read(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(survey, "look_through", lambda *_: pytest.fail("read first"))
-    message = refused(tmp_path, data, *QUICK, "--weights", tmp_path / "none.pth")
-    assert f"{tmp_path / 'none.pth'}: expected a checkpoint or weights file, found none there" in message
+    body = {f"backbone.{name}": weight for name, weight in torchvision.models.resnet34().state_dict().items()}
+    del body["backbone.fc.weight"], body["backbone.fc.bias"]
+    heads = {key: value for key, value in RetinaNet(5, "resnet18").state_dict().items() if "head" in key}
+    torch.save(body | heads, tmp_path / "34.pth")
+    infinite = torchvision.models.resnet18().state_dict()
+    infinite["layer4.1.bn2.bias"][7] = torch.nan
+    torch.save(infinite, tmp_path / "nan.pth")
+    for file, reason in (
+        ("none.pth", "none.pth: expected a checkpoint or weights file, found none there"),
+        ("34.pth", "34.pth: expected a checkpoint of resnet18 to start from, found one of resnet34"),
+        ("nan.pth", "nan.pth: layer4.1.bn2.bias: expected finite weights, found others"),
+    ):
+        assert reason in refused(tmp_path, data, *QUICK, "--weights", tmp_path / file)
+    known = "--backbone resnet19: expected one of resnet101, "
+    assert known in refused(tmp_path, data, *QUICK, "--backbone", "resnet19")
 
 
 def test_a_data_folder_that_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:
@@ -315,12 +330,6 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, data: Path) -> N
     assert "cannot be read safely" in refused(tmp_path / "a", data, *QUICK, "--weights", file)
 
 
-def test_an_unknown_backbone_is_refused(tmp_path: Path, data: Path) -> None:
-    message = refused(tmp_path, data, *QUICK, "--backbone", "resnet19")
-    assert "backbone: expected one of resnet101, " in message
-    assert "found 'resnet19'" in message
-
-
 @pytest.mark.parametrize("content", ["{", "{}", "[]"])
 def test_a_damaged_config_is_named(tmp_path: Path, data: Path, content: str) -> None:
     folder = interrupted(tmp_path, data)
@@ -368,6 +377,15 @@ def test_numbers_that_cannot_be_trained_with_are_refused(tmp_path: Path, data: P
     assert "18446744073709551616 is not in the range" in refused(tmp_path, data, *QUICK, "--seed", 2**64)
     message = refused(tmp_path, data, *QUICK, "--batch-size", 1)
     assert "--batch-size 1: expected two photographs or more at --image-size 32" in message
+    for option, number in (("--dr-weight", "nan"), ("--lr-heads", "inf"), ("--ema", "nan")):
+        assert f"'{option}': {number} is not a finite number." in refused(tmp_path, data, *QUICK, option, number)
+
+
+def test_imbalance_that_is_corrected_twice_is_said(tmp_path: Path, data: Path) -> None:
+    options = ["--sampler", "weighted", "--backbone", "none"]  # which is refused afterwards
+    assert "Rare grades count twice:" in retina_train(data, *QUICK, *options, "--artifacts", tmp_path).output
+    options += ["--class-weights", "none"]
+    assert "Rare grades count twice:" not in retina_train(data, *QUICK, *options, "--artifacts", tmp_path).output
 
 
 def test_one_photograph_a_batch_is_trained_on_at_a_larger_square(tmp_path: Path, data: Path) -> None:

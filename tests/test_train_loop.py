@@ -39,6 +39,7 @@ from retina.train.loop import Trainer, fit, load_resume, save_resume, saved_prog
 from retina.train.model import RetinaNet
 from retina.train.pipeline import train
 from retina.train.run import Run
+from retina.train.stop import StopRequest
 from retina.train.tracking import EXPERIMENT, NoTracker
 from small_set import SMALL, items, small_set
 from torch import Tensor
@@ -233,6 +234,21 @@ def test_stopped_at_a_random_step_and_resumed_a_run_ends_on_the_same_bits(data: 
         ]
         assert without_time[0] == without_time[1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_stop_requested_while_devices_agree_is_kept_for_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    exchange = fabric.all_reduce
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return exchange(*arguments, **options)
+
+    with StopRequest() as stop:
+        with monkeypatch.context() as patch:
+            patch.setattr(fabric, "all_reduce", interrupted)
+            assert not stop.agreed(fabric)
+        assert stop.agreed(fabric)
 
 
 def test_stopped_while_its_last_epoch_is_judged_a_run_stops(data: DataSet, tmp_path: Path) -> None:
@@ -447,6 +463,18 @@ def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
     assert result.exit_code == 0, result.output
     assert "Resuming twice in epoch 2 of 3." in result.output
     assert json.loads((tmp_path / "runs" / "twice" / "config.json").read_text())["data"] == str(moved)
+
+
+def test_interrupted_after_everything_is_written_a_run_has_finished(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(line: str) -> None:
+        if line.startswith("Report: "):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("retina.train.cli.tell", interrupted)
+    result = CliRunner().invoke(main, command(data, tmp_path, "done", "--workers", "0", "--epochs", "1"))
+    assert result.exit_code == 0, result.output
 
 
 def test_how_far_a_run_is_saved(data: DataSet, tmp_path: Path) -> None:

@@ -86,7 +86,15 @@ def load_checkpoint(path: Path, *, framing: Framing | None = None, image_size: i
     return checkpoint
 
 
-def load_start(net: RetinaNet, backbone: str, weights: str, dr_grades: tuple[int, ...]) -> None:
+def check_start(backbone: str, weights: str) -> None:
+    """Raise the errors of ``load_start`` that do not depend on the grades of the data, before these are known.
+
+    Weights that torchvision downloads are then already on this machine.
+    """
+    load_start(RetinaNet(1, backbone), backbone, weights, dr_grades=None)
+
+
+def load_start(net: RetinaNet, backbone: str, weights: str, dr_grades: tuple[int, ...] | None) -> None:
     """Initialise a new network in place, from ``imagenet``, ``none`` or a file.
 
     ImageNet weights and torchvision state_dicts fill the backbone only. A checkpoint of this project or of the original
@@ -95,7 +103,8 @@ def load_start(net: RetinaNet, backbone: str, weights: str, dr_grades: tuple[int
 
     Raises:
         UsageError: torchvision could not download the weights for ``imagenet``.
-        ModelFileError: the file cannot be read, or is of another network or for other grades.
+        ModelFileError: the file cannot be read, is of another network or for other grades, or holds weights that are
+            not finite.
     """
     if weights not in ("imagenet", "none"):
         path = Path(weights)
@@ -108,6 +117,8 @@ def load_start(net: RetinaNet, backbone: str, weights: str, dr_grades: tuple[int
                     f"{weights}: expected a checkpoint of {backbone} to start from, found one of {start.backbone}. "
                     "Choose that --backbone, or start from a torchvision state_dict."
                 )
+            if dr_grades is None:
+                return
             found = start.contract.dr_grades
             if len(found) != len(dr_grades) or (is_ours and found != dr_grades):
                 raise ModelFileError(

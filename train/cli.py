@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -24,6 +25,14 @@ DEFAULTS = TrainConfig(data="")
 _TYPES = get_type_hints(TrainConfig)
 Command = TypeVar("Command", bound=Callable[..., Any])
 EXTRA_MODULES = ("torch", "torchvision", "lightning_fabric", "sklearn", "pandas", "matplotlib", "tqdm", "imagehash")
+
+
+class _Finite(click.FloatRange):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not isfinite(number):  # nan is below no minimum
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) -> Callable[[Command], Command]:
@@ -61,10 +70,10 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
     str,
     "imagenet|none|FILE",
 )
-@_option("lr-backbone", "Learning rate of the backbone.", click.FloatRange(min=0))
-@_option("lr-heads", "Learning rate of the two heads.", click.FloatRange(min=0))
-@_option("dr-weight", "Weight of the DR cross-entropy in the loss.", click.FloatRange(min=0))
-@_option("me-weight", "Weight of the ME cross-entropy in the loss.", click.FloatRange(min=0))
+@_option("lr-backbone", "Learning rate of the backbone.", _Finite(min=0))
+@_option("lr-heads", "Learning rate of the two heads.", _Finite(min=0))
+@_option("dr-weight", "Weight of the DR cross-entropy in the loss.", _Finite(min=0))
+@_option("me-weight", "Weight of the ME cross-entropy in the loss.", _Finite(min=0))
 @_option("class-weights", "inverse: rare DR grades count more in the loss.")
 @_option("dr-targets", "ordinal: a near miss costs less than a far one.")
 @_option("optimizer", "adamw: Adam with decoupled weight decay.")
@@ -72,10 +81,10 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @_option(
     "ema",
     "Evaluate and keep a running average of the weights; its decay per step. 0: no averaging.",
-    click.FloatRange(0, 1, max_open=True),
+    _Finite(0, 1, max_open=True),
 )
 @_option("calibrate", "valid: fit temperatures and screening thresholds on valid.")
-@_option("sampler", "weighted: rare DR grades are drawn more often.")
+@_option("sampler", "weighted: draw each DR grade equally often. Meant for --class-weights none.")
 @_option(
     "augment",
     "notebook: flips, rotation, colour jitter. strong: also scale, shift, hue, blur, JPEG. cameras: imitate other "
@@ -207,6 +216,8 @@ def _run(
             say=tell,
         )
     except KeyboardInterrupt:  # a second one during an epoch, or one after the last epoch: nothing more was saved
+        if run.has_finished:
+            return True
         if not os.path.isfile(run.resume_file):
             raise
         place = saved_progress(run.resume_file).place(config.epochs)

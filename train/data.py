@@ -152,11 +152,13 @@ def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: l
         if not problems and file is not None:
             extra = {key.casefold(): value for key, value in row.extra.items()}
             caption, source, patient = (extra.get(key, "") for key in ("caption", "source", "patient"))
+            patient = re.sub(r"^(\d+)\.0+$", r"\1", patient)  # pandas writes 12.0 if any cell of the column was empty
             photos.append(Photo(images / file, row.image, row.line, row.dr_grade, me, caption, source, patient))
     listed = owner.keys() | (_mentioned(annotations.path, index) if row_faults else set())
     unlisted = [file for file in index.names if file not in listed]
     faults += [f"{images / file}: expected a row in {annotations.path}, found none" for file in unlisted]
-    return Split(name, annotations.path, tuple(photos))
+    # By name, so that which photographs an epoch draws, and in which order, does not depend on the order of the rows.
+    return Split(name, annotations.path, tuple(sorted(photos, key=lambda photo: photo.path.as_posix())))
 
 
 def _mentioned(path: Path, index: NameIndex) -> set[str]:

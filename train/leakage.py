@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -61,11 +61,9 @@ def find_leaks(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]
                 "same bytes" if look_a.sha256 == look_b.sha256 else "near-identical"
             )
             leaks.append(_leak(kind, a, photo_a, b, photo_b))
-        patients_a, patients_b = _by_patient(data.splits[a].photos), _by_patient(data.splits[b].photos)
-        for patient in sorted(set(patients_a) & set(patients_b)):
-            first, second = (
-                f"{split} ({len(group[patient])} photographs)" for split, group in ((a, patients_a), (b, patients_b))
-            )
+        counts = {split: Counter(p.patient for p in data.splits[split].photos if p.patient) for split in (a, b)}
+        for patient in sorted(counts[a].keys() & counts[b].keys()):
+            first, second = (f"{split} ({count[patient]} photographs)" for split, count in counts.items())
             leaks.append(Leak("same patient", first, second, patient))
     return leaks
 
@@ -92,11 +90,3 @@ def _near(left: NDArray[np.float32], right: NDArray[np.float32]) -> Iterator[tup
         # Bits are -1 or 1, so a dot product counts agreements minus disagreements.
         distance = (PHASH_SIDE**2 - left[start : start + _ROWS_AT_ONCE] @ right.T) / 2
         yield from ((start + int(i), int(j)) for i, j in np.argwhere(distance <= NEAR_BITS))
-
-
-def _by_patient(photos: Sequence[Photo]) -> dict[str, list[Photo]]:
-    groups: dict[str, list[Photo]] = defaultdict(list)
-    for photo in photos:
-        if photo.patient:
-            groups[photo.patient].append(photo)
-    return dict(groups)

@@ -37,7 +37,7 @@ class RetinaNet(nn.Module):
     def __init__(self, n_grades: int, backbone: str = "resnet50") -> None:
         super().__init__()
         if backbone not in backbone_names():
-            raise UsageError(f"backbone: expected one of {', '.join(backbone_names())}, found {backbone!r}")
+            raise UsageError(f"--backbone {backbone}: expected one of {', '.join(backbone_names())}")
         self.backbone = torchvision.models.get_model(backbone, weights=None)
         width = self.backbone.fc.in_features
         self.backbone.fc = nn.Identity()
@@ -111,6 +111,9 @@ def load_backbone_weights(model: RetinaNet, backbone: str, weights: str) -> None
             f"names missing or of another shape: {_listed(wrong)}, names unknown: {_listed(unknown)}. "
             "Give the file for this --backbone."
         )
+    for name in needed:
+        if not state[name].isfinite().all():
+            raise ModelFileError(f"{weights}: {name}: expected finite weights, found others")
     model.backbone.load_state_dict(state, strict=False)
 
 

@@ -23,7 +23,7 @@ from ..runtime.table import Row, Table, cells, columns
 from . import plots, report
 from .augment import make_augment
 from .calibration import calibrated, calibration_line, is_calibrated
-from .checkpoint import Checkpoint, current_versions, load_checkpoint, load_start
+from .checkpoint import Checkpoint, check_start, current_versions, load_checkpoint, load_start
 from .config import BEST_NAME, FINAL_NAME, TrainConfig
 from .console import Say, epoch_line, progress_bar
 from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights
@@ -34,7 +34,7 @@ from .framing import Normalize
 from .loader import eval_loader
 from .loop import Trainer, as_predictions, fit, load_resume
 from .metrics import Predictions, evaluate, write_metrics
-from .model import RetinaNet, read_state_dict
+from .model import RetinaNet
 from .run import Run
 from .survey import Survey, survey_data
 from .tracking import NoTracker, Tracker
@@ -81,8 +81,9 @@ def train(
                 )
             return _train(config, run, device, resume, allow_leakage, tracker, say, quiet)
     except BaseException as err:
-        with contextlib.suppress(OutputError):  # the first error matters, not that the tracker fails too
-            tracker.stop(failed=isinstance(err, Exception))
+        if not run.has_finished:
+            with contextlib.suppress(OutputError):  # the first error matters, not that the tracker fails too
+                tracker.stop(failed=isinstance(err, Exception))
         raise
 
 
@@ -105,10 +106,14 @@ def _train(
     fabric = make_fabric(device, config.precision)
     run = replace(run, name=fabric.broadcast(run.name))  # the processes may have started in different seconds
     say_once = say if fabric.is_global_zero else (lambda _line: None)
+    if config.sampler == "weighted" and config.class_weights == "inverse":
+        say_once(
+            "Rare grades count twice: --sampler weighted draws them more often, and --class-weights inverse weights "
+            "each draw more. For one of the two, add --class-weights none."
+        )
+    if not resume:
+        check_start(config.backbone, config.weights)  # to fail now and not after every photograph was read
     torch.manual_seed(config.seed)
-
-    if not resume and config.weights not in ("imagenet", "none"):
-        read_state_dict(Path(config.weights))  # to fail now and not after every photograph was read
     preprocessing = Preprocessing(framing=config.framing, image_size=config.image_size)
     # A resumed run's leakage was accepted when it began.
     survey = survey_data(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import tempfile
 from collections.abc import Iterator
@@ -44,6 +45,11 @@ class Run:
         """Whether the folder holds more than options and facts, which a run that was refused at once leaves behind."""
         written = {file.name for file in self.folder.iterdir() if not file.name.startswith(".")}
         return bool(written - {self.config_file.name, self.facts_file.name})
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether everything was written: the state to resume from is removed last."""
+        return os.path.isfile(self.folder / "metrics.json") and not os.path.exists(self.resume_file)
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:

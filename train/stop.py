@@ -36,8 +36,8 @@ class StopRequest:
     def agreed(self, fabric: Fabric) -> bool:
         """Whether any device was asked to stop, so that all of them stop at the same step."""
         flag = torch.tensor(float(self._requested), device=fabric.device)
-        self._requested = bool(fabric.all_reduce(flag, reduce_op="max"))
-        return self._requested
+        # Not into the flag: a signal that arrives meanwhile must still be there at the next step.
+        return bool(fabric.all_reduce(flag, reduce_op="max"))
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self._requested = True

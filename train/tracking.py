@@ -91,6 +91,8 @@ class MlflowTracker:
         files = None
         if not uri:
             # SQLite, because MLflow no longer writes to plain folders. By default it would put artefacts in ./mlruns.
+            if "?" in str(place):
+                raise UsageError(f"--artifacts {artifacts}: expected a path without ?, where SQLite's options begin")
             require_place(artifacts / "mlflow.db")
             uri = f"sqlite:///{place / 'mlflow.db'}"
             files = (place / "mlflow").as_uri()
