@@ -35,15 +35,15 @@ def write_kit(model: RetinaModel, folder: Path) -> None:
     Raises:
         OutputError: the folder cannot be written.
     """
-    entries = []
+    entries, tolerance = [], TOLERANCES[model.contract.precision]
     for name, pixels in pictures():
         write_atomically(folder / f"{name}.rgb", partial(Path.write_bytes, data=pixels.tobytes()))
-        entries.append(_entry(name, pixels, model.predict_pixels(pixels), model))
+        entries.append(_entry(name, pixels, model.predict_pixels(pixels), model, tolerance))
     index = {
         "schema": SCHEMA,
         "model": {"name": model.path.name, "sha256": model.sha256},
         "layout": "rows from top to bottom, pixels from left to right, R G B, one byte each",
-        "tolerance": TOLERANCES[model.contract.precision],
+        "tolerance": tolerance,
         "pictures": entries,
     }
     text = json.dumps(index, indent=1) + "\n"
@@ -69,7 +69,10 @@ def pictures() -> Iterator[tuple[str, Pixels]]:
     yield "noise", np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8)
 
 
-def _entry(name: str, pixels: Pixels, answer: Prediction, model: RetinaModel) -> dict[str, Any]:
+def _entry(name: str, pixels: Pixels, answer: Prediction, model: RetinaModel, tolerance: float) -> dict[str, Any]:
+    # Two grades' probabilities may each differ by the tolerance: their difference and, of five grades, the sum of those
+    # that are referred or of those that are not, then differ by twice as much.
+    is_open = is_close_call(model.contract, answer, margin=2 * tolerance)
     decisions = {
         "dr_grade": answer.grade,
         "me_risk": answer.me_risk,
@@ -83,7 +86,7 @@ def _entry(name: str, pixels: Pixels, answer: Prediction, model: RetinaModel) ->
         "shape": list(pixels.shape),
         DR_PROBS: list(answer.dr_probs.values()),
         ME_PROBS: [1 - answer.me_prob, answer.me_prob],
-        "decisions": None if is_close_call(model.contract, answer) else decisions,
+        "decisions": None if is_open else decisions,
     }
 
 

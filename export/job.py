@@ -81,6 +81,8 @@ class ExportJob:
             raise UsageError("--me-positive-from: expected --calibration DATA, whose ME grades it reads, found none")
         if self.calibration is not None and self.precision != "int8":
             raise UsageError(f"--calibration {self.calibration}: expected --precision int8, found {self.precision}")
+        if self.force and self.precision != "int8":
+            raise UsageError(f"--force: expected --precision int8, found {self.precision}")
         if self.conformance is not None and self.format != "onnx":
             raise UsageError(f"--conformance: expected --format onnx, found {self.format}")
 
@@ -126,7 +128,11 @@ def run_export(job: ExportJob) -> Exported:
         PictureError, UsageError, AnnotationError: the signing key, the framing or image size for a bare state_dict, or
             the photographs to compare or calibrate on, cannot be used.
     """
-    require_place(job.out, [job.checkpoint])
+    digest_file, contract_file = digest_of(job.out), job.out.with_name(job.out.name + CONTRACT_ENDING)
+    signature_file = signature_of(job.out)
+    read = [path for path in (job.checkpoint, job.sign, job.check) if path is not None]
+    for path in (job.out, digest_file, contract_file, signature_file):
+        require_place(path, read)
     if job.conformance is not None:
         require_place(job.conformance / INDEX)
     if job.sign is not None:
@@ -143,7 +149,6 @@ def run_export(job: ExportJob) -> Exported:
     if int8 is not None:
         contract = contract.with_(thresholds=dict(int8.thresholds))
     done: list[tuple[Contract, Parity]] = []
-    digest_file, contract_file = digest_of(job.out), job.out.with_name(job.out.name + CONTRACT_ENDING)
 
     def write_and_check(temporary: Path) -> None:
         file.write(temporary, contract)
@@ -154,7 +159,7 @@ def run_export(job: ExportJob) -> Exported:
         file.write(temporary, final)
         done.append((final, parity))
         # Remove the former file's: if the export is stopped after this, they would make readers refuse the new file.
-        for path in (digest_file, contract_file, signature_of(job.out)):
+        for path in (digest_file, contract_file, signature_file):
             path.unlink(missing_ok=True)
 
     write_atomically(job.out, write_and_check)

@@ -55,12 +55,15 @@ def choose_photographs(given: Path | None, checkpoint: Checkpoint) -> Photograph
     """All photographs under ``given``; else a sample of the validation split of the checkpoint's run; else drawn ones.
 
     Raises:
-        UsageError: ``given`` has no photographs, or cannot be read.
+        UsageError: ``given`` has no photographs, or cannot be listed.
+        PictureError: one of its photographs cannot be read.
     """
     if given is not None:
         paths = (given,) if os.path.isfile(given) else tuple(given / name for name in find_pictures(given).names)
         if not paths:
             raise UsageError(f"--check {given}: expected photographs, found none")
+        for path in tqdm(paths, desc="Reading", unit="photo", leave=False, disable=None):
+            decode(path)  # to fail now and not after the conversion
         return Photographs(paths, f"photographs in {given.name}")
     valid = Path(checkpoint.config.get("data", "")) / "valid" / "images"
     if checkpoint.config.get("data") and os.path.isdir(valid):

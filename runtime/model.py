@@ -456,8 +456,8 @@ def least_side(preprocessing: Preprocessing) -> int:
     return round(DECODE_MARGIN * preprocessing.intermediate_size)
 
 
-def is_close_call(contract: Contract, prediction: Prediction) -> bool:
-    """Whether a change of less than CLOSE_CALL could change a decision.
+def is_close_call(contract: Contract, prediction: Prediction, margin: float = CLOSE_CALL) -> bool:
+    """Whether a change of less than ``margin`` could change a decision.
 
     That is a change in a probability, or in the difference between the two most probable DR grades.
     """
@@ -467,7 +467,7 @@ def is_close_call(contract: Contract, prediction: Prediction) -> bool:
     )
     to_me = min(abs(prediction.me_prob - me), abs(prediction.me_prob - referable_me))
     to_referable = abs(prediction.referable_prob - referable_dr)
-    return min(first - second, to_me, to_referable) < CLOSE_CALL
+    return min(first - second, to_me, to_referable) < margin
 
 
 def _checked_pixels(pixels: NDArray[Any]) -> NDArray[np.uint8]:

@@ -12,10 +12,10 @@ import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from retina.export.cli import main
-from retina.export.conformance import write_kit
+from retina.export.conformance import pictures, write_kit
 from retina.export.graph import DeployedModel
-from retina.runtime.contract import Rule
-from retina.runtime.model import RetinaModel
+from retina.runtime.contract import Precision, Rule
+from retina.runtime.model import Prediction, RetinaModel
 from retina.train.checkpoint import load_checkpoint
 from small_export import SmallExport
 from tiny_model import CONTRACT, expected_probs, write_tiny_model
@@ -80,14 +80,33 @@ def test_decisions_follow_the_rules(tmp_path: Path) -> None:
 
 
 def test_a_close_call_is_left_to_the_embedding(tmp_path: Path) -> None:
-    """Noise is grey on average, so with a threshold at the ME probability of grey, either decision is right."""
-    _, me = expected_probs(np.full((1, 1, 3), 127.5))
-    at_grey = Rule("at_least", float(me[1]))
-    thresholds = {**CONTRACT.thresholds, "me": at_grey, "referable_me": at_grey}
+    """With a threshold at the very ME probability of a picture, either decision is right."""
+    noise = dict(pictures())["noise"]
+    at_noise = Rule("at_least", RetinaModel(write_tiny_model(tmp_path / "m.onnx")).predict_pixels(noise).me_prob)
+    thresholds = {**CONTRACT.thresholds, "me": at_noise, "referable_me": at_noise}
     path = write_tiny_model(tmp_path / "m.onnx", contract=CONTRACT.with_(thresholds=thresholds))
     write_kit(RetinaModel(path), tmp_path / "kit")
     decisions = {p["name"]: p["decisions"] for p in read_index(tmp_path / "kit")["pictures"]}
     assert decisions["noise"] is None and decisions["black"] is not None
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("int8", 2e-2)])
+def test_decisions_are_the_same_for_every_answer_within_the_tolerance(
+    tmp_path: Path, precision: Precision, tolerance: float
+) -> None:
+    """Two grades may both move: the lead of the first shrinks by twice the tolerance."""
+    contract = CONTRACT.with_(precision=precision)
+    path = write_tiny_model(tmp_path / "m.onnx", contract=contract)
+
+    def decided(lead: float) -> bool:
+        dr = np.array([0.35 + lead / 2, 0.35 - lead / 2, 0.1, 0.1, 0.1])
+        said = Prediction.of(contract, dr, np.array([0.9, 0.1]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RetinaModel, "predict_pixels", lambda *_: said)
+            write_kit(RetinaModel(path), tmp_path / "kit")
+        return all(picture["decisions"] is not None for picture in read_index(tmp_path / "kit")["pictures"])
+
+    assert decided(2.1 * tolerance) and not decided(1.9 * tolerance)
 
 
 def test_the_tolerance_is_the_precisions(tmp_path: Path) -> None:

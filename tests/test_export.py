@@ -267,12 +267,20 @@ def test_another_network_and_a_missing_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_options_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "key.sig").write_text("private")
+    (tmp_path / "eye.raw").write_text("no picture")
     for arguments, reason in (
         (("--precision", "int8"), "expected --calibration DATA"),
         (("--precision", "int8", "--format", "pt2", "--calibration", tmp_path), "expected --format onnx"),
         (("--calibration", tmp_path), "expected --precision int8, found fp32"),
         (("--out", checkpoint), "expected a file to write, found one that is to be read"),
         (("--check", tmp_path), "expected photographs, found none"),
+        (("--force",), "--force: expected --precision int8, found fp32"),
+        # Nor may the files beside it replace one: of this name, the signature.
+        (("--sign", tmp_path / "key.sig", "--out", tmp_path / "key"), "key.sig: expected a file to write, found one"),
+        (("--check", tmp_path / "eye.raw", "--out", tmp_path / "eye.raw"), "eye.raw: expected a file to write, found"),
+        (("--out", tmp_path / ("n" * 250)), "File name too long"),
+        (("--check", tmp_path / "eye.raw"), "eye.raw: expected JPEG, PNG"),
         (("--out", "/proc/nowhere/x.onnx"), "cannot be written"),
         (("--sign", tmp_path / "no.key"), "--sign"),
         (
