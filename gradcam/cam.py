@@ -81,10 +81,10 @@ class GradCAM:
             targets: what to explain, for example ``[head_logit("dr")]``.
 
         Returns:
-            for each target (N, h, w) float32, at least 0. With one layer, in the score's unit (logits for
-            ``head_logit``); for a RetinaNet's layer4, the map before its ReLU sums to the logit without its biases.
-            With several layers, each map is scaled to [0, 1] (a blank one stays 0), resized to the h and w of the
-            largest, averaged and scaled again, as in the grad-cam package.
+            for each target (N, h, w) float32, at least 0. For a RetinaNet's layer4 and ``head_logit``, the maps of
+            ``gradcam`` and ``hirescam`` are in logits: before the ReLU, a map sums to the logit without its biases.
+            Other maps have no such unit. With several layers, each map is scaled to [0, 1] (a blank one stays 0),
+            resized to the h and w of the largest, averaged and scaled again, as in the grad-cam package.
 
         Raises:
             UsageError: a layer is not called exactly once, or its output is not (N, C, h, w).

@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     help="Format of the overlays: jpeg is quick and small; png keeps every pixel, at ten times the size.",
 )  # fmt: skip
 @click.option(
-    "--npy", is_flag=True, help="Also write the raw maps, (h, w) float32: in logits; of several layers, from 0 to 1."
+    "--npy",
+    is_flag=True,
+    help="Also write the raw maps, (h, w) float32: in logits, unless --method or --layer asks for other maps.",
 )
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path),

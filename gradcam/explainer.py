@@ -42,6 +42,8 @@ class Answer:
         probs: Mapping[Head, Floats],
         values: Mapping[Head, Floats],
         asked: Mapping[Head, int] | None = None,
+        *,
+        sums_to_logit: bool = True,
     ) -> Answer:
         """Compose an answer.
 
@@ -50,12 +52,13 @@ class Answer:
             probs: of both heads, (K,) float32 and (2,) float32.
             values: maps (h, w) float32 of the heads that were explained.
             asked: by head, the class index that the map explains if it is not the most probable one.
+            sums_to_logit: of the maps; see ``HeadMap``.
         """
         labels = {"dr": contract.dr_grades, "me": (0, 1)}
         maps = {}
         for head, of_head in values.items():
             index = (asked or {}).get(head, int(probs[head].argmax()))
-            maps[head] = HeadMap(head, of_head, labels[head][index], float(probs[head][index]))
+            maps[head] = HeadMap(head, of_head, labels[head][index], float(probs[head][index]), sums_to_logit)
         close = is_close_call(contract, Prediction.of(contract, probs["dr"], probs["me"]))
         return cls(decide(contract, probs["dr"], probs["me"]), maps, close)
 
@@ -111,7 +114,7 @@ class CheckpointExplainer:
         from ..train.checkpoint import load_checkpoint
         from ..train.framing import make_preprocess
         from ..train.model import RetinaNet
-        from .cam import GradCAM, head_logit
+        from .cam import GradCAM, find_layer, head_logit
 
         checkpoint = load_checkpoint(path, framing=framing, image_size=image_size)
         self.contract = checkpoint.contract
@@ -124,6 +127,9 @@ class CheckpointExplainer:
         self._asked = _asked_for(self.contract, heads, target)
         self._targets = [head_logit(head, self._asked.get(head)) for head in heads]
         self.cam = GradCAM(self.model, layers, method)
+        last = self.model.backbone.layer4
+        explained = [find_layer(self.model, layer) for layer in layers]
+        self._sums_to_logit = method != "gradcam++" and explained in ([last], [last[-1]])
 
     def decode(self, path: Path, *, whole: bool = False) -> Pixels:
         """See Explainer."""
@@ -143,6 +149,7 @@ class CheckpointExplainer:
                 {head: of_head[i] for head, of_head in zip(HEADS, probs, strict=True)},
                 {head: of_head[i] for head, of_head in zip(self.heads, maps, strict=True)},
                 self._asked,
+                sums_to_logit=self._sums_to_logit,
             )
             for i in range(len(photographs))
         ]

@@ -34,8 +34,8 @@ class Figure:
 
     measure: str
     """``pointing`` (hit rate), ``lift`` (energy share / area share), ``deletion``, ``insertion`` (area under the curve
-    of the explained class's probability), ``redrawn`` (rank correlation with the trained model's map, over the maps
-    that are not blank; NaN if all are), ``blank`` (share of the redrawn models' maps that are blank)."""
+    of the explained class's probability), ``redrawn`` (rank correlation with the trained model's map, over the pairs of
+    which neither is blank; NaN if there is none), ``blank`` (share of the redrawn models' maps that are blank)."""
     lesion: str
     """The masks' abbreviation; empty if the measure is not for one kind of lesion."""
     head: Head
@@ -67,7 +67,7 @@ class Faithfulness:
         """The sanity check: with all weights redrawn, every head's maps differ from the trained model's.
 
         The upper end of the rank correlation's interval must be below ``randomisation.ALIKE_BELOW``. The check fails if
-        all redrawn maps are blank, because they show nothing.
+        all redrawn maps or all of the trained model are blank, because they show nothing.
         """
         last = [f for f in self.figures if f.measure == "redrawn" and f.of == randomisation.STAGE_NAMES[-1]]
         return all(figure.interval.high < randomisation.ALIKE_BELOW for figure in last)
@@ -169,11 +169,14 @@ def _on_curves(head: Head, curves: Mapping[tuple[str, Head, str], NDArray[np.flo
     for name in ("deletion", "insertion"):
         areas = [[deletion.area_under(curve) for curve in curves[name, head, of]] for of in (MAP, CHANCE, CENTRE)]
         samples = np.array(areas).T  # (photographs, 3)
-        # Each of the three, then the map's difference from each of the two others.
-        parts = {MAP: (1, 0, 0), CHANCE: (0, 1, 0), CENTRE: (0, 0, 1)}
-        parts |= {f"{MAP} - {CHANCE}": (1, -1, 0), f"{MAP} - {CENTRE}": (1, 0, -1)}
-        for of, factors in parts.items():
-            figures.append(Figure(name, "", head, of, len(samples), bootstrap(samples @ np.array([factors]).T, _first)))
+        values: dict[str, Callable[[NDArray[np.floating]], NDArray[np.floating]]] = {
+            MAP: lambda s: s[..., 0],
+            CHANCE: lambda s: s[..., 1],
+            CENTRE: lambda s: s[..., 2],
+            f"{MAP} - {CHANCE}": lambda s: s[..., 0] - s[..., 1],
+            f"{MAP} - {CENTRE}": lambda s: s[..., 0] - s[..., 2],
+        }
+        figures += [Figure(name, "", head, of, len(samples), bootstrap(samples, of_s)) for of, of_s in values.items()]
     return figures
 
 
@@ -186,8 +189,9 @@ def _on_redrawn(
         for head in explainer.heads
     }
     originals = {head: np.stack([answer.maps[head].values for answer in answers]) for head in explainer.heads}
-    # For each head and stage, (photographs, 2): the sum of the correlations, and how many maps they are from.
-    sums = {(head, stage): np.zeros((len(x), 2)) for head in explainer.heads for stage in randomisation.STAGE_NAMES}
+    # For each head and stage, (photographs, 3): the sum of the correlations, how many pairs of maps they are from, and
+    # how many of the redrawn models' maps are blank.
+    sums = {(head, stage): np.zeros((len(x), 3)) for head in explainer.heads for stage in randomisation.STAGE_NAMES}
     for seed in range(randomisation.DRAWS):
         models = randomisation.redrawn_models(explainer.model, explainer.untrained, seed)
         for stage, model in zip(randomisation.STAGE_NAMES, models, strict=True):
@@ -196,9 +200,11 @@ def _on_redrawn(
                 part = slice(start, start + 8)
                 maps = cam(x[part], [head_logit(head, indices[head][part]) for head in explainer.heads])
                 for head, of_head in zip(explainer.heads, maps, strict=True):
-                    seen = of_head.any(axis=(1, 2))
-                    correlation = randomisation.similarity(originals[head][part], of_head)
-                    sums[head, stage][part] += np.stack([correlation * seen, seen], axis=1)
+                    original = originals[head][part]
+                    is_seen = of_head.any(axis=(1, 2))
+                    both = is_seen & original.any(axis=(1, 2))
+                    correlation = randomisation.similarity(original, of_head)
+                    sums[head, stage][part] += np.stack([correlation * both, both, ~is_seen], axis=1)
             on_step()
 
     def figure(head: Head, stage: str, name: str, of: Callable[[NDArray[np.floating]], NDArray[np.floating]]) -> Figure:
@@ -213,13 +219,8 @@ def _on_redrawn(
 
 
 def _mean_of_seen(columns: NDArray[np.floating]) -> NDArray[np.floating]:
-    with np.errstate(invalid="ignore"):
-        return columns[..., 0] / columns[..., 1]
+    return columns[..., 0] / columns[..., 1]
 
 
 def _share_of_blank(columns: NDArray[np.floating]) -> NDArray[np.floating]:
-    return 1.0 - columns[..., 1] / randomisation.DRAWS
-
-
-def _first(columns: NDArray[np.floating]) -> NDArray[np.floating]:
-    return columns[..., 0]
+    return columns[..., 2] / randomisation.DRAWS

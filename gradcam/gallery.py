@@ -211,11 +211,9 @@ def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:
         paths = " and ".join(str(path) for path, name in found if name == twice)
         raise UsageError(f"{paths}: their overlays would have the same name. Give the folder that holds both.")
     # The name without its ending, unless another photograph's overlays would begin with that too.
-    stems = Counter(str(Path(name).with_suffix("")) for name in names) + names
-    return [
-        Photograph(path, name, stem if stems[stem := str(Path(name).with_suffix(""))] == 1 else name)
-        for path, name in found
-    ]
+    stems = {name: str(Path(name).with_suffix("")) for name in names}
+    used = Counter(stems.values()) + names
+    return [Photograph(path, name, stems[name] if used[stems[name]] == 1 else name) for path, name in found]
 
 
 def require_apart(out: Path, inputs: Sequence[Path]) -> None:
@@ -270,7 +268,7 @@ def _looked_at_again(explainer: Explainer, path: Path, pixels: Pixels, answer: A
 
 
 def _tops(photographs: Iterable[Photograph]) -> dict[Head, float]:
-    """The largest value of each head's maps over all photographs, in logits."""
+    """The largest value of each head's maps over all photographs."""
     tops: dict[Head, float] = {}
     for photograph in photographs:
         for head, head_map in (photograph.answer.maps if photograph.answer else {}).items():

@@ -32,12 +32,14 @@ def bootstrap(samples: NDArray[np.floating], of: Callable[[NDArray[np.floating]]
         of: from the columns' means over a resample, (..., columns), to the figure, (...); for example the ratio of two
             columns. Resamples whose figure is NaN are left out.
     """
-    value = float(of(samples.mean(axis=0)))
+    with np.errstate(invalid="ignore"):
+        value = float(of(samples.mean(axis=0)))
     if len(samples) < 2:  # all resamples would be equal
         return Interval(value, np.nan, np.nan)
     rng = np.random.default_rng(0)
     drawn = rng.integers(len(samples), size=(RESAMPLES, len(samples)))
-    figures = of(samples[drawn].mean(axis=1))
+    with np.errstate(invalid="ignore"):
+        figures = of(samples[drawn].mean(axis=1))
     known = figures[~np.isnan(figures)]
     low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
     return Interval(value, float(low), float(high))

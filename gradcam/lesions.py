@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..runtime.errors import AnnotationError, PictureError
 from ..runtime.picture import decode
@@ -36,7 +38,7 @@ class MaskedPhotograph:
 def read_lesions(folder: Path) -> list[MaskedPhotograph]:
     """Read a folder with ``lesions.csv`` (column Image name), photographs ``X.jpg`` and masks ``X_KIND.png``.
 
-    Pixels of a mask above 0 are lesion.
+    Pixels of a mask above 0 are lesion: of a mask in colour, in any channel; of one with a palette, by their index.
 
     Raises:
         AnnotationError: the list cannot be read, has fewer than two photographs, names one twice or lacks its column,
@@ -77,7 +79,7 @@ def _read(folder: Path, name: str, line: int, listed: list[str]) -> MaskedPhotog
         if not any(file.stem == other or file.stem.startswith(f"{other}_") for other in others)
     ]
     for file in found:
-        mask = decode(file).any(axis=2)
+        mask = _mask(file)
         if mask.shape != (height, width):
             raise PictureError(
                 f"{file}: expected a mask of {width} x {height}, found {mask.shape[1]} x {mask.shape[0]}"
@@ -87,3 +89,12 @@ def _read(folder: Path, name: str, line: int, listed: list[str]) -> MaskedPhotog
     if not found:
         raise AnnotationError(f"{where}: expected masks {path.stem}_EX.png, {path.stem}_HE.png, ..., found none")
     return MaskedPhotograph(path, masks)
+
+
+def _mask(file: Path) -> NDArray[np.bool_]:
+    samples: NDArray[Any] = decode(file)  # refuses what is no picture
+    with Image.open(file) as image:
+        if len(image.getbands()) == 1:
+            # Not as a colour: of 16 bits, 1 is rounded to black, and a palette may begin with white.
+            samples = np.asarray(image)[..., None]
+    return np.asarray(samples.any(axis=2))

@@ -82,7 +82,9 @@ def _line(found: Faithfulness, name: str, kind: str, head: Head, versus: str) ->
 
 
 def _cell(figure: Figure | None) -> str:
-    return "" if figure is None or isnan(figure.interval.value) else f"{figure.interval:.2f}"
+    if figure is None or isnan(figure.interval.value):
+        return ""
+    return f"{figure.interval.value:.2f}" if isnan(figure.interval.low) else f"{figure.interval:.2f}"
 
 
 def write_picture(path: Path, found: Faithfulness) -> None:
@@ -117,7 +119,8 @@ def _draw_hits(axis: Axes, found: Faithfulness, name: str, title: str) -> None:
     axis.set_title(title)
     axis.set_xlim(left=-0.03)
     axis.grid(axis="x", alpha=0.3)
-    axis.legend(loc="best")
+    if rows:
+        axis.legend(loc="best")
 
 
 def _draw_curves(axis: Axes, found: Faithfulness) -> None:

@@ -46,19 +46,22 @@ class HeadMap:
 
     head: Head
     values: NDArray[np.float32]
-    """(h, w) float32 over the framed square, at least 0, in logits; from several layers in [0, 1] (``GradCAM``)."""
+    """(h, w) float32 over the framed square, at least 0; in logits if ``sums_to_logit``."""
     target: int
     """The class that the map explains: a DR grade, or 0 or 1 for the ME risk."""
     probability: float
     """Probability of the target, in [0, 1]."""
+    sums_to_logit: bool = True
+    """Whether the cells, with those that the ReLU set to 0, sum to the target's logit without its biases: for Grad-CAM
+    and HiResCAM of the last layer. Values of other maps compare only with each other."""
 
     @property
     def is_blank(self) -> bool:
-        return float(self.values.sum()) < BLANK_BELOW
+        return float(self.values.sum()) < BLANK_BELOW if self.sums_to_logit else not self.values.any()
 
     @property
     def peak(self) -> float:
-        """The largest value, in logits."""
+        """The largest value."""
         return float(self.values.max())
 
 
@@ -100,7 +103,7 @@ def write_overlays(
         field: of this photograph.
         maps: for example ``head_maps(prediction).values()``.
         image_format: ``jpeg``, or ``png`` where every pixel matters.
-        tops: for each head, the value in logits at the top of the scale; see ``draw``.
+        tops: for each head, the value at the top of the scale; see ``draw``.
 
     Returns:
         the files written, in the order of ``maps``.
@@ -150,11 +153,16 @@ def place(values: NDArray[np.float32], field: Field, size: tuple[int, int]) -> N
 
 
 def peak_at(head_map: HeadMap, field: Field, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Where a map is largest on a photograph of this width and height: (x, y) in pixels; None for a blank map."""
+    """Where a map is largest within the lit field of a photograph of this width and height: (x, y) in pixels.
+
+    None if the map is blank there.
+    """
     if head_map.is_blank:
         return None
     canvas = _canvas(size, _CANVAS // 2)
     placed = place(head_map.values, field, canvas)
+    if not placed.any():
+        return None
     row, column = np.unravel_index(int(placed.argmax()), placed.shape)
     return int((column + 0.5) * size[0] / canvas[0]), int((row + 0.5) * size[1] / canvas[1])
 
@@ -166,7 +174,7 @@ def draw(photograph: Image.Image, head_map: HeadMap, field: Field, top: float | 
         photograph: RGB; it is not modified.
         head_map: the map to draw; a blank one changes nothing.
         field: of this photograph.
-        top: the value in logits at the top of the colour scale, to share a scale between photographs; None: the map's
+        top: the value at the top of the colour scale, to share a scale between photographs; None: the map's
             own maximum.
     """
     drawn = photograph.copy()

@@ -53,7 +53,7 @@ def draw_panel(
         decision: the model's answers.
         maps: one for each head that was explained.
         field: of this photograph.
-        tops: for each head, the value in logits at the top of the scale, if it is shared between photographs; None:
+        tops: for each head, the value at the top of the scale, if it is shared between photographs; None:
             each map's own maximum.
     """
     seen = (
@@ -104,8 +104,8 @@ def _caption(panel: Image.Image, at: tuple[int, int], head_map: HeadMap, top: fl
     pen.line((x + TILE // 2, y + 58, x + TILE // 2, y + 75), fill=(255, 255, 255), width=2)
     _write(pen, (x, y + 80), "nothing", 15, _GREY)
     _write(pen, (x + TILE // 2, y + 80), "half: white line", 15, _GREY, anchor="ma")
-    of = "of all photographs" if top else "here"
-    _write(pen, (x + TILE, y + 80), f"most {of}: {top or head_map.peak:.2g} logits", 15, _GREY, anchor="ra")
+    of, unit = "of all photographs" if top else "here", " logits" if head_map.sums_to_logit else ""
+    _write(pen, (x + TILE, y + 80), f"most {of}: {top or head_map.peak:.2g}{unit}", 15, _GREY, anchor="ra")
 
 
 def _cut(field: Field, box: tuple[int, int, int, int], size: tuple[int, int]) -> Field:

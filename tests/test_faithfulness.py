@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from retina.gradcam.interval import Interval, bootstrap
 from retina.gradcam.lesions import read_lesions
 from retina.gradcam.pointing import centre_prior, point
 from retina.gradcam.randomisation import ALIKE_BELOW, STAGE_NAMES, redrawn_models, similarity
+from retina.gradcam.verdict import as_markdown
 from retina.runtime.contract import Contract, Preprocessing
 from retina.runtime.errors import AnnotationError, PictureError
 from retina.runtime.field import Field
-from retina.train.checkpoint import Checkpoint
+from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.model import RetinaNet
 from retina.train.synthetic import write_lesions
 from scipy.stats import bootstrap as scipy_bootstrap
@@ -165,8 +167,23 @@ def test_redrawing_goes_from_the_heads_down_and_leaves_the_model_alone() -> None
     assert torch.equal(torch.random.get_rng_state(), state_of_torch)
 
 
+def test_maps_that_are_blank_before_redrawing_do_not_count_as_changed(
+    lesions: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Of heads whose last layer is 0 every map is blank, and the answer the same for every photograph."""
+    trained = load_checkpoint(checkpoint)
+    blind = {name: 0 * tensor if "head.3.weight" in name else tensor for name, tensor in trained.weights.items()}
+    replace(trained, weights=blind).save(tmp_path / "blind.pth")
+    found = measure(CheckpointExplainer(tmp_path / "blind.pth"), read_lesions(lesions))
+    assert not found.depends_on_weights
+    for stage in STAGE_NAMES:
+        redrawn, blank = found.get("redrawn", "", "me", stage), found.get("blank", "", "me", stage)
+        assert redrawn and np.isnan(redrawn.interval.value)
+        assert blank and 0 <= blank.interval.value < 1
+
+
 def test_blank_maps_are_left_out_of_the_mean_and_all_blank_is_no_number() -> None:
-    columns = np.array([[1.5, 3], [0.2, 1], [0, 0], [0.6, 2]])  # sum of correlations, and number of maps
+    columns = np.array([[1.5, 3], [0.2, 1], [0, 0], [0.6, 2]])  # sum of correlations, and number of pairs
     found = bootstrap(columns, _mean_of_seen)
     assert found.value == pytest.approx(2.3 / 6)
     assert 0.2 <= found.low <= found.value <= found.high <= 0.5
@@ -276,6 +293,30 @@ def test_masks_are_those_of_their_own_photograph(tmp_path: Path) -> None:
     assert [sorted(photograph.masks) for photograph in read_lesions(tmp_path)] == [["EX", "HE"], ["EX"], ["EX"]]
 
 
+def test_a_mask_is_where_its_samples_are_not_zero(tmp_path: Path) -> None:
+    samples = np.zeros((40, 40), np.uint8)
+    samples[10:20, 5:8] = 1
+    palette = Image.fromarray(samples, "P")
+    palette.putpalette([255, 255, 255, 0, 0, 0])
+    kinds = {
+        "bits": Image.fromarray(samples.astype(bool)),
+        "grey": Image.fromarray(samples),
+        "palette": palette,
+        "deep": Image.fromarray(samples.astype(np.uint16)),
+        "blue": Image.fromarray(np.dstack([0 * samples, 0 * samples, samples])),
+        "clear": Image.fromarray(np.dstack([samples, samples, samples, 0 * samples + 255])),
+    }
+    (tmp_path / "lesions.csv").write_text("Image name\na.png\nb.png\n")
+    for name in "ab":
+        Image.new("RGB", (40, 40), "white").save(tmp_path / f"{name}.png")
+        for kind, image in kinds.items():
+            image.save(tmp_path / f"{name}_{kind}.png")
+    masks = read_lesions(tmp_path)[0].masks
+    assert masks.keys() == kinds.keys()
+    for kind, mask in masks.items():
+        np.testing.assert_array_equal(mask, samples > 0, err_msg=kind)
+
+
 def test_where_nothing_can_be_written_nothing_is_measured(
     lesions: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +328,13 @@ def test_where_nothing_can_be_written_nothing_is_measured(
     result = CliRunner().invoke(main, ["--evaluate", str(lesions), *options])
     assert result.exit_code == 2
     assert "cannot be written" in result.stderr
+
+
+def test_a_figure_of_one_photograph_has_no_interval_in_the_table() -> None:
+    one = Figure("pointing", "EX", "dr", MAP, 1, Interval(0.25, np.nan, np.nan))
+    table = as_markdown(Faithfulness([one], {}))
+    assert "| pointing, hard exudates | DR grade | 1 | 0.25 |" in table
+    assert "nan" not in table
 
 
 def test_the_sanity_check_is_sure_only_where_the_whole_interval_is() -> None:

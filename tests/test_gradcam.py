@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import html
 import importlib.util
@@ -328,6 +329,43 @@ def test_without_a_checkpoint_the_file_that_would_score_is_explained(
     result = CliRunner().invoke(main, [str(folder / "a.jpg"), "--artifacts", str(artifacts), "--layer", "layer3"])
     assert result.exit_code == 2
     assert "retina_multitask_best.pth: expected a checkpoint" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("layers", "method", "sums"),
+    [
+        (["layer4"], "gradcam", True),
+        (["layer4[-1]"], "hirescam", True),
+        (["layer4"], "gradcam++", False),
+        (["layer3"], "gradcam", False),
+        (["layer4[-1].conv2"], "gradcam", False),
+        (["layer3", "layer4"], "gradcam", False),
+    ],
+)
+def test_which_maps_sum_to_the_logit(checkpoint: Path, layers: list[str], method: Any, sums: bool) -> None:
+    """Compared with the logit itself: of the map before its ReLU, whose sum is the map's less that of the opposite."""
+    explainer = CheckpointExplainer(checkpoint, layers=layers, method=method)
+    pixels = photograph(3, 0, 96, seed=1).picture
+    head_map = explainer.explain([pixels])[0].maps["dr"]
+    assert head_map.sums_to_logit is sums
+    x = explainer.preprocess(torch.from_numpy(pixels).unsqueeze(0))
+    index = CONTRACT.dr_grades.index(head_map.target)
+
+    def score(output: Any) -> torch.Tensor:
+        return head_logit("dr", index)(output)
+
+    def opposite(output: Any) -> torch.Tensor:
+        return -score(output)
+
+    of_score, of_opposite = (m.sum() for m in explainer.cam(x, [score, opposite]))
+    with torch.no_grad():
+        without_biases = copy.deepcopy(explainer.model)
+        hidden = explainer.model.dr_head[0](explainer.model.backbone(x)) > 0
+        for layer in (without_biases.dr_head[0], without_biases.dr_head[3]):
+            layer.bias.zero_()
+        first = without_biases.dr_head[0](explainer.model.backbone(x)) * hidden
+        logit = without_biases.dr_head[3](first)[0, index].item()
+    assert bool(np.isclose(of_score - of_opposite, logit, rtol=1e-3)) == sums
 
 
 def test_a_bare_state_dict_is_explained_as_it_was_trained(folder: Path, tmp_path: Path) -> None:

@@ -219,6 +219,27 @@ def test_the_peak_is_reported_in_pixels_of_the_photograph() -> None:
     spot[1, 2] = 1
     assert peak_at(HeadMap("dr", spot, 1, 0.5), WHOLE, (400, 200)) == pytest.approx((250, 75), abs=2)
     assert peak_at(HeadMap("dr", spot, 1, 0.5), WHOLE, (4000, 2000)) == pytest.approx((2500, 750), abs=8)
+    left = np.zeros((64, 64), np.float32)
+    left[:, :16] = 1
+    assert peak_at(HeadMap("dr", spot, 1, 0.5), replace(WHOLE, lit=left), (400, 200)) is None
+
+
+def test_a_map_that_is_not_in_logits_is_blank_only_where_it_is_zero_and_has_no_unit() -> None:
+    weak = np.full((3, 3), 1e-4, np.float32)
+    assert HeadMap("dr", weak, 2, 0.8).is_blank
+    assert not HeadMap("dr", weak, 2, 0.8, sums_to_logit=False).is_blank
+    assert HeadMap("dr", 0 * weak, 2, 0.8, sums_to_logit=False).is_blank
+    picture, field = Image.fromarray(PICTURES["drawn, 3:2"]), Field.find(PICTURES["drawn, 3:2"], PREP)
+    decision, strong = Decision(2, 0, True, 0.8, False), np.ones((3, 3), np.float32)
+
+    def left_of_caption(sums_to_logit: bool) -> int:
+        maps = {"dr": HeadMap("dr", strong, 2, 0.8, sums_to_logit)}
+        panel = np.asarray(draw_panel(picture, "eye.jpg", decision, maps, field))  # type: ignore[arg-type]
+        corner = panel[62 + TILE + 8 + 78 : 62 + TILE + 8 + 100, -220:]
+        return int(np.argwhere((corner < 200).any(axis=(0, 2))).min())
+
+    # "most here: 1 logits" or, shorter, "most here: 1"; both end at the right edge.
+    assert left_of_caption(True) + 30 < left_of_caption(False)
 
 
 # Machado et al., 2009, full severity: linear RGB as seen without long- or medium-wavelength cones.
