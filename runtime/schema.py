@@ -8,9 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from .limits import Limits
-from .upload import FIELD, FORM
+from .upload import FIELD, FORM, OCTETS
 
-OCTETS = "application/octet-stream"
 BINARY = {"type": "string", "format": "binary"}
 
 

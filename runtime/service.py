@@ -22,9 +22,9 @@ from .browser_page import add_page, find_page
 from .envelope import CLIENT_GONE, Entry
 from .limits import Limits
 from .model import RetinaModel, Scored
-from .schema import BINARY, OCTETS, Health, ModelFacts, Scores, body_of, refusals_of
+from .schema import BINARY, Health, ModelFacts, Scores, body_of, refusals_of
 from .table import Row, record
-from .upload import Photograph, read_photographs
+from .upload import OCTETS, Photograph, read_photographs
 
 WORKER = "retina-serve"
 """Name prefix of the scoring threads."""

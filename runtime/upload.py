@@ -16,7 +16,8 @@ from .limits import Limits
 FORM = "multipart/form-data"
 FIELD = "photographs"
 """The documented name of a form's files; files under other names are accepted as well."""
-RAW = ("application/octet-stream", "application/dicom", "image/")
+OCTETS, DICOM = "application/octet-stream", "application/dicom"
+RAW = (OCTETS, DICOM, "image/")
 """Media types (or their beginnings) of a single photograph; its actual format is told by its first bytes."""
 _OTHER_FIELDS = 16
 """Most form fields that are not files; they are accepted, since some programs send them, and ignored."""
@@ -38,9 +39,9 @@ async def read_photographs(request: Request, limits: Limits) -> list[Photograph]
             large; 415 another media type.
         ClientDisconnect: the client disconnected.
     """
-    media_type = request.headers.get("content-type", RAW[0]).split(";")[0].strip().lower()
+    media_type = request.headers.get("content-type", OCTETS).split(";")[0].strip().lower()
     if media_type != FORM and not media_type.startswith(RAW):
-        raise HTTPException(415, f"expected {FORM}, image/..., {RAW[0]} or {RAW[1]}, found {media_type[:80]!r}")
+        raise HTTPException(415, f"expected {FORM}, image/..., {OCTETS} or {DICOM}, found {media_type[:80]!r}")
     try:
         async with asyncio.timeout(limits.seconds):
             if media_type == FORM:

@@ -348,7 +348,7 @@ def on_two_devices(data: DataSet, tmp_path_factory: pytest.TempPathFactory) -> t
         env={**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "lo"}, check=False, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert two.returncode == 0, two.stderr
-    return artifacts, two.stdout
+    return artifacts, two.stdout + two.stderr
 
 
 def test_two_processes_keep_the_mean_of_their_batch_norm_statistics(
@@ -380,6 +380,7 @@ def test_two_processes_keep_the_mean_of_their_batch_norm_statistics(
 def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_devices: tuple[Path, str]) -> None:
     artifacts, said = on_two_devices
     assert said.count("epoch   1 ") == 2  # once per run
+    assert "deprecated" not in said  # of PyTorch and Lightning to each other
     options = [*TWICE_THE_BATCH, *EXACT, "--accumulate", "2"]
     alone = CliRunner().invoke(main, command(data, artifacts, "one", *options))
     assert alone.exit_code == 0, alone.output

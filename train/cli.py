@@ -191,7 +191,8 @@ def _run(
 
     # Libraries' notices about their own choices do not concern the user.
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="PIL")
+    for module in ("PIL", "lightning_fabric"):
+        warnings.filterwarnings("ignore", module=module)
     if resume:
         run = _interrupted(artifacts, name)
         config = _config_of(run.config_file)
