@@ -131,6 +131,7 @@ def require_maps(model: RetinaModel, listing: Listing, overlays: Path) -> None:
             "Make one with  retina-export --explain"
         )
     place = Path(os.path.realpath(overlays))
+    # Where photographs lie, and where overlays would.
     holding = {Path(name).parent for name in listing.names}
     used = {place, *(Path(os.path.realpath(overlay_base(overlays, folder.as_posix()))) for folder in holding)}
     within = [folder for folder in listing.folders if place.is_relative_to(os.path.realpath(folder))]
