@@ -23,8 +23,8 @@ help:
 	@echo "make test   set up, then every check and test; RETINA_DATA=folder (with retina/, lesions/, fullsize/) adds the tests on real photographs"
 	@echo "make check  lint, types and floors only"
 	@echo "make bench  the training benchmark; benchmarks/ has those of a trained model"
-	@echo "make evaluate DATA=folder       the figures of the card's Evaluation section, from the file that ships"
-	@echo "make release-model DATA=folder  train, export and evaluate the released model again (WEIGHTS=imagenet or a file)"
+	@echo "make evaluate DATA=folder       the figures of the card's Evaluation section, from the file that ships, into $(RELEASE)/metrics.json"
+	@echo "make release-model DATA=folder  train, export and evaluate the released model again, in its place (WEIGHTS=imagenet or a file)"
 	@echo "make clean  remove .venv, demo/ and what was built"
 
 $(READY): pyproject.toml

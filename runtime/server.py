@@ -69,7 +69,7 @@ GRACE = 30
     "--page",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder of the browser page, after npm ci in it.  [default: the page in this package]",
+    help="Folder of the browser page: examples/browser of a clone, after npm ci.  [default: the page in this package]",
 )
 @click.version_option(package_name="retina-edge")
 def main(**options: Any) -> None:
