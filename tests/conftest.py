@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from eyes import FinishedRun, write_set
-from small_export import SmallExport
+from filelock import FileLock
+from small_export import SmallExport, make_explained
 from without_pictures import replace_pictures
 
 # A shell script that starts the suite in the background makes it ignore Ctrl-C, and so its child processes, which some
@@ -60,7 +62,27 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     replace_pictures(monkeypatch.setattr)
 
 
+def made_once(base: Path, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder for all processes of the suite, filled by the one that needs it first; ``base`` is this process's."""
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            making = folder.with_name(f"{name} in the making")
+            making.mkdir()
+            make(making)
+            making.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def small_export(tmp_path_factory: pytest.TempPathFactory) -> SmallExport:
     """A small model as ``retina-export --conformance`` writes it."""
-    return SmallExport.make(tmp_path_factory.mktemp("export"))
+    base = tmp_path_factory.getbasetemp()
+    return SmallExport.within(made_once(base, "export", lambda folder: SmallExport.within(folder).make()))
+
+
+@pytest.fixture(scope="session")
+def small_explained(small_export: SmallExport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network exported with Grad-CAM outputs."""
+    base, name = tmp_path_factory.getbasetemp(), "explain.onnx"
+    return made_once(base, "explained", lambda folder: make_explained(small_export.checkpoint, folder / name)) / name

@@ -1,28 +1,47 @@
-"""One small exported model and its conformance kit, for all tests that examine either."""
+"""Small exported models, one with a conformance kit, for all tests that examine them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from click.testing import CliRunner
+from PIL import Image
 from retina.export.cli import main
 from small_checkpoint import small_checkpoint
 
 
 @dataclass(frozen=True)
 class SmallExport:
-    """The files that one ``retina-export --conformance`` wrote."""
+    """What ``retina-export --conformance kit/`` wrote, with all else as by default."""
 
     checkpoint: Path
     model: Path
     kit: Path
 
     @classmethod
-    def make(cls, folder: Path) -> SmallExport:
-        made = cls(folder / "small.pth", folder / "small.onnx", folder / "kit")
-        small_checkpoint(made.checkpoint)
-        options = ["--out", str(made.model), "--conformance", str(made.kit)]
-        result = CliRunner().invoke(main, [str(made.checkpoint), *options])
-        assert result.exit_code == 0, result.output
-        return made
+    def within(cls, folder: Path) -> SmallExport:
+        """The files' places in ``folder``."""
+        artifacts = folder / "artifacts"
+        return cls(artifacts / "retina_multitask_best.pth", artifacts / "retina_multitask.onnx", folder / "kit")
+
+    def make(self) -> None:
+        self.checkpoint.parent.mkdir()
+        small_checkpoint(self.checkpoint)
+        _export("--artifacts", self.checkpoint.parent, "--conformance", self.kit)
+
+
+def make_explained(checkpoint: Path, out: Path) -> None:
+    """Export with Grad-CAM outputs, compared on two small pictures, which is faster than drawing photographs."""
+    pictures = out.with_name("pictures")
+    pictures.mkdir()
+    for seed in range(2):
+        pixels = np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{seed}.png")
+    _export(checkpoint, "--explain", "--check", pictures, "--out", out)
+
+
+def _export(*arguments: object) -> None:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output

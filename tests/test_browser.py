@@ -276,7 +276,7 @@ def test_conforms(small_export: SmallExport, static: tuple[str, Path], open_page
         Image.fromarray(pixels.reshape(picture["shape"])).save(tmp_path / name)
     page = open_page(static[0])
     page.set_input_files("#other-model", small_export.model)
-    expect(page.locator("#model-facts")).to_contain_text("from small.onnx")
+    expect(page.locator("#model-facts")).to_contain_text("from retina_multitask.onnx")
     page.set_input_files("#files", [tmp_path / name for name in expected])
     wait_for_scores(page)
     lines = table_of(page)[1:]

@@ -21,6 +21,7 @@ from PIL import Image
 from retina.export import job
 from retina.export.cli import _unseen, main
 from retina.export.graph import DeployedModel
+from retina.export.parity import Answer
 from retina.export.to_pt2 import Pt2File
 from retina.export.to_torchscript import TorchScriptFile
 from retina.runtime.contract import METADATA_KEY, Contract
@@ -29,6 +30,7 @@ from retina.runtime.model import RetinaModel
 from retina.train.checkpoint import load_checkpoint, sha256_of
 from retina.train.framing import make_preprocess
 from small_checkpoint import small_checkpoint
+from small_export import SmallExport
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -38,15 +40,18 @@ def export(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_checkpoint(tmp_path_factory.mktemp("artifacts") / "retina_multitask_best.pth")
+def checkpoint(small_export: SmallExport) -> Path:
+    return small_export.checkpoint
 
 
 @pytest.fixture(scope="module")
-def plain(checkpoint: Path) -> Path:
-    result = export("--artifacts", checkpoint.parent)
-    assert result.exit_code == 0, result.output
-    return checkpoint.parent / "retina_multitask.onnx"
+def plain(small_export: SmallExport) -> Path:
+    return small_export.model
+
+
+@pytest.fixture(scope="module")
+def explained(small_explained: Path) -> Path:
+    return small_explained
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +62,6 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name)
     return folder
-
-
-@pytest.fixture(scope="module")
-def explained(checkpoint: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("explain") / "explain.onnx"
-    result = export(checkpoint, "--explain", "--check", photographs, "--out", out)
-    assert result.exit_code == 0, result.output
-    return out
 
 
 def torch_probs(checkpoint: Path, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -214,7 +211,7 @@ def test_bare_state_dict_of_the_notebook(checkpoint: Path, photographs: Path, tm
 
 
 def test_a_backbone_of_bottlenecks_and_groups_passes_the_same_checks(photographs: Path, tmp_path: Path) -> None:
-    checkpoint = small_checkpoint(tmp_path / "other.pth", backbone="resnext50_32x4d")
+    checkpoint = small_checkpoint(tmp_path / "other.pth", backbone="resnext50_32x4d", image_size=32)
     result = export(checkpoint, "--explain", "--check", photographs, "--out", tmp_path / "other.onnx")
     assert result.exit_code == 0, result.output
 
@@ -264,6 +261,22 @@ def test_another_network_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "expected a retina-edge checkpoint" in result.output
     result = export("--artifacts", tmp_path)
     assert result.exit_code == 2 and "retina_multitask_best.pth: expected" in result.output
+
+
+def test_a_file_that_answers_otherwise_than_pytorch_is_not_kept(
+    checkpoint: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = TorchScriptFile.open
+
+    def slightly_off(file: TorchScriptFile, path: Path, contract: Contract) -> Answer:
+        answer = opened(file, path, contract)
+        return lambda pixels: {name: values + np.float32(2e-4) for name, values in answer(pixels).items()}
+
+    monkeypatch.setattr(TorchScriptFile, "open", slightly_off)
+    out = tmp_path / "out" / "m.pt"
+    result = export(checkpoint, "--format", "torchscript", "--check", photographs, "--out", out)
+    assert result.exit_code == 2 and "0.0002" in result.output, result.output
+    assert list(out.parent.iterdir()) == []
 
 
 def test_options_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from retina.export.cli import main as export
 from retina.export.signature import require_key, sign
 from retina.runtime.cli import main
-from retina.runtime.errors import UsageError
+from retina.runtime.errors import RetinaError, UsageError
 from retina.runtime.signature import verify
+from small_export import SmallExport
 from tiny_model import write_tiny_model
 
 model_signing = pytest.importorskip("model_signing")
@@ -68,6 +71,16 @@ def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
     for key, found in (("rsa.pub", "one of another kind"), ("rsa.pem", ""), ("k1.pub", ".*secp256k1")):
         with pytest.raises(UsageError, match=rf"{key}: expected an elliptic-curve public key .*found: {found}"):
             verify(tmp_path / "m.onnx", tmp_path / key)
+
+
+def test_an_export_is_signed(keys: tuple[Path, Path], small_export: SmallExport, tmp_path: Path) -> None:
+    private, public = keys
+    options = ["--format", "torchscript", "--sign", str(private), "--out", str(tmp_path / "m.pt")]
+    result = CliRunner().invoke(export, [str(small_export.checkpoint), *options])
+    assert result.exit_code == 0, result.output
+    verify(tmp_path / "m.pt", public)
+    with pytest.raises(RetinaError, match="expected the signature of the holder of"):
+        verify(Path(shutil.copy(small_export.model, tmp_path / "m.pt")), public)
 
 
 def test_score_verifies_before_it_opens(keys: tuple[Path, Path], tmp_path: Path) -> None:

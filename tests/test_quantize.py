@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from retina.export import int8 as int8_module
 from retina.export.gate import Gate, Quality, judge
-from retina.export.graph import DeployedModel
 from retina.export.int8 import Int8, choose, screening_thresholds, to_int8
 from retina.export.job import ExportJob, run_export
 from retina.export.quantize import Recipe, body_of, quantize, round_keeping_sums, tensors_to_measure
 from retina.export.ranges import measure_ranges
-from retina.export.to_onnx import to_onnx
 from retina.runtime.contract import Contract, Rule, default_thresholds
 from retina.runtime.errors import AnnotationError, ParityError, UsageError
 from retina.runtime.model import RetinaModel
@@ -38,10 +36,8 @@ def pictures(count: int) -> list[NDArray[np.uint8]]:
 
 
 @pytest.fixture(scope="module")
-def fp32(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
-    read = load_checkpoint(small_checkpoint(tmp_path_factory.mktemp("int8") / "c.pth"))
-    contract = read.contract.with_(explain=True)
-    return to_onnx(DeployedModel(read.build_model(), contract), contract)
+def fp32(small_explained: Path) -> onnx.ModelProto:
+    return onnx.load(small_explained)
 
 
 @pytest.fixture(scope="module")

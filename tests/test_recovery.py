@@ -16,7 +16,7 @@ from retina.export.graph import DeployedModel
 from retina.export.quantize import Recipe, quantize, tensors_to_measure
 from retina.export.ranges import measure_ranges
 from retina.export.recovery import main
-from retina.export.to_onnx import OnnxFile, to_onnx
+from retina.export.to_onnx import OnnxFile
 from retina.runtime.contract import Rule
 from retina.runtime.errors import ModelFileError
 from retina.runtime.model import RetinaModel
@@ -59,7 +59,7 @@ def test_it_answers_as_the_checkpoint_of_before(small_export: SmallExport, photo
     assert "batch-norm from 6 photographs" in result.output
     assert f"--weights {tmp_path}/again.pth --backbone resnet18 --framing field --image-size 64\n" in result.output
     with pytest.raises(
-        ModelFileError, match=r"small\.onnx: .* make a checkpoint first: python -m retina\.export\.recovery"
+        ModelFileError, match=r"retina_multitask\.onnx: .* make a checkpoint first: python -m retina\.export\.recovery"
     ):
         load_checkpoint(small_export.model)
     again, before = load_checkpoint(tmp_path / "again.pth"), load_checkpoint(small_export.checkpoint)
@@ -90,11 +90,13 @@ def test_batch_norm_has_the_mean_and_variance_of_what_it_sees(
             torch.testing.assert_close(found, again.weights[name], atol=1e-2, rtol=2e-2)
 
 
-def test_an_int8_file_gives_its_rounded_weights_and_its_rules(photographs: Path, tmp_path: Path) -> None:
-    before = load_checkpoint(small_checkpoint(tmp_path / "c.pth"))
+def test_an_int8_file_gives_its_rounded_weights_and_its_rules(
+    small_export: SmallExport, photographs: Path, tmp_path: Path
+) -> None:
+    before = load_checkpoint(small_export.checkpoint)
     rules = {**before.contract.thresholds, "referable_dr": Rule("at_least", 0.37, 2)}
     contract = before.contract.with_(precision="int8", thresholds=rules, provenance={"backbone": "resnet18"})
-    deployed = to_onnx(DeployedModel(before.build_model(), contract), contract)
+    deployed = onnx.load(small_export.model)
     seen = [np.array(Image.open(file)) for file in sorted(photographs.iterdir())]
     ranges = measure_ranges(deployed, tensors_to_measure(deployed), seen)
     OnnxFile(quantize(deployed, ranges, Recipe("mean", 1))).write(tmp_path / "m.int8.onnx", contract)

@@ -485,6 +485,12 @@ def test_a_full_output_is_told_and_gone_on_from(score: Score) -> None:
     with Path("/dev/full").open("wb") as full:
         assert subprocess.run([*COMMAND, "eyes"], stdout=subprocess.DEVNULL, stderr=full, check=False).returncode == 2
     assert b"stopped, its output cannot be written: No space left on device; the same command goes on" in done.stderr
+    journal = Path("test_predictions.csv.journal").read_bytes()
+    assert "going on: " in score("eyes").stderr
+    Path("test_predictions.csv").unlink()
+    Path("test_predictions.csv.journal").write_bytes(journal)
+    assert "going on" not in score("eyes", "--no-resume").stderr
+    assert len(table()) == 3
 
 
 def test_a_list_from_a_closed_input_is_refused(score: Score) -> None:
@@ -496,7 +502,7 @@ def test_a_list_from_a_closed_input_is_refused(score: Score) -> None:
 
 @pytest.mark.parametrize("pause", [0.01, 0.2])
 def test_a_second_ctrl_c_does_not_abort_the_first(score: Score, pause: float) -> None:
-    photographs(Path("eyes"), 3000)
+    photographs(Path("eyes"), 700)  # more than fit into the pipe that nobody reads
     process = subprocess.Popen([*COMMAND, "eyes", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()

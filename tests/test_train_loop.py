@@ -427,7 +427,7 @@ def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(data: DataSet, t
 
 def test_told_to_end_with_all_its_processes_a_run_saves_everything(data: DataSet, tmp_path: Path) -> None:
     """As by systemd, Slurm and timeout, which send SIGTERM to the workers too."""
-    slowly = ["--epochs", "999", "--workers", "1", "--image-size", "224", "--batch-size", "16"]
+    slowly = ["--epochs", "999", "--workers", "1", "--image-size", "112", "--batch-size", "16"]
     started = [sys.executable, *as_process(command(data, tmp_path, "ended", *slowly))]
     with subprocess.Popen(
         started, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -542,6 +542,11 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(finished_run: FinishedRun
         published = finished_run.artifacts / f"retina_multitask_{name}.pth"
         assert published.read_bytes() == (finished_run.folder / f"{name}.pth").read_bytes()
     assert not (finished_run.folder / "resume.pth").exists()
+
+
+def test_copies_are_trained_on_when_allowed_and_stay_on_record(finished_run: FinishedRun) -> None:
+    assert f"Warning: {finished_run.leak}" in finished_run.output
+    assert finished_run.leak in json.loads((finished_run.folder / "run.json").read_text())["leaks"]
 
 
 def test_the_test_csv_is_what_the_best_checkpoint_says(finished_run: FinishedRun) -> None:

@@ -1,4 +1,4 @@
-"""``retina-train`` without its pictures, which take most of a small run's time."""
+"""``retina-train`` without its pictures and scikit-learn's tables, which take most of a small run's time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
-from retina.train import plots
+from retina.train import plots, report
 from retina.train.cli import main
 
 
 def replace_pictures(replace: Callable[[Any, str, Any], object]) -> None:
-    """Replace each function that draws a picture of a run, by ``setattr`` or monkeypatch's."""
+    """Replace each function that draws a picture or table of a run, by ``setattr`` or monkeypatch's."""
+    replace(report, "classification_report", lambda *_: "")
     for draws in (plots.learning_curves, plots.roc_curves, plots.reliability_diagrams, plots.confusion_matrix):
         replace(plots, draws.__name__, _draw_nothing)
 

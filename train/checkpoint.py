@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,10 @@ def _check_fits(path: Path, checkpoint: Checkpoint) -> None:
 
 def current_versions() -> dict[str, str]:
     """Versions of the libraries that influence the weights, by package name."""
-    return {name: version(name) for name in ("retina-edge", "torch", "torchvision", "numpy", "pillow")}
+    return {name: _version(name) for name in ("retina-edge", "torch", "torchvision", "numpy", "pillow")}
+
+
+_version = cache(version)  # which searches the installed packages, for 8 ms each
 
 
 def sha256_of(path: Path) -> str:
