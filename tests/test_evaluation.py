@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from eyes import write_set
+from eyes import write_set, write_split
 from retina.runtime.picture import decode
 from retina.train import evaluation
 from retina.train.evaluation import main
@@ -42,6 +43,22 @@ def test_figures_are_scikit_learns_on_the_files_own_answers(data: Path, tmp_path
     assert body["me"]["accuracy"]["value"] == pytest.approx(((me[:, 1] >= 0.5) == (truth > 1)).mean())
     assert f"| DR quadratic kappa | {kappa:.3f}" in result.output
     assert "| DR grade 2 | 2 |" in result.output
+
+
+def test_the_splits_asked_for_are_evaluated(data: Path, tmp_path: Path) -> None:
+    shutil.rmtree(data / "valid")
+    write_split(data / "valid", [4, 0, 3], seed=9)
+    model, out = write_tiny_model(tmp_path / "tiny.onnx"), tmp_path / "metrics.json"
+    splits = ["--split", "valid", "--split", "train"]
+    result = CliRunner().invoke(main, [str(data), "--model", str(model), "--out", str(out), *splits])
+    assert result.exit_code == 0, result.output
+    found = json.loads(out.read_text())["splits"]
+    truth = {"valid": [4, 0, 3], "train": GRADES}
+    assert found.keys() == truth.keys()
+    for split, grades in truth.items():
+        probs = [expected_probs(decode(data / f"{split}/images/eye_{n}.jpg"))[0] for n in range(len(grades))]
+        right = np.mean(np.argmax(probs, axis=1) == grades)
+        assert (found[split]["all"]["n"], found[split]["all"]["dr"]["accuracy"]["value"]) == (len(grades), right)
 
 
 def test_a_photograph_that_cannot_be_read_is_named(data: Path, tmp_path: Path) -> None:

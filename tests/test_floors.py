@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent
 ABOVE = (
@@ -79,6 +81,23 @@ def test_help_needs_no_extra_and_running_names_it(command: str) -> None:
     assert ran.returncode == 2
     assert f"pip install 'retina-edge[{command}]'" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "looked_for"),
+    [
+        ("train", ["--resume"], "runs"),
+        ("export", [], "retina_multitask_best.pth"),
+        ("gradcam", [str(ROOT / "README.md"), "--layer", "layer3"], "retina_multitask_best.pth"),
+    ],
+)
+def test_the_environment_says_where_artifacts_are(
+    command: str, arguments: list[str], looked_for: str, tmp_path: Path
+) -> None:
+    main = importlib.import_module(f"retina.{command}.cli").main
+    result = CliRunner().invoke(main, arguments, env={"RETINA_ARTIFACTS": str(tmp_path / "elsewhere")})
+    assert result.exit_code == 2
+    assert str(tmp_path / "elsewhere" / looked_for) in result.output
 
 
 @pytest.mark.parametrize("command", ["train", "export", "gradcam", "runtime"])

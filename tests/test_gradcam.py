@@ -370,6 +370,16 @@ def test_which_maps_sum_to_the_logit(checkpoint: Path, layers: list[str], method
     assert bool(np.isclose(of_score - of_opposite, logit, rtol=1e-3)) == sums
 
 
+def test_the_layers_and_the_method_asked_for_are_explained(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    asked = ["--layer", "layer3", "--layer", "layer4", "--method", "gradcam++", "--head", "dr", "--npy"]
+    args = [str(folder / "a.jpg"), "--checkpoint", str(checkpoint), "--out", str(tmp_path), *asked]
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 0, result.output
+    explainer = CheckpointExplainer(checkpoint, ["dr"], layers=["layer3", "layer4"], method="gradcam++")
+    (expected,) = explainer.explain([explainer.decode(folder / "a.jpg")])
+    np.testing.assert_array_equal(np.load(tmp_path / "a_dr.npy"), expected.maps["dr"].values)
+
+
 def test_a_bare_state_dict_is_explained_as_it_was_trained(folder: Path, tmp_path: Path) -> None:
     torch.save(network().state_dict(), tmp_path / "bare.pth")
     Checkpoint(network().state_dict(), "resnet18", CONTRACT).save(tmp_path / "ours.pth")
