@@ -339,8 +339,12 @@ def test_a_figure_of_one_photograph_has_no_interval_in_the_table() -> None:
 
 def test_the_sanity_check_is_sure_only_where_the_whole_interval_is() -> None:
     def passes(low: float, high: float) -> bool:
-        interval = Interval((low + high) / 2, low, high)
-        return Faithfulness([Figure("redrawn", "", "dr", STAGE_NAMES[-1], 9, interval)], {}).depends_on_weights
+        """Of the ME head's figure, whichever way the DR head's passes."""
+        figures = [
+            Figure("redrawn", "", head, STAGE_NAMES[-1], 9, Interval((a + b) / 2, a, b))
+            for head, a, b in (("dr", ALIKE_BELOW - 0.2, ALIKE_BELOW - 0.1), ("me", low, high))
+        ]
+        return Faithfulness(figures, {}).depends_on_weights  # type: ignore[arg-type]
 
     assert passes(ALIKE_BELOW - 0.2, ALIKE_BELOW - 0.1)
     assert not passes(ALIKE_BELOW - 0.2, ALIKE_BELOW + 0.1)

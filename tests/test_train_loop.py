@@ -441,6 +441,8 @@ def test_told_to_end_with_all_its_processes_a_run_saves_everything(data: DataSet
         said = process.stdout.read()
     assert process.returncode == 130, said
     assert "everything saved. Go on with:" in said
+    saved = saved_progress(tmp_path / "runs" / "ended" / "resume.pth")
+    assert f"Stopped at {saved.place(999)}, " in said
 
 
 def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
