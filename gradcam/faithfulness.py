@@ -18,7 +18,7 @@ from ..runtime.field import Field
 from . import deletion, randomisation
 from .cam import head_logit
 from .explainer import Answer, CheckpointExplainer
-from .interval import Interval, bootstrap
+from .interval import Interval, Statistic, bootstrap
 from .lesions import MaskedPhotograph
 from .pointing import Pointing, centre_prior, point
 
@@ -149,7 +149,7 @@ def _on_lesions(kind: str, head: Head, pairs: Sequence[tuple[Pointing, Pointing]
     columns = [(m.hit, m.chance_hit, c.hit, m.energy, m.area, c.energy) for m, c in pairs]
     samples = np.array(columns)  # (photographs, 6)
 
-    def figure(name: str, of: str, value: Callable[[NDArray[np.floating]], NDArray[np.floating]]) -> Figure:
+    def figure(name: str, of: str, value: Statistic) -> Figure:
         return Figure(name, kind, head, of, len(samples), bootstrap(samples, value))
 
     return [
@@ -169,7 +169,7 @@ def _on_curves(head: Head, curves: Mapping[tuple[str, Head, str], NDArray[np.flo
     for name in ("deletion", "insertion"):
         areas = [[deletion.area_under(curve) for curve in curves[name, head, of]] for of in (MAP, CHANCE, CENTRE)]
         samples = np.array(areas).T  # (photographs, 3)
-        values: dict[str, Callable[[NDArray[np.floating]], NDArray[np.floating]]] = {
+        values: dict[str, Statistic] = {
             MAP: lambda s: s[..., 0],
             CHANCE: lambda s: s[..., 1],
             CENTRE: lambda s: s[..., 2],
@@ -207,7 +207,7 @@ def _on_redrawn(
                     sums[head, stage][part] += np.stack([correlation * both, both, ~is_seen], axis=1)
             on_step()
 
-    def figure(head: Head, stage: str, name: str, of: Callable[[NDArray[np.floating]], NDArray[np.floating]]) -> Figure:
+    def figure(head: Head, stage: str, name: str, of: Statistic) -> Figure:
         return Figure(name, "", head, stage, len(x), bootstrap(sums[head, stage], of))
 
     return [

@@ -33,13 +33,17 @@ class SmallExport:
 
 
 def make_explained(checkpoint: Path, out: Path) -> None:
-    """Export with Grad-CAM outputs, compared on two small pictures, which is faster than drawing photographs."""
-    pictures = out.with_name("pictures")
-    pictures.mkdir()
-    for seed in range(2):
+    """Export with Grad-CAM outputs."""
+    _export(checkpoint, "--explain", "--check", small_pictures(out.with_name("pictures")), "--out", out)
+
+
+def small_pictures(folder: Path) -> Path:
+    """Write two small pictures to compare an export on, which is faster than drawing photographs."""
+    folder.mkdir(exist_ok=True)
+    for seed, name in enumerate(["a.png", "b.png"]):
         pixels = np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(pictures / f"{seed}.png")
-    _export(checkpoint, "--explain", "--check", pictures, "--out", out)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
 
 
 def _export(*arguments: object) -> None:

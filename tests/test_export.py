@@ -17,7 +17,6 @@ import torch
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from retina.export import job
 from retina.export.cli import _unseen, main
 from retina.export.graph import DeployedModel
@@ -30,7 +29,7 @@ from retina.runtime.model import RetinaModel
 from retina.train.checkpoint import load_checkpoint, sha256_of
 from retina.train.framing import make_preprocess
 from small_checkpoint import small_checkpoint
-from small_export import SmallExport
+from small_export import SmallExport, small_pictures
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -56,12 +55,7 @@ def explained(small_explained: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two small pictures to compare on, which is faster than drawing photographs."""
-    folder = tmp_path_factory.mktemp("photographs")
-    for seed, name in enumerate(["a.png", "b.png"]):
-        pixels = np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / name)
-    return folder
+    return small_pictures(tmp_path_factory.mktemp("photographs"))
 
 
 def torch_probs(checkpoint: Path, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
