@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import small_backbone  # noqa: F401 - adds networks to torchvision's
 from click.testing import CliRunner
 from eyes import FinishedRun, write_set
 from filelock import FileLock
@@ -45,7 +46,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
         "--batch-size",
         "8",
         "--backbone",
-        "resnet18",
+        "resnet10",
         "--lr-backbone",
         "1e-3",
     ]

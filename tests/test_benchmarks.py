@@ -61,7 +61,7 @@ def test_cross_source_tests_on_the_other_source_and_leaves_the_test_split_alone(
 @pytest.mark.usefixtures("no_pictures")
 def test_cross_source_averages_the_branches(drawn: Path) -> None:
     rows = table(
-        "cross_source.py", str(drawn), "--backbone", "resnet18", "--weights", "none", "--image-size", "32",
+        "cross_source.py", str(drawn), "--backbone", "resnet10", "--weights", "none", "--image-size", "32",
         "--epochs", "1", "--step", "6", "--step", "9", "--source", "larga", "--workers", "0",
     )  # fmt: skip
     data, _ = read_dataset(drawn)

@@ -44,7 +44,7 @@ CONTRACT = Contract(Preprocessing(image_size=96))
 PACKAGE = {"gradcam": package.GradCAM, "gradcam++": package.GradCAMPlusPlus, "hirescam": package.HiResCAM}
 
 
-def network(backbone: str = "resnet18", seed: int = 0) -> RetinaNet:
+def network(backbone: str = "resnet10", seed: int = 0) -> RetinaNet:
     torch.manual_seed(seed)
     return RetinaNet(5, backbone).eval()
 
@@ -59,7 +59,7 @@ def batch() -> Tensor:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "retina_multitask_best.pth"
-    Checkpoint(network().state_dict(), "resnet18", CONTRACT).save(path)
+    Checkpoint(network().state_dict(), "resnet10", CONTRACT).save(path)
     return path
 
 
@@ -105,7 +105,7 @@ def twenty() -> Tensor:
     return torch.cat([preprocess(torch.from_numpy(picture)[None]) for picture in pictures])
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("backbone", ["resnet10", "resnet50"])
 def test_equals_the_grad_cam_package(backbone: str, twenty: Tensor) -> None:
     model = network(backbone)
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_equals_the_grad_cam_package(backbone: str, twenty: Tensor) -> None:
 
 
 @pytest.mark.parametrize("method", sorted(PACKAGE))
-@pytest.mark.parametrize("layers", [["layer3"], ["layer4[-1].conv2"], ["layer4.0", "layer4.1"]])
+@pytest.mark.parametrize("layers", [["layer3"], ["layer4[-1].conv2"], ["layer4[0].conv2", "layer4"]])
 def test_every_method_equals_the_package(method: str, layers: list[str], batch: Tensor) -> None:
     model, classes = network(), [1, 1, 4, 0]
     (mine,) = GradCAM(model, layers, method)(batch, [head_logit("dr", classes)])
@@ -282,7 +282,7 @@ def test_a_close_call_is_explained_on_the_whole_photograph_as_it_is_scored(tmp_p
 
     def opened(contract: Contract) -> tuple[Path, CheckpointExplainer | OnnxExplainer]:
         if source == "--checkpoint":
-            Checkpoint(network().state_dict(), "resnet18", contract).save(tmp_path / "a.pth")
+            Checkpoint(network().state_dict(), "resnet10", contract).save(tmp_path / "a.pth")
             return tmp_path / "a.pth", CheckpointExplainer(tmp_path / "a.pth")
         file = write_tiny_model(tmp_path / "a.onnx", contract=contract.with_(explain=True))
         return file, OnnxExplainer(file)
@@ -378,7 +378,7 @@ def test_the_layers_and_the_method_asked_for_are_explained(folder: Path, checkpo
 
 def test_a_bare_state_dict_is_explained_as_it_was_trained(folder: Path, tmp_path: Path) -> None:
     torch.save(network().state_dict(), tmp_path / "bare.pth")
-    Checkpoint(network().state_dict(), "resnet18", CONTRACT).save(tmp_path / "ours.pth")
+    Checkpoint(network().state_dict(), "resnet10", CONTRACT).save(tmp_path / "ours.pth")
     prep = CONTRACT.preprocessing
     how = ["--framing", prep.framing, "--image-size", str(prep.image_size)]
     tables = {}

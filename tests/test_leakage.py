@@ -78,7 +78,7 @@ def test_the_same_patient_in_two_splits(tmp_path: Path) -> None:
 def test_copies_stop_the_run(tmp_path: Path) -> None:
     root = write_set(tmp_path / "data")
     shutil.copy(root / "train/images/eye_0.jpg", root / "test/images/eye_2.jpg")
-    quick = ["--image-size", "32", "--backbone", "resnet18", "--weights", "none", "--cache", "off"]
+    quick = ["--image-size", "32", "--backbone", "resnet10", "--weights", "none", "--cache", "off"]
     result = CliRunner().invoke(main, [str(root), *quick, "--artifacts", str(tmp_path / "a")])
     assert result.exit_code == 2
     assert "same bytes: train/eye_0.jpg and test/eye_2.jpg; DR grade 0 and 2, ME risk 0 and 1" in result.stderr

@@ -57,7 +57,7 @@ def test_it_answers_as_the_checkpoint_of_before(small_export: SmallExport, photo
     result = recover(photographs, "--model", small_export.model, "--out", tmp_path / "again.pth")
     assert result.exit_code == 0, result.output
     assert "batch-norm from 6 photographs" in result.output
-    assert f"--weights {tmp_path}/again.pth --backbone resnet18 --framing field --image-size 64\n" in result.output
+    assert f"--weights {tmp_path}/again.pth --backbone resnet10 --framing field --image-size 64\n" in result.output
     with pytest.raises(
         ModelFileError, match=r"retina_multitask\.onnx: .* make a checkpoint first: python -m retina\.export\.recovery"
     ):
@@ -95,7 +95,7 @@ def test_an_int8_file_gives_its_rounded_weights_and_its_rules(
 ) -> None:
     before = load_checkpoint(small_export.checkpoint)
     rules = {**before.contract.thresholds, "referable_dr": Rule("at_least", 0.37, 2)}
-    contract = before.contract.with_(precision="int8", thresholds=rules, provenance={"backbone": "resnet18"})
+    contract = before.contract.with_(precision="int8", thresholds=rules, provenance={"backbone": "resnet10"})
     deployed = onnx.load(small_export.model)
     seen = [np.array(Image.open(file)) for file in sorted(photographs.iterdir())]
     ranges = measure_ranges(deployed, tensors_to_measure(deployed), seen)
@@ -124,12 +124,12 @@ def test_an_int8_file_gives_its_rounded_weights_and_its_rules(
 def test_layers_frozen_from_the_start_are_recovered(photographs: Path, tmp_path: Path) -> None:
     """Trained from ``--weights none``, their batch-norm shifts nothing, and the file's convolutions have no bias."""
     before = load_checkpoint(small_checkpoint(tmp_path / "c.pth"))
-    new = RetinaNet(5, "resnet18").state_dict()
+    new = RetinaNet(5, "resnet10").state_dict()
     frozen = {name: value for name, value in new.items() if name.startswith(("backbone.bn1.", "backbone.layer1."))}
     before = replace(before, weights=before.weights | frozen)
-    contract = before.contract.with_(provenance={"backbone": "resnet18"})
+    contract = before.contract.with_(provenance={"backbone": "resnet10"})
     file = OnnxFile.of(DeployedModel(before.build_model(), contract), contract)
-    assert [len(node.input) for node in file.model.graph.node if node.op_type == "Conv"][:6] == [2, 2, 2, 2, 2, 3]
+    assert [len(node.input) for node in file.model.graph.node if node.op_type == "Conv"][:4] == [2, 2, 2, 3]
     file.write(tmp_path / "m.onnx", contract)
     result = recover(photographs, "--model", tmp_path / "m.onnx", "--out", tmp_path / "again.pth")
     assert result.exit_code == 0, result.output

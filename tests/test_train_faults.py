@@ -21,7 +21,7 @@ from retina.train.model import RetinaNet
 from without_pictures import as_process
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-QUICK = ["--image-size", "32", "--backbone", "resnet18", "--weights", "none", "--workers", "0", "--epochs", "1"]
+QUICK = ["--image-size", "32", "--backbone", "resnet10", "--weights", "none", "--workers", "0", "--epochs", "1"]
 
 
 def retina_train(*arguments: object) -> Result:
@@ -155,15 +155,15 @@ def test_weights_that_cannot_be_started_from_are_told_before_photographs_are_rea
     monkeypatch.setattr(survey, "look_through", lambda *_: pytest.fail("read first"))
     body = {f"backbone.{name}": weight for name, weight in torchvision.models.resnet34().state_dict().items()}
     del body["backbone.fc.weight"], body["backbone.fc.bias"]
-    heads = {key: value for key, value in RetinaNet(5, "resnet18").state_dict().items() if "head" in key}
+    heads = {key: value for key, value in RetinaNet(5, "resnet10").state_dict().items() if "head" in key}
     torch.save(body | heads, tmp_path / "34.pth")
-    infinite = torchvision.models.resnet18().state_dict()
-    infinite["layer4.1.bn2.bias"][7] = torch.nan
+    infinite = torchvision.models.get_model("resnet10").state_dict()
+    infinite["layer4.0.bn2.bias"][7] = torch.nan
     torch.save(infinite, tmp_path / "nan.pth")
     for file, reason in (
         ("none.pth", "none.pth: expected a checkpoint or weights file, found none there"),
-        ("34.pth", "34.pth: expected a checkpoint of resnet18 to start from, found one of resnet34"),
-        ("nan.pth", "nan.pth: layer4.1.bn2.bias: expected finite weights, found others"),
+        ("34.pth", "34.pth: expected a checkpoint of resnet10 to start from, found one of resnet34"),
+        ("nan.pth", "nan.pth: layer4.0.bn2.bias: expected finite weights, found others"),
     ):
         assert reason in refused(tmp_path, data, *QUICK, "--weights", tmp_path / file)
     known = "--backbone resnet19: expected one of resnet101, "
@@ -275,7 +275,7 @@ def test_resume_refuses_other_options_and_other_data(tmp_path: Path, data: Path)
 
 
 def test_resume_refuses_photographs_that_changed(tmp_path: Path, data: Path) -> None:
-    config = TrainConfig(str(data), image_size=32, backbone="resnet18", weights="none", workers=0)
+    config = TrainConfig(str(data), image_size=32, backbone="resnet10", weights="none", workers=0)
     folder = interrupted(tmp_path, data)
     (folder / "config.json").write_text(config.to_json())
     torch.save({"kind": "something else"}, folder / "resume.pth")
@@ -304,7 +304,7 @@ def test_imagenet_weights_without_a_network(tmp_path: Path, data: Path, monkeypa
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # the discard port, where nothing answers
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    message = refused(tmp_path / "a", data, *QUICK, "--weights", "imagenet")
+    message = refused(tmp_path / "a", data, *QUICK, "--backbone", "resnet18", "--weights", "imagenet")
     assert "--weights imagenet: torchvision could not fetch resnet18" in message
     assert "--weights FILE" in message
     assert "--weights none" in message
@@ -314,7 +314,7 @@ def test_imagenet_weights_without_a_network(tmp_path: Path, data: Path, monkeypa
 def test_weights_of_another_network_are_refused(tmp_path: Path, data: Path) -> None:
     file = tmp_path / "weights.pth"
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, file)
-    assert "expected a torchvision state_dict of resnet18" in refused(tmp_path / "a", data, *QUICK, "--weights", file)
+    assert "expected a torchvision state_dict of resnet10" in refused(tmp_path / "a", data, *QUICK, "--weights", file)
     file.write_bytes(b"PK\x03\x04 nothing")
     assert "cannot be read safely" in refused(tmp_path / "a", data, *QUICK, "--weights", file)
 
@@ -331,7 +331,7 @@ def test_a_damaged_config_is_named(tmp_path: Path, data: Path, content: str) -> 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '{"devices": 1}'])
 def test_damaged_facts_of_a_run_are_named(tmp_path: Path, data: Path, content: str) -> None:
-    config = TrainConfig(str(data), image_size=32, backbone="resnet18", weights="none", workers=0)
+    config = TrainConfig(str(data), image_size=32, backbone="resnet10", weights="none", workers=0)
     folder = interrupted(tmp_path, data)
     (folder / "resume.pth").touch()
     (folder / "config.json").write_text(config.to_json())

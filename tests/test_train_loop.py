@@ -46,7 +46,7 @@ from torch import Tensor
 from without_pictures import as_process
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-RECIPE = TrainConfig("", epochs=3, batch_size=4, image_size=32, backbone="resnet18", weights="none", workers=0)
+RECIPE = TrainConfig("", epochs=3, batch_size=4, image_size=32, backbone="resnet10", weights="none", workers=0)
 FROZEN = ("backbone.conv1", "backbone.bn1", "backbone.layer1")
 
 
@@ -111,7 +111,7 @@ def test_one_step_is_the_textbooks(data: DataSet, weighting: str) -> None:
     plan = OneStep(train.dr_index, 4, "shuffle", RECIPE.seed)
     train_epoch(t, train, plan)
 
-    reference = RetinaNet(3, "resnet18").eval()
+    reference = RetinaNet(3, "resnet10").eval()
     reference.load_state_dict(before)
     reference.set_frozen(True)
     reference.eval()
@@ -281,7 +281,7 @@ def test_a_file_that_is_no_resume_state_is_refused(data: DataSet, tmp_path: Path
 
 
 def command(data: DataSet, artifacts: Path, name: str, *options: str) -> list[str]:
-    recipe = ["--epochs", "3", "--image-size", "32", "--batch-size", "4", "--backbone", "resnet18", "--weights", "none"]
+    recipe = ["--epochs", "3", "--image-size", "32", "--batch-size", "4", "--backbone", "resnet10", "--weights", "none"]
     where = ["--artifacts", str(artifacts), "--name", name]
     return [str(data.root), *recipe, *where, *options]
 
@@ -360,7 +360,7 @@ def test_two_processes_keep_the_mean_of_their_batch_norm_statistics(
     train, _ = items(data)
     shares = []
     for rank in range(2):
-        net = RetinaNet(3, "resnet18")
+        net = RetinaNet(3, "resnet10")
         net.load_state_dict(found)
         for module in net.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -372,7 +372,7 @@ def test_two_processes_keep_the_mean_of_their_batch_norm_statistics(
                 net(Normalize(SMALL.mean, SMALL.std)(torch.stack([train[draw].image for draw in batch]).float()))
         shares.append(net.state_dict())
     names = [name for name in found if "running" in name]
-    assert len(names) == 40
+    assert len(names) == 24
     for name in names:
         torch.testing.assert_close(found[name], (shares[0][name] + shares[1][name]) / 2, rtol=1e-4, atol=1e-5)
 
@@ -385,7 +385,7 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_device
     alone = CliRunner().invoke(main, command(data, artifacts, "one", *options))
     assert alone.exit_code == 0, alone.output
     torch.manual_seed(42)
-    start = RetinaNet(3, "resnet18")
+    start = RetinaNet(3, "resnet10")
     left, right = (load_checkpoint(artifacts / "runs" / name / "final.pth").weights for name in ("one", "twice"))
 
     def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
