@@ -41,7 +41,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 demo: $(READY)
 	VENV=$(VENV) DEMO=$(DEMO) sh examples/demo.sh

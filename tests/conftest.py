@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import small_backbone  # noqa: F401 - adds networks to torchvision's
-from click.testing import CliRunner
-from eyes import FinishedRun, write_set
 from filelock import FileLock
-from small_export import SmallExport, make_explained
-from without_pictures import replace_pictures
+
+# Imported where it is needed, all else: the process that only hands tests to the others would load PyTorch too.
+if TYPE_CHECKING:
+    from small_export import SmallExport
 
 # A shell script that starts the suite in the background makes it ignore Ctrl-C, and so its child processes, which some
 # tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the files with slow tests first, so that none of them is still running alone at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
@@ -30,36 +35,11 @@ def real_data() -> Path:
     return Path(folder)
 
 
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """A finished run of ``retina-train``, for all tests that examine what a run writes."""
-    from retina.train.cli import main
-
-    root = tmp_path_factory.mktemp("run")
-    data, artifacts = write_set(root / "data", train=[0, 1, 2, 3, 4] * 4, others=[0, 1, 2, 3, 4, 0]), root / "artifacts"
-    shutil.copy(data / "train/images/eye_0.jpg", data / "test/images/eye_3.jpg")
-    options = [
-        "--epochs",
-        "3",
-        "--image-size",
-        "64",
-        "--batch-size",
-        "8",
-        "--backbone",
-        "resnet10",
-        "--lr-backbone",
-        "1e-3",
-    ]
-    options += ["--weights", "none", "--workers", "0", "--allow-leakage", "--name", "a", "--artifacts", str(artifacts)]
-    result = CliRunner().invoke(main, [str(data), *options])
-    assert result.exit_code == 0, result.output
-    leak = "same bytes: train/eye_0.jpg and test/eye_3.jpg; DR grade 0 and 3, ME risk 0 and 1"
-    return FinishedRun(data, artifacts, artifacts / "runs" / "a", result.output, leak)
-
-
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip drawing the pictures of runs that are not examined: it takes most of a small run's time."""
+    from without_pictures import replace_pictures
+
     replace_pictures(monkeypatch.setattr)
 
 
@@ -78,6 +58,8 @@ def made_once(base: Path, name: str, make: Callable[[Path], object]) -> Path:
 @pytest.fixture(scope="session")
 def small_export(tmp_path_factory: pytest.TempPathFactory) -> SmallExport:
     """A small model as ``retina-export --conformance`` writes it."""
+    from small_export import SmallExport
+
     base = tmp_path_factory.getbasetemp()
     return SmallExport.within(made_once(base, "export", lambda folder: SmallExport.within(folder).make()))
 
@@ -85,5 +67,7 @@ def small_export(tmp_path_factory: pytest.TempPathFactory) -> SmallExport:
 @pytest.fixture(scope="session")
 def small_explained(small_export: SmallExport, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same network exported with Grad-CAM outputs."""
+    from small_export import make_explained
+
     base, name = tmp_path_factory.getbasetemp(), "explain.onnx"
     return made_once(base, "explained", lambda folder: make_explained(small_export.checkpoint, folder / name)) / name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +11,6 @@ from PIL import Image
 
 HEADER = ["Image name", "Retinopathy grade", "Risk of macular edema", "Caption", "Source", "Patient"]
 Row = Sequence[object]
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A small run that ``retina-train`` finished, on a set with one photograph in two splits."""
-
-    data: Path
-    artifacts: Path
-    folder: Path
-    output: str
-    leak: str
-    """How the photograph in two splits is reported."""
 
 
 def eye(seed: int, side: int = 64) -> Image.Image:

@@ -8,9 +8,10 @@ import torch
 from retina.runtime.contract import Contract, Preprocessing
 from retina.train.checkpoint import Checkpoint
 from retina.train.model import RetinaNet
+from small_backbone import RESNET10
 
 
-def small_checkpoint(path: Path, *, backbone: str = "resnet10", image_size: int = 64, framing: str = "field") -> Path:
+def small_checkpoint(path: Path, *, backbone: str = RESNET10, image_size: int = 64, framing: str = "field") -> Path:
     """Write a checkpoint whose answers differ between pictures: batch-norm has seen data, and heads are not flat."""
     torch.manual_seed(7)
     model = RetinaNet(5, backbone)

@@ -21,13 +21,14 @@ from retina.train.framing import make_preprocess
 from retina.train.model import RetinaNet
 from retina.train.screening import screening_threshold
 from retina.train.temperature import fit_temperature
+from small_backbone import RESNET10
 from torch.optim.swa_utils import AveragedModel
 
 CONTRACT = Contract(Preprocessing(image_size=32), provenance={"data_fingerprint": "f00d"})
 GRADES = [0, 1, 2, 3, 4, 2, 0, 4]
 
 
-def branch(seed: int, contract: Contract = CONTRACT, backbone: str = "resnet10") -> Checkpoint:
+def branch(seed: int, contract: Contract = CONTRACT, backbone: str = RESNET10) -> Checkpoint:
     torch.manual_seed(seed)
     net = RetinaNet(len(contract.dr_grades), backbone).train()
     for _ in range(seed):
@@ -71,14 +72,14 @@ def test_mean_is_torchs_own() -> None:
     ("backbone", "contract", "message"),
     [
         ("resnet34", CONTRACT, "expected the backbone of a.pth, resnet10, found resnet34"),
-        ("resnet10", replace(CONTRACT, dr_grades=(0, 2, 4)), r"the DR grades of a.pth, \(0, 1, 2, 3, 4\), found"),
+        (RESNET10, replace(CONTRACT, dr_grades=(0, 2, 4)), r"the DR grades of a.pth, \(0, 1, 2, 3, 4\), found"),
         (
-            "resnet10",
+            RESNET10,
             replace(CONTRACT, preprocessing=Preprocessing("squash", 32)),
             "the framing.*field with.*black, found squash",
         ),
-        ("resnet10", CONTRACT.with_(provenance={"data_fingerprint": "beef"}), "the training data.*f00d, found beef"),
-        ("resnet10", CONTRACT.with_(provenance={}), "names the data it was trained on, found bare weights"),
+        (RESNET10, CONTRACT.with_(provenance={"data_fingerprint": "beef"}), "the training data.*f00d, found beef"),
+        (RESNET10, CONTRACT.with_(provenance={}), "names the data it was trained on, found bare weights"),
     ],
 )
 def test_what_has_no_mean_is_refused(backbone: str, contract: Contract, message: str) -> None:

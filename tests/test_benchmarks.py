@@ -18,6 +18,7 @@ from retina.train.data import read_dataset
 from retina.train.synthetic import write_dataset
 from scipy.ndimage import find_objects, label
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
+from small_backbone import RESNET10
 from tiny_model import expected_probs, tiny_model
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -58,10 +59,11 @@ def test_cross_source_tests_on_the_other_source_and_leaves_the_test_split_alone(
         assert sorted((p.path.name, p.dr_grade, p.me_label, p.patient) for p in found) == sorted(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_cross_source_averages_the_branches(drawn: Path) -> None:
     rows = table(
-        "cross_source.py", str(drawn), "--backbone", "resnet10", "--weights", "none", "--image-size", "32",
+        "cross_source.py", str(drawn), "--backbone", RESNET10, "--weights", "none", "--image-size", "32",
         "--epochs", "1", "--step", "6", "--step", "9", "--source", "larga", "--workers", "0",
     )  # fmt: skip
     data, _ = read_dataset(drawn)

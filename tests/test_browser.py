@@ -642,10 +642,11 @@ def test_without_onnxruntime_the_service_scores_and_the_page_says_so(
 # With the released model
 
 
+@pytest.mark.slow
 def test_camera_original_as_python_decides_it(real_data: Path, open_page: Open, tmp_path: Path) -> None:
     if not RELEASED.is_file():
         pytest.skip("no released model in this checkout")
-    originals = sorted((real_data / "fullsize").glob("*.jpg"))[:2]
+    originals = sorted((real_data / "fullsize").glob("*.jpg"))[:1]
     model = RetinaModel(RELEASED, exact=True)
     with serving(tmp_path, "--model", RELEASED) as service:
         page = open_page(service.url)

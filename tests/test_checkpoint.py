@@ -15,6 +15,7 @@ from retina.runtime.errors import ModelFileError, OutputError, UsageError
 from retina.runtime.output_file import write_atomically
 from retina.train.checkpoint import Checkpoint, load_checkpoint, load_start
 from retina.train.model import RetinaNet, backbone_names, load_backbone_weights
+from small_backbone import RESNET10
 
 CONTRACT = Contract(Preprocessing(image_size=64), dr_grades=(0, 2, 4))
 
@@ -22,15 +23,15 @@ CONTRACT = Contract(Preprocessing(image_size=64), dr_grades=(0, 2, 4))
 @pytest.fixture(scope="module")
 def net() -> RetinaNet:
     torch.manual_seed(0)
-    return RetinaNet(3, "resnet10").eval()
+    return RetinaNet(3, RESNET10).eval()
 
 
 def test_what_is_saved_is_read(net: RetinaNet, tmp_path: Path) -> None:
-    saved = Checkpoint(net.state_dict(), "resnet10", CONTRACT, {"seed": 1}, {"valid": {"score": 0.5}}, 3)
+    saved = Checkpoint(net.state_dict(), RESNET10, CONTRACT, {"seed": 1}, {"valid": {"score": 0.5}}, 3)
     saved.save(tmp_path / "a.pth")
     read = load_checkpoint(tmp_path / "a.pth")
     assert (read.backbone, read.contract, read.config, read.metrics, read.epoch) == (
-        "resnet10", CONTRACT, {"seed": 1}, {"valid": {"score": 0.5}}, 3,
+        RESNET10, CONTRACT, {"seed": 1}, {"valid": {"score": 0.5}}, 3,
     )  # fmt: skip
     assert read.versions["torch"] == torch.__version__.split("+")[0]
     x = torch.randn(2, 3, 64, 64)
@@ -66,7 +67,7 @@ def test_model_is_torchvisions_resnet_with_two_heads() -> None:
 def test_bare_state_dict_of_the_notebook(net: RetinaNet, tmp_path: Path) -> None:
     torch.save(net.state_dict(), tmp_path / "retina_multitask_best.pth")
     read = load_checkpoint(tmp_path / "retina_multitask_best.pth")
-    assert read.backbone == "resnet10"
+    assert read.backbone == RESNET10
     assert read.contract.dr_grades == (0, 1, 2)
     assert (read.contract.preprocessing.framing, read.contract.preprocessing.image_size) == ("squash", 384)
     other = load_checkpoint(tmp_path / "retina_multitask_best.pth", framing="field", image_size=256)
@@ -75,7 +76,7 @@ def test_bare_state_dict_of_the_notebook(net: RetinaNet, tmp_path: Path) -> None
 
 def test_a_checkpoint_knows_how_it_was_trained(net: RetinaNet, tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
-    Checkpoint(net.state_dict(), "resnet10", CONTRACT).save(path)
+    Checkpoint(net.state_dict(), RESNET10, CONTRACT).save(path)
     prep = CONTRACT.preprocessing
     load_checkpoint(path, framing=prep.framing, image_size=prep.image_size)
     with pytest.raises(UsageError, match=f"--image-size: expected {prep.image_size} as .* was trained, found 999"):
@@ -131,7 +132,7 @@ def test_weights_of_another_shape_are_refused(net: RetinaNet, tmp_path: Path) ->
 def test_damaged_checkpoints_are_refused(net: RetinaNet, tmp_path: Path) -> None:
     """Each is of the right kind, but with one entry that differs from what retina-train writes."""
     weights, path = net.state_dict(), tmp_path / "a.pth"
-    Checkpoint(weights, "resnet10", CONTRACT).save(path)
+    Checkpoint(weights, RESNET10, CONTRACT).save(path)
     whole = torch.load(path, weights_only=True)
     nan = {**weights, "me_head.3.bias": torch.tensor([0.0, float("nan")])}
     for change, said in (
@@ -157,7 +158,7 @@ def test_damaged_checkpoints_are_refused(net: RetinaNet, tmp_path: Path) -> None
 def test_rotten_bytes_are_told_and_not_loaded(net: RetinaNet, tmp_path: Path) -> None:
     """torch.load does not look at the archive's checksums."""
     path = tmp_path / "a.pth"
-    Checkpoint(net.state_dict(), "resnet10", CONTRACT).save(path)
+    Checkpoint(net.state_dict(), RESNET10, CONTRACT).save(path)
     content = bytearray(path.read_bytes())
     at = content.index(net.state_dict()["dr_head.3.weight"].numpy().tobytes())
     content[at] ^= 0x40
@@ -169,10 +170,10 @@ def test_rotten_bytes_are_told_and_not_loaded(net: RetinaNet, tmp_path: Path) ->
 
 def test_backbone_starts_from_a_torchvision_state_dict(tmp_path: Path) -> None:
     torch.manual_seed(2)
-    source = torchvision.models.get_model("resnet10")
+    source = torchvision.models.get_model(RESNET10)
     torch.save(source.state_dict(), tmp_path / "w.pth")
-    net = RetinaNet(3, "resnet10")
-    load_backbone_weights(net, "resnet10", str(tmp_path / "w.pth"))
+    net = RetinaNet(3, RESNET10)
+    load_backbone_weights(net, RESNET10, str(tmp_path / "w.pth"))
     assert torch.equal(net.backbone.layer4[0].conv2.weight, source.layer4[0].conv2.weight)
     with pytest.raises(ModelFileError, match="expected a torchvision state_dict of resnet34"):
         load_backbone_weights(RetinaNet(3, "resnet34"), "resnet34", str(tmp_path / "w.pth"))
@@ -181,9 +182,9 @@ def test_backbone_starts_from_a_torchvision_state_dict(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("backbone", "weights", "message"),
     [
-        ("resnet10", "resnet50", r"shape: 19 \(layer1\.0\.conv1\.weight, .*\), names unknown: 246 \("),
+        (RESNET10, "resnet50", r"shape: 19 \(layer1\.0\.conv1\.weight, .*\), names unknown: 246 \("),
         ("resnet50", "resnext50_32x4d", r"shape: 176 \(.*\), names unknown: 0\."),
-        ("resnet10", {1: torch.zeros(2)}, r"names unknown: 1 \(1\)\."),
+        (RESNET10, {1: torch.zeros(2)}, r"names unknown: 1 \(1\)\."),
     ],
 )
 def test_weights_of_another_backbone_are_refused(tmp_path: Path, backbone: str, weights: Any, message: str) -> None:
@@ -250,25 +251,25 @@ def test_training_goes_on_from_a_checkpoint(net: RetinaNet, tmp_path: Path, bare
     if bare:
         torch.save(net.state_dict(), path)
     else:
-        Checkpoint(net.state_dict(), "resnet10", CONTRACT).save(path)
-    fresh = RetinaNet(3, "resnet10")
-    load_start(fresh, "resnet10", str(path), (1, 2, 3) if bare else (0, 2, 4))
+        Checkpoint(net.state_dict(), RESNET10, CONTRACT).save(path)
+    fresh = RetinaNet(3, RESNET10)
+    load_start(fresh, RESNET10, str(path), (1, 2, 3) if bare else (0, 2, 4))
     for name, tensor in net.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], tensor), name
 
 
 def test_training_goes_on_from_torchvisions_weights_with_new_heads(net: RetinaNet, tmp_path: Path) -> None:
-    torch.save(torchvision.models.get_model("resnet10").state_dict(), tmp_path / "imagenet.pth")
-    fresh = RetinaNet(3, "resnet10")
+    torch.save(torchvision.models.get_model(RESNET10).state_dict(), tmp_path / "imagenet.pth")
+    fresh = RetinaNet(3, RESNET10)
     head = fresh.dr_head[3].weight.clone()
-    load_start(fresh, "resnet10", str(tmp_path / "imagenet.pth"), (0, 2, 4))
+    load_start(fresh, RESNET10, str(tmp_path / "imagenet.pth"), (0, 2, 4))
     saved = torch.load(tmp_path / "imagenet.pth", weights_only=True)
     assert torch.equal(fresh.backbone.conv1.weight, saved["conv1.weight"])
     assert torch.equal(fresh.dr_head[3].weight, head)
 
 
 def test_training_does_not_go_on_from_another_network(net: RetinaNet, tmp_path: Path) -> None:
-    Checkpoint(net.state_dict(), "resnet10", CONTRACT).save(tmp_path / "a.pth")
+    Checkpoint(net.state_dict(), RESNET10, CONTRACT).save(tmp_path / "a.pth")
     with pytest.raises(
         ModelFileError, match=r"expected a checkpoint of resnet34 .* found one of resnet10\. Choose that"
     ):
@@ -278,7 +279,7 @@ def test_training_does_not_go_on_from_another_network(net: RetinaNet, tmp_path: 
 def test_bytes_do_not_depend_on_the_files_name_and_a_full_disk_is_told(net: RetinaNet, tmp_path: Path) -> None:
     import resource
 
-    saved = Checkpoint(net.state_dict(), "resnet10", CONTRACT)
+    saved = Checkpoint(net.state_dict(), RESNET10, CONTRACT)
     saved.save(tmp_path / "a.pth")
     saved.save(tmp_path / "other.pth")
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "other.pth").read_bytes()
@@ -294,15 +295,15 @@ def test_bytes_do_not_depend_on_the_files_name_and_a_full_disk_is_told(net: Reti
 
 @pytest.mark.parametrize("grades", [(0, 1, 2, 3, 4), (0, 1, 2)])
 def test_training_does_not_go_on_from_other_grades(net: RetinaNet, tmp_path: Path, grades: tuple[int, ...]) -> None:
-    Checkpoint(net.state_dict(), "resnet10", CONTRACT).save(tmp_path / "a.pth")
+    Checkpoint(net.state_dict(), RESNET10, CONTRACT).save(tmp_path / "a.pth")
     torch.save(net.state_dict(), tmp_path / "bare.pth")  # of its grades only the number is known
-    fresh = RetinaNet(len(grades), "resnet10")
+    fresh = RetinaNet(len(grades), RESNET10)
     expected = rf"expected a checkpoint with the DR grades {re.escape(str(list(grades)))} .* found"
     with pytest.raises(ModelFileError, match=rf"{expected} \[0, 2, 4\]") as caught:
-        load_start(fresh, "resnet10", str(tmp_path / "a.pth"), grades)
+        load_start(fresh, RESNET10, str(tmp_path / "a.pth"), grades)
     assert "--backbone" not in str(caught.value)
     if len(grades) == 3:
-        load_start(fresh, "resnet10", str(tmp_path / "bare.pth"), grades)
+        load_start(fresh, RESNET10, str(tmp_path / "bare.pth"), grades)
     else:
         with pytest.raises(ModelFileError, match=rf"{expected} 3 of them"):
-            load_start(fresh, "resnet10", str(tmp_path / "bare.pth"), grades)
+            load_start(fresh, RESNET10, str(tmp_path / "bare.pth"), grades)

@@ -28,6 +28,7 @@ from retina.train.model import RetinaNet
 from retina.train.synthetic import write_lesions
 from scipy.stats import bootstrap as scipy_bootstrap
 from scipy.stats import spearmanr
+from small_backbone import RESNET10
 from torch import Tensor, nn
 
 WHOLE = Field(0.0, 0.0, 1.0, 1.0, np.ones((64, 64), np.float32))
@@ -142,7 +143,7 @@ def test_the_area_under_a_straight_line_is_half() -> None:
 
 def test_redrawing_goes_from_the_heads_down_and_leaves_the_model_alone() -> None:
     torch.manual_seed(0)
-    model = RetinaNet(5, "resnet10").eval()
+    model = RetinaNet(5, RESNET10).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):  # as after training
             module.weight.data.uniform_(0.5, 1.5)
@@ -150,7 +151,7 @@ def test_redrawing_goes_from_the_heads_down_and_leaves_the_model_alone() -> None
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state_of_torch = torch.random.get_rng_state()
     changed = []
-    for redrawn in redrawn_models(model, lambda: RetinaNet(5, "resnet10"), seed=3):
+    for redrawn in redrawn_models(model, lambda: RetinaNet(5, RESNET10), seed=3):
         state = redrawn.state_dict()
         names = [name for name in state if not state[name].equal(before[name])]
         changed.append({name.split(".")[1 if name.startswith("backbone") else 0] for name in names})
@@ -159,11 +160,11 @@ def test_redrawing_goes_from_the_heads_down_and_leaves_the_model_alone() -> None
     assert changed[1] == {"dr_head", "me_head", "layer4"}
     assert changed[-1] == {"dr_head", "me_head", "layer4", "layer3", "layer2", "layer1", "conv1", "bn1"}
     torch.manual_seed(3)
-    untrained = RetinaNet(5, "resnet10").state_dict()
+    untrained = RetinaNet(5, RESNET10).state_dict()
     assert all(torch.equal(tensor, untrained[name]) for name, tensor in state.items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     torch.random.set_rng_state(state_of_torch)
-    list(redrawn_models(model, lambda: RetinaNet(5, "resnet10"), seed=3))
+    list(redrawn_models(model, lambda: RetinaNet(5, RESNET10), seed=3))
     assert torch.equal(torch.random.get_rng_state(), state_of_torch)
 
 
@@ -211,8 +212,8 @@ def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("checkpoint") / "best.pth"
-    model = RetinaNet(5, "resnet10")
-    Checkpoint(model.state_dict(), "resnet10", Contract(Preprocessing(image_size=64))).save(path)
+    model = RetinaNet(5, RESNET10)
+    Checkpoint(model.state_dict(), RESNET10, Contract(Preprocessing(image_size=64))).save(path)
     return path
 
 

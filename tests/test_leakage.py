@@ -15,6 +15,7 @@ from retina.train.data import SPLITS, read_dataset
 from retina.train.frames import Look, look_through
 from retina.train.leakage import find_leaks
 from retina.train.synthetic import photograph
+from small_backbone import RESNET10
 
 
 def leaks_of(root: Path) -> list[str]:
@@ -78,7 +79,7 @@ def test_the_same_patient_in_two_splits(tmp_path: Path) -> None:
 def test_copies_stop_the_run(tmp_path: Path) -> None:
     root = write_set(tmp_path / "data")
     shutil.copy(root / "train/images/eye_0.jpg", root / "test/images/eye_2.jpg")
-    quick = ["--image-size", "32", "--backbone", "resnet10", "--weights", "none", "--cache", "off"]
+    quick = ["--image-size", "32", "--backbone", RESNET10, "--weights", "none", "--cache", "off"]
     result = CliRunner().invoke(main, [str(root), *quick, "--artifacts", str(tmp_path / "a")])
     assert result.exit_code == 2
     assert "same bytes: train/eye_0.jpg and test/eye_2.jpg; DR grade 0 and 2, ME risk 0 and 1" in result.stderr

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from retina.export import int8 as int8_module
+from retina.export import to_onnx
 from retina.export.gate import Gate, Quality, judge
 from retina.export.int8 import Int8, choose, screening_thresholds, to_int8
 from retina.export.job import ExportJob, run_export
@@ -26,7 +27,7 @@ from retina.runtime.picture import decode
 from retina.train.checkpoint import load_checkpoint
 from retina.train.data import Photo
 from retina.train.metrics import Predictions
-from small_checkpoint import small_checkpoint
+from small_export import SmallExport
 from small_set import small_set
 
 
@@ -245,14 +246,18 @@ def test_rules_that_nobody_fitted_stay() -> None:
     assert screening_thresholds(asked, valid) == asked.thresholds
 
 
-def test_an_exported_int8_file_carries_its_own_referrals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exported_int8_file_carries_its_own_referrals(
+    small_export: SmallExport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After the whole export of a calibrated checkpoint, the file's own answers find nine of ten at its thresholds."""
+    # Of the same network, whose conversion takes most of an export's time.
+    monkeypatch.setattr(to_onnx, "to_onnx", lambda *_: onnx.load(small_export.model))
     monkeypatch.setattr(int8_module, "RECIPES", (Recipe("mean"),))
     data = small_set(tmp_path / "data", [0, 1, 2, 3, 4] * 2, [0, 2, 0, 3, 1, 4] * 2)
     for split in data.splits.values():  # ME grade 2 is risk here, as in the checkpoint
         graded = re.sub(r"^([^,]+,\d),1\b", r"\1,2", split.annotations.read_text(), flags=re.MULTILINE)
         split.annotations.write_text(graded)
-    checkpoint = load_checkpoint(small_checkpoint(tmp_path / "c.pth"))
+    checkpoint = load_checkpoint(small_export.checkpoint)
     calibrated = checkpoint.contract.with_(thresholds=CALIBRATED.thresholds, provenance=CALIBRATED.provenance)
     replace(checkpoint, contract=calibrated, config={"me_positive_from": 2}).save(tmp_path / "c.pth")
     job = ExportJob(

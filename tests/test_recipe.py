@@ -38,12 +38,13 @@ from retina.train.temperature import fit_temperature, scale_head
 from scipy.ndimage import find_objects, label, uniform_filter
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_curve
+from small_backbone import RESNET10
 from small_set import SMALL, items, small_set
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 RELEASED = replace(
     TrainConfig.of_recipe("released", {"data": ""}),
-    epochs=2, batch_size=4, image_size=32, backbone="resnet10", weights="none", workers=0, augment="notebook",
+    epochs=2, batch_size=4, image_size=32, backbone=RESNET10, weights="none", workers=0, augment="notebook",
 )  # fmt: skip
 
 
@@ -289,7 +290,7 @@ def test_a_temperature_has_its_bounds() -> None:
 
 def test_a_folded_temperature_divides_the_logits() -> None:
     torch.manual_seed(1)
-    net = RetinaNet(5, "resnet10").eval()
+    net = RetinaNet(5, RESNET10).eval()
     x = torch.randn(2, 3, 32, 32)
     dr, me = net(x)
     net.load_state_dict(scale_head(net.state_dict(), "dr_head", 2.5))
@@ -345,7 +346,7 @@ def test_recipe_fills_in_what_was_not_asked_for(tmp_path: Path) -> None:
     from retina.train.cli import main
 
     root = write_set(tmp_path / "data", train=[0, 1, 2, 3, 4] * 2, others=[0, 1, 2, 3, 4, 2])
-    options = ["--recipe", "released", "--epochs", "1", "--image-size", "32", "--backbone", "resnet10"]
+    options = ["--recipe", "released", "--epochs", "1", "--image-size", "32", "--backbone", RESNET10]
     options += ["--weights", "none", "--workers", "0", "--batch-size", "5", "--artifacts", str(tmp_path), "--name", "r"]
     result = CliRunner().invoke(main, [str(root), *options])
     assert result.exit_code == 0, result.output
@@ -366,7 +367,7 @@ def test_a_run_that_failed_while_it_finished_is_calibrated_once(tmp_path: Path) 
     from retina.train.cli import main
 
     root = write_set(tmp_path / "data", train=[0, 1, 2, 3, 4] * 2, others=[0, 1, 2, 3, 4, 2])
-    options = ["--recipe", "released", "--epochs", "1", "--image-size", "32", "--backbone", "resnet10"]
+    options = ["--recipe", "released", "--epochs", "1", "--image-size", "32", "--backbone", RESNET10]
     options += ["--workers", "0", "--batch-size", "5", "--artifacts", str(tmp_path)]
 
     def run(name: str, *more: str) -> Result:

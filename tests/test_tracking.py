@@ -16,6 +16,7 @@ from retina.train.framing import make_preprocess
 from retina.train.metrics import Predictions, evaluate, write_metrics
 from retina.train.model import RetinaNet
 from retina.train.tracking import EXPERIMENT, REGISTERED_MODEL, NoTracker, make_tracker
+from small_backbone import RESNET10
 from telemetry import bare_environment
 
 # MLflow and SQLAlchemy warn about each other's versions.
@@ -51,7 +52,7 @@ def finished_folder(folder: Path) -> dict[str, object]:
     """A run's folder as the pipeline leaves it, with a small untrained network."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    Checkpoint(RetinaNet(5, "resnet10").state_dict(), "resnet10", CONTRACT, epoch=1).save(folder / "best.pth")
+    Checkpoint(RetinaNet(5, RESNET10).state_dict(), RESNET10, CONTRACT, epoch=1).save(folder / "best.pth")
     rng = np.random.default_rng(0)
     predictions = Predictions(
         tuple(f"{i}.png" for i in range(40)),
@@ -74,7 +75,7 @@ def test_a_run_is_logged_and_its_best_model_can_be_loaded_from_the_registry(arti
 
     folder = artifacts / "runs" / "first"
     tracker = make_tracker("mlflow", artifacts)
-    tracker.start("first", {"epochs": 1, "backbone": "resnet10", "unfreeze_epoch": None}, FACTS)
+    tracker.start("first", {"epochs": 1, "backbone": RESNET10, "unfreeze_epoch": None}, FACTS)
     tracker.epoch(ROW)
     metrics = finished_folder(folder)
     tracker.finish(folder, metrics)
@@ -83,7 +84,7 @@ def test_a_run_is_logged_and_its_best_model_can_be_loaded_from_the_registry(arti
     (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "first"
-    assert run.data.params == {"epochs": "1", "backbone": "resnet10", "unfreeze_epoch": "None"}
+    assert run.data.params == {"epochs": "1", "backbone": RESNET10, "unfreeze_epoch": "None"}
     assert run.data.tags["mlflow.source.git.commit"] == "abc123"
     assert run.data.tags["retina.versions.torch"] == torch.__version__
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train_loss")] == [1]
@@ -108,7 +109,7 @@ def test_a_run_is_logged_and_its_best_model_can_be_loaded_from_the_registry(arti
     table = model.predict(images)
 
     torch.manual_seed(0)
-    network = RetinaNet(5, "resnet10").eval()
+    network = RetinaNet(5, RESNET10).eval()
     with torch.inference_mode():
         dr, me = network(make_preprocess(CONTRACT.preprocessing)(torch.from_numpy(images)))
     np.testing.assert_allclose(table.filter(like="dr_prob").to_numpy(), dr.softmax(1), atol=1e-6)

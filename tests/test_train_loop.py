@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from eyes import FinishedRun
+from eyes import write_set
 from lightning_fabric import Fabric
 from retina.runtime.errors import ModelFileError, NonFiniteLossError, OutputError
 from retina.runtime.picture import decode
+from retina.runtime.terminal import tell
 from retina.train import pipeline
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.cli import main
@@ -40,13 +41,14 @@ from retina.train.model import RetinaNet
 from retina.train.pipeline import train
 from retina.train.run import Run
 from retina.train.stop import StopRequest
-from retina.train.tracking import EXPERIMENT, NoTracker
+from retina.train.tracking import NoTracker
+from small_backbone import RESNET10
 from small_set import SMALL, items, small_set
 from torch import Tensor
-from without_pictures import as_process
+from without_pictures import as_process, replace_pictures
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-RECIPE = TrainConfig("", epochs=3, batch_size=4, image_size=32, backbone="resnet10", weights="none", workers=0)
+RECIPE = TrainConfig("", epochs=3, batch_size=4, image_size=32, backbone=RESNET10, weights="none", workers=0)
 FROZEN = ("backbone.conv1", "backbone.bn1", "backbone.layer1")
 
 
@@ -111,7 +113,7 @@ def test_one_step_is_the_textbooks(data: DataSet, weighting: str) -> None:
     plan = OneStep(train.dr_index, 4, "shuffle", RECIPE.seed)
     train_epoch(t, train, plan)
 
-    reference = RetinaNet(3, "resnet10").eval()
+    reference = RetinaNet(3, RESNET10).eval()
     reference.load_state_dict(before)
     reference.set_frozen(True)
     reference.eval()
@@ -281,7 +283,7 @@ def test_a_file_that_is_no_resume_state_is_refused(data: DataSet, tmp_path: Path
 
 
 def command(data: DataSet, artifacts: Path, name: str, *options: str) -> list[str]:
-    recipe = ["--epochs", "3", "--image-size", "32", "--batch-size", "4", "--backbone", "resnet10", "--weights", "none"]
+    recipe = ["--epochs", "3", "--image-size", "32", "--batch-size", "4", "--backbone", RESNET10, "--weights", "none"]
     where = ["--artifacts", str(artifacts), "--name", name]
     return [str(data.root), *recipe, *where, *options]
 
@@ -289,6 +291,7 @@ def command(data: DataSet, artifacts: Path, name: str, *options: str) -> list[st
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 def test_killed_twice_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path) -> None:
     resume, err = tmp_path / "runs" / "killed" / "resume.pth", tmp_path / "err"
     saved = 0
@@ -351,6 +354,7 @@ def on_two_devices(data: DataSet, tmp_path_factory: pytest.TempPathFactory) -> t
     return artifacts, two.stdout + two.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_keep_the_mean_of_their_batch_norm_statistics(
     data: DataSet, on_two_devices: tuple[Path, str]
 ) -> None:
@@ -360,7 +364,7 @@ def test_two_processes_keep_the_mean_of_their_batch_norm_statistics(
     train, _ = items(data)
     shares = []
     for rank in range(2):
-        net = RetinaNet(3, "resnet10")
+        net = RetinaNet(3, RESNET10)
         net.load_state_dict(found)
         for module in net.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -377,6 +381,7 @@ def test_two_processes_keep_the_mean_of_their_batch_norm_statistics(
         torch.testing.assert_close(found[name], (shares[0][name] + shares[1][name]) / 2, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_devices: tuple[Path, str]) -> None:
     artifacts, said = on_two_devices
     assert said.count("epoch   1 ") == 2  # once per run
@@ -385,7 +390,7 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_device
     alone = CliRunner().invoke(main, command(data, artifacts, "one", *options))
     assert alone.exit_code == 0, alone.output
     torch.manual_seed(42)
-    start = RetinaNet(3, "resnet10")
+    start = RetinaNet(3, RESNET10)
     left, right = (load_checkpoint(artifacts / "runs" / name / "final.pth").weights for name in ("one", "twice"))
 
     def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -402,29 +407,27 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_device
     assert {name: split["all"]["n"] for name, split in metrics["splits"].items()} == counts
 
 
-@pytest.mark.filterwarnings("ignore:.*noload.*")  # from MLflow's own queries
-def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(data: DataSet, tmp_path: Path) -> None:
-    mlflow = pytest.importorskip("mlflow")
+def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     artifacts = tmp_path / "of mine"
-    tracked = command(data, artifacts, "h", "--epochs", "1", "--workers", "0", "--track", "mlflow")
-    started = [sys.executable, *as_process(tracked)]
-    with subprocess.Popen(started, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("Evaluating"):
-                process.send_signal(signal.SIGINT)
-                break
-        said = process.stdout.read()
-    assert process.returncode == 130, said
+
+    def interrupted(line: str) -> None:
+        tell(line)
+        if line.startswith("Evaluating"):
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("retina.train.cli.tell", interrupted)
+        result = CliRunner().invoke(main, command(data, artifacts, "h", "--epochs", "1", "--workers", "0"))
+    assert result.exit_code == 130, result.output
     go_on = f"retina-train --resume --name h --artifacts '{artifacts}'"
-    assert said.strip().endswith(f"Go on with:  {go_on}")
-    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{artifacts}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
-    assert run.info.status == "KILLED"
+    assert result.output.strip().endswith(f"Go on with:  {go_on}")
     result = CliRunner().invoke(main, shlex.split(go_on)[1:])
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 def test_told_to_end_with_all_its_processes_a_run_saves_everything(data: DataSet, tmp_path: Path) -> None:
     """As by systemd, Slurm and timeout, which send SIGTERM to the workers too."""
     slowly = ["--epochs", "999", "--workers", "1", "--image-size", "112", "--batch-size", "16"]
@@ -530,6 +533,33 @@ def test_no_convolution_runs_in_tf32_where_fp32_is_promised() -> None:
     assert not torch.backends.cudnn.allow_tf32
 
 
+@dataclass(frozen=True)
+class FinishedRun:
+    """A small run that ``retina-train`` finished, on a set with one photograph in two splits."""
+
+    data: Path
+    artifacts: Path
+    output: str
+
+    @property
+    def folder(self) -> Path:
+        return self.artifacts / "runs" / "a"
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    root = tmp_path_factory.mktemp("run")
+    data, artifacts = write_set(root / "data", train=[0, 1, 2, 3, 4] * 4, others=[0, 1, 2, 3, 4, 0]), root / "artifacts"
+    shutil.copy(data / "train/images/eye_0.jpg", data / "test/images/eye_3.jpg")
+    options = ["--epochs", "3", "--image-size", "64", "--batch-size", "8", "--backbone", RESNET10, "--workers", "0"]
+    options += ["--lr-backbone", "1e-3", "--weights", "none", "--allow-leakage", "--name", "a"]
+    with pytest.MonkeyPatch.context() as patch:
+        replace_pictures(patch.setattr)
+        result = CliRunner().invoke(main, [str(data), *options, "--artifacts", str(artifacts)])
+    assert result.exit_code == 0, result.output
+    return FinishedRun(data, artifacts, result.output)
+
+
 def test_the_best_checkpoint_is_that_of_the_best_epoch(finished_run: FinishedRun) -> None:
     history = pd.read_csv(finished_run.folder / "history.csv")
     best = history.loc[history["valid_score"].idxmax()]
@@ -547,8 +577,9 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(finished_run: FinishedRun
 
 
 def test_copies_are_trained_on_when_allowed_and_stay_on_record(finished_run: FinishedRun) -> None:
-    assert f"Warning: {finished_run.leak}" in finished_run.output
-    assert finished_run.leak in json.loads((finished_run.folder / "run.json").read_text())["leaks"]
+    leak = "same bytes: train/eye_0.jpg and test/eye_3.jpg; DR grade 0 and 3, ME risk 0 and 1"
+    assert f"Warning: {leak}" in finished_run.output
+    assert leak in json.loads((finished_run.folder / "run.json").read_text())["leaks"]
 
 
 def test_the_test_csv_is_what_the_best_checkpoint_says(finished_run: FinishedRun) -> None:

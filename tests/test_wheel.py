@@ -30,7 +30,7 @@ def clinic(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with only the base installation."""
     folder = tmp_path_factory.mktemp("clinic")
     venv.create(folder, with_pip=True)
-    run([str(folder / "bin/python"), "-m", "pip", "install", "-q", str(wheel)])
+    run([str(folder / "bin/python"), "-m", "pip", "install", "-q", "--no-compile", str(wheel)])
     return folder
 
 
@@ -53,6 +53,7 @@ def test_wheel_holds_every_tracked_module(wheel: Path) -> None:
     assert all(name.endswith(".dist-info") for name in others)
 
 
+@pytest.mark.slow
 def test_base_install_scores_without_torch(clinic: Path, tmp_path: Path) -> None:
     python = str(clinic / "bin/python")
     installed = run([python, "-m", "pip", "list", "--format", "freeze"]).stdout.lower()
@@ -69,6 +70,7 @@ def test_base_install_scores_without_torch(clinic: Path, tmp_path: Path) -> None
     assert lines[1].endswith(",ok,")
 
 
+@pytest.mark.slow
 def test_base_install_scores_with_the_model_that_ships(clinic: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((64, 80, 3), 90, np.uint8)).save(tmp_path / "a.png")
     done = run([str(clinic / "bin/retina-score"), "a.png"], cwd=tmp_path)
@@ -76,12 +78,14 @@ def test_base_install_scores_with_the_model_that_ships(clinic: Path, tmp_path: P
     assert (tmp_path / "test_predictions.csv").read_text().splitlines()[1].endswith(",ok,")
 
 
+@pytest.mark.slow
 def test_base_install_is_small(clinic: Path) -> None:
     # including the pip and setuptools of an empty environment
     size = sum(f.lstat().st_size for f in clinic.glob("lib/python3*/site-packages/**/*") if f.is_file())
     assert size <= 240e6
 
 
+@pytest.mark.slow
 def test_base_install_says_which_extra_is_missing(clinic: Path, tmp_path: Path) -> None:
     for command, extra in (("retina-train", "train"), ("retina-export", "export"), ("retina-gradcam", "gradcam")):
         assert "Usage:" in run([str(clinic / "bin" / command), "--help"]).stdout
@@ -98,6 +102,7 @@ def test_base_install_says_which_extra_is_missing(clinic: Path, tmp_path: Path) 
     assert (tmp_path / "artifacts/gradcam/eye_dr.jpg").is_file()
 
 
+@pytest.mark.slow
 def test_folders_are_no_top_level_modules(clinic: Path, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     for floor in FLOORS:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import small_backbone  # noqa: F401 - adds networks to torchvision's
+import small_backbone  # noqa: F401 - for the runs' --backbone
 from PIL import Image
 from retina.train import plots, report
 from retina.train.cli import main
