@@ -19,7 +19,7 @@ from retina.train.cli import main
 from retina.train.config import TrainConfig
 from retina.train.model import RetinaNet
 from small_backbone import RESNET10
-from without_pictures import as_process
+from without_pictures import started
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 QUICK = ["--image-size", "32", "--backbone", RESNET10, "--weights", "none", "--workers", "0", "--epochs", "1"]
@@ -231,12 +231,12 @@ def test_training_goes_on_when_nobody_reads_what_it_says(tmp_path: Path, data: P
     """The list of runs, which is all that its command is for, is not given up in silence."""
     artifacts = ["--artifacts", str(tmp_path)]
     training = [str(data), *QUICK, *artifacts, "--name", "alone"]
-    process = [sys.executable, *as_process(training, ["--list", *artifacts])]
-    with open("/dev/full", "w") as full:  # noqa: PTH123
-        done = subprocess.run(process, stdout=full, stderr=subprocess.PIPE, check=False, text=True)
+    process = started(training, ["--list", *artifacts], out=Path("/dev/full"), err=tmp_path / "err")
+    process.join(200)
     assert (tmp_path / "runs" / "alone" / "report.html").is_file()
-    assert done.returncode == 2
-    assert done.stderr == "retina-train: stopped, its output cannot be written: No space left on device\n"
+    assert process.exitcode == 2
+    said = (tmp_path / "err").read_text()
+    assert said == "retina-train: stopped, its output cannot be written: No space left on device\n"
 
 
 def test_a_train_split_without_referable_grades_or_edema_is_trained_with_warnings(tmp_path: Path) -> None:

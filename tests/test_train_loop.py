@@ -45,7 +45,7 @@ from retina.train.tracking import NoTracker
 from small_backbone import RESNET10
 from small_set import SMALL, items, small_set
 from torch import Tensor
-from without_pictures import as_process, replace_pictures
+from without_pictures import as_process, replace_pictures, started
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 RECIPE = TrainConfig("", epochs=3, batch_size=4, image_size=32, backbone=RESNET10, weights="none", workers=0)
@@ -293,21 +293,20 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 @pytest.mark.slow
 def test_killed_twice_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path) -> None:
-    resume, err = tmp_path / "runs" / "killed" / "resume.pth", tmp_path / "err"
+    resume, said = tmp_path / "runs" / "killed" / "resume.pth", tmp_path / "said"
     saved = 0
     for attempt in range(2):
         options = ["--workers", "1", *(["--resume"] if attempt else [])]
-        started = [sys.executable, *as_process(command(data, tmp_path, "killed", *options))]
-        # Not a pipe, which the worker of a killed run would keep open until it notices, for seconds.
-        with err.open("wb") as stream:
-            process = subprocess.Popen(started, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=stream)
+        process = started(command(data, tmp_path, "killed", *options), out=said)
         # Kill after something new is saved, at any moment of the next epoch, even while the next state is written.
-        while process.poll() is None and (not resume.exists() or resume.stat().st_mtime_ns == saved):
+        while process.is_alive() and (not resume.exists() or resume.stat().st_mtime_ns == saved):
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.5))
         process.kill()
-        assert process.wait() == -signal.SIGKILL, err.read_text()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, said.read_text()
         saved = resume.stat().st_mtime_ns
+    assert said.read_text().count("Resuming killed in epoch ") == 1
     for name, *options in (("killed", "--resume"), ("whole",)):
         result = CliRunner().invoke(main, command(data, tmp_path, name, "--workers", "1", *options))
         assert result.exit_code == 0, result.output
@@ -330,6 +329,18 @@ def test_a_worker_whose_parent_was_killed_while_it_started_ends(
     worker.start()
     worker.join(60)
     assert worker.exitcode == exit_code
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux changed its default")
+def test_workers_are_forked_whatever_pythons_default(data: DataSet) -> None:
+    """As of Python 3.14 it is a server, which would be the parent of workers and outlive theirs."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        valid = items(data)[1]
+        assert len(next(iter(make_loader(valid, 1, Fabric(accelerator="cpu")))).image) == 1
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 TWICE_THE_BATCH = ["--epochs", "2", "--unfreeze-epoch", "2"]
@@ -431,21 +442,18 @@ def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(
 def test_told_to_end_with_all_its_processes_a_run_saves_everything(data: DataSet, tmp_path: Path) -> None:
     """As by systemd, Slurm and timeout, which send SIGTERM to the workers too."""
     slowly = ["--epochs", "999", "--workers", "1", "--image-size", "112", "--batch-size", "16"]
-    started = [sys.executable, *as_process(command(data, tmp_path, "ended", *slowly))]
-    with subprocess.Popen(
-        started, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch"):
-                time.sleep(0.5)  # into a step
-                os.killpg(process.pid, signal.SIGTERM)
-                break
-        said = process.stdout.read()
-    assert process.returncode == 130, said
-    assert "everything saved. Go on with:" in said
+    said = tmp_path / "said"
+    process = started(command(data, tmp_path, "ended", *slowly), out=said)
+    while process.is_alive() and not (said.exists() and "epoch   1 " in said.read_text()):
+        time.sleep(0.01)
+    assert process.pid is not None
+    time.sleep(0.5)  # into a step
+    os.killpg(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 130, said.read_text()
+    assert "everything saved. Go on with:" in said.read_text()
     saved = saved_progress(tmp_path / "runs" / "ended" / "resume.pth")
-    assert f"Stopped at {saved.place(999)}, " in said
+    assert f"Stopped at {saved.place(999)}, " in said.read_text()
 
 
 def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import small_backbone  # noqa: F401 - for the runs' --backbone
 from PIL import Image
 from retina.train import plots, report
 from retina.train.cli import main
+
+# Forked from a process that has loaded PyTorch once for all, and not from pytest's, which has threads.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__])
 
 
 def replace_pictures(replace: Callable[[Any, str, Any], object]) -> None:
@@ -30,10 +38,30 @@ def as_process(*commands: list[str]) -> list[str]:
     return [__file__, json.dumps(commands)]
 
 
-if __name__ == "__main__":
+def started(*commands: list[str], out: Path, err: Path | None = None) -> BaseProcess:
+    """A process that leads its own group and runs commands one after another; ``err``: ``out`` unless given."""
+    process = FORKS.Process(target=_run_detached, args=(commands, out, err or out))
+    process.start()
+    return process
+
+
+def _run_detached(commands: Sequence[list[str]], out: Path, err: Path) -> None:
+    os.setpgrp()
+    for stream, path in ((1, out), (2, err)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, stream)
+        os.close(descriptor)
+    _run(commands)
+
+
+def _run(commands: Sequence[list[str]]) -> None:
     replace_pictures(setattr)
-    *earlier, last = json.loads(sys.argv[1])
+    *earlier, last = commands
     for arguments in earlier:
         with contextlib.suppress(SystemExit):  # the tests look at the files it leaves
             main(arguments)
     main(last)
+
+
+if __name__ == "__main__":
+    _run(json.loads(sys.argv[1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import sys
 from functools import partial
 from multiprocessing import RawValue
 from typing import Any
@@ -42,6 +43,9 @@ def make_loader(items: Dataset[Any], workers: int, fabric: Fabric, **kwargs: Any
     return DataLoader(
         items,
         num_workers=workers,
+        # Python 3.14's default here, forkserver, would copy photographs kept in memory to each worker, and make another
+        # process than this one its parent.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         persistent_workers=workers > 0,
         pin_memory=fabric.device.type == "cuda",
         collate_fn=collate,
