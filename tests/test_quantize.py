@@ -91,9 +91,14 @@ def test_weights_are_int8_per_channel_and_framing_and_softmax_are_not(int8: onnx
 
 def test_int8_answers_close_to_fp32_and_smaller(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> None:
     assert int8.ByteSize() < 0.3 * fp32.ByteSize()
-    for picture in pictures(6):
-        ours, theirs = (run(model, picture[None], ["dr_probs", "me_probs"]) for model in (fp32, int8))
-        assert np.abs(ours[0] - theirs[0]).max() < 0.1 and np.abs(ours[1] - theirs[1]).max() < 0.1
+    for output in ("dr_probs", "me_probs"):
+        ours, theirs = (
+            np.concatenate([run(model, picture[None], [output])[0] for picture in pictures(6)])
+            for model in (fp32, int8)
+        )
+        assert np.abs(ours - theirs).max() < 0.05
+        changes = [(probs - probs.mean(axis=0)).ravel() for probs in (ours, theirs)]  # from picture to picture
+        assert np.corrcoef(changes)[0, 1] > 0.8
 
 
 def test_head_weights_round_to_the_nearest_of_255_steps(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> None:
