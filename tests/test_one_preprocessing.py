@@ -31,7 +31,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     borders[60 : 60 + eye.shape[0], 90 : 90 + eye.shape[1]] = eye
     captioned = np.maximum(borders, 25)
     captioned[10:40, 20:200] = 255
-    wide = np.asarray(Image.fromarray(eye).resize((1500, 1000)))
+    wide = np.asarray(Image.fromarray(eye).resize((900, 600)))
     made = {
         "borders": borders,
         "captioned": captioned,

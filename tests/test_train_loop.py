@@ -189,9 +189,15 @@ def test_a_network_that_diverged_in_its_last_step_is_not_kept(data: DataSet, tmp
     assert kept == []
 
 
-def test_rates_halve_when_valid_no_longer_improves(data: DataSet, tmp_path: Path) -> None:
-    train, _ = items(data)
-    t = trainer(train, replace(RECIPE, epochs=5, dr_weight=0.0, me_weight=0.0))  # a loss of 0 cannot improve
+def judged_as(t: Trainer, loss: Callable[[int], float]) -> Trainer:
+    """Without training: in each epoch, valid has this loss and a higher score than before."""
+    t.train_epoch = lambda *_: t.progress.totals.__setitem__(slice(None), [1.0] * 6)  # type: ignore[method-assign]
+    t.judge = lambda *_: {"loss": loss(t.progress.epoch), "score": 0.1 * t.progress.epoch}  # type: ignore[method-assign]
+    return t
+
+
+def test_rates_halve_when_the_loss_on_valid_no_longer_falls(data: DataSet, tmp_path: Path) -> None:
+    t = judged_as(trainer(items(data)[0], replace(RECIPE, epochs=5)), lambda epoch: 1.0)
     run(t, data, tmp_path / "resume.pth")
     # With patience 2, the first epoch is the best, two more are tolerated, and after the fourth the rates halve.
     assert [row["lr_backbone"] for row in t.progress.history] == [1e-4] * 4 + [5e-5]
@@ -200,10 +206,7 @@ def test_rates_halve_when_valid_no_longer_improves(data: DataSet, tmp_path: Path
 
 def test_rates_stay_while_the_loss_on_valid_falls(data: DataSet, tmp_path: Path) -> None:
     """The scheduler watches the loss instead of the score, for which lower is worse."""
-    train, _ = items(data)
-    t = trainer(train, replace(RECIPE, epochs=6))
-    t.train_epoch = lambda *_: t.progress.totals.__setitem__(slice(None), [1.0] * 6)  # type: ignore[method-assign]
-    t.judge = lambda *_: {"loss": 1 / t.progress.epoch, "score": 0.1 * t.progress.epoch}  # type: ignore[method-assign]
+    t = judged_as(trainer(items(data)[0], replace(RECIPE, epochs=6)), lambda epoch: 1 / epoch)
     run(t, data, tmp_path / "resume.pth")
     assert [row["lr_heads"] for row in t.progress.history] == [1e-3] * 6
 
