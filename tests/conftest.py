@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from filelock import FileLock
 
-# Imported where it is needed, all else: the process that only hands tests to the others would load PyTorch too.
+# All else is imported where it is needed, or the process that only hands tests to the others would load PyTorch too.
 if TYPE_CHECKING:
     from small_export import SmallExport
 
