@@ -220,6 +220,7 @@ def test_what_retina_score_refuses_has_its_row(program: Program, small_export: S
     assert list(statuses.values()) == ["error"] * 4 + ["ok"]
 
 
+@pytest.mark.slow
 def test_camera_originals_as_python_decides_them(program: Program, real_data: Path, tmp_path: Path) -> None:
     """With the released model; benchmarks/embedding.py does the same with any model and shows the differences."""
     if not RELEASED.is_file():

@@ -47,6 +47,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("framing", "surround"), [("field", "black"), ("field", "kept"), ("squash", "kept")])
 def test_every_way_to_a_probability_is_the_same(
     framing: Framing, surround: Surround, pictures: list[Path], tmp_path: Path

@@ -122,6 +122,7 @@ def test_an_int8_file_gives_its_rounded_weights_and_its_rules(
     assert not torch.equal(new["dr_head.0.weight"], old["dr_head.0.weight"])
 
 
+@pytest.mark.slow
 def test_layers_frozen_from_the_start_are_recovered(photographs: Path, tmp_path: Path) -> None:
     """Trained from ``--weights none``, their batch-norm shifts nothing, and the file's convolutions have no bias."""
     before = load_checkpoint(small_checkpoint(tmp_path / "c.pth"))

@@ -553,6 +553,7 @@ def test_a_crowd(model: Path, tmp_path: Path) -> None:
     assert max(tally.memory[-third:]) - max(tally.memory[:third]) < 24 * MIB
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_nothing(service: Service, tmp_path: Path) -> None:
     examples = "200" if os.environ.get("RETINA_SLOW") else "15"
     done = subprocess.run(

@@ -70,6 +70,7 @@ def finished_folder(folder: Path) -> dict[str, object]:
     return write_metrics(folder / "metrics.json", 1, {"test": evaluate(predictions, CONTRACT, n_bootstrap=50)})
 
 
+@pytest.mark.slow
 def test_a_run_is_logged_and_its_best_model_can_be_loaded_from_the_registry(artifacts: Path, tmp_path: Path) -> None:
     import mlflow
 

@@ -227,6 +227,7 @@ def test_a_run_that_cannot_have_its_folder_is_refused(tmp_path: Path, data: Path
     assert f"{tmp_path / 'runs' / 'mine'}: cannot be written" in refused(tmp_path, data, *QUICK, "--name", "mine")
 
 
+@pytest.mark.slow
 def test_training_goes_on_when_nobody_reads_what_it_says(tmp_path: Path, data: Path) -> None:
     """The list of runs, which is all that its command is for, is not given up in silence."""
     artifacts = ["--artifacts", str(tmp_path)]

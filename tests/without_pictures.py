@@ -19,7 +19,7 @@ from retina.train.cli import main
 
 # Forked from a process that has loaded PyTorch once for all, and not from pytest's, which has threads.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([__name__])
+FORKS.set_forkserver_preload(["retina.train.pipeline"])  # not this module: Python 3.11 does not look in its folder
 
 
 def replace_pictures(replace: Callable[[Any, str, Any], object]) -> None:
