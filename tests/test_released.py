@@ -114,13 +114,13 @@ def test_scaled_decoding_changes_no_decision_on_camera_originals(
 
 def test_exact_scores_equal_the_file_run_by_hand(real_data: Path) -> None:
     """With only onnxruntime and Pillow, as in the README."""
-    path = min((real_data / "fullsize").glob("*.jpg"))
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"))[None]
-    dr, me = ort.InferenceSession(RELEASED).run(["dr_probs", "me_probs"], {"image": pixels})
-    prediction = RetinaModel(RELEASED, exact=True).predict(path)
-    np.testing.assert_allclose(list(prediction.dr_probs.values()), dr[0], atol=1e-6)
-    np.testing.assert_allclose(prediction.me_prob, me[0, 1], atol=1e-6)
+    model, session = RetinaModel(RELEASED, exact=True), ort.InferenceSession(RELEASED)
+    for path in sorted((real_data / "fullsize").glob("*.jpg"))[:3]:
+        with Image.open(path) as image:
+            dr, me = session.run(["dr_probs", "me_probs"], {"image": np.asarray(image.convert("RGB"))[None]})
+        prediction = model.predict(path)
+        np.testing.assert_allclose(list(prediction.dr_probs.values()), dr[0], atol=1e-6)
+        np.testing.assert_allclose(prediction.me_prob, me[0, 1], atol=1e-6)
 
 
 ALL_TWICE = """

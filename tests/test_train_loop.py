@@ -291,9 +291,6 @@ def command(data: DataSet, artifacts: Path, name: str, *options: str) -> list[st
     return [str(data.root), *recipe, *where, *options]
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 @pytest.mark.slow
 def test_killed_twice_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path) -> None:
     resume, said = tmp_path / "runs" / "killed" / "resume.pth", tmp_path / "said"
@@ -362,7 +359,8 @@ def on_two_devices(data: DataSet, tmp_path_factory: pytest.TempPathFactory) -> t
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
     two = subprocess.run(
         [sys.executable, *torchrun, *as_process(*commands)],
-        env={**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "lo"}, check=False, capture_output=True, text=True, timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        check=False, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert two.returncode == 0, two.stderr
     return artifacts, two.stdout + two.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -58,8 +57,11 @@ def _run(commands: Sequence[list[str]]) -> None:
     replace_pictures(setattr)
     *earlier, last = commands
     for arguments in earlier:
-        with contextlib.suppress(SystemExit):  # the tests look at the files it leaves
+        try:
             main(arguments)
+        except SystemExit as ended:
+            if ended.code:
+                raise
     main(last)
 
 
