@@ -43,6 +43,14 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     replace_pictures(monkeypatch.setattr)
 
 
+@pytest.fixture
+def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare exports on small pictures only: a camera original takes a second each time. Shared ones keep it."""
+    from retina.export import parity
+
+    monkeypatch.setattr(parity, "SIZES", ((32, 32), (33, 57)))
+
+
 def made_once(base: Path, name: str, make: Callable[[Path], object]) -> Path:
     """A folder for all processes of the suite, filled by the one that needs it first; ``base`` is this process's."""
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name

@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from retina.export import job, parity
+from retina.export import job
 from retina.export.cli import _unseen, main
 from retina.export.graph import DeployedModel
 from retina.export.parity import Answer
@@ -33,6 +33,7 @@ from small_checkpoint import small_checkpoint
 from small_export import SmallExport, small_pictures
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("few_sizes")
 
 
 def export(*arguments: object) -> Result:
@@ -57,12 +58,6 @@ def explained(small_explained: Path) -> Path:
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_pictures(tmp_path_factory.mktemp("photographs"))
-
-
-@pytest.fixture(autouse=True)
-def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the camera original, which takes a second each time: the shared exports are compared on it."""
-    monkeypatch.setattr(parity, "SIZES", ((32, 32), (33, 57)))
 
 
 def torch_probs(checkpoint: Path, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

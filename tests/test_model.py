@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -374,6 +375,17 @@ def test_onnxruntime_reports_nothing(tmp_path: Path) -> None:
     done = subprocess.run(command, env=bare_environment(home), capture_output=True, text=True, check=False)
     assert done.stdout.startswith("Prediction("), done.stderr
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize(("asked", "told"), [("0", 0), ("1", 1)])
+def test_onnxruntime_is_not_told_to_be_silent_where_reports_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, asked: str, told: int
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(ort, "disable_telemetry_events", lambda: calls.append(None))
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", asked)
+    open_session(tiny_model().SerializeToString())
+    assert len(calls) == told
 
 
 def test_a_close_call_is_decided_on_the_whole_picture(tmp_path: Path) -> None:

@@ -17,18 +17,13 @@ from retina.train.checkpoint import load_checkpoint
 from small_checkpoint import small_checkpoint
 
 Outputs = dict[str, NDArray[np.float32]]
+pytestmark = pytest.mark.usefixtures("few_sizes")
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     read = load_checkpoint(small_checkpoint(tmp_path_factory.mktemp("parity") / "c.pth", image_size=32))
     return Reference(read.build_model(), read.contract.with_(explain=True))
-
-
-@pytest.fixture(autouse=True)
-def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip large sizes: a camera original takes a second each time, and size is not tested here."""
-    monkeypatch.setattr(parity, "SIZES", ((32, 32), (33, 57)))
 
 
 def photographs() -> list[tuple[str, NDArray[np.uint8]]]:

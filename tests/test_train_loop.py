@@ -48,7 +48,9 @@ from torch import Tensor
 from without_pictures import as_process, replace_pictures, started
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-RECIPE = TrainConfig("", epochs=3, batch_size=4, image_size=32, backbone=RESNET10, weights="none", workers=0)
+RECIPE = TrainConfig(
+    "", epochs=3, batch_size=4, image_size=32, backbone=RESNET10, weights="none", workers=0, precision="fp32"
+)
 FROZEN = ("backbone.conv1", "backbone.bn1", "backbone.layer1")
 
 
@@ -62,7 +64,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
 def trainer(train: TrainItems, config: TrainConfig = RECIPE) -> Trainer:
     torch.manual_seed(config.seed)
     net = RetinaNet(3, config.backbone)
-    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric = make_fabric("cpu", config.precision)
     return Trainer(fabric, config, net, Normalize(SMALL.mean, SMALL.std), (0, 1, 2), class_weights(train.dr_index, 3))
 
 
@@ -332,6 +334,23 @@ def test_a_worker_whose_parent_was_killed_while_it_started_ends(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux changed its default")
+def test_bf16_is_for_training_only(data: DataSet) -> None:
+    train, valid = items(data)
+    plain, mixed = trainer(train), trainer(train, replace(RECIPE, precision="bf16"))
+    of_features: list[torch.dtype] = []
+    mixed.net.backbone.conv1.register_forward_hook(lambda _net, _inputs, output: of_features.append(output.dtype))
+    train_epoch(mixed, train)
+    assert set(of_features) == {torch.bfloat16}
+    assert {tensor.dtype for tensor in mixed.net.parameters()} == {torch.float32}
+
+    plain.net.load_state_dict(mixed.net.state_dict())
+    of_features.clear()
+    loader = make_loader(valid, 0, plain.fabric)
+    for of_plain, of_mixed in zip(plain.predict(loader, len(valid)), mixed.predict(loader, len(valid)), strict=True):
+        assert torch.equal(of_plain, of_mixed)
+    assert set(of_features) == {torch.float32}
+
+
 def test_workers_are_forked_whatever_pythons_default(data: DataSet) -> None:
     """As of Python 3.14 it is a server, which would be the parent of workers and outlive theirs."""
     before = multiprocessing.get_start_method(allow_none=True)
