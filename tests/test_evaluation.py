@@ -61,6 +61,20 @@ def test_the_splits_asked_for_are_evaluated(data: Path, tmp_path: Path) -> None:
         assert (found[split]["all"]["n"], found[split]["all"]["dr"]["accuracy"]["value"]) == (len(grades), right)
 
 
+def test_graded_me_risk_is_made_binary(data: Path, tmp_path: Path) -> None:
+    shutil.rmtree(data / "test")
+    write_split(data / "test", GRADES, seed=2, me=[min(grade, 2) for grade in GRADES])
+    model, out = write_tiny_model(tmp_path / "tiny.onnx"), tmp_path / "metrics.json"
+    arguments = [str(data), "--model", str(model), "--out", str(out)]
+    assert "--me-positive-from N makes graded risk binary" in CliRunner().invoke(main, arguments).output
+    said_risk = [expected_probs(decode(data / f"test/images/eye_{n}.jpg"))[1][1] >= 0.5 for n in range(len(GRADES))]
+    for threshold in (1, 2):
+        result = CliRunner().invoke(main, [*arguments, "--me-positive-from", str(threshold)])
+        assert result.exit_code == 0, result.output
+        right = np.mean(np.array(said_risk) == (np.array(GRADES) >= threshold))
+        assert json.loads(out.read_text())["splits"]["test"]["all"]["me"]["accuracy"]["value"] == right
+
+
 def test_a_photograph_that_cannot_be_read_is_named(data: Path, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "tiny.onnx")
     (data / "test/images/eye_3.jpg").write_bytes(b"no picture")
