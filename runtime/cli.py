@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     "--annotations",
     type=click.Path(path_type=Path),
     metavar="CSV",
-    help="Grades given by human readers: fills the two True columns and prints accuracy, kappa and confusion matrices.",
+    help="Grades given by human readers, in the columns Image name, Retinopathy grade, Risk of macular edema: "
+    "fills the two True columns and prints accuracy, kappa and confusion matrices.",
 )
 @click.option(
     "--me-positive-from",
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
 @click.option(
     "--referral",
     is_flag=True,
-    help="Add the columns referable, referable_prob and referable_me: whom to refer, by the model's thresholds.",
+    help="Add the columns referable, referable_prob and referable_me: whom to refer, by the model's thresholds, which "
+    "may be lower than what makes a grade or risk the most probable one.",
 )
 @click.option(
     "--overlays",
@@ -76,8 +78,10 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
     """Score retina photographs: diabetic retinopathy grade and macular edema risk.
 
     Writes one row per photograph, sorted by name: the grade, the risk, their probabilities, or for a file that
-    cannot be read the reason. Takes folders (with their subfolders), files, and lists of paths: @FILE, or - for
-    standard input.
+    cannot be read the reason. Takes folders (with their subfolders; JPEG, PNG, TIFF, BMP, WebP, JPEG 2000 and DICOM,
+    recognised by their endings), files of any ending, and lists of paths: @FILE, or - for standard input.
+
+    Any picture gets a grade, even one that shows no retina: the model cannot tell.
 
     \b
     Examples:
@@ -141,18 +145,18 @@ def _run(
     from .journal import Journal
     from .model import RELEASED, find_model
     from .progress import progress
-    from .scoring import depends_on, require_maps, require_room, score_rows
+    from .scoring import depends_on, destination, require_maps, require_room, rows_at_hand, score_rows
     from .summary import Summary
     from .table import Table, cells, columns, record
     from .workers import usable_cores
 
     listing = gather(paths)
     if not listing.names:
-        endings = " ".join(sorted(ENDINGS))
         raise UsageError(
-            f"{' '.join(paths)}: expected photographs, found none ({listing.ignored} other files). Read: {endings}"
+            f"{' '.join(paths)}: expected photographs, found none ({listing.ignored_text}). A folder's need an ending "
+            f"of {' '.join(sorted(ENDINGS))}; name or list others:  find DIR -type f | retina-score -"
         )
-    out = Path(os.path.realpath(out)) if os.path.islink(out) else out  # or the table would replace the link
+    out = destination(out)
     model = find_model(model, artifacts)
     lists = [Path(path[1:]) for path in paths if path.startswith("@")]
     inputs = [Path(os.path.realpath(path)) for path in (model, annotations, verify, *lists) if path is not None]
@@ -179,8 +183,8 @@ def _run(
     try:
         if journal.changed:
             click.echo(f"scoring all again: {', '.join(journal.changed)} changed since the last run", err=True)
-        elif len(journal):
-            click.echo(f"going on: {len(journal)} rows of an earlier run", err=True)
+        else:
+            _tell_rows(len(journal), rows_at_hand(listing, journal))
         with Table(out, columns(grades, referral=referral)) as table, progress(len(listing.names)) as advance:
             for row, known in score_rows(opened, listing, journal, workers, overlays):
                 true = truth.by_name.get(row.name) if truth else None
@@ -195,7 +199,7 @@ def _run(
     told = list(summary.lines(time.monotonic() - start))
     if overlays is not None:
         told.append(f"wrote overlays into {overlays}")
-    told.append(f"wrote {out}: {len(listing.names)} rows; {listing.ignored} other files ignored")
+    told.append(f"wrote {out}: {len(listing.names)} rows; ignored {listing.ignored_text}")
     return summary.failed, told
 
 
@@ -231,6 +235,17 @@ def _hush() -> None:
     handler.addFilter(logging.Filter("retina"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, format="retina-score: %(message)s")
     warnings.filterwarnings("ignore", module=r"PIL|pydicom")
+
+
+def _tell_rows(known: int, usable: int) -> None:
+    if usable:
+        click.echo(f"going on: {usable} rows of an earlier run", err=True)
+    if usable < known:
+        click.echo(
+            f"not used: {known - usable} rows of an earlier run, of other photographs or of ones that have changed. "
+            "The finished table drops them; to keep them, stop now and name another --out",
+            err=True,
+        )
 
 
 def _tell_start(model: RetinaModel, listing: Listing, workers: int, *, shipped: bool) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import codecs
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import UsageError
@@ -15,6 +16,9 @@ ENDINGS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".j2k", ".jpx", ".dcm"}
 )
 """Lower-case endings of the formats that picture.decode reads."""
+
+KINDS_SHOWN = 5
+"""Most frequent kinds of files left out that are listed."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,18 @@ class Listing:
     names: tuple[str, ...]
     """Photographs, relative to ``root`` and separated by ``/``, sorted by code point. Bytes of a name that are not
     UTF-8 are kept as surrogates (PEP 383), so that ``root / name`` always opens the file."""
-    ignored: int
-    """Number of files left out because of their ending, or because they are hidden."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Number of files left out, by their ending in lower case (empty if there is none) or as ``hidden``."""
     folders: tuple[Path, ...] = ()
     """The folders that were named and searched, without their subfolders."""
+
+    @property
+    def ignored_text(self) -> str:
+        """How many files were left out, and of which kinds."""
+        by_count = sorted(self.ignored.items(), key=lambda kind_count: (-kind_count[1], kind_count[0]))
+        kinds = [f"{count} {kind or 'without ending'}" for kind, count in by_count[:KINDS_SHOWN]]
+        kinds += ["others"] * (len(by_count) > KINDS_SHOWN)
+        return f"{self.ignored.total()} other files" + (f": {', '.join(kinds)}" if kinds else "")
 
 
 def gather(arguments: Sequence[str]) -> Listing:
@@ -46,7 +58,7 @@ def gather(arguments: Sequence[str]) -> Listing:
         return find_pictures(Path(arguments[0]))
     names: set[str] = set()
     folders: list[Path] = []
-    ignored = 0
+    ignored: Counter[str] = Counter()
     for argument in arguments:
         is_list = argument == "-" or argument.startswith("@")
         if not is_list and not os.path.exists(argument) and not (len(arguments) > 1 and is_picture(argument)):
@@ -81,7 +93,7 @@ def find_pictures(root: Path) -> Listing:
     seen: set[tuple[int, int]] = set()
     links: list[str] = []
     names: list[str] = []
-    ignored = 0
+    ignored: Counter[str] = Counter()
     waiting = [""]
     while waiting or links:
         if not waiting:
@@ -102,7 +114,7 @@ def find_pictures(root: Path) -> Listing:
                     elif is_picture(entry.name) and not hidden:
                         names.append(name)
                     else:
-                        ignored += 1
+                        ignored["hidden" if hidden else os.path.splitext(entry.name)[1].lower()] += 1  # noqa: PTH122
         except FileNotFoundError:
             if not folder:
                 raise UsageError(f"{root}: expected a folder, found nothing there") from None

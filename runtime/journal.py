@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,11 @@ class Journal:
     def __len__(self) -> int:
         """Number of rows taken over from an earlier run."""
         return len(self._rows)
+
+    @property
+    def names(self) -> Set[str]:
+        """The photographs of the rows taken over."""
+        return self._rows.keys()
 
     def row(self, name: str, stamp: Stamp | None) -> Row | None:
         """The row of an earlier run, or None if there is none or the file has changed since.

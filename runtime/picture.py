@@ -7,8 +7,9 @@ import logging
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from PIL.ImageFile import ImageFile
 from .contract import MIN_SIDE
 from .errors import MissingExtraError, PictureError, RetinaError, require_extra
 from .jpeg import endless_fault, silent_fault
+
+if TYPE_CHECKING:
+    from pydicom.uid import UID
 
 MAX_PIXELS = 100_000_000
 """Largest height x width, checked in the header: a few times that of the largest fundus camera, 300 MB when decoded."""
@@ -269,6 +273,7 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
             file.seek(_DICOM_TAG, os.SEEK_CUR)
             extended = (header[offsets[0]].value, header[offsets[1]].value) if offsets[0] in header else None
             frame = get_frame(file, 0, extended_offsets=extended, number_of_frames=frames)
+            _require_decoder(syntax, name)
             _require_frame(frame, (width, height), name)
         file.seek(0)
         pixels = pixel_array(file, index=0)
@@ -279,6 +284,16 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
     _require(pixels.ndim == 2 or pixels.shape[2:] == (3,), name, f"expected one or three samples, found {pixels.shape}")
     scaled = _to_8_bits(pixels, bits) if bits != 8 else pixels.astype(np.uint8)
     return 255 - scaled if colours == "MONOCHROME1" else scaled
+
+
+def _require_decoder(syntax: UID, name: str) -> None:
+    """Refuse a compression of DICOM that pydicom knows, but which it leaves to a package that is not installed."""
+    from pydicom.pixels.decoders.base import get_decoder
+
+    with suppress(NotImplementedError):
+        command = "pip install 'pylibjpeg[all]'"
+        is_there = get_decoder(syntax).is_available
+        _require(is_there, name, f"DICOM compressed as {syntax.name}: not installed. Run:  {command}")
 
 
 def _require_frame(frame: bytes, size: tuple[int, int], name: str) -> None:

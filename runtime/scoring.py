@@ -22,6 +22,7 @@ from .workers import ordered_map
 
 BYTES_PER_ROW = 600
 """Disk space that a row takes in the journal and the table together, with a long name."""
+_NO_FILE = "expected a file to write, found a device or a pipe; --json writes to a pipe"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ def score_rows(
         if not outcome.known:
             journal.add(outcome.row, outcome.stamp)
         yield outcome.row, outcome.known
+
+
+def rows_at_hand(listing: Listing, journal: Journal) -> int:
+    """How many photographs of the listing have a row in the journal and have not changed since."""
+    names = journal.names & set(listing.names)
+    return sum(journal.row(name, stamp(listing.root / name)) is not None for name in names)
 
 
 def score_one(model: RetinaModel, name: str, path: Path, overlays: Path | None = None) -> Row:
@@ -179,6 +186,20 @@ def depends_on(model: RetinaModel, *, exact: bool, provider: str, overlays: Path
     }
 
 
+def destination(out: Path) -> Path:
+    """Where a table named ``out`` is written: if that is a link, at its target, or the table would replace the link.
+
+    Raises:
+        OutputError: it stands for standard output. Even if that is a file, others write to it.
+    """
+    if not os.path.islink(out):
+        return out
+    folder = os.path.realpath(out.parent)
+    if folder == "/dev" or folder.startswith("/proc/"):
+        raise OutputError(f"{out}: {_NO_FILE}")
+    return Path(os.path.realpath(out))
+
+
 def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
     """Check before any work that the table can be written without overwriting an input.
 
@@ -196,7 +217,7 @@ def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
     if os.path.isdir(out):
         raise OutputError(f"{out}: expected a file to write, found a folder")
     if os.path.exists(out) and not os.path.isfile(out):
-        raise OutputError(f"{out}: expected a file to write, found a device or a pipe; --json writes to a pipe")
+        raise OutputError(f"{out}: {_NO_FILE}")
     places = {place.name: place for place in (out, *(out.with_name(out.name + end) for end in (JOURNAL, PARTIAL)))}
     for path in inputs:
         place = places.get(path.name)

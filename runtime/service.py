@@ -101,6 +101,7 @@ def create_app(
     guarded = [] if token is None else [Depends(_guard(token))]
     refusals = refusals_of(401) if token is not None else {}
 
+    @app.head("/health", include_in_schema=False)  # as some load balancers ask
     @app.get("/health")
     async def health() -> Health:
         """Whether the service is up, and how busy it is."""

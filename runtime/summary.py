@@ -67,12 +67,12 @@ class Summary:
         if self.scored:
             counts = ", ".join(f"{grade}: {self.grades[grade]}" for grade in sorted(self.grades))
             yield f"DR grades {counts}"
+            yield f"ME risk {_share(self.me_risks, self.scored)}"
             dr, me = (self.thresholds[task].level for task in ("referable_dr", "referable_me"))
             yield (
-                f"to refer: DR {_share(self.referable, self.scored)}, from a probability of {dr:.3f} on; "
-                f"ME {_share(self.referable_me, self.scored)}, from {me:.3f}"
+                f"to refer (which ones: --referral): DR {_share(self.referable, self.scored)}, from a probability of "
+                f"{dr:.3f} on; ME {_share(self.referable_me, self.scored)}, from {me:.3f}"
             )
-            yield f"ME risk {_share(self.me_risks, self.scored)}"
         for reason, count in self.reasons.most_common(REASONS_SHOWN):
             yield f"failed {count}: {reason} (such as {utf8(self.first_failed[reason])!r})"
         if len(self.reasons) > REASONS_SHOWN:

@@ -40,9 +40,10 @@ def test_reads_names_grades_and_further_columns(tmp_path: Path) -> None:
         "\ufeffImage name,Retinopathy grade,Risk of macular edema\r\n a ,2,1\r\n",
         " IMAGE  NAME ,retinopathy Grade,Risk of macular edema \na,2,1\n",
         "Image name;Retinopathy grade;Risk of macular edema\na;2;1\n",
+        "\ufeffsep=;\r\nImage name;Retinopathy grade;Risk of macular edema\r\na;2;1\r\n",
         "Risk of macular edema\tImage name\tRetinopathy grade\n1.0\ta\t2.00\n",
     ],
-    ids=["byte order mark", "case and blanks", "semicolons", "tabs, other order, 1.0"],
+    ids=["byte order mark", "case and blanks", "semicolons", "separator named", "tabs, other order, 1.0"],
 )
 def test_tolerates_what_spreadsheets_write(tmp_path: Path, text: str) -> None:
     (row,) = scan_annotations(write(tmp_path, text))[0].rows
@@ -164,4 +165,11 @@ def test_the_walk_is_sorted_and_follows_links_once(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(outside)
     listing = find_pictures(tmp_path)
     assert listing.names == ("a/z.PNG", "b.jpg", "c/d/new\nline.jpg", "link/far.jpg")
-    assert listing.ignored == 2
+    assert listing.ignored == {".txt": 1, "hidden": 1}
+    assert listing.ignored_text == "2 other files: 1 .txt, 1 hidden"
+
+
+def test_the_most_frequent_kinds_left_out_are_listed(tmp_path: Path) -> None:
+    touch(tmp_path, "IM0001", "IM0002", "a.HEIC", "b.heic", "c.heic", *(f"d.{ending}" for ending in "abcde"))
+    told = find_pictures(tmp_path).ignored_text
+    assert told == "10 other files: 3 .heic, 2 without ending, 1 .a, 1 .b, 1 .c, others"

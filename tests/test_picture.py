@@ -530,6 +530,18 @@ def _jpeg_dicom(eye: bytes, width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
+def test_dicom_of_a_compression_that_needs_another_package_names_it() -> None:
+    import pydicom
+
+    data = pydicom.dcmread(io.BytesIO(_jpeg_dicom(encoded(photograph(), "JPEG"), *photograph().size)))
+    data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLSLossless
+    buffer = io.BytesIO()
+    data.save_as(buffer)
+    told = r"compressed as JPEG-LS Lossless Image Compression: not installed. Run:  pip install 'pylibjpeg\[all\]'"
+    with pytest.raises(PictureError, match=told):
+        decode(buffer.getvalue())
+
+
 def test_dicom_with_a_damaged_jpeg_is_refused_like_the_jpeg() -> None:
     eye = encoded(Image.effect_noise((160, 128), 80).convert("RGB"), "JPEG", quality=95)
     middle = len(eye) // 2

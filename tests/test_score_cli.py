@@ -65,7 +65,7 @@ def test_bare_command_uses_the_last_export_and_writes_the_designs_table(score: S
     done = score("eyes")
     assert done.returncode == 0, done.stderr
     assert "scored 5; failed 0" in done.stdout
-    assert "5 rows; 1 other files ignored" in done.stdout
+    assert "5 rows; ignored 1 other files: 1 .txt\n" in done.stdout
     assert "artifacts/retina_multitask.onnx" in done.stderr
     assert Path("test_predictions.csv").read_text().splitlines()[0] == ",".join(columns(range(5)))
     for i, row in enumerate(table()):
@@ -201,11 +201,12 @@ def test_files_and_lists_instead_of_a_folder(score: Score) -> None:
             "bad.csv: expected a file to write, found one that is",
         ),
         (["eyes", "--out", 300 * "x" + ".csv"], "File name too long"),
-        (["void"], "expected photographs, found none (1 other files)"),
+        (["void"], "expected photographs, found none (1 other files: 1 .txt). A folder's need an ending of .bmp"),
         (["eyes", "--model", "none.onnx"], "none.onnx: expected a model file, found: No such file"),
         (["eyes", "--model", "plain.onnx"], "plain.onnx: expected a contract"),
         (["eyes", "--out", "none/x.csv"], "expected an existing folder"),
         (["eyes", "--out", "eyes"], "expected a file to write, found a folder"),
+        (["eyes", "--out", "/dev/stdout"], "/dev/stdout: expected a file to write, found a device or a pipe"),
         (["eyes", "--annotations", "none.csv"], "none.csv: 1 fault"),
         (["eyes", "--annotations", "bad.csv"], "line 2: Retinopathy grade: expected a whole number from 0, found 'x'"),
         (["eyes", "--me-positive-from", "2"], "--me-positive-from: expected --annotations CSV"),
@@ -491,6 +492,32 @@ def test_a_full_output_is_told_and_gone_on_from(score: Score) -> None:
     Path("test_predictions.csv.journal").write_bytes(journal)
     assert "going on" not in score("eyes", "--no-resume").stderr
     assert len(table()) == 3
+
+
+def test_standard_output_that_goes_to_a_file_is_not_replaced(score: Score) -> None:
+    photographs(Path("eyes"), 1)
+    with Path("log").open("w") as log:
+        done = subprocess.run([*COMMAND, "eyes", "--out", "/dev/stdout"], stdout=log, stderr=log, check=False)
+    assert done.returncode == 2
+    assert "/dev/stdout: expected a file to write, found a device or a pipe" in Path("log").read_text()
+
+
+def test_rows_of_other_photographs_are_not_counted_as_these(score: Score) -> None:
+    """And they are kept until the table is complete."""
+    for folder, count in (("a", 3), ("b", 2)):
+        photographs(Path(folder), count)
+    journal = Path("test_predictions.csv.journal")
+    with Path("/dev/full").open("wb") as full:
+        subprocess.run([*COMMAND, "a", "--json"], stdout=full, stderr=subprocess.DEVNULL, check=False)
+    left = journal.read_bytes()
+    known = left.count(b'"name"')
+    assert known > 0
+    told = score("b").stderr
+    assert f"not used: {known} rows of an earlier run" in told and "going on" not in told
+    assert not journal.exists()
+    journal.write_bytes(left)
+    told = score("a").stderr
+    assert f"going on: {known} rows of an earlier run" in told and "not used" not in told
 
 
 def test_a_list_from_a_closed_input_is_refused(score: Score) -> None:

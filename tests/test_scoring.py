@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
@@ -408,7 +409,7 @@ def test_gathering_folders_files_and_lists(tmp_path: Path, monkeypatch: pytest.M
     for name in ("d/a.jpg", "d/e/b.JPG", "d/notes.txt", "c.scan", "new\nline.jpg"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
-    assert gather(["d"]) == Listing(Path("d"), ("a.jpg", "e/b.JPG"), 1, (Path("d"),))
+    assert gather(["d"]) == Listing(Path("d"), ("a.jpg", "e/b.JPG"), Counter({".txt": 1}), (Path("d"),))
     assert gather(["d", "./c.scan", "missing.jpg"]).names == ("c.scan", "d/a.jpg", "d/e/b.JPG", "missing.jpg")
     Path("list.txt").write_bytes(b"\xef\xbb\xbfc.scan\r\n\r\nd\nc.scan\n\xff.jpg\n")
     assert gather(["@list.txt"]).names == ("c.scan", "d/a.jpg", "d/e/b.JPG", "\udcff.jpg")
@@ -447,7 +448,7 @@ def test_a_link_that_leads_nowhere_does_not_hide_its_folder(tmp_path: Path) -> N
     (tmp_path / "a.jpg").touch()
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     (tmp_path / "circle").symlink_to("circle")
-    assert find_pictures(tmp_path) == Listing(tmp_path, ("a.jpg", "loop.jpg"), 1, (tmp_path,))
+    assert find_pictures(tmp_path) == Listing(tmp_path, ("a.jpg", "loop.jpg"), Counter({"": 1}), (tmp_path,))
 
 
 def test_a_resumed_run_draws_what_is_missing_and_nothing_else(tmp_path: Path) -> None:

@@ -143,6 +143,8 @@ def test_the_file_is_handed_over_in_pieces(model: Path, monkeypatch: pytest.Monk
 
 def test_health(service: Service) -> None:
     assert service.ask("GET", "/health").json == {"status": "ok", "requests": 0, "capacity": 8}
+    head = service.ask("HEAD", "/health")
+    assert (head.status, head.body) == (200, b"")
 
 
 # What it refuses

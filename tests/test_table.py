@@ -104,7 +104,7 @@ def test_nothing_counted_is_nan_not_an_error() -> None:
 def truth_of(tmp_path: Path, rows: str, *names: str) -> dict[str, int]:
     path = tmp_path / "a.csv"
     path.write_text("Image name,Retinopathy grade,Risk of macular edema\n" + rows)
-    return {name: row.dr_grade for name, row in read_truth(path, Listing(tmp_path, names, 0)).by_name.items()}
+    return {name: row.dr_grade for name, row in read_truth(path, Listing(tmp_path, names)).by_name.items()}
 
 
 def test_truth_finds_files_of_other_endings(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_summary_counts_and_tells() -> None:
     for line in (
         "scored 3, 1 of them in an earlier run; failed 1; 2.0 per second",
         "DR grades 2: 3",
-        "to refer: DR 3 (100.0%), from a probability of 0.500 on; ME 0 (0.0%), from 0.500",
+        "to refer (which ones: --referral): DR 3 (100.0%), from a probability of 0.500 on; ME 0 (0.0%), from 0.500",
         "ME risk 3 (100.0%)",
         "failed 1: empty file (such as 'bad\\\\udcff')",
         "against 3 annotations:",
@@ -172,7 +172,10 @@ def test_summary_keeps_each_count_in_its_place() -> None:
         summary.add(Row("a", said), known=False, truth=Annotation(2, "a", *truth, {}))
     lines = list(summary.lines(0.0))
     assert "DR grades 1: 2, 3: 1" in lines
-    assert "to refer: DR 0 (0.0%), from a probability of 0.400 on; ME 2 (66.7%), from 0.300" in lines
+    referred = (
+        "to refer (which ones: --referral): DR 0 (0.0%), from a probability of 0.400 on; ME 2 (66.7%), from 0.300"
+    )
+    assert referred in lines
     assert "ME risk 1 (33.3%)" in lines
     dr, me = lines.index("DR true down, predicted across"), lines.index("ME true down, predicted across")
     assert [line.split() for line in lines[dr + 1 : dr + 5]] == [
@@ -199,7 +202,7 @@ def test_summary_shows_eight_reasons_the_commonest_first() -> None:
 def test_truth_takes_grades_up_to_4_and_counts_what_it_finds_no_file_of(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("Image name,Retinopathy grade,Risk of macular edema\na,4,2\nb,0,1\nnone,0,0\n")
-    truth = read_truth(path, Listing(tmp_path, ("a.jpg", "b.jpg"), 0), me_positive_from=2)
+    truth = read_truth(path, Listing(tmp_path, ("a.jpg", "b.jpg")), me_positive_from=2)
     assert {name: (row.dr_grade, row.me_grade) for name, row in truth.by_name.items()} == {
         "a.jpg": (4, 1), "b.jpg": (0, 0)
     }  # fmt: skip
