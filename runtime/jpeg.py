@@ -3,13 +3,15 @@
 An interrupted copy leaves zeros at its end, and disk recovery leaves zeros in place of each unreadable sector. libjpeg
 decodes them as if they were data, or fills missing data with grey, and at most warns; Pillow does not pass warnings on.
 In pictures of several passes (progressive, for example) only a missing end is found, because zeros may be valid data
-anywhere in them. Zeros that may be valid data are not found either where they lie between two restart markers.
+anywhere in them, and data that end early make them blurred rather than grey. Zeros that may be valid data are not found
+either where they lie between two restart markers.
 """
 
 from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from PIL import JpegImagePlugin
@@ -45,13 +47,9 @@ def silent_fault(file: BinaryIO) -> str:
     """
     if fault := endless_fault(file):
         return fault
-    file.seek(2)
     components = 0  # of a sequential picture
     shortest: dict[int, int] = {}  # Huffman table -> the symbol of its all-zeros code
-    while len(marker := file.read(4)) == 4 and marker[0] == 0xFF:
-        kind = marker[1]
-        # Each segment is read as a whole, because a thumbnail embedded in one has scans and an end of its own.
-        segment = file.read(max(int.from_bytes(marker[2:]) - 2, 0))
+    for kind, segment in _segments(file):
         try:
             if _BASELINE <= kind < _PROGRESSIVE:
                 components = segment[5]
@@ -66,6 +64,24 @@ def silent_fault(file: BinaryIO) -> str:
     return ""  # damaged in another way, which the decoder reports
 
 
+def is_unfinished(file: BinaryIO) -> bool:
+    """Whether the data of a sequential JPEG end before its last block, although an end of image follows them.
+
+    The decoder fills what is missing with grey. Takes about as long as decoding at an eighth.
+
+    Args:
+        file: the whole JPEG file, seekable; its position is changed.
+    """
+    kinds = [kind for kind, _ in _segments(file)]
+    if _START_OF_SCAN not in kinds or not any(_BASELINE <= kind < _PROGRESSIVE for kind in kinds):
+        return False
+    start = file.tell()
+    data = file.read()
+    file.seek(0)
+    # Without an end of image the decoder asks for more data until it has the last block.
+    return not _completes(file.read(start) + data[: data.find(_END_OF_IMAGE)] + bytes(_TAIL))
+
+
 def endless_fault(file: BinaryIO) -> str:
     """Why a JPEG, or a file that contains one, may keep its decoder busy endlessly with scans; empty if it cannot.
 
@@ -78,6 +94,18 @@ def endless_fault(file: BinaryIO) -> str:
         count += len(_SCAN.findall(last + chunk))
         last = chunk[-4:]
     return f"expected at most {_MOST_SCANS} scans in a JPEG, found more" if count > _MOST_SCANS else ""
+
+
+def _segments(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The kind and content of each segment up to the first scan's header, after which its data begin."""
+    file.seek(2)
+    while len(marker := file.read(4)) == 4 and marker[0] == 0xFF:
+        while marker[1] == 0xFF:  # any number of fill bytes (T.81, B.1.1.2)
+            marker = marker[1:] + (file.read(1) or b"\0")
+        # Each segment is read as a whole, because a thumbnail embedded in one has scans and an end of its own.
+        yield marker[1], file.read(max(int.from_bytes(marker[2:]) - 2, 0))
+        if marker[1] == _START_OF_SCAN:
+            return
 
 
 def _shortest(segment: bytes) -> dict[int, int]:
@@ -120,9 +148,14 @@ def _is_short(file: BinaryIO, end: int) -> bool:
     data are left over after the last block.
     """
     file.seek(0)
-    picture = JpegImagePlugin.JpegImageFile(io.BytesIO(file.read(end - _TAIL)))
-    picture.draft(None, (1, 1))
+    return _completes(file.read(end - _TAIL))
+
+
+def _completes(data: bytes) -> bool:
+    """Whether the decoder finds a whole picture in it; an end of image is not asked for."""
     try:
+        picture = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+        picture.draft(None, (1, 1))
         picture.load()
     except Exception:  # noqa: BLE001 - as in picture.py; a fault that the decoder reports is not ours to report
         return False

@@ -19,7 +19,7 @@ from PIL.ImageFile import ImageFile
 
 from .contract import MIN_SIDE
 from .errors import MissingExtraError, PictureError, RetinaError, require_extra
-from .jpeg import endless_fault, silent_fault
+from .jpeg import endless_fault, is_unfinished, silent_fault
 
 if TYPE_CHECKING:
     from pydicom.uid import UID
@@ -34,6 +34,7 @@ _STRIP = 256
 
 _log = logging.getLogger(__name__)
 
+_UNFINISHED = "cut short: the JPEG's data end before its last block"
 _JPEG = b"\xff\xd8\xff"
 # Formats are recognised by their first bytes instead of by Image.open, whose limit on pixels is a process-wide setting
 # that only warns where this decoder must refuse, and which would run Ghostscript on an .eps file named .jpg.
@@ -174,9 +175,18 @@ def _load_file(file: BinaryIO, name: str, at_least: int | None) -> Image.Image:
                 _require_plain_tiff(image, name)
             if at_least is not None:
                 image.draft(image.mode, (at_least, at_least))
-            return _upright(image, name, at_least)
+            rgb = _upright(image, name, at_least)
+            if label == "JPEG" and _ends_grey(image):
+                _require(not is_unfinished(file), name, _UNFINISHED)
+            return rgb
     formats = ", ".join(label for label, _, _ in _OPENERS)
     raise _refusal(name, f"expected {formats} or DICOM, found a file that starts with {head[:8].hex(' ')}")
+
+
+def _ends_grey(image: Image.Image) -> bool:
+    """Whether the last pixel is as a decoder leaves it where data are missing: medium grey, in any colours."""
+    pixel = image.getpixel((image.width - 1, image.height - 1))
+    return all(value in (127, 128) for value in (pixel if isinstance(pixel, tuple) else (pixel,)))
 
 
 def _require_plain_tiff(image: TiffImagePlugin.TiffImageFile, name: str) -> None:
@@ -300,6 +310,7 @@ def _require_frame(frame: bytes, size: tuple[int, int], name: str) -> None:
     """Refuse a compressed frame of DICOM that its decoder would misread without a word."""
     fault = (silent_fault if frame.startswith(_JPEG) else endless_fault)(io.BytesIO(frame))
     _require(not fault, name, fault)
+    _require(not (frame.startswith(_JPEG) and is_unfinished(io.BytesIO(frame))), name, _UNFINISHED)
     for _, is_format, opener in _OPENERS:
         if is_format(frame[:132]):
             try:

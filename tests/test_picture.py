@@ -5,12 +5,16 @@ import os
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from retina.runtime.errors import PictureError
+from retina.runtime.jpeg import is_unfinished
 from retina.runtime.picture import MAX_BYTES, decode, from_image
 
 
@@ -148,6 +152,64 @@ def test_a_jpeg_with_zeros_for_its_end_is_refused(progressive: bool, share: floa
             decode(broken)
     decode(whole)
     decode(whole + bytes(10_000))
+
+
+JPEGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "optimised": {"optimize": True},
+    "whole colours": {"subsampling": 0},
+    "restarts": {"restart_marker_rows": 1},
+}
+
+
+@pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_whose_data_end_before_its_end_is_refused(options: dict[str, Any], mode: str) -> None:
+    """As a program leaves it that mends a cut file by an end of image; Pillow shows grey there without a warning."""
+    whole = encoded(photograph().resize((640, 480)).convert(mode), "JPEG", quality=95, **options)
+    start = whole.rindex(b"\xff\xda")
+    for share in (0.1, 0.5, 0.9):
+        cut = whole[: start + int(share * (len(whole) - start))].rstrip(b"\xff") + b"\xff\xd9"
+        Image.open(io.BytesIO(cut)).load()  # without a word
+        for at_least in (None, 100):
+            with pytest.raises(PictureError, match="cut short: the JPEG's data end before its last block"):
+                decode(cut, at_least=at_least)
+        if mode != "CMYK":
+            with pytest.raises(PictureError, match="cut short: the JPEG's data end before its last block"):
+                decode(_jpeg_dicom(cut, 640, 480))
+
+
+@settings(max_examples=60)
+@given(
+    width=st.integers(32, 120),
+    height=st.integers(32, 120),
+    kind=st.sampled_from(["black", "grey", "noise", "photograph"]),
+    options=st.sampled_from([*JPEGS.values(), {"progressive": True}]),
+    quality=st.integers(10, 95),
+)
+def test_no_whole_jpeg_is_taken_for_a_cut_one(
+    width: int, height: int, kind: str, options: dict[str, Any], quality: int
+) -> None:
+    eye = {
+        "black": Image.new("RGB", (width, height)),
+        "grey": Image.new("RGB", (width, height), (128, 128, 128)),
+        "noise": Image.effect_noise((width, height), 80).convert("RGB"),
+        "photograph": photograph().resize((width, height)),
+    }[kind]
+    whole = encoded(eye, "JPEG", quality=quality, **options)
+    assert decode(whole).shape == (height, width, 3)
+    assert not is_unfinished(io.BytesIO(whole))
+
+
+def test_fill_bytes_before_a_marker_do_not_hide_damage() -> None:
+    whole = encoded(photograph().resize((640, 480)), "JPEG", quality=95)
+    middle = len(whole) // 2
+    broken = whole[:2] + b"\xff\xff" + whole[2:middle] + bytes(4096) + whole[middle + 4096 :]
+    Image.open(io.BytesIO(broken)).load()  # without a word
+    with pytest.raises(PictureError, match="damaged: zeros where the JPEG's data should be"):
+        decode(broken)
+    filled = whole[:2] + b"\xff\xff" + whole[2:]
+    np.testing.assert_array_equal(decode(filled), decode(whole))
 
 
 @pytest.mark.parametrize("gray", [False, True])
