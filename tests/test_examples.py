@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -201,6 +202,47 @@ def test_png_with_alpha_and_16_bits(program: Program, small_export: SmallExport,
         for column, cell in row.items():
             same = pytest.approx(float(cell), abs=1e-3) == float(found[name][column]) if "prob" in column else True
             assert same and ("prob" in column or found[name][column] == cell), (name, column, found[name])
+
+
+def test_tiff_of_12_bits_or_with_0_for_white(program: Program, small_export: SmallExport, tmp_path: Path) -> None:
+    if program.language != "python":  # type: ignore[attr-defined]
+        pytest.skip("of the programs, only Python's reads 16 bits of TIFF")
+    grey = photograph(3, 1, 320, seed=6, source="ronda").picture[..., 1].astype(np.uint16)
+    bits, photometric = 258, 262
+    Image.fromarray(grey * 16).save(tmp_path / "12 bits.tif", tiffinfo={bits: 12})
+    Image.fromarray(65535 - grey * 257).save(tmp_path / "white.tif", tiffinfo={photometric: 0})
+    expected = expected_rows(small_export.model, tmp_path)
+    assert [row["status"] for row in expected.values()] == ["ok", "ok"]
+    result = program(small_export.model, *expected, cwd=tmp_path)
+    for name, row in rows_of(result.stdout).items():
+        for column, cell in row.items():
+            if "prob" in column:
+                assert float(cell) == pytest.approx(float(expected[name][column]), abs=1e-3), (name, column)
+
+
+def test_names_that_the_console_lacks_are_written(program: Program, small_export: SmallExport, tmp_path: Path) -> None:
+    Image.fromarray(photograph(3, 1, 320, seed=6, source="ronda").picture).save(tmp_path / "ü眼.jpg")
+    result = program(small_export.model, "ü眼.jpg", cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "cp1252"})
+    assert list(rows_of(result.stdout)) == ["ü眼.jpg"], result.stderr
+
+
+def test_readmes_program_answers_and_reports_nothing(small_export: SmallExport, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), flags=re.DOTALL)
+    (alone,) = [block for block in blocks if "ort.InferenceSession" in block]
+    (tmp_path / "artifacts").mkdir()
+    shutil.copy(small_export.model, tmp_path / "artifacts/retina_multitask.onnx")
+    Image.fromarray(photograph(3, 1, 320, seed=6, source="ronda").picture).save(tmp_path / "eye.jpg")
+    home = tmp_path / "home"
+    home.mkdir()
+    command = [sys.executable, "-c", alone]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=bare_environment(home), capture_output=True, text=True, check=False
+    )
+    model = RetinaModel(small_export.model, exact=True)
+    said = model.predict(tmp_path / "eye.jpg")
+    expected = f"DR grade {said.grade} ME {model.contract.me_labels[said.me_risk]} ["
+    assert done.stdout.startswith(expected), done.stdout + done.stderr
+    assert list(home.iterdir()) == []
 
 
 def test_what_retina_score_refuses_has_its_row(program: Program, small_export: SmallExport, tmp_path: Path) -> None:

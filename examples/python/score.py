@@ -19,7 +19,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is loa
 
 import numpy as np
 import onnxruntime as ort
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 Image.MAX_IMAGE_PIXELS = None  # decode applies retina-score's limit instead
 
@@ -61,7 +61,10 @@ def decode(path: str, min_side: int) -> np.ndarray:
             raise ValueError("expected 8 or 16 unsigned bits per sample, found signed, 32-bit or floating-point ones")
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I;16"):
-            image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+            tags = getattr(file, "tag_v2", {})  # of TIFF: bits in use, and whether 0 is white
+            top = (1 << tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]) - 1
+            grey = ((np.asarray(image).astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
+            image = Image.fromarray(255 - grey if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 else grey)
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
         return np.asarray(image.convert("RGB"))
@@ -70,6 +73,7 @@ def decode(path: str, min_side: int) -> np.ndarray:
 def score(model: Model, paths: list[str]) -> int:
     probs = [f"dr_prob_{grade}" for grade in model.grades]
     named = ["Image name", "Pred DR grade (orig)", "True DR grade (orig)", "Pred ME risk", "True ME risk"]
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # whatever the console's is
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow([*named, *probs, "me_prob", "status", "error"])
     failed = 0
