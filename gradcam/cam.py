@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..runtime.contract import HEADS, Head
 from ..runtime.errors import UsageError
 
 Method = Literal["gradcam", "gradcam++", "hirescam"]
@@ -32,11 +33,17 @@ Target = Callable[[Any], Tensor]
 """What to explain: a function from the model's output for a batch to one score per picture, (N,)."""
 
 
-def head_logit(head: Literal["dr", "me"], index: int | Sequence[int] | Tensor | None = None) -> Target:
-    """A target: a head's logit of class ``index`` (one for all pictures, or one each), or its largest logit (None)."""
+def head_logit(head: Head, index: int | Sequence[int] | Tensor | None = None) -> Target:
+    """A target: a head's logit of class ``index`` (one for all pictures, or one each), or its largest logit (None).
+
+    Raises:
+        UsageError: no such head.
+    """
+    if head not in HEADS:
+        raise UsageError(f"head: expected one of {', '.join(HEADS)}, found {head!r}")
 
     def score(output: tuple[Tensor, Tensor]) -> Tensor:
-        logits = output[0 if head == "dr" else 1]  # (N, K)
+        logits = output[HEADS.index(head)]  # (N, K)
         if index is None:
             return logits.amax(dim=1)
         chosen = torch.as_tensor(index, device=logits.device).expand(len(logits))

@@ -24,6 +24,7 @@ from ..runtime.output_file import require_place, write_atomically
 from ..runtime.overlay import overlay_path, peak_at, write_overlays
 from ..runtime.panel import draw_panel
 from ..runtime.picture import load
+from ..runtime.workers import usable_cores
 from .explainer import Answer, Explainer, Pixels
 from .index import write_index, write_rows
 
@@ -62,7 +63,7 @@ class Gallery:
     """Also write each raw map beside its overlay, (h, w) float32."""
     image_format: ImageFormat = "jpeg"
     """Of the overlays."""
-    workers: int = 2
+    workers: int = field(default_factory=usable_cores)
     """Threads that decode photographs, and draw and encode overlays."""
 
     def make(
@@ -165,6 +166,8 @@ class Gallery:
             return self._write(photograph, answer, picture, Field.find(picture, explainer.contract.preprocessing), tops)
         except PictureError as err:  # removed or replaced since it was explained
             return replace(photograph, answer=None, error=err.reason)
+        except MemoryError:
+            return replace(photograph, answer=None, error="too large for the memory at hand")
         except OutputError as err:
             if not (fault := fault_of_picture(err)):
                 raise

@@ -84,7 +84,9 @@ def _line(found: Faithfulness, name: str, kind: str, head: Head, versus: str) ->
 def _cell(figure: Figure | None) -> str:
     if figure is None or isnan(figure.interval.value):
         return ""
-    return f"{figure.interval.value:.2f}" if isnan(figure.interval.low) else f"{figure.interval:.2f}"
+    interval = figure.interval
+    # Resamples that all agree, as those of few photographs may, tell nothing about others.
+    return f"{interval.value:.2f}" if isnan(interval.low) or interval.low == interval.high else f"{interval:.2f}"
 
 
 def write_picture(path: Path, found: Faithfulness) -> None:

@@ -211,7 +211,7 @@ class Contract:
         """
         try:
             body = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as err:
+        except (ValueError, RecursionError) as err:  # json also raises plain ones, for numbers of thousands of digits
             raise ModelFileError(f"{source}: expected a contract in JSON, found text that is not: {err}") from None
         if not isinstance(body, dict):
             raise ModelFileError(f"{source}: expected a contract as a JSON object, found {type(body).__name__}")

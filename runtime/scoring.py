@@ -82,6 +82,8 @@ def score_one(model: RetinaModel, name: str, path: Path, overlays: Path | None =
         return Row(name, prediction)
     except PictureError as err:
         return Row(name, None, err.reason)
+    except MemoryError:  # of an overlay: the decoder reports its own
+        return Row(name, None, "too large for the memory at hand")
 
 
 def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: Path) -> None:

@@ -197,3 +197,5 @@ def test_thresholds_are_compared_in_double_as_other_programs_do() -> None:
 def test_a_contract_nested_without_end_is_refused() -> None:
     with pytest.raises(ModelFileError, match="expected a contract in JSON"):
         Contract.from_json("[" * 200_000)
+    with pytest.raises(ModelFileError, match="expected a contract in JSON"):
+        Contract.from_json('{"schema": ' + "1" * 5000 + "}")

@@ -331,10 +331,11 @@ def test_where_nothing_can_be_written_nothing_is_measured(
     assert "cannot be written" in result.stderr
 
 
-def test_a_figure_of_one_photograph_has_no_interval_in_the_table() -> None:
-    one = Figure("pointing", "EX", "dr", MAP, 1, Interval(0.25, np.nan, np.nan))
+@pytest.mark.parametrize("end", [np.nan, 0.25], ids=["of one photograph", "of photographs that agree"])
+def test_a_figure_of_too_little_has_no_interval_in_the_table(end: float) -> None:
+    one = Figure("pointing", "EX", "dr", MAP, 3, Interval(0.25, end, end))
     table = as_markdown(Faithfulness([one], {}))
-    assert "| pointing, hard exudates | DR grade | 1 | 0.25 |" in table
+    assert "| pointing, hard exudates | DR grade | 3 | 0.25 |" in table
     assert "nan" not in table
 
 

@@ -103,6 +103,11 @@ def twenty() -> Tensor:
     return torch.cat([preprocess(torch.from_numpy(picture)[None]) for picture in pictures])
 
 
+def test_a_head_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UsageError, match="head: expected one of dr, me, found 'DR'"):
+        head_logit("DR")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("backbone", [RESNET10, "resnet50"])
 def test_equals_the_grad_cam_package(backbone: str, twenty: Tensor) -> None:
     model = network(backbone)

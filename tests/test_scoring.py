@@ -20,7 +20,7 @@ import onnxruntime
 import PIL
 import pytest
 from PIL import Image
-from retina.runtime import OutputError, RetinaModel, UsageError
+from retina.runtime import OutputError, RetinaModel, UsageError, overlay
 from retina.runtime.folder import Listing, find_pictures, gather
 from retina.runtime.journal import Journal, lock, stamp
 from retina.runtime.scoring import depends_on, overlay_base, require_maps, require_room, score_rows
@@ -469,6 +469,20 @@ def test_a_resumed_run_draws_what_is_missing_and_nothing_else(tmp_path: Path) ->
     (maps / "0002.png_me.jpg").unlink()
     assert drawn_afresh() == ["0000.png", "0002.png"]
     assert len(list(maps.iterdir())) == 6
+
+
+def test_an_overlay_too_large_for_memory_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=CONTRACT.with_(explain=True)))
+    listing = folder_of(tmp_path / "eyes", 2)
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(overlay, "write_overlays", no_memory)
+    journal = Journal(tmp_path / "j", KEY)
+    rows = [row for row, _ in score_rows(model, listing, journal, 1, tmp_path / "maps")]
+    journal.close()
+    assert [row.error for row in rows] == ["too large for the memory at hand"] * 2
 
 
 def test_overlays_among_the_photographs_are_refused_however_they_are_named(

@@ -308,6 +308,19 @@ def test_frames_on_disk_are_those_of_the_code_that_made_them(tmp_path: Path, mon
     assert decoded == [1]
 
 
+def test_a_photograph_replaced_within_its_times_is_read_again(tmp_path: Path) -> None:
+    """As ``cp -p`` and ``rsync -t`` do, with one of equal size."""
+    path = tmp_path / "eye.bmp"
+    eye(1).save(path)
+    before, _ = look_through([path], SMALL, "uint8", "disk", tmp_path / "cache")
+    times, size = path.stat(), path.stat().st_size
+    eye(2).save(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_size == size
+    after, _ = look_through([path], SMALL, "uint8", "disk", tmp_path / "cache")
+    assert not torch.equal(before[0], after[0])
+
+
 def test_mapped_frames_travel_to_a_worker_by_name(tmp_path: Path) -> None:
     paths = [tmp_path / f"{n}.png" for n in range(4)]
     for n, path in enumerate(paths):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from click.testing import CliRunner, Result
 from eyes import eye, write_annotations, write_set, write_split
+from retina.runtime.errors import UsageError
 from retina.train import survey
 from retina.train.cli import main
 from retina.train.config import TrainConfig
@@ -194,10 +198,13 @@ def test_an_artifacts_folder_that_cannot_be_written_is_said_before_anything_is_r
 
 
 def test_the_name_of_an_earlier_run_is_refused(tmp_path: Path, data: Path) -> None:
-    (interrupted(tmp_path, data) / "history.csv").touch()
+    folder = interrupted(tmp_path, data)
+    (folder / "history.csv").touch()
     message = refused(tmp_path, data, *QUICK, "--name", "mine")
-    assert "expected a new run, found one there" in message
-    assert "--resume" in message
+    assert "expected a new run, found one there. Give another --name." in message
+    (folder / "resume.pth").touch()
+    stopped = retina_train(data, *QUICK, "--name", "mine", "--artifacts", tmp_path)
+    assert "expected a new run, found one there. Give another --name, or --resume it." in stopped.stderr
 
 
 def test_a_run_that_another_process_writes_is_refused(tmp_path: Path, data: Path) -> None:
@@ -242,8 +249,9 @@ def test_training_goes_on_when_nobody_reads_what_it_says(tmp_path: Path, data: P
 
 def test_a_train_split_without_referable_grades_or_edema_is_trained_with_warnings(tmp_path: Path) -> None:
     root = write_set(tmp_path / "data", train=[0, 1, 0, 1], others=(0, 1))
-    result = retina_train(root, *QUICK, "--artifacts", tmp_path)
+    result = retina_train(root, *QUICK, "--unfreeze-epoch", 2, "--artifacts", tmp_path)
     assert result.exit_code == 0, result.output
+    assert "--unfreeze-epoch 2 comes after the last of 1 epochs: no effect." in result.output
     warning = f"Warning: {root / 'train' / 'annotations.csv'}: every ME label is 0; no risk can be learnt"
     assert warning in result.output
     assert "no DR grade is 2 or more; nobody will be referred" in result.output
@@ -257,10 +265,41 @@ def interrupted(artifacts: Path, data: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"augment": "strng"}, "augment: expected one of notebook, strong, cameras, found 'strng'"),
+        ({"calibrate": None}, "calibrate: expected one of none, valid, found None"),
+        ({"epochs": 0}, "epochs: expected a whole number from 1, found 0"),
+        ({"batch_size": 1.5}, "batch_size: expected a whole number from 1, found 1.5"),
+        ({"image_size": 31}, "image_size: expected a whole number from 32, found 31"),
+        ({"lr_heads": float("nan")}, "lr_heads: expected a finite number from 0.0, found nan"),
+        ({"ema": 1.0}, "ema: expected a finite number from 0.0 to below 1.0, found 1.0"),
+        ({"me_positive_from": 4}, "me_positive_from: expected a whole number from 1 to 3, found 4"),
+        ({"dr_weight": 0, "me_weight": 0}, "dr_weight, me_weight: expected one of them above 0"),
+    ],
+    ids=str,
+)
+def test_options_from_python_are_those_of_the_command(option: dict[str, Any], message: str) -> None:
+    """Or a typo would silently train something else."""
+    with pytest.raises(UsageError, match=re.escape(message)):
+        TrainConfig("data", **option)
+    (name, value), *_ = option.items()
+    arguments = [f"--{name.replace('_', '-')}", value, "--artifacts", "nowhere"]
+    assert value is None or name == "dr_weight" or retina_train("data", *arguments).exit_code == 2
+
+
+def test_numbers_of_numpy_and_none_where_it_is_the_default_are_options() -> None:
+    config = TrainConfig("data", epochs=np.int64(3), lr_heads=1, unfreeze_epoch=None, workers=None)  # type: ignore[arg-type]
+    assert config.epochs == 3
+
+
 def test_nothing_to_resume(tmp_path: Path, data: Path) -> None:
     assert "expected an interrupted run, found none" in refused(tmp_path, "--resume")
     interrupted(tmp_path, data)
     assert "found no resume.pth there" in refused(tmp_path, "--resume", "--name", "mine")
+    (tmp_path / "runs/mine/metrics.json").touch()
+    assert "found one that has finished" in refused(tmp_path, "--resume", "--name", "mine")
 
 
 def test_resume_refuses_other_options_and_other_data(tmp_path: Path, data: Path) -> None:

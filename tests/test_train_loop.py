@@ -22,6 +22,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from click.testing import CliRunner
 from eyes import write_set
 from lightning_fabric import Fabric
@@ -48,17 +49,21 @@ from torch import Tensor
 from without_pictures import as_process, replace_pictures, started
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-RECIPE = TrainConfig(
-    "", epochs=3, batch_size=4, image_size=32, backbone=RESNET10, weights="none", workers=0, precision="fp32"
-)
+RECIPE = TrainConfig("", epochs=3, batch_size=4, image_size=32, backbone=RESNET10, workers=0, precision="fp32")
 FROZEN = ("backbone.conv1", "backbone.bn1", "backbone.layer1")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    return small_set(
-        tmp_path_factory.mktemp("set"), train=[0, 0, 0, 1, 2, 1, 0, 2, 0, 1, 0, 0, 2, 0, 1, 0], others=[0, 1, 2]
-    )
+    root = tmp_path_factory.mktemp("set")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.get_model(RESNET10).state_dict(), pretrained(root))
+    return small_set(root, train=[0, 0, 0, 1, 2, 1, 0, 2, 0, 1, 0, 0, 2, 0, 1, 0], others=[0, 1, 2])
+
+
+def pretrained(root: Path) -> Path:
+    """Weights to start from, of which the first layers are frozen."""
+    return root / "start.pth"
 
 
 def trainer(train: TrainItems, config: TrainConfig = RECIPE) -> Trainer:
@@ -166,6 +171,14 @@ def test_frozen_layers_and_their_statistics_wait_for_the_epoch_that_opens_them(d
     others = [name for name in start if name not in frozen]
     assert not any(torch.equal(start[name], first[name]) for name in others)
     assert rates == [1e-4, pytest.approx(1e-5)]
+
+
+def test_of_random_weights_nothing_is_frozen(data: DataSet) -> None:
+    train, _ = items(data)
+    t = trainer(train, replace(RECIPE, weights="none"))
+    start = weights(t)
+    train_epoch(t, train)
+    assert [name for name, tensor in weights(t).items() if torch.equal(tensor, start[name])] == []
 
 
 def test_a_loss_that_is_no_number_names_the_files(data: DataSet) -> None:
@@ -288,7 +301,8 @@ def test_a_file_that_is_no_resume_state_is_refused(data: DataSet, tmp_path: Path
 
 
 def command(data: DataSet, artifacts: Path, name: str, *options: str) -> list[str]:
-    recipe = ["--epochs", "3", "--image-size", "32", "--batch-size", "4", "--backbone", RESNET10, "--weights", "none"]
+    recipe = ["--epochs", "3", "--image-size", "32", "--batch-size", "4", "--backbone", RESNET10]
+    recipe += ["--weights", str(pretrained(data.root))]
     where = ["--artifacts", str(artifacts), "--name", name]
     return [str(data.root), *recipe, *where, *options]
 
@@ -298,7 +312,7 @@ def test_killed_twice_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path)
     resume, said = tmp_path / "runs" / "killed" / "resume.pth", tmp_path / "said"
     saved = 0
     for attempt in range(2):
-        options = ["--workers", "1", *(["--resume"] if attempt else [])]
+        options = ["--workers", str(1 - attempt), *(["--resume"] if attempt else [])]
         process = started(command(data, tmp_path, "killed", *options), out=said)
         # Kill after something new is saved, at any moment of the next epoch, even while the next state is written.
         while process.is_alive() and (not resume.exists() or resume.stat().st_mtime_ns == saved):
@@ -422,6 +436,7 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_device
     assert alone.exit_code == 0, alone.output
     torch.manual_seed(42)
     start = RetinaNet(3, RESNET10)
+    start.backbone.load_state_dict(torch.load(pretrained(data.root)), strict=False)
     left, right = (load_checkpoint(artifacts / "runs" / name / "final.pth").weights for name in ("one", "twice"))
 
     def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -537,7 +552,7 @@ def test_a_run_that_fails_or_is_interrupted_is_ended_for_its_tracker(data: DataS
             self.stopped.append(failed)
             raise OutputError("the store is out of reach as well")
 
-    config = replace(RECIPE, data=str(data.root))
+    config = replace(RECIPE, data=str(data.root), weights=str(pretrained(data.root)))
     diverging = replace(config, lr_heads=1e38, lr_backbone=1e38)
     for name, recipe, error, failed in (
         ("diverged", diverging, NonFiniteLossError("expected a finite loss"), True),

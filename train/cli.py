@@ -19,11 +19,13 @@ from click.core import ParameterSource
 
 from ..runtime.errors import ModelFileError, RetinaError, UsageError, require_extra
 from ..runtime.terminal import answer, tell
-from .config import TrainConfig
+from .config import BOUNDS, TrainConfig
 
 DEFAULTS = TrainConfig(data="")
 _TYPES = get_type_hints(TrainConfig)
 Command = TypeVar("Command", bound=Callable[..., Any])
+MAY_CHANGE = ("workers", "cache")
+"""Options that cannot change what is learnt, so that a resumed run may have others."""
 EXTRA_MODULES = ("torch", "torchvision", "lightning_fabric", "sklearn", "pandas", "matplotlib", "tqdm", "imagehash")
 
 
@@ -36,8 +38,12 @@ class _Finite(click.FloatRange):
 
 
 def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) -> Callable[[Command], Command]:
-    """An option with the default value and the choices of its TrainConfig field."""
+    """An option with the default value, the choices and the bounds of its TrainConfig field."""
     field = name.replace("-", "_")
+    if field in BOUNDS:
+        low, high = BOUNDS[field]
+        is_whole = isinstance(low, int)
+        kind = click.IntRange(low, high) if is_whole else _Finite(low, high, max_open=high is not None)  # type: ignore[arg-type]
     choices = [choice for choice in get_args(_TYPES[field]) if isinstance(choice, str)]
     default = getattr(DEFAULTS, field)
     return click.option(
@@ -58,10 +64,10 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
     "released, then each of the others with --weights FINAL.pth of that run. It is the mean of these three "
     "(docs/recipe.md).",
 )
-@_option("epochs", "Passes over the training photographs.", click.IntRange(min=1))
-@_option("batch-size", "Photographs per forward pass and device.", click.IntRange(min=1))
-@_option("accumulate", "Forward passes whose gradients are summed for one optimiser step.", click.IntRange(min=1))
-@_option("image-size", "Side in pixels of the square that the network sees.", click.IntRange(min=32))
+@_option("epochs", "Passes over the training photographs.")
+@_option("batch-size", "Photographs per forward pass and device.")
+@_option("accumulate", "Forward passes whose gradients are summed for one optimiser step.")
+@_option("image-size", "Side in pixels of the square that the network sees.")
 @_option("framing", "field: cut out the lit field, on black. squash: the whole picture, as the original notebook did.")
 @_option("backbone", "Any ResNet of torchvision: resnet18, resnet50, resnext50_32x4d, ...", str)
 @_option(
@@ -70,10 +76,10 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
     str,
     "imagenet|none|FILE",
 )
-@_option("lr-backbone", "Learning rate of the backbone.", _Finite(min=0))
-@_option("lr-heads", "Learning rate of the two heads.", _Finite(min=0))
-@_option("dr-weight", "Weight of the DR cross-entropy in the loss.", _Finite(min=0))
-@_option("me-weight", "Weight of the ME cross-entropy in the loss.", _Finite(min=0))
+@_option("lr-backbone", "Learning rate of the backbone.")
+@_option("lr-heads", "Learning rate of the two heads.")
+@_option("dr-weight", "Weight of the DR cross-entropy in the loss.")
+@_option("me-weight", "Weight of the ME cross-entropy in the loss.")
 @_option("class-weights", "inverse: rare DR grades count more in the loss.")
 @_option("dr-targets", "ordinal: a near miss costs less than a far one.")
 @_option("optimizer", "adamw: Adam with decoupled weight decay.")
@@ -81,7 +87,6 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @_option(
     "ema",
     "Evaluate and keep a running average of the weights; its decay per step. 0: no averaging.",
-    _Finite(0, 1, max_open=True),
 )
 @_option("calibrate", "valid: fit temperatures and screening thresholds on valid.")
 @_option("sampler", "weighted: draw each DR grade equally often. Meant for --class-weights none.")
@@ -92,23 +97,21 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 )
 @_option(
     "unfreeze-epoch",
-    "Epoch from which the frozen first layers are trained too, the whole backbone then at a tenth of its rate.",
-    click.IntRange(min=1),
-    "N",
+    "Epoch from which the frozen first layers are trained too, the whole backbone then at a tenth of its rate. "
+    "(With --weights none no layer is frozen, and only the rate falls.)",
+    metavar="N",
 )
 @_option(
     "me-positive-from",
     "Count ME grades of N and above as risk, where annotations grade it 0/1/2.",
-    click.IntRange(1, 3),
-    "N",
+    metavar="N",
 )
-@_option("seed", "Seed of weights, sampling and augmentation.", click.IntRange(0, 2**63 - 1))
+@_option("seed", "Seed of weights, sampling and augmentation.")
 @_option("precision", "auto: bf16 if the device computes it in hardware. Evaluation is always fp32.")
 @_option("cache", "Where framed photographs are kept, so that originals are decoded only once.")
 @_option(
     "workers",
     "Processes that load photographs during training, per device.  [default: 1 on a CPU, up to 16 on a GPU]",
-    click.IntRange(min=0),
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to train.")
 @click.option("--name", metavar="RUN", help="Name of the run's folder.  [default: the date and time]")
@@ -197,6 +200,7 @@ def _run(
         run = _interrupted(artifacts, name)
         config = _config_of(run.config_file)
         _refuse_changes(context, config, recipe)
+        config = replace(config, **{key: recipe[key] for key in MAY_CHANGE if _is_given(context, key)})
         if data is not None:  # it may have moved; check_same compares its fingerprint
             config = replace(config, data=os.path.realpath(data))
     else:
@@ -231,6 +235,8 @@ def _interrupted(artifacts: Path, name: str | None) -> Any:
 
     if name is not None:
         run = Run(artifacts, name)
+        if run.has_finished:
+            raise UsageError(f"{run.folder}: expected an interrupted run, found one that has finished")
         for file in (run.resume_file, run.config_file, run.facts_file):
             if not os.path.isfile(file):
                 raise UsageError(f"{run.folder}: expected an interrupted run, found no {file.name} there")
@@ -244,7 +250,7 @@ def _interrupted(artifacts: Path, name: str | None) -> Any:
 def _config_of(file: Path) -> TrainConfig:
     try:
         return TrainConfig.from_dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as err:
+    except (OSError, ValueError, TypeError, AttributeError, UsageError) as err:
         raise ModelFileError(f"{file}: expected the options of a run, found damage: {err}. Start a new run.") from None
 
 
@@ -253,7 +259,7 @@ def _is_given(context: click.Context, key: str) -> bool:
 
 
 def _refuse_changes(context: click.Context, config: TrainConfig, recipe: dict[str, Any]) -> None:
-    given = [key for key in recipe if _is_given(context, key)]
+    given = [key for key in recipe if _is_given(context, key) and key not in MAY_CHANGE]
     changes = [(key, getattr(config, key), recipe[key]) for key in given if recipe[key] != getattr(config, key)]
     if changes:
         listed = "; ".join(f"{key}: expected {old} as the run began, found {new}" for key, old, new in changes)

@@ -4,18 +4,44 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from math import isfinite
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_type_hints
+
+from ..runtime.annotations import MAX_ME_GRADE
+from ..runtime.contract import MIN_SIDE
+from ..runtime.errors import UsageError
 
 # Here and not in checkpoint.py, because the commands' help names them and checkpoint.py imports torch.
 BEST_NAME = "retina_multitask_best.pth"
 FINAL_NAME = "retina_multitask_final.pth"
 
+BOUNDS: dict[str, tuple[int, int | None] | tuple[float, float | None]] = {
+    "epochs": (1, None),
+    "batch_size": (1, None),
+    "image_size": (MIN_SIDE, None),
+    "lr_backbone": (0.0, None),
+    "lr_heads": (0.0, None),
+    "dr_weight": (0.0, None),
+    "me_weight": (0.0, None),
+    "ema": (0.0, 1.0),
+    "accumulate": (1, None),
+    "unfreeze_epoch": (1, None),
+    "me_positive_from": (1, MAX_ME_GRADE),
+    "seed": (0, 2**63 - 1),
+    "workers": (0, None),
+}
+"""Least and greatest value of each number among the options. Those of type float stay below the greatest."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The options of a run; the defaults are the notebook's recipe.
+    """The options of a run; the defaults are the notebook's recipe. ``BOUNDS`` has the range of each number.
 
     Stored in every checkpoint and in the run's ``config.json``.
+
+    Raises:
+        UsageError: a value of another type, out of its range, or not among the choices; or both heads weigh nothing.
     """
 
     data: str
@@ -32,7 +58,8 @@ class TrainConfig:
     backbone: str = "resnet50"
     """torchvision's name of a ResNet: see ``model.backbone_names``."""
     weights: str = "imagenet"
-    """``imagenet``, ``none``, or the path of a torchvision state_dict or of a checkpoint to start from."""
+    """``imagenet``, the path of a torchvision state_dict or of a checkpoint to start from, or ``none``: random weights,
+    of which no layer is frozen."""
     lr_backbone: float = 1e-4
     lr_heads: float = 1e-3
     """Learning rates."""
@@ -72,6 +99,23 @@ class TrainConfig:
     workers: int | None = None
     """Processes that load training photographs, per device; 0: none but the training process. None: see
     ``loader.workers_for``."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(TrainConfig).items():
+            value: Any = getattr(self, name)
+            choices = [choice for choice in get_args(hint) if isinstance(choice, str)]
+            if choices and value not in choices:
+                raise UsageError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
+            if name in BOUNDS and not (value is None and type(None) in get_args(hint)):
+                low, high = BOUNDS[name]
+                whole = isinstance(low, int)
+                number = isinstance(value, Integral if whole else Real) and isfinite(value)
+                if not (number and low <= value and (high is None or value < high or (whole and value == high))):
+                    kind = "a whole number" if whole else "a finite number"
+                    limit = "" if high is None else f" to {high}" if whole else f" to below {high}"
+                    raise UsageError(f"{name}: expected {kind} from {low}{limit}, found {value!r}")
+        if not (self.dr_weight or self.me_weight):
+            raise UsageError("dr_weight, me_weight: expected one of them above 0, or nothing is learnt; found 0 and 0")
 
     @classmethod
     def of_recipe(cls, recipe: str, asked: dict[str, Any]) -> TrainConfig:

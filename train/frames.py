@@ -24,6 +24,7 @@ from torch import Tensor
 from ..runtime import field, picture
 from ..runtime.contract import Preprocessing
 from ..runtime.errors import OutputError, PictureError
+from ..runtime.journal import Stamp, stamp
 from ..runtime.output_file import free_bytes, write_atomically, write_text_atomically
 from ..runtime.picture import decode
 from . import framing
@@ -193,8 +194,8 @@ def _expect_room(folder: Path, needed: int) -> None:
 
 
 def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: str) -> str:
-    """The cache's key: each file's path, size and time, the framing, its code, and the libraries' versions."""
-    stats = [(os.path.realpath(path), *_size_and_time(path)) for path in paths]
+    """The cache's key: each file's path, size and times, the framing, its code, and the libraries' versions."""
+    stats = [(os.path.realpath(path), *_size_and_times(path)) for path in paths]
     prep = preprocessing
     code = [sha256_of(Path(inspect.getfile(module))) for module in (picture, field, framing)]
     versions = current_versions()
@@ -202,9 +203,5 @@ def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: str) -> str
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError:  # such as a broken link: reading it reports the fault
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
+def _size_and_times(path: Path) -> Stamp:
+    return stamp(path) or (0, 0, 0)  # such as a broken link: reading it reports the fault

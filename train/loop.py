@@ -102,7 +102,8 @@ class Trainer:
         if self.config.ema:
             average = get_ema_multi_avg_fn(self.config.ema)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.net, multi_avg_fn=average, use_buffers=True)
-        self._wrap(frozen=True)
+        # Random weights have learnt nothing that freezing would keep.
+        self._wrap(frozen=self.config.weights != "none")
 
     @property
     def judged(self) -> RetinaNet:

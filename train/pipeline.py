@@ -76,9 +76,8 @@ def train(
     try:
         with run.claimed() if is_first else contextlib.nullcontext():
             if is_first and not resume and run.has_begun:
-                raise OutputError(
-                    f"{run.folder}: expected a new run, found one there. Give another --name, or --resume it."
-                )
+                ways = "Give another --name" + (", or --resume it." if os.path.isfile(run.resume_file) else ".")
+                raise OutputError(f"{run.folder}: expected a new run, found one there. {ways}")
             return _train(config, run, device, resume, allow_leakage, tracker, say, quiet)
     except BaseException as err:
         if not run.has_finished:
@@ -111,6 +110,8 @@ def _train(
             "Rare grades count twice: --sampler weighted draws them more often, and --class-weights inverse weights "
             "each draw more. For one of the two, add --class-weights none."
         )
+    if config.unfreeze_epoch is not None and config.unfreeze_epoch > config.epochs:
+        say_once(f"--unfreeze-epoch {config.unfreeze_epoch} comes after the last of {config.epochs} epochs: no effect.")
     if not resume:
         check_start(config.backbone, config.weights)  # to fail now and not after every photograph was read
     torch.manual_seed(config.seed)
