@@ -140,7 +140,6 @@ def _run(
     inspect: Path | None,
     as_json: bool,
 ) -> None:
-    require_extra("export", "torch", "torchvision", "onnx", "onnxscript")
     if inspect is not None:
         from .inspection import inspect_file
 
@@ -154,6 +153,7 @@ def _run(
             json.dumps(inspection.to_dict(), indent=1) if as_json else "\n".join(inspection.lines()), "retina-export"
         )
         return
+    require_extra("export", "torch", "torchvision", "onnx", "onnxscript")
     from ..train.config import BEST_NAME
     from .job import ExportJob, default_out, run_export
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import zipfile
@@ -11,12 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from ..runtime.contract import METADATA_KEY, Contract
 from ..runtime.errors import ModelFileError
-from ..runtime.model import RetinaModel, check_digest, digest_of
-from ..train.checkpoint import sha256_of
+from ..runtime.model import RetinaModel, check_digest, digest_of, sha256_of
 
 _MAX_CONTRACT = 1 << 24
 """Largest accepted contract in bytes; a few thousand are usual."""
@@ -36,9 +34,9 @@ class Inspection:
     """Whether FILE.sha256 exists beside the file (it then matches, or the file would have been refused)."""
     contract: Contract
     opset: int | None
-    """None if the file is not ONNX."""
+    """None if the file is not ONNX, or the onnx package is not installed."""
     operators: dict[str, int]
-    """How often each ONNX operator is used, the most frequent first; empty if the file is not ONNX."""
+    """How often each ONNX operator is used, the most frequent first; empty where ``opset`` is None."""
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path), "contract": json.loads(self.contract.to_json())}
@@ -62,6 +60,8 @@ class Inspection:
         ]
         if self.opset is not None:
             lines.append(f"opset      {self.opset}; {_pairs(self.operators)}")
+        elif self.format == "onnx":
+            lines.append("opset      unknown without onnx (pip install onnx)")
         return lines
 
 
@@ -77,11 +77,17 @@ def inspect_file(path: Path) -> Inspection:
         kind, contract = _zip_contract(path)
         return Inspection(path, kind, path.stat().st_size, digest, os.path.isfile(digest_of(path)), contract, None, {})
     opened = RetinaModel(path)
-    model = onnx.load(path)
-    operators = dict(Counter(node.op_type for node in model.graph.node).most_common())
-    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    opset, operators = _graph_facts(path) if importlib.util.find_spec("onnx") else (None, {})
     size, known = path.stat().st_size, os.path.isfile(digest_of(path))
     return Inspection(path, "onnx", size, opened.sha256, known, opened.contract, opset, operators)
+
+
+def _graph_facts(path: Path) -> tuple[int, dict[str, int]]:
+    import onnx
+
+    model = onnx.load(path)
+    operators = dict(Counter(node.op_type for node in model.graph.node).most_common())
+    return next(entry.version for entry in model.opset_import if entry.domain == ""), operators
 
 
 def _zip_contract(path: Path) -> tuple[str, Contract]:

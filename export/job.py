@@ -13,10 +13,10 @@ from typing import Any, Literal, Protocol
 
 from ..runtime.contract import Contract, Framing, Precision
 from ..runtime.errors import UsageError
-from ..runtime.model import MODEL_NAME, RetinaModel, digest_of
+from ..runtime.model import MODEL_NAME, RetinaModel, digest_of, sha256_of
 from ..runtime.output_file import require_place, write_atomically, write_text_atomically
 from ..runtime.signature import signature_of
-from ..train.checkpoint import Checkpoint, load_checkpoint, sha256_of
+from ..train.checkpoint import Checkpoint, load_checkpoint
 from .conformance import INDEX, write_kit
 from .graph import DeployedModel
 from .int8 import Int8, to_int8

@@ -63,7 +63,10 @@ def scan_annotations(path: str | Path) -> tuple[Annotations, list[str]]:
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        if content.startswith(b"PK\x03\x04"):
+            return Annotations(path, ()), ['expected UTF-8 text, found an Excel workbook; save it as "CSV UTF-8"']
+        text = content.decode("utf-8-sig")
     except OSError as err:
         return Annotations(path, ()), [f"cannot be read: {err.strerror}"]
     except UnicodeDecodeError as err:

@@ -348,6 +348,12 @@ def digest_of(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's bytes, in lower-case hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_digest(path: Path, found: str) -> None:
     """Compare a file's sha256 with the digest beside it (``digest_of``), if there is one.
 

@@ -101,6 +101,18 @@ def test_branches_that_call_other_grades_edema_have_no_mean() -> None:
         average([("a.pth", branch(1)), ("b.pth", other)])
 
 
+def test_branches_from_different_random_weights_have_no_mean() -> None:
+    one, same, other = (
+        replace(branch(n), config={"weights": "none", "seed": seed}) for n, seed in ((1, 7), (2, 7), (3, 8))
+    )
+    average([("a.pth", one), ("b.pth", same)])
+    message = r"^b\.pth: expected the start of a.pth, random weights of seed 7, found random weights of seed 8"
+    with pytest.raises(UsageError, match=message):
+        average([("a.pth", one), ("b.pth", other)])
+    with pytest.raises(UsageError, match=r"^b\.pth: .*found trained weights"):
+        average([("a.pth", one), ("b.pth", branch(2))])
+
+
 def test_saved_mean_is_calibrated_on_valid(tmp_path: Path) -> None:
     data = write_set(tmp_path / "data", train=GRADES, others=GRADES)
     for seed in (1, 2):

@@ -171,10 +171,12 @@ def test_rotten_bytes_are_told_and_not_loaded(net: RetinaNet, tmp_path: Path) ->
 def test_backbone_starts_from_a_torchvision_state_dict(tmp_path: Path) -> None:
     torch.manual_seed(2)
     source = torchvision.models.get_model(RESNET10)
-    torch.save(source.state_dict(), tmp_path / "w.pth")
-    net = RetinaNet(3, RESNET10)
-    load_backbone_weights(net, RESNET10, str(tmp_path / "w.pth"))
-    assert torch.equal(net.backbone.layer4[0].conv2.weight, source.layer4[0].conv2.weight)
+    weights = source.state_dict()
+    for content in (weights, {"state_dict": weights, "epoch": 3}, {"model": weights, "args": {}}):
+        torch.save(content, tmp_path / "w.pth")
+        net = RetinaNet(3, RESNET10)
+        load_backbone_weights(net, RESNET10, str(tmp_path / "w.pth"))
+        assert torch.equal(net.backbone.layer4[0].conv2.weight, source.layer4[0].conv2.weight)
     with pytest.raises(ModelFileError, match="expected a torchvision state_dict of resnet34"):
         load_backbone_weights(RetinaNet(3, "resnet34"), "resnet34", str(tmp_path / "w.pth"))
 

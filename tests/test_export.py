@@ -25,8 +25,8 @@ from retina.export.to_pt2 import Pt2File
 from retina.export.to_torchscript import TorchScriptFile
 from retina.runtime.contract import METADATA_KEY, Contract
 from retina.runtime.errors import ModelFileError
-from retina.runtime.model import RetinaModel
-from retina.train.checkpoint import load_checkpoint, sha256_of
+from retina.runtime.model import RetinaModel, sha256_of
+from retina.train.checkpoint import load_checkpoint
 from retina.train.framing import make_preprocess
 from small_backbone import RESNEXT14
 from small_checkpoint import small_checkpoint

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from small_export import SmallExport
 
 ROOT = Path(__file__).parent.parent
 ABOVE = (
@@ -81,6 +82,16 @@ def test_help_needs_no_extra_and_running_names_it(command: str) -> None:
     assert ran.returncode == 2
     assert f"pip install 'retina-edge[{command}]'" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_file_is_inspected_and_its_kit_made_without_any_extra(small_export: SmallExport, tmp_path: Path) -> None:
+    arguments = ["--inspect", str(small_export.model), "--conformance", str(tmp_path / "kit")]
+    lacking = f"import sys; sys.modules.update(dict.fromkeys({[*ABOVE, 'tqdm']!r}))\n"
+    done = python(lacking + f"from retina.export.cli import main; main({arguments!r})")
+    assert done.returncode == 0, done.stderr
+    assert "opset      unknown without onnx" in done.stdout and "rule       referable_dr" in done.stdout
+    for file in sorted(small_export.kit.iterdir()):
+        assert (tmp_path / "kit" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 @pytest.mark.parametrize(

@@ -85,3 +85,20 @@ def test_copies_stop_the_run(tmp_path: Path) -> None:
     assert "same bytes: train/eye_0.jpg and test/eye_2.jpg; DR grade 0 and 2, ME risk 0 and 1" in result.stderr
     assert "--allow-leakage" in result.stderr
     assert not (tmp_path / "a" / "runs").exists()
+
+
+def test_copies_in_one_split_are_told_and_stop_the_run_if_their_labels_differ(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "data")
+    images = root / "train/images"
+    for first, second in ((0, 3), (1, 2)):  # both DR 0 and ME 0; DR 1 ME 0 and DR 2 ME 1
+        shutil.copy(images / f"eye_{first}.jpg", images / f"eye_{second}.jpg")
+    quick = ["--image-size", "32", "--backbone", RESNET10, "--weights", "none", "--workers", "0", "--epochs", "1"]
+    command = [str(root), *quick, "--artifacts", str(tmp_path / "a")]
+    refused = CliRunner().invoke(main, command)
+    assert refused.exit_code == 2
+    conflict = "same bytes: train/eye_1.jpg and train/eye_2.jpg; DR grade 1 and 2, ME risk 0 and 1"
+    assert f"1 fault; nothing was trained. Fix and run again:\n  {conflict} (keep one, or train" in refused.stderr
+    trained = CliRunner().invoke(main, [*command, "--allow-leakage"])
+    assert trained.exit_code == 0, trained.output
+    for copies in ("same bytes: train/eye_0.jpg and train/eye_3.jpg\n", conflict):
+        assert f"Warning: {copies}" in trained.output

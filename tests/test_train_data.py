@@ -142,6 +142,14 @@ def test_annotations_in_another_encoding_are_one_fault(tmp_path: Path, encoding:
     assert not [other for other in others if "expected a row" in other]
 
 
+def test_an_excel_workbook_is_one_fault(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    path = tmp_path / "train" / "annotations.csv"
+    path.write_bytes(b"PK\x03\x04\x14\x00 workbook")
+    faults = read_dataset(tmp_path)[1]
+    assert faults == [f'{path}, expected UTF-8 text, found an Excel workbook; save it as "CSV UTF-8"']
+
+
 def test_a_folder_without_splits_is_refused(tmp_path: Path) -> None:
     write_split(tmp_path / "train", [0, 1], 0)
     with pytest.raises(AnnotationError, match=r"found no annotations\.csv in valid/, test/"):

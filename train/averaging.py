@@ -44,8 +44,8 @@ def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
         into the weights that are averaged. Its provenance names their runs.
 
     Raises:
-        UsageError: the branches differ in backbone, grades, framing, training data or ``me_positive_from``, or
-            one does not say what it was trained on.
+        UsageError: the branches differ in backbone, grades, framing, training data or ``me_positive_from``, started
+            from different random weights, or one does not say what it was trained on.
     """
     (start, first), *_ = branches
     for name, other in branches:
@@ -68,17 +68,19 @@ def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
     )
 
 
-_KINSHIP = ("the backbone", "the DR grades", "the framing", "the training data", "--me-positive-from")
+_KINSHIP = ("the backbone", "the DR grades", "the framing", "the training data", "--me-positive-from", "the start")
 
 
 def _kinship(checkpoint: Checkpoint) -> tuple[object, ...]:
     contract = checkpoint.contract
     # With other data, photographs of this valid split might have been trained on.
     trained_on = contract.provenance.get("data_fingerprint")
-    positive_from = checkpoint.config.get("me_positive_from")
+    config = checkpoint.config
+    positive_from = config.get("me_positive_from")
     prep = contract.preprocessing
     framing = f"{prep.framing} with the surround {prep.surround}"
-    return checkpoint.backbone, contract.dr_grades, framing, trained_on, positive_from
+    start = f"random weights of seed {config.get('seed')}" if config.get("weights") == "none" else "trained weights"
+    return checkpoint.backbone, contract.dr_grades, framing, trained_on, positive_from, start
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from dataclasses import dataclass, field
 from functools import cache
@@ -200,12 +199,6 @@ def current_versions() -> dict[str, str]:
 
 
 _version = cache(version)  # which searches the installed packages, for 8 ms each
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's bytes, in lower-case hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_tensors(path: Path, body: dict[str, Any]) -> None:

@@ -18,8 +18,8 @@ from torch.utils.data import Dataset, Sampler
 
 from ..runtime.annotations import MAX_DR_GRADE, NameIndex, fault_report, me_label, scan_annotations
 from ..runtime.errors import AnnotationError, UsageError
+from ..runtime.model import sha256_of
 from .augment import Augment, augment_with_seed, draw_seed
-from .checkpoint import sha256_of
 from .frames import Frames
 
 SPLITS = ("train", "valid", "test")
@@ -155,7 +155,8 @@ def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: l
             patient = re.sub(r"^(\d+)\.0+$", r"\1", patient)  # pandas writes 12.0 if any cell of the column was empty
             photos.append(Photo(images / file, row.image, row.line, row.dr_grade, me, caption, source, patient))
     listed = owner.keys() | (_mentioned(annotations.path, index) if row_faults else set())
-    unlisted = [file for file in index.names if file not in listed]
+    # Of a file in which no photograph is named, such as a spreadsheet's own, its own faults say enough.
+    unlisted = [file for file in index.names if file not in listed] if listed or not row_faults else []
     faults += [f"{images / file}: expected a row in {annotations.path}, found none" for file in unlisted]
     # By name, so that which photographs an epoch draws, and in which order, does not depend on the order of the rows.
     return Split(name, annotations.path, tuple(sorted(photos, key=lambda photo: photo.path.as_posix())))

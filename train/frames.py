@@ -25,10 +25,11 @@ from ..runtime import field, picture
 from ..runtime.contract import Preprocessing
 from ..runtime.errors import OutputError, PictureError
 from ..runtime.journal import Stamp, stamp
+from ..runtime.model import sha256_of
 from ..runtime.output_file import free_bytes, write_atomically, write_text_atomically
 from ..runtime.picture import decode
 from . import framing
-from .checkpoint import current_versions, sha256_of
+from .checkpoint import current_versions
 from .framing import make_frame
 
 PHASH_SIDE = 16

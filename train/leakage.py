@@ -1,4 +1,6 @@
-"""Finds photographs and patients that are in two splits, because figures from such splits flatter the model."""
+"""Finds photographs and patients that are in two splits, because figures from such splits flatter the model, and
+photographs that are in one split twice.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Leak:
-    """One photograph, or patient, found in two splits."""
+    """One photograph, or patient, found in two splits, or a photograph found twice in one."""
 
     kind: Literal["same bytes", "near-identical", "same patient"]
     first: str
@@ -66,6 +68,18 @@ def find_leaks(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]
             first, second = (f"{split} ({count[patient]} photographs)" for split, count in counts.items())
             leaks.append(Leak("same patient", first, second, patient))
     return leaks
+
+
+def find_copies(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]:
+    """Photographs of the same bytes within one split, each with the first of them; arguments as ``find_leaks``."""
+    copies = []
+    for name in SPLITS:
+        first_of: dict[str, Photo] = {}
+        for photo, look in zip(data.splits[name].photos, looks[name], strict=True):
+            first = photo if look.fault else first_of.setdefault(look.sha256, photo)
+            if first is not photo:
+                copies.append(_leak("same bytes", name, first, name, photo))
+    return copies
 
 
 def _leak(kind: Literal["same bytes", "near-identical"], a: str, photo_a: Photo, b: str, photo_b: Photo) -> Leak:

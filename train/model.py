@@ -99,6 +99,8 @@ def load_backbone_weights(model: RetinaNet, backbone: str, weights: str) -> None
             ) from None
     else:
         state = read_state_dict(Path(weights))
+        for key in ("state_dict", "model"):  # in which many training programs put it beside other things
+            state = state[key] if isinstance(state.get(key), dict) else state
     state = {str(key): value for key, value in state.items() if not str(key).startswith("fc.")}
     own = model.backbone.state_dict()
     # Older files lack batch-norm's count of batches, which torch then starts at 0.

@@ -16,7 +16,7 @@ from .config import TrainConfig
 from .console import Say
 from .data import SPLITS, DataSet, fingerprint, read_dataset
 from .frames import Frames, Look, look_through
-from .leakage import Leak, find_leaks
+from .leakage import Leak, find_copies, find_leaks
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Survey:
     fingerprint: str
     """See ``data.fingerprint``."""
     leaks: list[Leak]
-    """All that were found; a survey with copies in two splits exists only if they were allowed."""
+    """All between two splits; a survey with copies in two exists only if they were allowed."""
 
 
 def survey_data(
@@ -53,7 +53,7 @@ def survey_data(
 
     Raises:
         AnnotationError: annotations or photographs have faults, calibration lacks photographs, or copies of one
-            photograph are in two splits; all faults are listed.
+            photograph are in two splits, or in one with different labels; all faults are listed.
         OutputError: the cache folder cannot be written or lacks space.
         UsageError: as ``read_dataset``.
     """
@@ -85,8 +85,10 @@ def survey_data(
         faults += calibration_faults(data, Contract())
     leaks = find_leaks(data, looks)
     copies = [leak for leak in leaks if leak.kind == "same bytes"]
-    if copies and not allow_leakage:
+    twice = find_copies(data, looks)
+    if not allow_leakage:
         faults += [f"{leak} (keep it in one split, or train anyway with --allow-leakage)" for leak in copies]
+        faults += [f"{copy} (keep one, or train anyway with --allow-leakage)" for copy in twice if copy.conflict]
     if faults:
         raise AnnotationError(fault_report(data.root, faults, "nothing was trained. Fix and run again"))
     counts = ", ".join(f"{name} {len(data.splits[name].photos)}" for name in SPLITS)
@@ -95,7 +97,7 @@ def survey_data(
         say(f"Warning: {data.splits['train'].annotations}: every ME label is {me_labels.pop()}; no risk can be learnt")
     if data.dr_grades[-1] < (referable := Contract().referable_from):
         say(f"Warning: {data.splits['train'].annotations}: no DR grade is {referable} or more; nobody will be referred")
-    for leak in leaks:
+    for leak in leaks + twice:
         say(f"Warning: {leak}")
     digests = {name: [look.sha256 for look in looks[name]] for name in SPLITS}
     return Survey(data, frames, fingerprint(data, digests), leaks)
