@@ -452,6 +452,24 @@ def test_a_file_without_maps_says_so(
     expect(page.locator("#tile-photograph")).to_be_visible()
 
 
+def test_a_file_that_is_no_model_takes_nothing_away(
+    photographs: list[Path], static: tuple[str, Path], open_page: Open, tmp_path: Path
+) -> None:
+    """And photographs that come with a model are scored by it."""
+    page = open_page(static[0])
+    eyes = [path for path in photographs if path.name in ("b.png", "ü.png")]
+    drop(page, eyes)
+    expect(page.locator("#rows tr")).to_have_count(2)
+    (tmp_path / "other.onnx").write_bytes(b"\x08\x07 not a model")
+    page.set_input_files("#other-model", tmp_path / "other.onnx")
+    expect(page.locator("#trouble")).to_contain_text("other.onnx: expected an ONNX model, found a damaged file")
+    expect(page.locator("#rows tr")).to_have_count(2)
+    drop(page, [write_tiny_model(tmp_path / "plain.onnx"), eyes[0]])
+    expect(page.locator("#model-facts")).to_contain_text("plain.onnx")
+    expect(page.locator("#rows tr")).to_have_count(1)
+    expect(page.locator("#rows")).to_contain_text(eyes[0].name)
+
+
 # Error messages
 
 

@@ -125,24 +125,28 @@ function askForToken() {
 
 // ---- files to rows
 
-function add(files) {
-  const model = files.find(({ name }) => name.toLowerCase().endsWith(".onnx"));
-  if (model) return openFile(model.file);
-  if (!contract || !files.length) return undefined;
-  rows.push(...files.map(({ name, file }) => ({ name, file, state: "waiting", answer: null, error: "" })));
+async function add(files) {
+  const isModel = ({ name }) => name.toLowerCase().endsWith(".onnx");
+  const model = byService ? undefined : files.find(isModel);
+  const photographs = files.filter((file) => byService || !isModel(file)); // the service says what is none
+  if ((model && !(await openFile(model.file))) || !contract || !photographs.length) return;
+  rows.push(...photographs.map(({ name, file }) => ({ name, file, state: "waiting", answer: null, error: "" })));
   drawRows();
-  return run();
+  await run();
 }
 
+/** Whether the model was opened; else the one before, and its rows, stay. */
 async function openFile(file) {
-  if (byService) return;
   try {
-    clear();
     await openModel(new Uint8Array(await file.arrayBuffer()), `from ${file.name}`);
+    clear(); // answers of the model before
+    say("Ready.");
+    return true;
   } catch (err) {
     loading(null);
     $("choose").hidden = !contract;
     trouble(`${file.name}: ${err.message}.`, { model: true });
+    return false;
   }
 }
 
