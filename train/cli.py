@@ -142,7 +142,7 @@ def main(context: click.Context, /, **options: Any) -> None:
     """Train on fundus photographs: one ResNet, two heads, DR grade and macular edema risk.
 
     DATA holds train/, valid/ and test/, each with images/ and annotations.csv (Image name, Retinopathy grade, Risk of
-    macular edema; Caption, Source and Patient are used where present).
+    macular edema; Source and Patient are used where present).
 
     \b
     Examples:
