@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime import yardsticks
 from ..runtime.contract import Contract
-from ..train import yardsticks
+from ..runtime.yardsticks import Floats, Indices
 from ..train.metrics import Decisions, Predictions
-from ..train.yardsticks import Floats, Indices
 
 ACCURACY_LOSS = 0.005
 """Largest accepted fall of either head's accuracy: half a percentage point."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from . import yardsticks
 from .annotations import MAX_DR_GRADE, Annotation, NameIndex, fault_report, me_label, scan_annotations
 from .errors import AnnotationError
 from .folder import Listing
@@ -87,22 +88,13 @@ class Confusion:
     def matrix(self) -> NDArray[np.int64]:
         """(K, K) int64 counts over the K ``grades``: rows are true grades, columns predicted ones."""
         grades = self.grades
-        return np.array([[self.counts[true, predicted] for predicted in grades] for true in grades], np.int64)
+        counts = [self.counts[true, predicted] for true in grades for predicted in grades]
+        return np.array(counts, np.int64).reshape(len(grades), len(grades))
 
     def accuracy(self) -> float:
         """Share of predictions equal to the true grade, in [0, 1]; NaN if nothing was counted."""
-        return sum(n for (true, predicted), n in self.counts.items() if true == predicted) / (self.total or np.nan)
+        return float(yardsticks.accuracy(self.matrix()[None].astype(float))[0])
 
     def quadratic_kappa(self) -> float:
-        """Cohen's kappa with quadratic weights (Cohen 1968), at most 1; NaN if fewer than two grades occur.
-
-        One minus the observed over the expected disagreement. Each disagreement is weighted by the square of the
-        difference in grades; the expected one is that of independent raters with the same marginal counts.
-        """
-        matrix = self.matrix()
-        grades = np.array(self.grades, float)
-        if len(grades) < 2:
-            return float("nan")
-        weights = np.subtract.outer(grades, grades) ** 2
-        by_chance = np.outer(matrix.sum(1), matrix.sum(0)) / matrix.sum()
-        return float(1 - (weights * matrix).sum() / (weights * by_chance).sum())
+        """``yardsticks.quadratic_kappa``, at most 1; NaN if fewer than two grades occur."""
+        return float(yardsticks.quadratic_kappa(self.matrix()[None].astype(float), self.grades)[0])

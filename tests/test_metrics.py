@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import scipy.stats
 from numpy.typing import NDArray
+from retina.runtime import yardsticks
 from retina.runtime.agreement import Confusion
 from retina.runtime.contract import Contract, Rule, decide, default_thresholds
-from retina.train import yardsticks
 from retina.train.data import Photo
 from retina.train.evaluation import figures_table
 from retina.train.metrics import (

@@ -90,7 +90,7 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def answers(checkpoint: Checkpoint, items: EvalItems) -> tuple[Tensor, Tensor]:
+def predict_logits(checkpoint: Checkpoint, items: EvalItems) -> tuple[Tensor, Tensor]:
     """Logits of the DR grades (N, K) and of the ME risk (N, 2), float32, for a split in its order; runs on the CPU."""
     prep = checkpoint.contract.preprocessing
     normalize, net = Normalize(prep.mean, prep.std), checkpoint.build_model().to(memory_format=torch.channels_last)
@@ -103,7 +103,7 @@ def answers(checkpoint: Checkpoint, items: EvalItems) -> tuple[Tensor, Tensor]:
 
 def judged(checkpoint: Checkpoint, items: EvalItems) -> dict[str, Any]:
     """All metrics on a split (``metrics.evaluate``), by the checkpoint's own decision rules."""
-    return evaluate(as_predictions(items, *answers(checkpoint, items)), checkpoint.contract)
+    return evaluate(as_predictions(items, *predict_logits(checkpoint, items)), checkpoint.contract)
 
 
 def items_of(checkpoint: Checkpoint, data: DataSet, split: str) -> EvalItems:
@@ -139,7 +139,7 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
         read = sound_dataset(data, mean.config.get("me_positive_from"))
         _check_same(read, mean)
         items = items_of(mean, read, "valid")
-        mean = calibrated(mean, items, *answers(mean, items))
+        mean = calibrated(mean, items, *predict_logits(mean, items))
         figures = judged(mean, items)
         replace(mean, metrics={"splits": {"valid": figures}}).save(out)
     except RetinaError as err:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime import yardsticks
 from ..runtime.contract import Contract, decide
 from ..runtime.output_file import write_text_atomically
-from . import yardsticks
-from .yardsticks import Floats, Indices
+from ..runtime.yardsticks import Floats, Indices
 
 if TYPE_CHECKING:
     from .data import Photo  # imports torch, which the metrics do not need

@@ -17,11 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from ..runtime import yardsticks
 from ..runtime.contract import Contract
-from . import yardsticks
+from ..runtime.yardsticks import Floats, Indices
 from .figure import BLUE, GREEN, GREY, ORANGE, write_png
 from .metrics import Decisions, Predictions
-from .yardsticks import Floats, Indices
 
 SPLIT_LINES = {"train": (GREY, ":"), "valid": (ORANGE, "--"), "test": (BLUE, "-")}
 _DPI = 150

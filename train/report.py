@@ -20,11 +20,11 @@ from ..runtime.errors import RetinaError
 from ..runtime.output_file import write_text_atomically
 from ..runtime.panel import percent
 from ..runtime.picture import decode
+from ..runtime.yardsticks import CALIBRATION_BINS
 from . import plots
 from .checkpoint import current_versions
 from .metrics import FIGURES, HEADLINES, Decisions, Predictions, classification_report
 from .page import PAGE, STYLE
-from .yardsticks import CALIBRATION_BINS
 
 REPORT_NAME = "report.html"
 MISTAKES_SHOWN = 12
