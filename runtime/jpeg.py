@@ -18,6 +18,8 @@ from PIL import JpegImagePlugin
 
 _CHUNK = 1 << 20
 """Bytes read and searched at a time."""
+_FILL = 4096
+"""Bytes in which the end of fill bytes is looked for at a time."""
 _NO_DATA = 64
 """Length of a run of zero bytes that is damage if the all-zeros Huffman code does not mean end of block: in an intact
 picture each block in it would have 63 equal coefficients."""
@@ -99,12 +101,17 @@ def endless_fault(file: BinaryIO) -> str:
 def _segments(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """The kind and content of each segment up to the first scan's header, after which its data begin."""
     file.seek(2)
-    while len(marker := file.read(4)) == 4 and marker[0] == 0xFF:
-        while marker[1] == 0xFF:  # any number of fill bytes (T.81, B.1.1.2)
-            marker = marker[1:] + (file.read(1) or b"\0")
+    while file.read(1) == b"\xff":
+        while chunk := file.read(_FILL):  # any number of fill bytes (T.81, B.1.1.2)
+            if rest := chunk.lstrip(b"\xff"):
+                file.seek(-len(rest), io.SEEK_CUR)
+                break
+        marker = file.read(3)
         # Each segment is read as a whole, because a thumbnail embedded in one has scans and an end of its own.
-        yield marker[1], file.read(max(int.from_bytes(marker[2:]) - 2, 0))
-        if marker[1] == _START_OF_SCAN:
+        segment = file.read(max(int.from_bytes(marker[1:]) - 2, 0))
+        if len(marker) == 3:
+            yield marker[0], segment
+        if marker[:1] == bytes([_START_OF_SCAN]):
             return
 
 
