@@ -29,11 +29,9 @@ class Model:
 
     def __init__(self, path: str) -> None:
         self.session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-        contract = json.loads(self.session.get_modelmeta().custom_metadata_map["retina.contract"])
-        if contract["schema"] != 1:
-            raise ValueError(f"contract schema: expected 1, found {contract['schema']}")
-        self.grades, self.rules = contract["dr_grades"], contract["thresholds"]
-        self.min_side = contract["input"]["min_side"]
+        self.contract = json.loads(self.session.get_modelmeta().custom_metadata_map["retina.contract"])
+        if self.contract["schema"] != 1:
+            raise ValueError(f"contract schema: expected 1, found {self.contract['schema']}")
 
     def probabilities(self, pixels: np.ndarray) -> tuple[list[float], list[float]]:
         """(H, W, 3) uint8 RGB -> a probability for each grade, and those of no ME risk and ME risk."""
@@ -41,13 +39,13 @@ class Model:
 
     def decide(self, dr: list[float], me: list[float]) -> dict[str, int | bool]:
         """The decisions that the contract's rules make of the probabilities."""
-        rule, referable, referable_me = (self.rules.get(task, {}) for task in ("me", "referable_dr", "referable_me"))
-        from_grade = referable.get("from_grade", 2)
-        referable_prob = sum(prob for prob, grade in zip(dr, self.grades, strict=True) if grade >= from_grade)
+        grades, rules = self.contract["dr_grades"], self.contract["thresholds"]
+        rule, referable, referable_me = (rules.get(task, {}) for task in ("me", "referable_dr", "referable_me"))
+        referred = [prob for prob, grade in zip(dr, grades, strict=True) if grade >= referable.get("from_grade", 2)]
         return {
-            "dr_grade": self.grades[dr.index(max(dr))],
+            "dr_grade": grades[dr.index(max(dr))],
             "me_risk": int(me[1] > me[0] if rule["rule"] == "argmax" else me[1] >= rule.get("threshold", 0.5)),
-            "referable": referable_prob >= referable.get("threshold", 0.5),
+            "referable": sum(referred) >= referable.get("threshold", 0.5),
             "referable_me": me[1] >= referable_me.get("threshold", 0.5),
         }
 
@@ -71,22 +69,21 @@ def decode(path: str, min_side: int) -> np.ndarray:
 
 
 def score(model: Model, paths: list[str]) -> int:
-    probs = [f"dr_prob_{grade}" for grade in model.grades]
+    failed, probs = 0, [f"dr_prob_{grade}" for grade in model.contract["dr_grades"]]
     named = ["Image name", "Pred DR grade (orig)", "True DR grade (orig)", "Pred ME risk", "True ME risk"]
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # whatever the console's is
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow([*named, *probs, "me_prob", "status", "error"])
-    failed = 0
     for path in paths:
         try:
-            dr, me = model.probabilities(decode(path, model.min_side))
+            dr, me = model.probabilities(decode(path, model.contract["input"]["min_side"]))
         except Exception as err:  # noqa: BLE001 - Pillow raises anything on damaged files
             failed = 1
             table.writerow([path, "", "", "", "", *("" for _ in probs), "", "error", str(err) or type(err).__name__])
             continue
         decided = model.decide(dr, me)
         cells = [path, decided["dr_grade"], "", decided["me_risk"], ""]
-        table.writerow([*cells, *(f"{prob:.6f}" for prob in dr), f"{me[1]:.6f}", "ok", ""])
+        table.writerow([*cells, *(f"{prob:.6f}" for prob in (*dr, me[1])), "ok", ""])
     return failed
 
 
