@@ -23,7 +23,7 @@ from ..runtime.image_file import ImageFormat, fault_of_picture, write_image
 from ..runtime.output_file import require_place, write_atomically
 from ..runtime.overlay import overlay_path, peak_at, write_overlays
 from ..runtime.panel import draw_panel
-from ..runtime.picture import load
+from ..runtime.picture import NO_MEMORY, load
 from ..runtime.workers import usable_cores
 from .explainer import Answer, Explainer, Pixels
 from .index import write_index, write_rows
@@ -167,7 +167,7 @@ class Gallery:
         except PictureError as err:  # removed or replaced since it was explained
             return replace(photograph, answer=None, error=err.reason)
         except MemoryError:
-            return replace(photograph, answer=None, error="too large for the memory at hand")
+            return replace(photograph, answer=None, error=NO_MEMORY)
         except OutputError as err:
             if not (fault := fault_of_picture(err)):
                 raise

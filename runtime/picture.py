@@ -34,6 +34,7 @@ _STRIP = 256
 
 _log = logging.getLogger(__name__)
 
+NO_MEMORY = "too large for the memory at hand"
 _UNFINISHED = "cut short: the JPEG's data end before its last block"
 _JPEG = b"\xff\xd8\xff"
 # Formats are recognised by their first bytes instead of by Image.open, whose limit on pixels is a process-wide setting
@@ -337,7 +338,7 @@ def _refusal(name: str, reason: str) -> PictureError:
 
 
 def _too_large(name: str, width: int, height: int) -> PictureError:
-    return _refusal(name, f"too large for the memory at hand: {width} x {height}")
+    return _refusal(name, f"{NO_MEMORY}: {width} x {height}")
 
 
 def _reason(err: Exception) -> str:

@@ -17,6 +17,7 @@ from .journal import ENDING as JOURNAL
 from .journal import Journal, Stamp, stamp
 from .model import Prediction, RetinaModel
 from .output_file import free_bytes
+from .picture import NO_MEMORY
 from .table import PARTIAL, Row
 from .workers import ordered_map
 
@@ -83,7 +84,7 @@ def score_one(model: RetinaModel, name: str, path: Path, overlays: Path | None =
     except PictureError as err:
         return Row(name, None, err.reason)
     except MemoryError:  # of an overlay: the decoder reports its own
-        return Row(name, None, "too large for the memory at hand")
+        return Row(name, None, NO_MEMORY)
 
 
 def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: Path) -> None:
