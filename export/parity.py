@@ -270,7 +270,7 @@ class _Tally:
     ) -> None:
         for row, name in enumerate(names):
             ours, theirs = (decide(self.contract, v[DR_PROBS][row], v[ME_PROBS][row]) for v in (expected, found))
-            fields = ("dr_grade", "me_risk", "referable", "referable_me")
+            fields = ("grade", "me_risk", "referable", "referable_me")
             differing = [field for field in fields if getattr(ours, field) != getattr(theirs, field)]
             self.pictures += 1
             self.equal += not differing

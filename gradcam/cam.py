@@ -94,7 +94,7 @@ class GradCAM:
             resized to the h and w of the largest, averaged and scaled again, as in the grad-cam package.
 
         Raises:
-            UsageError: a layer is not called exactly once, or its output is not (N, C, h, w).
+            UsageError: a layer is not called exactly once, or its output is not (N, C, h, w) or has one place only.
         """
         # Detached parameters: no graph is built below the first layer, and no ``.grad`` is written.
         weights = {name: tensor.detach() for name, tensor in self.model.named_parameters()}
@@ -160,6 +160,11 @@ def _only(calls: list[Tensor], layer: str | nn.Module) -> Tensor:
     if len(calls) != 1 or calls[0].ndim != 4:
         found = f"{len(calls)} outputs" if len(calls) != 1 else f"an output of shape {tuple(calls[0].shape)}"
         raise UsageError(f"layer {name}: expected one output (N, C, h, w) a forward pass, found {found}")
+    if calls[0].shape[2:].numel() == 1:
+        raise UsageError(
+            f"layer {name}: expected an output of several places, found {tuple(calls[0].shape)}, whose map would be of "
+            "one colour; give an earlier layer, such as layer4"
+        )
     return calls[0]
 
 

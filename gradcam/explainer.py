@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.contract import HEADS, Contract, Decision, Framing, Head, decide
+from ..runtime.contract import HEADS, Contract, Framing, Head
 from ..runtime.errors import UsageError
 from ..runtime.model import Prediction, RetinaModel, is_close_call, least_side
 from ..runtime.overlay import HeadMap
@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 class Answer:
     """What a model says about one photograph, and where that comes from."""
 
-    decision: Decision
+    prediction: Prediction
     maps: Mapping[Head, HeadMap]
     """Of the heads that were explained."""
     is_close_call: bool = False
@@ -59,8 +59,8 @@ class Answer:
         for head, of_head in values.items():
             index = (asked or {}).get(head, int(probs[head].argmax()))
             maps[head] = HeadMap(head, of_head, labels[head][index], float(probs[head][index]), sums_to_logit)
-        close = is_close_call(contract, Prediction.of(contract, probs["dr"], probs["me"]))
-        return cls(decide(contract, probs["dr"], probs["me"]), maps, close)
+        prediction = Prediction.of(contract, probs["dr"], probs["me"])
+        return cls(prediction, maps, is_close_call(contract, prediction))
 
 
 class Explainer(Protocol):

@@ -183,7 +183,7 @@ class Gallery:
                 file = io.BytesIO()  # np.save would append .npy to the name of a temporary file
                 np.save(file, head_map.values)
                 write_atomically(overlay.with_suffix(".npy"), partial(Path.write_bytes, data=file.getbuffer()))
-        panel = draw_panel(picture, photograph.name, answer.decision, answer.maps, lit, tops)
+        panel = draw_panel(picture, photograph.name, answer.prediction, answer.maps, lit, tops)
         write_image(_panel_path(base), panel)
         peaks = {head: peak_at(head_map, lit, picture.size) for head, head_map in answer.maps.items()}
         written = dict(zip(answer.maps, (path.relative_to(self.folder).as_posix() for path in overlays), strict=True))

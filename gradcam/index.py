@@ -46,8 +46,8 @@ def _row(photograph: Photograph) -> dict[str, object]:
     row: dict[str, object] = {"Image name": photograph.name, "status": "error", "error": photograph.error}
     if photograph.answer is None:
         return row
-    decision = photograph.answer.decision
-    row |= {"dr_grade": decision.dr_grade, "me_risk": decision.me_risk, "status": "ok"}
+    prediction = photograph.answer.prediction
+    row |= {"dr_grade": prediction.grade, "me_risk": prediction.me_risk, "status": "ok"}
     for head, head_map in photograph.answer.maps.items():
         x, y = photograph.peaks[head] or ("", "")
         of_head = (

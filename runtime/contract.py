@@ -247,8 +247,8 @@ class Contract:
 class Decision:
     """What a contract's rules make of one photograph's probabilities."""
 
-    dr_grade: int
-    """Original grade."""
+    grade: int
+    """DR grade on the original scale: one of ``Contract.dr_grades``."""
     me_risk: int
     """0 or 1."""
     referable: bool
@@ -268,7 +268,7 @@ def decide(contract: Contract, dr_probs: NDArray[np.floating], me_probs: NDArray
     me_rule = contract.thresholds["me"]
     me_risk = int(np.argmax(me_probs)) if me_rule.rule == "argmax" else int(me_prob >= me_rule.level)
     return Decision(
-        dr_grade=contract.dr_grades[int(np.argmax(dr_probs))],
+        grade=contract.dr_grades[int(np.argmax(dr_probs))],
         me_risk=me_risk,
         referable=referable_prob >= contract.thresholds["referable_dr"].level,
         referable_prob=referable_prob,

@@ -24,6 +24,7 @@ from .contract import (
     METADATA_KEY,
     MIN_SIDE,
     Contract,
+    Decision,
     Head,
     Preprocessing,
     decide,
@@ -62,23 +63,13 @@ _PROVIDER_PACKAGES = {
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What the model says about one photograph."""
+class Prediction(Decision):
+    """What the model says about one photograph: the decisions, and the probabilities that they were made from."""
 
-    grade: int
-    """DR grade on the original scale: one of ``Contract.dr_grades``."""
     dr_probs: Mapping[int, float]
     """Probability of each DR grade, in [0, 1], summing to 1."""
-    me_risk: int
-    """0 or 1."""
     me_prob: float
     """Probability of macular edema risk, in [0, 1]."""
-    referable: bool
-    """Whether DR is referable, by the rule in the contract (default: grade 2 or worse from a probability of 0.5)."""
-    referable_prob: float
-    """Summed probability of the referable grades, in [0, 1]."""
-    referable_me: bool
-    """Whether the ME risk is referable, by the rule in the contract (default: from a probability of 0.5)."""
     maps: Mapping[str, NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
     """Grad-CAM maps over the framed square, under the keys ``dr`` and ``me``: (h, w) float32, at least 0, in logits, of
     the most probable class or the one asked for. None if the file has no maps or they were not requested."""
@@ -92,15 +83,10 @@ class Prediction:
         maps: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> Prediction:
         """Apply a contract's rules to one photograph's probabilities, dr_probs (K,) and me_probs (2,)."""
-        decision = decide(contract, dr_probs, me_probs)
         return cls(
-            grade=decision.dr_grade,
+            **vars(decide(contract, dr_probs, me_probs)),
             dr_probs={grade: float(p) for grade, p in zip(contract.dr_grades, dr_probs, strict=True)},
-            me_risk=decision.me_risk,
             me_prob=float(me_probs[1]),
-            referable=decision.referable,
-            referable_prob=decision.referable_prob,
-            referable_me=decision.referable_me,
             maps=maps,
         )
 

@@ -72,7 +72,7 @@ def draw_panel(
     panel = Image.new("RGB", (width, _HEADER + TILE + _CAPTION + _FOOTER), _PAPER)
     pen = ImageDraw.Draw(panel)
     _write(pen, (_GAP, 10), _shortened(name), 22, _INK, bold=True)
-    answers = f"Model: {in_words('dr', decision.dr_grade)}, {in_words('me', decision.me_risk)}"
+    answers = f"Model: {in_words('dr', decision.grade)}, {in_words('me', decision.me_risk)}"
     _write(pen, (_GAP, 37), answers, 17, _GREY)
     for column, head in enumerate([None, *shown]):
         x, y = _GAP + column * (TILE + _GAP), _HEADER

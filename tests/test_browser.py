@@ -303,7 +303,7 @@ def test_decisions_follow_the_rules_in_the_file(page: Page, rule: dict[str, Any]
         given = [json.loads(contract.to_json()), dr.tolist(), [1 - risk, risk]]
         found = in_module(page, "contract.js", "m.decide(...a)", given)
         assert (found["grade"], found["meRisk"], found["referable"], found["referableMe"]) == (
-            expected.dr_grade, expected.me_risk, expected.referable, expected.referable_me,
+            expected.grade, expected.me_risk, expected.referable, expected.referable_me,
         )  # fmt: skip
         assert found["referableProb"] == pytest.approx(expected.referable_prob)
 

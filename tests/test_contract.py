@@ -131,13 +131,13 @@ def test_other_text_is_refused(text: str) -> None:
 def test_decisions_by_hand() -> None:
     """With grades 0, 1, 3: grade 2 or worse is referable, so only the last index."""
     decision = decide(CONTRACT, np.array([0.2, 0.35, 0.45]), np.array([0.6, 0.4]))
-    assert (decision.dr_grade, decision.me_risk, decision.referable) == (3, 0, False)
+    assert (decision.grade, decision.me_risk, decision.referable) == (3, 0, False)
     assert decision.referable_prob == pytest.approx(0.45)
     screening = CONTRACT.with_(
         thresholds=default_thresholds() | {"me": Rule("at_least", 0.3), "referable_dr": Rule("at_least", 0.45, 1)}
     )
     decision = decide(screening, np.array([0.5, 0.25, 0.25]), np.array([0.6, 0.4]))
-    assert (decision.dr_grade, decision.me_risk, decision.referable) == (0, 1, True)
+    assert (decision.grade, decision.me_risk, decision.referable) == (0, 1, True)
     assert decision.referable_prob == pytest.approx(0.5)
 
 

@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from retina.gradcam.cli import main
 from retina.gradcam.explainer import Answer, CheckpointExplainer, OnnxExplainer
 from retina.gradcam.gallery import Photograph, list_photographs
 from retina.gradcam.index import write_index
-from retina.runtime.contract import Contract, Decision, Head, Preprocessing, Rule
+from retina.runtime.contract import Contract, Head, Preprocessing, Rule
 from retina.runtime.errors import PictureError, UsageError
 from retina.runtime.model import RELEASED, Prediction, RetinaModel
 from retina.runtime.overlay import HeadMap
@@ -189,6 +188,8 @@ def test_a_layer_is_found_by_name_and_a_wrong_one_says_what_there_is(batch: Tens
         GradCAM(model, ["layer4.2.relu"])(batch, [head_logit("dr")])
     with pytest.raises(UsageError, match=r"shape \(4, 512\)"):
         GradCAM(model, [model.dr_head[0]])(batch, [head_logit("dr")])
+    with pytest.raises(UsageError, match=r"layer avgpool: .* found \(4, 2048, 1, 1\), .* earlier layer"):
+        GradCAM(model, ["avgpool"])(batch, [head_logit("dr")])
     with pytest.raises(UsageError, match="gradcam, gradcam"):
         GradCAM(model, method="scorecam")  # type: ignore[arg-type]
 
@@ -209,8 +210,9 @@ def test_equals_the_explain_export(
     by_torch_said = by_torch.explain(pictures)
     assert any(a.maps[head].values.any() for a in by_torch_said for head in heads)
     for a, b in zip(by_torch_said, by_onnx.explain(pictures), strict=True):
-        assert replace(a.decision, referable_prob=0.0) == replace(b.decision, referable_prob=0.0)
-        assert a.decision.referable_prob == pytest.approx(b.decision.referable_prob, abs=1e-4)
+        for decided in ("grade", "me_risk", "referable", "referable_me"):
+            assert getattr(a.prediction, decided) == getattr(b.prediction, decided)
+        assert a.prediction.referable_prob == pytest.approx(b.prediction.referable_prob, abs=1e-4)
         assert set(a.maps) == set(b.maps) == set(heads)
         if target is not None:
             assert b.maps[heads[0]].target == target
@@ -260,8 +262,8 @@ def test_a_folder_in_a_gallery_out(folder: Path, checkpoint: Path, tmp_path: Pat
 
 
 def test_a_probability_on_the_page_is_text(tmp_path: Path) -> None:
-    decision = Decision(dr_grade=0, me_risk=0, referable=False, referable_prob=0.0, referable_me=False)
-    rare = Answer(decision, {"dr": HeadMap("dr", np.ones((2, 2), np.float32), 4, 0.001)})
+    said = Prediction.of(CONTRACT, np.array([0.999, 0, 0, 0, 0.001]), np.array([1.0, 0.0]))
+    rare = Answer(said, {"dr": HeadMap("dr", np.ones((2, 2), np.float32), 4, 0.001)})
     write_index(tmp_path / "index.html", [Photograph(Path("a.jpg"), "a.jpg", "a", rare, overlays={"dr": "a_dr.jpg"})])
     assert "DR grade 4 (proliferative), &lt;1%: full size</a>" in (tmp_path / "index.html").read_text()
 
@@ -291,7 +293,7 @@ def test_a_close_call_is_explained_on_the_whole_photograph_as_it_is_scored(tmp_p
     def risk_of(explainer: CheckpointExplainer | OnnxExplainer, whole: bool) -> tuple[int, float]:
         said = explainer.explain([explainer.decode(path, whole=whole)])[0]
         prob = said.maps["me"].probability
-        return said.decision.me_risk, prob if said.maps["me"].target == 1 else 1 - prob
+        return said.prediction.me_risk, prob if said.maps["me"].target == 1 else 1 - prob
 
     _, plain = opened(CONTRACT)
     assert plain.decode(path).shape != plain.decode(path, whole=True).shape

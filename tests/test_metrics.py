@@ -294,7 +294,7 @@ def test_decisions_are_the_contracts() -> None:
     found = Decisions.of(p, contract)
     for i in range(len(p.paths)):
         one = decide(contract, p.dr_probs[i], p.me_probs[i])
-        assert (contract.dr_grades[found.dr_pred[i]], found.me_pred[i]) == (one.dr_grade, one.me_risk)
+        assert (contract.dr_grades[found.dr_pred[i]], found.me_pred[i]) == (one.grade, one.me_risk)
         assert (found.referable_pred[i], found.referable_prob[i]) == (one.referable, one.referable_prob)
     assert found.referable_true.tolist() == (p.dr_true >= 3).tolist()
     body = evaluate(p, contract, n_bootstrap=1)["all"]

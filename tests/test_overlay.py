@@ -329,7 +329,9 @@ def test_answers_in_words() -> None:
 
 def test_the_overlays_of_a_prediction(tmp_path: Path) -> None:
     values = np.ones((3, 3), np.float32)
-    said = Prediction(3, {0: 0.1, 3: 0.7, 4: 0.2}, 1, 0.4, True, 0.9, False, {"dr": values, "me": 2 * values})
+    decided = Decision(grade=3, me_risk=1, referable=True, referable_prob=0.9, referable_me=False)
+    both = {"dr": values, "me": 2 * values}
+    said = Prediction(**vars(decided), dr_probs={0: 0.1, 3: 0.7, 4: 0.2}, me_prob=0.4, maps=both)
     maps = head_maps(said)
     assert (maps["dr"].target, maps["dr"].probability) == (3, 0.7)
     assert (maps["me"].target, maps["me"].probability) == (0, 0.6)  # the more probable label, whatever the rule decided
@@ -342,7 +344,7 @@ def test_the_overlays_of_a_prediction(tmp_path: Path) -> None:
     written = write_overlays(tmp_path / "eye.v2", photograph, field, maps.values())
     assert [path.name for path in written] == ["eye.v2_dr.jpg", "eye.v2_me.jpg"]
     assert np.abs(decode(written[1]).astype(int) - expected).mean() < 2
-    assert head_maps(Prediction(0, {0: 1.0}, 0, 0.0, False, 0.0, False)) == {}
+    assert head_maps(replace(said, maps=None)) == {}
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])

@@ -157,7 +157,7 @@ def test_autograd_reference_by_finite_differences(reference: Reference, tmp_path
 
 def test_a_turned_decision_is_refused_of_fp32(reference: Reference) -> None:
     """Even if every probability is within the bounds, which are wide here."""
-    with pytest.raises(ParityError, match=r"decision on eye0.png: expected dr_grade \d, found \d"):
+    with pytest.raises(ParityError, match=r"decision on eye0.png: expected grade \d, found \d"):
         check(
             reference, lambda out, _pixels: out | {"dr_probs": np.roll(out["dr_probs"], 1, axis=1)},
             replace(INT8, equal_decisions=True),

@@ -359,7 +359,7 @@ def test_referral_rules_decide_beside_the_plain_ones() -> None:
     rules = {**Contract().thresholds, "referable_me": Rule("at_least", 0.2), "referable_dr": Rule("at_least", 0.3, 2)}
     contract = Contract(thresholds=rules)
     decision = decide(contract, np.array([0.6, 0.05, 0.2, 0.1, 0.05]), np.array([0.75, 0.25]))
-    assert (decision.dr_grade, decision.me_risk) == (0, 0)
+    assert (decision.grade, decision.me_risk) == (0, 0)
     assert (decision.referable, decision.referable_me) == (True, True)
     assert Contract.from_json(contract.to_json()) == contract
 

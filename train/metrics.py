@@ -153,7 +153,7 @@ class Decisions:
         is_referable = np.array([grade >= contract.referable_from for grade in contract.dr_grades], np.int64)
         return cls(
             contract.dr_grades,
-            np.array([index_of[d.dr_grade] for d in made], np.int64),
+            np.array([index_of[d.grade] for d in made], np.int64),
             np.array([d.me_risk for d in made], np.int64),
             is_referable[p.dr_true],
             np.array([d.referable for d in made], np.int64),
