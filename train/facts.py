@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -62,6 +63,15 @@ def check_same(run: Run, survey: Survey, fabric: Fabric) -> None:
             f"{run.folder}: expected the photographs and labels the run was started with (fingerprint {before[:12]}), "
             f"found others ({survey.fingerprint[:12]}). Restore them, or start a new run without --resume."
         )
+
+
+def flatten(facts: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested facts as pairs: a key is the path to its value, joined by ``separator``."""
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, separator, f"{prefix}{key}{separator}")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _git_commit() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
@@ -23,6 +23,7 @@ from ..runtime.picture import decode
 from ..runtime.yardsticks import CALIBRATION_BINS
 from . import plots
 from .checkpoint import current_versions
+from .facts import flatten
 from .metrics import FIGURES, HEADLINES, Decisions, Predictions, classification_report
 from .page import PAGE, STYLE
 
@@ -307,18 +308,14 @@ def _settings(config: Mapping[str, Any], contract: Contract) -> str:
     shown_above = ("counts", "leaks")
     facts = {"versions": current_versions(), **{key: config[key] for key in config if key not in shown_above}}
     provenance = {key: value for key, value in contract.provenance.items() if key != "metrics"}
-    pairs = [*_flatten(facts), *_flatten({"provenance": provenance})]
+    pairs = [*flatten(facts, " · "), *flatten({"provenance": provenance}, " · ")]
     pairs += [("decision rule", rule_text(contract, task)) for task in contract.thresholds]
-    rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in pairs)
+    rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(_in_words(value))}</td></tr>" for key, value in pairs)
     return f'<div class="scroll"><table class="pairs">{rows}</table></div>'
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key} · ")
-        else:
-            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _in_words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:

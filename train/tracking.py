@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from ..runtime.errors import OutputError, UsageError, require_extra
 from ..runtime.output_file import require_place
+from .facts import flatten
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,11 +122,11 @@ class MlflowTracker:
                 self._run_id = before
                 self._client.update_run(before, status="RUNNING")
                 return
-            tags = {_RUN_TAG: folder, **{f"retina.{key}": value for key, value in _flat(facts)}}
+            tags = {_RUN_TAG: folder, **{f"retina.{key}": value for key, value in _pairs(facts)}}
             if facts.get("git_commit"):
                 tags["mlflow.source.git.commit"] = str(facts["git_commit"])
             self._run_id = self._client.create_run(self._experiment, run_name=run, tags=tags).info.run_id
-            for key, value in _flat(config):
+            for key, value in _pairs(config):
                 self._client.log_param(self._run_id, key, value)
 
     def epoch(self, row: Mapping[str, float]) -> None:
@@ -256,12 +257,9 @@ def _figures(prefix: str, body: Mapping[str, Any]) -> Iterator[tuple[str, float]
                 )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield _metric_name(f"{prefix}{key}"), str(value)[:5000]  # MLflow refuses values beyond 6000
+def _pairs(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in flatten(facts, "."):
+        yield _metric_name(key), str(value)[:5000]  # MLflow refuses values beyond 6000
 
 
 def _as_one_part(source: str) -> str:
