@@ -107,7 +107,7 @@ def alone(model: RetinaModel) -> Callable[[Sequence[Path]], object]:
 
     def run(files: Sequence[Path]) -> None:
         for path in files:
-            model.predict_pixels(model.decode(path))
+            model.predict_pixels(model.decode(path), maps=False)
 
     return run
 

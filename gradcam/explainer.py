@@ -185,7 +185,7 @@ class OnnxExplainer:
         of: dict[Head, int] = {h: labels[i] if h == "dr" else i for h, i in self._asked.items()}
         answers = []
         for pixels in photographs:
-            said = self._model.predict_pixels(pixels, maps=True, of=of)
+            said = self._model.predict_pixels(pixels, of=of)
             probs: dict[Head, Floats] = {
                 "dr": np.array(list(said.dr_probs.values()), np.float32),
                 "me": np.array([1.0 - said.me_prob, said.me_prob], np.float32),

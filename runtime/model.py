@@ -191,7 +191,7 @@ class RetinaModel:
         self,
         pixels: NDArray[np.uint8],
         *,
-        maps: bool = False,
+        maps: bool = True,
         of: Mapping[Head, int] | None = None,
         hand_back: bool = False,
     ) -> Prediction:

@@ -408,7 +408,7 @@ def test_a_close_call_is_decided_on_the_whole_picture(tmp_path: Path) -> None:
 def test_a_map_of_no_known_label_is_refused(tmp_path: Path, of: dict[Head, int]) -> None:
     model = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=CONTRACT.with_(explain=True)))
     with pytest.raises(UsageError, match=rf"of: expected one of 0, 1.* found {next(iter(of.values()))}"):
-        model.predict_pixels(pixels(1, 40, 40), maps=True, of=of)
+        model.predict_pixels(pixels(1, 40, 40), of=of)
 
 
 @pytest.mark.parametrize("side", [-1, 1])
