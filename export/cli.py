@@ -182,13 +182,15 @@ def _run(
             "nothing was written" if stamp(job.out) == before else f"{job.out} is whole, what stands beside it is not"
         )
         raise KeyboardInterrupt(f"; {told}") from None
-    answer(json.dumps(exported.to_dict(), indent=1) if as_json else "\n".join(_lines(exported)), "retina-export")
+    text = json.dumps(exported.to_dict(), indent=1) if as_json else "\n".join(_lines(exported, conformance))
+    answer(text, "retina-export")
 
 
-def _lines(exported: Exported) -> list[str]:
+def _lines(exported: Exported, kit: Path | None) -> list[str]:
     parity = exported.parity
     cam = [] if parity.worst_cam is None else [f"  Grad-CAM within {parity.worst_cam:.1e} of autograd, relatively"]
     return [
+        *exported.assumed,
         f"compared with PyTorch on {parity.pictures} pictures ({parity.photographs} from: {parity.source})",
         f"  largest difference {parity.worst:.1e} in {parity.worst_output} of {parity.worst_image}",
         f"  equal decisions {parity.equal_decisions:.1%}; in a batch as alone within {parity.batch_against_alone:.1e}",
@@ -196,6 +198,7 @@ def _lines(exported: Exported) -> list[str]:
         *([] if exported.int8 is None else exported.int8.lines()),
         f"wrote {exported.path}, {exported.size / 1e6:.1f} MB, sha256 {exported.sha256[:12]}...",
         "beside it .sha256 and .contract.json",
+        *([] if kit is None else [f"conformance kit: {kit}"]),
         *_unseen(exported.path),
     ]
 

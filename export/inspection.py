@@ -98,7 +98,8 @@ def _zip_contract(path: Path) -> tuple[str, Contract]:
             entry = next((name for name in names if name.rsplit("/", 1)[-1] == METADATA_KEY), None)
             if entry is None:
                 raise ModelFileError(
-                    f"{path}: expected the extra file {METADATA_KEY} of retina-export, found {', '.join(names[:3])} ..."
+                    f"{path}: expected the extra file {METADATA_KEY} of retina-export, found {', '.join(names[:3])} "
+                    f"... Of a checkpoint make a model file first:  retina-export {path}"
                 )
             size = archive.getinfo(entry).file_size
             if size > _MAX_CONTRACT:

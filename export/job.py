@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..runtime.errors import UsageError
 from ..runtime.model import MODEL_NAME, RetinaModel, digest_of, sha256_of
 from ..runtime.output_file import require_place, write_atomically, write_text_atomically
 from ..runtime.signature import signature_of
-from ..train.checkpoint import Checkpoint, load_checkpoint
+from ..train.checkpoint import Checkpoint, assumption, load_checkpoint
 from .conformance import INDEX, write_kit
 from .graph import DeployedModel
 from .int8 import Int8, to_int8
@@ -73,6 +73,9 @@ class ExportJob:
     """Preprocessing of a bare state_dict, which does not record it; None: the notebook's. See ``load_checkpoint``."""
 
     def __post_init__(self) -> None:
+        ending = self.out.suffix.lower()
+        if ending in {*ENDINGS.values(), ".pth"} and ending != ENDINGS[self.format]:
+            raise UsageError(f"--out {self.out}: expected the ending {ENDINGS[self.format]} of --format {self.format}")
         if self.precision == "int8" and self.format != "onnx":
             raise UsageError(f"--precision int8: expected --format onnx, found {self.format}")
         if self.precision == "int8" and self.calibration is None:
@@ -97,6 +100,8 @@ class Exported:
     parity: Parity
     int8: Int8 | None
     """How it was quantised, and what the accuracy gate found; None for fp32."""
+    assumed: Sequence[str] = ()
+    """What was assumed of a bare state_dict, as lines to print."""
 
     @property
     def size(self) -> int:
@@ -171,7 +176,8 @@ def run_export(job: ExportJob) -> Exported:
         sign(job.out, job.sign)
     if job.conformance is not None:
         write_kit(RetinaModel(job.out), job.conformance)
-    return Exported(job.out, digest, *done[0], int8)
+    assumed = assumption(job.checkpoint, checkpoint, job.bare_framing, job.bare_image_size)
+    return Exported(job.out, digest, *done[0], int8, assumed)
 
 
 def provenance(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:

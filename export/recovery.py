@@ -199,7 +199,9 @@ def main(photographs: Path, model: Path | None, out: Path) -> None:
         raise click.ClickException(str(err)) from None
     prep = checkpoint.contract.preprocessing
     like_it = ["--backbone", checkpoint.backbone, "--framing", prep.framing, "--image-size", str(prep.image_size)]
-    go_on = shlex.join(["retina-train", "DATA", "--weights", str(out), *like_it])
+    # A tenth of the notebook's rates, and thresholds fitted anew, as those of the file were.
+    gently = ["--lr-backbone", "1e-5", "--lr-heads", "1e-4", "--calibrate", "valid"]
+    go_on = shlex.join(["retina-train", "DATA", "--weights", str(out), *like_it, *gently])
     tell(
         f"{out}: from {opened.path.name} ({opened.contract.precision}, sha256 {opened.sha256[:12]}), batch-norm from "
         f"{len(chosen)} photographs. Its probabilities are {apart:.5f} from the file's on average. Go on with:  {go_on}"

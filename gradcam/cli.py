@@ -206,7 +206,10 @@ def _open_checkpoint(head: str, artifacts: Path, *, checkpoint: Path | None, **h
     require_extra("gradcam", "torch", "torchvision")
     from .explainer import CheckpointExplainer
 
-    return CheckpointExplainer(checkpoint or artifacts / BEST_NAME, _heads(head), **how)
+    explainer = CheckpointExplainer(checkpoint or artifacts / BEST_NAME, _heads(head), **how)
+    for line in explainer.assumed:
+        click.echo(line, err=True)
+    return explainer
 
 
 def _heads(head: str) -> list[Head]:

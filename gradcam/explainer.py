@@ -111,13 +111,15 @@ class CheckpointExplainer:
         """
         import torch
 
-        from ..train.checkpoint import load_checkpoint
+        from ..train.checkpoint import assumption, load_checkpoint
         from ..train.framing import make_preprocess
         from ..train.model import RetinaNet
         from .cam import GradCAM, find_layer, head_logit
 
         checkpoint = load_checkpoint(path, framing=framing, image_size=image_size)
         self.contract = checkpoint.contract
+        self.assumed = assumption(path, checkpoint, framing, image_size)
+        """What was assumed of a bare state_dict, as lines to print."""
         # On a CPU, channels-last convolutions take three quarters of the time (ResNet-50, 512 px).
         self.model = checkpoint.build_model().to(memory_format=torch.channels_last)
         self.untrained = partial(RetinaNet, len(self.contract.dr_grades), checkpoint.backbone)

@@ -17,14 +17,14 @@ from ..runtime.panel import NOTE, in_words, percent
 if TYPE_CHECKING:
     from .gallery import Photograph
 
-_OF_HEAD = ("target", "prob", "peak", "total", "blank", "peak_x", "peak_y", "overlay")
+_OF_HEAD = ("target", "target_prob", "peak", "total", "blank", "peak_x", "peak_y", "overlay")
 COLUMNS = (
     "Image name", "dr_grade", "me_risk", *(f"{head}_{name}" for head in HEADS for name in _OF_HEAD), "status", "error"
 )  # fmt: skip
-"""For each head, ``target`` and ``prob``: the class that the map explains, and its probability; ``peak`` and ``total``:
-the map's largest value and the sum of its cells, in logits for Grad-CAM and HiResCAM of the last layer, else to compare
-with each other only; ``blank``: 1 if the map is drawn blank; ``peak_x`` and ``peak_y``: where it is largest within the
-lit field, in pixels of the photograph; ``overlay``: its file."""
+"""For each head, ``target`` and ``target_prob``: the class that the map explains, and its probability; ``peak`` and
+``total``: the map's largest value and the sum of its cells, in logits for Grad-CAM and HiResCAM of the last layer, else
+to compare with each other only; ``blank``: 1 if the map is drawn blank; ``peak_x`` and ``peak_y``: where it is largest
+within the lit field, in pixels of the photograph; ``overlay``: its file."""
 
 
 def write_rows(path: Path, photographs: Sequence[Photograph]) -> None:

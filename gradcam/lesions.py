@@ -50,7 +50,8 @@ def read_lesions(folder: Path) -> list[MaskedPhotograph]:
         with listing.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
     except (OSError, UnicodeDecodeError, csv.Error) as err:
-        raise AnnotationError(f"{listing}: expected a list of photographs with lesion masks, found: {err}") from None
+        found = err.strerror if isinstance(err, OSError) else str(err)
+        raise AnnotationError(f"{listing}: expected a list of photographs with lesion masks, found: {found}") from None
     if not rows or "Image name" not in rows[0]:
         found = ", ".join(rows[0]) if rows else "no rows"
         raise AnnotationError(f"{listing}: expected the column Image name, found {found}")

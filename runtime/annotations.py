@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
@@ -66,6 +67,8 @@ def scan_annotations(path: str | Path) -> tuple[Annotations, list[str]]:
         content = path.read_bytes()
         if content.startswith(b"PK\x03\x04"):
             return Annotations(path, ()), ['expected UTF-8 text, found an Excel workbook; save it as "CSV UTF-8"']
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return Annotations(path, ()), ['expected UTF-8 text, found UTF-16; save it as "CSV UTF-8"']
         text = content.decode("utf-8-sig")
     except OSError as err:
         return Annotations(path, ()), [f"cannot be read: {err.strerror}"]
@@ -204,7 +207,8 @@ def _header_faults(line: int, header: list[str]) -> list[str]:
     for column in (IMAGE_NAME, DR_GRADE, ME_GRADE):
         count = keys.count(_column_key(column))
         if count == 0:
-            faults.append(f"line {line}: expected a column {column!r}, found {', '.join(map(repr, header))}")
+            found = ", ".join(map(repr, header))
+            faults.append(f"line {line}: expected a column {column!r}, found {found}; rename the one that holds it")
         elif count > 1:
             faults.append(f"line {line}: expected one column {column!r}, found {count}")
     return faults
@@ -228,10 +232,11 @@ def _row(line: int, header: list[str], cells: list[str], faults: list[str]) -> A
 
 
 def _grade(line: int, column: str, text: str, faults: list[str]) -> int | None:
-    # pandas and spreadsheets write 3 as "3.0" in a column that once had an empty cell.
-    match = re.fullmatch(r"([0-9]{1,3})(\.0+)?", text)
+    # pandas and spreadsheets write 3 as "3.0", or "3,0", in a column that once had an empty cell.
+    match = re.fullmatch(r"([0-9]{1,3})([.,]0+)?", text)
     if match is None:
-        faults.append(f"line {line}: {column}: expected a whole number from 0, found {text!r}")
+        hint = "" if re.search(r"[0-9]", text) else "; leave out photographs that were not graded"
+        faults.append(f"line {line}: {column}: expected a whole number from 0, found {text!r}{hint}")
         return None
     return int(match[1])
 

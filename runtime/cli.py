@@ -173,7 +173,7 @@ def _run(
         click.echo(f"{truth.unmatched} annotations name no photograph scored here", err=True)
 
     grades = opened.contract.dr_grades
-    summary = Summary(opened.contract.thresholds)
+    summary = Summary(opened.contract.thresholds, listed=referral)
     start = time.monotonic()
     journal = Journal(
         out.with_name(out.name + JOURNAL),

@@ -62,7 +62,7 @@ _PROVIDER_PACKAGES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prediction(Decision):
     """What the model says about one photograph: the decisions, and the probabilities that they were made from."""
 
@@ -386,7 +386,10 @@ def _open(path: Path, content: bytes, threads: int, provider: str) -> InferenceS
     try:
         session = open_session(content, threads, available[key])
     except Exception as err:  # noqa: BLE001 - onnxruntime's exceptions share no other root
-        raise ModelFileError(f"{path}: expected an ONNX model, found: {_first_line(err)}") from None
+        found = _first_line(err)
+        if content.startswith(b"PK"):
+            found = "a file of PyTorch's. Of a checkpoint make an ONNX file:  retina-export CHECKPOINT --out FILE.onnx"
+        raise ModelFileError(f"{path}: expected an ONNX model, found: {found}") from None
     if session.get_providers()[0] != available[key]:
         raise UsageError(f"--provider {provider}: installed, but it could not be started on this machine")
     return session

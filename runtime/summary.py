@@ -21,6 +21,8 @@ class Summary:
 
     thresholds: Mapping[str, Rule]
     """The contract's decision rules, to print from which probability on patients are referred."""
+    listed: bool = False
+    """Whether the table says who is referred."""
     grades: Counter[int] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     first_failed: dict[str, str] = field(default_factory=dict)
@@ -68,9 +70,10 @@ class Summary:
             counts = ", ".join(f"{grade}: {self.grades[grade]}" for grade in sorted(self.grades))
             yield f"DR grades {counts}"
             yield f"ME risk {_share(self.me_risks, self.scored)}"
+            which = "" if self.listed else " (which ones: --referral)"
             dr, me = (self.thresholds[task].level for task in ("referable_dr", "referable_me"))
             yield (
-                f"to refer (which ones: --referral): DR {_share(self.referable, self.scored)}, from a probability of "
+                f"to refer{which}: DR {_share(self.referable, self.scored)}, from a probability of "
                 f"{dr:.3f} on; ME {_share(self.referable_me, self.scored)}, from {me:.3f}"
             )
         for reason, count in self.reasons.most_common(REASONS_SHOWN):

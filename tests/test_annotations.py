@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from retina.runtime.annotations import NameIndex, fault_report, scan_annotations
+from retina.runtime.annotations import Annotation, NameIndex, fault_report, me_label, scan_annotations
 from retina.runtime.errors import AnnotationError
 from retina.runtime.folder import find_pictures
 
@@ -40,7 +40,7 @@ def test_reads_names_grades_and_further_columns(tmp_path: Path) -> None:
         "\ufeffImage name,Retinopathy grade,Risk of macular edema\r\n a ,2,1\r\n",
         " IMAGE  NAME ,retinopathy Grade,Risk of macular edema \na,2,1\n",
         "Image name;Retinopathy grade;Risk of macular edema\na;2;1\n",
-        "\ufeffsep=;\r\nImage name;Retinopathy grade;Risk of macular edema\r\na;2;1\r\n",
+        "\ufeffsep=;\r\nImage name;Retinopathy grade;Risk of macular edema\r\na;2,0;1\r\n",
         "Risk of macular edema\tImage name\tRetinopathy grade\n1.0\ta\t2.00\n",
     ],
     ids=["byte order mark", "case and blanks", "semicolons", "separator named", "tabs, other order, 1.0"],
@@ -54,15 +54,16 @@ def test_names_every_fault_at_once_with_file_line_and_value(tmp_path: Path) -> N
     text = HEADER + "a,x,0,,\nb,1,-1,,\n,1,1,,\nc,1,1,,\nc,2,1,,\nd,1\ne,1.5,,,\nf,1,1,,\n"
     path = write(tmp_path, text)
     annotations, faults = scan_annotations(path)
+    ungraded = "; leave out photographs that were not graded"
     assert [row.image for row in annotations.rows] == ["c", "f"]
     assert faults == [
-        "line 2: Retinopathy grade: expected a whole number from 0, found 'x'",
+        "line 2: Retinopathy grade: expected a whole number from 0, found 'x'" + ungraded,
         "line 3: Risk of macular edema: expected a whole number from 0, found '-1'",
         "line 4: Image name: expected a name, found nothing",
         "line 6: Image name: 'c' is already on line 5",
         "line 7: expected 5 columns, found 2: 'd'",
         "line 8: Retinopathy grade: expected a whole number from 0, found '1.5'",
-        "line 8: Risk of macular edema: expected a whole number from 0, found ''",
+        "line 8: Risk of macular edema: expected a whole number from 0, found ''" + ungraded,
     ]
     assert fault_report(path, faults).startswith(f"{path}: 7 faults")
 
@@ -87,6 +88,18 @@ def test_refuses_what_is_not_an_annotations_file(tmp_path: Path, content: bytes,
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     annotations, faults = scan_annotations(tmp_path / "none.csv")
     assert (annotations.rows, faults) == ((), ["cannot be read: No such file or directory"])
+
+
+@pytest.mark.parametrize(
+    ("grade", "positive_from", "label"),
+    [(0, None, 0), (1, None, 1), (2, None, None), (0, 1, 0), (1, 2, 0), (2, 2, 1), (3, 2, 1), (3, 3, 1), (4, 2, None)],
+)
+def test_edema_is_a_risk_from_a_grade_on(grade: int, positive_from: int | None, label: int | None) -> None:
+    found, fault = me_label(Annotation(2, "a.jpg", 0, grade, {}), positive_from)
+    if label is None:
+        assert (found, f"found {grade} (a.jpg)" in fault) == (0, True)
+    else:
+        assert (found, fault) == (label, "")
 
 
 def test_a_long_report_is_cut() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from retina.runtime.contract import Preprocessing
 from retina.train.cli import main
 from retina.train.data import SPLITS, read_dataset
 from retina.train.frames import Look, look_through
-from retina.train.leakage import find_leaks
+from retina.train.leakage import find_leaks, unnamed_patients
 from retina.train.synthetic import photograph
 from small_backbone import RESNET10
 
@@ -30,6 +31,15 @@ def leaks_of(root: Path) -> list[str]:
 
 def test_splits_of_different_eyes_and_patients_have_no_leak(tmp_path: Path) -> None:
     assert leaks_of(write_set(tmp_path)) == []
+    assert unnamed_patients(read_dataset(tmp_path)[0]) == ""
+
+
+def test_photographs_of_unnamed_patients_are_counted(tmp_path: Path) -> None:
+    data = read_dataset(write_set(tmp_path))[0]
+    valid = data.splits["valid"]
+    nobodys = replace(valid, photos=(*valid.photos[:1], *(replace(photo, patient="") for photo in valid.photos[1:])))
+    note = unnamed_patients(replace(data, splits={**data.splits, "valid": nobodys}))
+    assert note.startswith("no Patient is named for 2 of 12 photographs.")
 
 
 def test_the_same_bytes_in_two_splits_with_their_label_conflicts(tmp_path: Path) -> None:

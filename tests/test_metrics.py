@@ -365,6 +365,9 @@ def test_epoch_scores_agree_with_evaluate() -> None:
     for name in ("dr_accuracy", "dr_kappa", "me_accuracy", "me_auc"):
         assert scores[name] == pytest.approx(figures[name])
     assert scores["score"] == pytest.approx(sum(scores[n] for n in scores if n != "score") / 4)
+    for head in ("dr", "me"):
+        pair = [figure for name, figure in scores.items() if name.startswith(head)]
+        assert epoch_scores(p, CONTRACT.dr_grades, [head])["score"] == pytest.approx(sum(pair) / 2)
     no_risk = Predictions(**{**vars(p), "me_true": np.zeros(120, np.int64)})
     assert epoch_scores(no_risk, CONTRACT.dr_grades)["me_auc"] == 0.5
 

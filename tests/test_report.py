@@ -79,6 +79,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "weights": "<img src=x>",
         "data_fingerprint": "f00d" * 16,
         "leaks": ["a.png & b.png"],
+        "unnamed_patients": "no Patient is named for 2 < 9 photographs.",
         "counts": {"train": {"photographs": 99999}},
         "versions": {"torch": "9.9"},
     }
@@ -136,6 +137,7 @@ def test_page_shows_figures_settings_and_the_warning(run_dir: Path) -> None:
     assert "Not for clinical use." in said
     assert "Best checkpoint: epoch 2 of 3" in said
     assert "Leakage: 1 found." in said
+    assert "No Patient is named for 2 < 9 photographs." in said
     for setting in ("f00d" * 16, "<img src=x>", "9.9", "a.png & b.png", "old <cam>", "first & <best>"):
         assert setting in said
     assert said.count("referable ME risk: where the probability of risk reaches 0.5") == 2, "below the curves, and last"

@@ -1,6 +1,7 @@
 """The table, the measures of agreement and the summary."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,10 @@ from retina.runtime.table import Row, Table, cells, columns, record, utf8
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix
 
 GRADES = (0, 2, 4)
-PREDICTION = Prediction(2, {0: 0.25, 2: 0.7, 4: 0.05}, 1, 0.123456789, True, 0.75, False)
+PREDICTION = Prediction(
+    grade=2, dr_probs={0: 0.25, 2: 0.7, 4: 0.05}, me_risk=1, me_prob=0.123456789,
+    referable=True, referable_prob=0.75, referable_me=False,
+)  # fmt: skip
 
 
 def test_header_and_cells_are_those_of_the_design() -> None:
@@ -137,6 +141,7 @@ def test_summary_counts_and_tells() -> None:
         summary.add(Row(f"{i}", PREDICTION), known=i == 0, truth=Annotation(2, "a", 2, 0, {}))
     summary.add(Row("bad\udcff", None, "empty file"), known=False, truth=None)
     text = "\n".join(summary.lines(1.5))
+    assert "to refer: DR 3" in "\n".join(replace(summary, listed=True).lines(1.5))
     for line in (
         "scored 3, 1 of them in an earlier run; failed 1; 2.0 per second",
         "DR grades 2: 3",
@@ -154,7 +159,10 @@ def test_referral_and_json_by_hand() -> None:
     """DR is referred here and ME is not."""
     assert cells(Row("a", PREDICTION), GRADES, referral=True)[-4:] == ["", "1", "0.750000", "0"]
     assert cells(Row("b", None, "empty file"), GRADES, referral=True)[-4:] == ["empty file", "", "", ""]
-    odd = Prediction(0, {0: 0.12345678, 4: 0.87654322}, 0, 0.123456789, False, 0.87654322, True)
+    odd = replace(
+        PREDICTION, grade=0, dr_probs={0: 0.12345678, 4: 0.87654322}, me_risk=0, referable=False,
+        referable_prob=0.87654322, referable_me=True,
+    )  # fmt: skip
     assert record(Row("byte\udcff", odd)) == {
         "image": "byte\\udcff", "status": "ok", "error": "", "dr_grade": 0,
         "dr_probs": {"0": 0.123457, "4": 0.876543}, "me_risk": 0, "me_prob": 0.123457,
@@ -168,7 +176,10 @@ def test_summary_keeps_each_count_in_its_place() -> None:
     summary = Summary(rules)
     rows = ((3, 1, False, False, (0, 0)), (1, 0, False, True, (1, 0)), (1, 0, False, True, (1, 0)))
     for grade, risk, referable, referable_me, truth in rows:
-        said = Prediction(grade, {grade: 1.0}, risk, 0.5, referable, 0.0, referable_me)
+        said = Prediction(
+            grade=grade, dr_probs={grade: 1.0}, me_risk=risk, me_prob=0.5,
+            referable=referable, referable_prob=0.0, referable_me=referable_me,
+        )  # fmt: skip
         summary.add(Row("a", said), known=False, truth=Annotation(2, "a", *truth, {}))
     lines = list(summary.lines(0.0))
     assert "DR grades 1: 2, 3: 1" in lines

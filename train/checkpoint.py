@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -15,7 +17,7 @@ from torch import Tensor
 from ..runtime.contract import Contract, Framing, Preprocessing
 from ..runtime.errors import ModelFileError, UsageError
 from ..runtime.output_file import write_atomically
-from .model import RetinaNet, backbone_names, load_backbone_weights, read_state_dict
+from .model import RetinaNet, backbone_names, read_state_dict
 from .options import BARE_FRAMING, BARE_IMAGE_SIZE
 
 _KIND = "retina-edge checkpoint"
@@ -39,6 +41,8 @@ class Checkpoint:
     """Epochs trained; None for a bare state_dict, a mean of several and a recovered checkpoint."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of the libraries that trained it: see ``current_versions``."""
+    is_bare: bool = False
+    """Whether it was a bare state_dict, of which DR grades and preprocessing are assumed."""
 
     def build_model(self) -> RetinaNet:
         """The network with these weights, in eval mode, on the CPU."""
@@ -78,7 +82,11 @@ def load_checkpoint(path: Path, *, framing: Framing | None = None, image_size: i
         ModelFileError: not a torch file of plain types, damaged, or of another network.
         UsageError: a checkpoint of this project was trained with another ``framing`` or ``image_size``.
     """
-    checkpoint = _from_body(path, read_state_dict(path), framing or BARE_FRAMING, image_size or BARE_IMAGE_SIZE)
+    if not os.path.isfile(path):
+        best = path / "best.pth"
+        hint = f"Of a run, give {best}" if os.path.isfile(best) else "Make one with  retina-train DATA"
+        raise ModelFileError(f"{path}: expected a checkpoint, found no such file. {hint}")
+    checkpoint = parse_checkpoint(path, read_state_dict(path), framing or BARE_FRAMING, image_size or BARE_IMAGE_SIZE)
     prep = checkpoint.contract.preprocessing
     for option, given, found in (("framing", framing, prep.framing), ("image-size", image_size, prep.image_size)):
         if given not in (None, found):
@@ -86,51 +94,30 @@ def load_checkpoint(path: Path, *, framing: Framing | None = None, image_size: i
     return checkpoint
 
 
-def check_start(backbone: str, weights: str) -> None:
-    """Raise the errors of ``load_start`` that do not depend on the grades of the data, before these are known.
+def assumption(path: Path, checkpoint: Checkpoint, framing: Framing | None, image_size: int | None) -> list[str]:
+    """A line that says what ``load_checkpoint`` assumed of a bare state_dict, for commands to print; else nothing."""
+    if not checkpoint.is_bare or None not in (framing, image_size):
+        return []
+    prep = checkpoint.contract.preprocessing
+    return [
+        f"{path} does not say how it was trained: taken as --framing {prep.framing} --image-size {prep.image_size}. "
+        "Give both, if it was otherwise."
+    ]
 
-    Weights that torchvision downloads are then already on this machine.
-    """
-    load_start(RetinaNet(1, backbone), backbone, weights, dr_grades=None)
+
+def has_heads(body: Mapping[str, Any]) -> bool:
+    """Whether a torch file's content is a checkpoint of this project or of the original notebook."""
+    return body.get("kind") == _KIND or "dr_head.3.weight" in body
 
 
-def load_start(net: RetinaNet, backbone: str, weights: str, dr_grades: tuple[int, ...] | None) -> None:
-    """Initialise a new network in place, from ``imagenet``, ``none`` or a file.
-
-    ImageNet weights and torchvision state_dicts fill the backbone only. A checkpoint of this project or of the original
-    notebook also fills the heads, whose outputs must be for ``dr_grades`` (of the notebook's, only the number of grades
-    is known).
+def parse_checkpoint(
+    path: Path, body: dict[str, Any], framing: Framing = BARE_FRAMING, image_size: int = BARE_IMAGE_SIZE
+) -> Checkpoint:
+    """The checkpoint in a torch file's content; ``framing`` and ``image_size`` are those of a bare state_dict.
 
     Raises:
-        UsageError: torchvision could not download the weights for ``imagenet``.
-        ModelFileError: the file cannot be read, is of another network or for other grades, or holds weights that are
-            not finite.
+        ModelFileError: see ``load_checkpoint``.
     """
-    if weights not in ("imagenet", "none"):
-        path = Path(weights)
-        body = read_state_dict(path)
-        is_ours = body.get("kind") == _KIND
-        if is_ours or "dr_head.3.weight" in body:
-            start = _from_body(path, body, BARE_FRAMING, BARE_IMAGE_SIZE)  # only its weights are used
-            if start.backbone != backbone:
-                raise ModelFileError(
-                    f"{weights}: expected a checkpoint of {backbone} to start from, found one of {start.backbone}. "
-                    "Choose that --backbone, or start from a torchvision state_dict."
-                )
-            if dr_grades is None:
-                return
-            found = start.contract.dr_grades
-            if len(found) != len(dr_grades) or (is_ours and found != dr_grades):
-                raise ModelFileError(
-                    f"{weights}: expected a checkpoint with the DR grades {list(dr_grades)} of the data to start from, "
-                    f"found {list(found) if is_ours else f'{len(found)} of them'}. Start from a torchvision state_dict."
-                )
-            net.load_state_dict(start.weights)
-            return
-    load_backbone_weights(net, backbone, weights)
-
-
-def _from_body(path: Path, body: dict[str, Any], framing: Framing, image_size: int) -> Checkpoint:
     if body.get("kind") != _KIND:
         return _from_bare(path, body, framing, image_size)
     try:
@@ -165,7 +152,7 @@ def _from_bare(path: Path, body: dict[str, Any], framing: Framing, image_size: i
         with torch.device("meta"):
             shapes = {name: tensor.shape for name, tensor in RetinaNet(len(grades), backbone).state_dict().items()}
         if shapes == {name: getattr(tensor, "shape", None) for name, tensor in body.items()}:
-            checkpoint = Checkpoint(weights=body, backbone=backbone, contract=contract)
+            checkpoint = Checkpoint(weights=body, backbone=backbone, contract=contract, is_bare=True)
             _check_fits(path, checkpoint)
             return checkpoint
     raise ModelFileError(

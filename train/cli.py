@@ -240,7 +240,10 @@ def _interrupted(artifacts: Path, name: str | None) -> Any:
     if name is not None:
         run = Run(artifacts, name)
         if run.has_finished:
-            raise UsageError(f"{run.folder}: expected an interrupted run, found one that has finished")
+            raise UsageError(
+                f"{run.folder}: expected an interrupted run, found one that has finished. To train on from its end, "
+                f"start a new run with  --weights {run.folder / 'final.pth'}"
+            )
         for file in (run.resume_file, run.config_file, run.facts_file):
             if not os.path.isfile(file):
                 raise UsageError(f"{run.folder}: expected an interrupted run, found no {file.name} there")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import hashlib
 import os
 import re
@@ -165,10 +167,17 @@ def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: l
 def _mentioned(path: Path, index: NameIndex) -> set[str]:
     """Files that any cell names, so that a photograph whose row has a fault is not reported as unlisted as well."""
     try:
-        # UTF-16 is refused, but names in it can be read once its zero bytes are removed.
-        text = path.read_bytes().replace(b"\0", b"").decode("utf-8-sig", errors="replace")
+        content = path.read_bytes()
     except OSError:
         return set(index.names)
+    # Other encodings than UTF-8 are refused, but names in the usual ones can be read.
+    for encoding in ("utf-16", "utf-8-sig", "cp1252"):
+        if encoding != "utf-16" or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            with contextlib.suppress(UnicodeDecodeError):
+                text = content.decode(encoding)
+                break
+    else:
+        text = content.decode("latin-1")
     files = set()
     for cell in set(re.split(r'[,;\t\r\n"]+', text)):
         try:

@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 
 from ..runtime.errors import UsageError
 from .checkpoint import current_versions
+from .leakage import unnamed_patients
 from .run import Run
 from .survey import Survey
 
@@ -30,8 +31,10 @@ def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor) -> dict[
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "data_fingerprint": survey.fingerprint,
+        "dr_grades": list(survey.data.dr_grades),
         "counts": counts,
         "dr_class_weights": [round(float(weight), 6) for weight in dr_weights],
+        "unnamed_patients": unnamed_patients(survey.data),
         "leaks": [str(leak) for leak in survey.leaks],
         "device": str(fabric.device),
         "devices": fabric.world_size,
@@ -63,6 +66,16 @@ def check_same(run: Run, survey: Survey, fabric: Fabric) -> None:
             f"{run.folder}: expected the photographs and labels the run was started with (fingerprint {before[:12]}), "
             f"found others ({survey.fingerprint[:12]}). Restore them, or start a new run without --resume."
         )
+
+
+def grades_of_run(run: Run, of_data: tuple[int, ...]) -> tuple[int, ...]:
+    """The network's DR grades as the run began, which may be more than the data's: see ``start.grades_from``.
+
+    Raises:
+        ModelFileError: the run's record is damaged.
+    """
+    recorded = tuple(run.facts().get("dr_grades", of_data))
+    return recorded if set(of_data) <= set(recorded) else of_data  # other data, which check_same refuses
 
 
 def flatten(facts: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:

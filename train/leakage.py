@@ -44,6 +44,18 @@ class Leak:
         return f"{self.kind}: {who}{self.first} and {self.second}" + (f"; {self.conflict}" if self.conflict else "")
 
 
+def unnamed_patients(data: DataSet) -> str:
+    """What follows if annotations do not name the patient of every photograph, as text; empty if they do."""
+    photos = [photo for name in SPLITS for photo in data.splits[name].photos]
+    unnamed = sum(not photo.patient for photo in photos)
+    if not unnamed:
+        return ""
+    return (
+        f"no Patient is named for {unnamed} of {len(photos)} photographs. Each counts as a patient of its own: a "
+        "patient in two splits is not noticed, and intervals may be too narrow."
+    )
+
+
 def find_leaks(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]:
     """Compare all pairs of splits by bytes, by perceptual hash and by patient.
 

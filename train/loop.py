@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from ..runtime.contract import HEADS
 from ..runtime.errors import ModelFileError, NonFiniteLossError
 from .augment import draw_seed
 from .checkpoint import save_tensors
@@ -279,7 +280,9 @@ class Trainer:
         dr_loss = ((weights * self._dr_losses(dr_logits, dr_true)).sum() / weights.sum()).item()
         me_loss = F.cross_entropy(me_logits, me_true).item()
         loss = self.config.dr_weight * dr_loss + self.config.me_weight * me_loss
-        return {"loss": loss, "dr_loss": dr_loss, "me_loss": me_loss, **epoch_scores(predictions, items.dr_grades)}
+        trained = [head for head in HEADS if {"dr": self.config.dr_weight, "me": self.config.me_weight}[head]]
+        scores = epoch_scores(predictions, items.dr_grades, trained)
+        return {"loss": loss, "dr_loss": dr_loss, "me_loss": me_loss, **scores}
 
     def unfreeze(self) -> None:
         """Unfreeze the whole backbone, whose rate falls to a tenth (``UNFROZEN_RATE``)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime import yardsticks
-from ..runtime.contract import Contract, decide
+from ..runtime.contract import HEADS, Contract, Head, decide
 from ..runtime.output_file import write_text_atomically
 from ..runtime.yardsticks import Floats, Indices
 
@@ -162,12 +162,13 @@ class Decisions:
         )
 
 
-def epoch_scores(p: Predictions, dr_grades: Sequence[int]) -> dict[str, float]:
+def epoch_scores(p: Predictions, dr_grades: Sequence[int], heads: Collection[Head] = HEADS) -> dict[str, float]:
     """The figures by which an epoch is judged; ``dr_grades`` has the original grade of each index.
 
-    ``score`` selects the best checkpoint: the mean of DR accuracy, DR quadratic weighted kappa, ME accuracy and ME AUC.
-    Each head thus counts half, with a finer measure beside accuracy, which changes only by whole photographs. A figure
-    that is undefined because only one class occurs counts as chance: kappa 0, AUC 0.5.
+    ``score`` selects the best checkpoint: the mean of DR accuracy, DR quadratic weighted kappa, ME accuracy and ME AUC,
+    or of those of ``heads`` alone, which are trained. Each head thus counts half, with a finer measure beside accuracy,
+    which changes only by whole photographs. A figure that is undefined because only one class occurs counts as chance:
+    kappa 0, AUC 0.5.
     """
     dr_pred = p.dr_probs.argmax(axis=1)
     me_auc = float(yardsticks.auc(p.me_true, p.me_probs[:, 1], np.ones((1, p.me_true.size)))[0])
@@ -177,7 +178,8 @@ def epoch_scores(p: Predictions, dr_grades: Sequence[int]) -> dict[str, float]:
         "me_accuracy": float((p.me_probs.argmax(axis=1) == p.me_true).mean()),
         "me_auc": 0.5 if math.isnan(me_auc) else me_auc,
     }
-    scores["score"] = sum(scores.values()) / 4
+    judged = [value for name, value in scores.items() if name.partition("_")[0] in heads]
+    scores["score"] = sum(judged) / len(judged)
     return scores
 
 

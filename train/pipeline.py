@@ -23,19 +23,20 @@ from ..runtime.table import Row, Table, cells, columns
 from . import plots, report
 from .augment import make_augment
 from .calibration import calibrated, calibration_line, is_calibrated
-from .checkpoint import Checkpoint, check_start, current_versions, load_checkpoint, load_start
+from .checkpoint import Checkpoint, current_versions, load_checkpoint
 from .config import BEST_NAME, FINAL_NAME, TrainConfig
 from .console import Say, epoch_line, progress_bar
 from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights
 from .device import make_fabric, pick_device
-from .facts import check_same, run_facts
+from .facts import check_same, grades_of_run, run_facts
 from .frames import DecodedFrames
 from .framing import Normalize
 from .loader import eval_loader
 from .loop import Trainer, as_predictions, fit, load_resume
 from .metrics import Predictions, evaluate, write_metrics
-from .model import RetinaNet
+from .model import RetinaNet, load_backbone_weights
 from .run import Run
+from .start import grades_from, open_start, start_notes
 from .survey import Survey, survey_data
 from .tracking import NoTracker, Tracker
 
@@ -112,19 +113,24 @@ def _train(
         )
     if config.unfreeze_epoch is not None and config.unfreeze_epoch > config.epochs:
         say_once(f"--unfreeze-epoch {config.unfreeze_epoch} comes after the last of {config.epochs} epochs: no effect.")
-    if not resume:
-        check_start(config.backbone, config.weights)  # to fail now and not after every photograph was read
+    # To fail now and not after every photograph was read.
+    start = None if resume else open_start(config.backbone, config.weights)
     torch.manual_seed(config.seed)
     preprocessing = Preprocessing(framing=config.framing, image_size=config.image_size)
     # A resumed run's leakage was accepted when it began.
     survey = survey_data(
         config, preprocessing, run.artifacts / "cache", allow_leakage or resume, say_once, fabric, quiet
     )
-    data = survey.data
+    of_data = survey.data.dr_grades
+    for note in start_notes(start, config, of_data):
+        say_once(f"Note: {note}")
+    grades = grades_of_run(run, of_data) if resume else grades_from(start, config.weights, of_data)
+    data = replace(survey.data, dr_grades=grades)
+    survey = replace(survey, data=data)
     contract = Contract(preprocessing, dr_grades=data.dr_grades)
     train_items = TrainItems(data, survey.frames["train"], make_augment(config.augment), config.seed)
     valid_items = EvalItems(data, "valid", survey.frames["valid"])
-    trainer = _new_trainer(config, fabric, contract, train_items, resume)
+    trainer = _new_trainer(config, fabric, contract, train_items, start, resume)
 
     facts = run_facts(survey, fabric, trainer.dr_weights)
     if resume:
@@ -181,13 +187,20 @@ def _train(
 
 
 def _new_trainer(
-    config: TrainConfig, fabric: Fabric, contract: Contract, train_items: TrainItems, resume: bool
+    config: TrainConfig,
+    fabric: Fabric,
+    contract: Contract,
+    train_items: TrainItems,
+    start: Checkpoint | None,
+    resume: bool,
 ) -> Trainer:
     """A trainer with its starting weights, or without if a resume state will replace them."""
     grades, prep = contract.dr_grades, contract.preprocessing
     net = RetinaNet(len(grades), config.backbone)
-    if not resume:
-        load_start(net, config.backbone, config.weights, grades)
+    if start is not None:
+        net.load_state_dict(start.weights)
+    elif not resume:
+        load_backbone_weights(net, config.backbone, config.weights)
     dr_weights = class_weights(train_items.dr_index, len(grades))
     if config.class_weights == "none":
         dr_weights = torch.ones_like(dr_weights)

@@ -125,7 +125,7 @@ def write_report(
         figures=_figures_table(figures),
         sources=_source_note(figures),
         counts=_counts_table(predictions, contract),
-        leaks=_leak_list(config.get("leaks")),
+        leaks=_patient_note(config.get("unnamed_patients")) + _leak_list(config.get("leaks")),
         curves=_picture(run_dir / "learning_curves.png", "Loss, accuracy, agreement and learning rates by epoch"),
         roc=_picture(run_dir / "roc.png", "ROC curves of ME risk and referable DR"),
         rules=escape("; ".join(rule_text(contract, task) for task in contract.thresholds if task != "dr")),
@@ -236,6 +236,10 @@ def _counts_table(predictions: Mapping[str, Predictions], contract: Contract) ->
     return _table(head, rows, "Photographs by split, source and label")
 
 
+def _patient_note(unnamed: str | None) -> str:
+    return f'<p class="warning">{escape(unnamed[0].upper() + unnamed[1:])}</p>' if unnamed else ""
+
+
 def _leak_list(leaks: Sequence[str] | None) -> str:
     if leaks is None:
         return ""
@@ -305,7 +309,7 @@ def _picture(path: Path, alt: str, kind: str = "wide", scale: float = 0.6) -> st
 
 
 def _settings(config: Mapping[str, Any], contract: Contract) -> str:
-    shown_above = ("counts", "leaks")
+    shown_above = ("counts", "leaks", "unnamed_patients")
     facts = {"versions": current_versions(), **{key: config[key] for key in config if key not in shown_above}}
     provenance = {key: value for key, value in contract.provenance.items() if key != "metrics"}
     pairs = [*flatten(facts, " · "), *flatten({"provenance": provenance}, " · ")]

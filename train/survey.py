@@ -16,7 +16,7 @@ from .config import TrainConfig
 from .console import Say
 from .data import SPLITS, DataSet, fingerprint, read_dataset
 from .frames import Frames, Look, look_through
-from .leakage import Leak, find_copies, find_leaks
+from .leakage import Leak, find_copies, find_leaks, unnamed_patients
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,14 @@ def survey_data(
     counts = ", ".join(f"{name} {len(data.splits[name].photos)}" for name in SPLITS)
     say(f"Photographs: {counts}. DR grades {list(data.dr_grades)}.")
     if len(me_labels := {photo.me_label for photo in data.splits["train"].photos}) == 1:
-        say(f"Warning: {data.splits['train'].annotations}: every ME label is {me_labels.pop()}; no risk can be learnt")
+        say(
+            f"Warning: {data.splits['train'].annotations}: every ME label is {me_labels.pop()}; no risk can be learnt. "
+            "What the model will say about ME means nothing; with --me-weight 0 it does not help to choose the epoch."
+        )
     if data.dr_grades[-1] < (referable := Contract().referable_from):
         say(f"Warning: {data.splits['train'].annotations}: no DR grade is {referable} or more; nobody will be referred")
+    if note := unnamed_patients(data):
+        say(f"Note: {note}")
     for leak in leaks + twice:
         say(f"Warning: {leak}")
     digests = {name: [look.sha256 for look in looks[name]] for name in SPLITS}

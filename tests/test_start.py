@@ -1,0 +1,132 @@
+"""Training that goes on from a checkpoint: what is kept, what is refused, and what a user is told."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from click.testing import CliRunner, Result
+from eyes import write_set
+from retina.runtime.contract import Contract, Preprocessing, Rule, default_thresholds
+from retina.runtime.errors import ModelFileError
+from retina.train import cli, pipeline
+from retina.train.checkpoint import Checkpoint, load_checkpoint
+from retina.train.config import TrainConfig
+from retina.train.model import RetinaNet, load_backbone_weights
+from retina.train.start import grades_from, open_start, start_notes
+from small_backbone import RESNET10
+
+CONTRACT = Contract(Preprocessing(image_size=64), dr_grades=(0, 2, 4))
+
+
+@pytest.fixture(scope="module")
+def net() -> RetinaNet:
+    torch.manual_seed(0)
+    return RetinaNet(3, RESNET10).eval()
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_training_goes_on_from_a_checkpoint(net: RetinaNet, tmp_path: Path, bare: bool) -> None:
+    """From ours and from the notebook's; both backbone and heads are loaded."""
+    path = tmp_path / "earlier.pth"
+    if bare:
+        torch.save(net.state_dict(), path)
+    else:
+        Checkpoint(net.state_dict(), RESNET10, CONTRACT).save(path)
+    start = open_start(RESNET10, str(path))
+    assert start is not None
+    assert start.is_bare == bare
+    of_data = (1, 2, 3) if bare else (0, 2, 4)
+    assert grades_from(start, str(path), of_data) == of_data
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(start.weights[name], tensor), name
+
+
+def test_training_goes_on_from_torchvisions_weights_with_new_heads(net: RetinaNet, tmp_path: Path) -> None:
+    torch.save(torchvision.models.get_model(RESNET10).state_dict(), tmp_path / "imagenet.pth")
+    assert open_start(RESNET10, str(tmp_path / "imagenet.pth")) is None
+    assert grades_from(None, "imagenet", (0, 2, 4)) == (0, 2, 4)
+    fresh = RetinaNet(3, RESNET10)
+    head = fresh.dr_head[3].weight.clone()
+    load_backbone_weights(fresh, RESNET10, str(tmp_path / "imagenet.pth"))
+    saved = torch.load(tmp_path / "imagenet.pth", weights_only=True)
+    assert torch.equal(fresh.backbone.conv1.weight, saved["conv1.weight"])
+    assert torch.equal(fresh.dr_head[3].weight, head)
+
+
+def test_training_does_not_go_on_from_another_network(net: RetinaNet, tmp_path: Path) -> None:
+    Checkpoint(net.state_dict(), RESNET10, CONTRACT).save(tmp_path / "a.pth")
+    with pytest.raises(
+        ModelFileError, match=r"expected a checkpoint of resnet34 .* found one of resnet10\. Choose that"
+    ):
+        open_start("resnet34", str(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("grades", [(0, 1, 2, 3, 4), (0, 1, 2)])
+def test_training_does_not_go_on_from_other_grades(net: RetinaNet, tmp_path: Path, grades: tuple[int, ...]) -> None:
+    Checkpoint(net.state_dict(), RESNET10, CONTRACT).save(tmp_path / "a.pth")
+    torch.save(net.state_dict(), tmp_path / "bare.pth")  # of its grades only the number is known
+    ours, bare = (open_start(RESNET10, str(tmp_path / name)) for name in ("a.pth", "bare.pth"))
+    expected = rf"expected a checkpoint with the DR grades {re.escape(str(list(grades)))} .* found"
+    with pytest.raises(ModelFileError, match=rf"{expected} \[0, 2, 4\]") as caught:
+        grades_from(ours, "a.pth", grades)
+    assert "--backbone" not in str(caught.value)
+    if len(grades) == 3:
+        assert grades_from(bare, "bare.pth", grades) == grades
+    else:
+        with pytest.raises(ModelFileError, match=rf"{expected} 3 of them"):
+            grades_from(bare, "bare.pth", grades)
+
+
+def test_who_goes_on_from_a_checkpoint_is_told_what_will_differ(net: RetinaNet, tmp_path: Path) -> None:
+    screening = {**default_thresholds(), "referable_dr": Rule("at_least", 0.4056, from_grade=2)}
+    fitted = CONTRACT.with_(thresholds=screening)
+    Checkpoint(net.state_dict(), RESNET10, fitted).save(tmp_path / "a.pth")
+    start = open_start(RESNET10, str(tmp_path / "a.pth"))
+    config = TrainConfig(data="d", weights="a.pth", image_size=64, framing=CONTRACT.preprocessing.framing)
+    assert grades_from(start, "a.pth", (0, 2)) == (0, 2, 4)
+    notes = start_notes(start, config, (0, 2))
+    assert len(notes) == 2
+    assert "thresholds fitted to it (DR 0.406, ME 0.500); this run will have 0.5" in notes[0]
+    assert "No DR grade 4 in train" in notes[1]
+    calibrating = replace(config, image_size=384, calibrate="valid")
+    (size,) = start_notes(start, calibrating, (0, 2, 4))
+    assert "trained with --framing field --image-size 64; this run has field and 384" in size
+    assert start_notes(None, config, (0, 2)) == []
+
+
+def retina_train(*arguments: object) -> Result:
+    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_network_keeps_the_grades_that_new_data_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it is resumed, by which time the checkpoint may be gone."""
+    contract = Contract(Preprocessing(image_size=32), dr_grades=(0, 1, 2, 3, 4))
+    Checkpoint(RetinaNet(5, RESNET10).state_dict(), RESNET10, contract).save(tmp_path / "start.pth")
+    data = write_set(tmp_path / "data", train=[0, 1, 2] * 3, others=(0, 1, 2))
+    quick = ["--image-size", "32", "--backbone", RESNET10, "--workers", "0", "--epochs", "2", "--batch-size", "3"]
+    where = ["--artifacts", tmp_path, "--name", "on"]
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_finish", interrupted)
+        stopped = CliRunner().invoke(
+            cli.main, [str(a) for a in [data, *quick, *where, "--weights", tmp_path / "start.pth"]]
+        )
+    assert stopped.exit_code == 130, stopped.output
+    assert "No DR grade 3, 4 in train" in stopped.stdout
+    assert "no Patient is named" not in stopped.stdout
+    (tmp_path / "start.pth").unlink()
+    retina_train("--resume", *where)
+    assert load_checkpoint(tmp_path / "retina_multitask_best.pth").contract.dr_grades == (0, 1, 2, 3, 4)
+    header = (tmp_path / "test_predictions.csv").read_text().splitlines()[0]
+    assert "dr_prob_4" in header
