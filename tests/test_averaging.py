@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from eyes import write_set
+from eyes import write_set, write_split
 from PIL import Image
 from retina.runtime.contract import Contract, Preprocessing
 from retina.runtime.errors import UsageError
@@ -37,9 +37,9 @@ def branch(seed: int, contract: Contract = CONTRACT, backbone: str = RESNET10) -
     return Checkpoint(net.state_dict(), backbone, contract, config={"seed": seed}, metrics={"old": 1}, epoch=seed)
 
 
-def contract_of(data: Path) -> Contract:
+def contract_of(data: Path, me_positive_from: int | None = None) -> Contract:
     """The contract of a checkpoint trained on this data."""
-    read, _ = read_dataset(data)
+    read, _ = read_dataset(data, me_positive_from)
     lines = [
         f"{name} {hashlib.sha256(photo.path.read_bytes()).hexdigest()} {photo.dr_grade} {photo.me_label}"
         for name, split in read.splits.items()
@@ -114,9 +114,12 @@ def test_branches_from_different_random_weights_have_no_mean() -> None:
 
 
 def test_saved_mean_is_calibrated_on_valid(tmp_path: Path) -> None:
-    data = write_set(tmp_path / "data", train=GRADES, others=GRADES)
+    data = tmp_path / "data"
+    for seed, split in enumerate(("train", "valid", "test")):
+        write_split(data / split, GRADES, seed, me=[min(grade, 3) for grade in GRADES])
     for seed in (1, 2):
-        branch(seed, contract_of(data)).save(tmp_path / f"{seed}.pth")
+        graded = replace(branch(seed, contract_of(data, 2)), config={"me_positive_from": 2})
+        graded.save(tmp_path / f"{seed}.pth")
     parts, out = [tmp_path / "1.pth", tmp_path / "2.pth", tmp_path / "2.pth"], tmp_path / "mean.pth"
     result = CliRunner().invoke(main, [str(data), *map(str, parts), "--out", str(out)])
     assert result.exit_code == 0, result.output

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,14 @@ import torch
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from retina.export import job
+from retina.export import job, to_onnx
 from retina.export.cli import _unseen, main
 from retina.export.graph import DeployedModel
 from retina.export.parity import Answer
 from retina.export.to_pt2 import Pt2File
 from retina.export.to_torchscript import TorchScriptFile
 from retina.runtime.contract import METADATA_KEY, Contract
-from retina.runtime.errors import ModelFileError
+from retina.runtime.errors import ModelFileError, ParityError
 from retina.runtime.model import RetinaModel, sha256_of
 from retina.train.checkpoint import load_checkpoint
 from retina.train.framing import make_preprocess
@@ -284,6 +285,7 @@ def test_options_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
         (("--out", checkpoint), "expected a file to write, found one that is to be read"),
         (("--check", tmp_path), "expected photographs, found none"),
         (("--force",), "--force: expected --precision int8, found fp32"),
+        (("--me-positive-from", 2), "--me-positive-from: expected --calibration DATA"),
         # Nor may the files beside it replace one: of this name, the signature.
         (("--sign", tmp_path / "key.sig", "--out", tmp_path / "key"), "key.sig: expected a file to write, found one"),
         (("--check", tmp_path / "eye.raw", "--out", tmp_path / "eye.raw"), "eye.raw: expected a file to write, found"),
@@ -298,6 +300,25 @@ def test_options_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
     ):
         result = export(checkpoint, *arguments)
         assert result.exit_code == 2 and reason in result.output, result.output
+
+
+def test_edema_is_graded_as_asked_or_else_as_the_checkpoint_was_trained(
+    checkpoint: Path, plain: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    def record(_fp32: object, _contract: object, _root: object, me_positive_from: int | None, **_: object) -> None:
+        asked.append(me_positive_from)
+        raise ParityError("enough seen")
+
+    monkeypatch.setattr(to_onnx, "to_onnx", lambda *_: onnx.load(plain))
+    monkeypatch.setattr(job, "to_int8", record)
+    graded = tmp_path / "graded.pth"
+    replace(load_checkpoint(checkpoint), config={"me_positive_from": 2}).save(graded)
+    options = ["--precision", "int8", "--calibration", tmp_path, "--check", photographs, "--out", tmp_path / "m.onnx"]
+    for more in ([checkpoint], [graded], [graded, "--me-positive-from", 1]):
+        assert "enough seen" in export(*more, *options).output
+    assert asked == [None, 2, 1]
 
 
 def test_a_flipped_byte_is_refused(plain: Path, tmp_path: Path) -> None:

@@ -329,7 +329,7 @@ def test_without_a_checkpoint_the_file_that_would_score_is_explained(
         expected = RetinaModel(RELEASED if empty else explain_file).predict(folder / "a.jpg")
         assert (row["dr_grade"], row["me_risk"]) == (str(expected.grade), str(expected.me_risk))
         prob = expected.me_prob if expected.me_risk else 1.0 - expected.me_prob
-        assert float(row["me_prob"]) == pytest.approx(prob, abs=1e-4)
+        assert float(row["me_target_prob"]) == pytest.approx(prob, abs=1e-4)
     result = CliRunner().invoke(main, [str(folder / "a.jpg"), "--artifacts", str(artifacts), "--layer", "layer3"])
     assert result.exit_code == 2
     assert "retina_multitask_best.pth: expected a checkpoint" in result.stderr

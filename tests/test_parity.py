@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from retina.export import parity
 from retina.export.parity import FP32, INT8, SIZES, Parity, Reference, check_parity
-from retina.runtime.contract import MIN_SIDE, Contract
+from retina.runtime.contract import MIN_SIDE, Contract, Rule
 from retina.runtime.errors import ParityError
 from retina.train.checkpoint import load_checkpoint
 from small_checkpoint import small_checkpoint
@@ -155,11 +155,26 @@ def test_autograd_reference_by_finite_differences(reference: Reference, tmp_path
     )
 
 
-def test_a_turned_decision_is_refused_of_fp32(reference: Reference) -> None:
-    """Even if every probability is within the bounds, which are wide here."""
-    with pytest.raises(ParityError, match=r"decision on eye0.png: expected grade \d, found \d"):
+@pytest.mark.parametrize(
+    ("output", "change", "differs"),
+    [
+        ("dr_probs", lambda probs: np.roll(probs, 1, axis=1), r"grade \d, found \d"),
+        ("me_probs", lambda probs: probs[:, ::-1], r"me_risk \d, found \d"),
+        ("dr_probs", lambda probs: probs + np.float32(2e-3), "referable False, found True"),
+        ("me_probs", lambda probs: probs + np.float32(2e-3), "referable_me False, found True"),
+    ],
+)
+def test_a_turned_decision_is_refused_of_fp32(
+    reference: Reference, output: str, change: Callable[[NDArray[np.float32]], NDArray[np.float32]], differs: str
+) -> None:
+    """Even if every probability is within the bounds, which are wide here; thresholds are just above the first's."""
+    right = reference(photographs()[0][1][None]).values
+    above = {"referable_dr": right["dr_probs"][0, 2:].sum() + 1e-3, "referable_me": right["me_probs"][0, 1] + 1e-3}
+    rules = {name: Rule("at_least", float(threshold), 2) for name, threshold in above.items()}
+    contract = reference.contract.with_(thresholds={**reference.contract.thresholds, **rules})
+    with pytest.raises(ParityError, match=f"decision on eye0.png: expected {differs},"):
         check(
-            reference, lambda out, _pixels: out | {"dr_probs": np.roll(out["dr_probs"], 1, axis=1)},
+            replace(reference, contract=contract), lambda out, _pixels: out | {output: change(out[output])},
             replace(INT8, equal_decisions=True),
         )  # fmt: skip
 

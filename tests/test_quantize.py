@@ -76,6 +76,9 @@ def test_weights_are_int8_per_channel_and_framing_and_softmax_are_not(int8: onnx
             assert list(tensors[weight.input[1]].dims) == [rows], "one scale per output channel"
         if node.op_type == "QuantizeLinear":
             assert tensors[node.input[2]].data_type == TensorProto.UINT8
+    readers = [{n.op_type for n in int8.graph.node if node.output[0] in n.input} for node in body_of(int8)]
+    sums = [read_by for node, read_by in zip(body_of(int8), readers, strict=True) if node.op_type == "Add"]
+    assert sums == [{"QuantizeLinear"}] * 4, "a residual block's sum is stored in eight bits"
     framing, waiting = set(), [makers[makers[body_of(int8)[0].input[0]].input[0]].input[0]]  # what is first quantised
     while waiting:
         if node := makers.get(waiting.pop()):
@@ -192,6 +195,7 @@ def test_what_is_kept_is_quick_among_the_close_ones() -> None:
         ]
         return choose(files).recipe.float_blocks
 
+    assert [recipe.float_blocks for recipe in int8_module.RECIPES] == [0, 0, 1, 1, 3, 3]  # the fewer, the faster
     assert kept((0.004, True), (0.001, True)) == 0
     assert kept((0.008, True), (0.004, True), (0.003, True)) == 1
     assert kept((0.004, False), (0.008, True), (0.007, True)) == 2
@@ -302,6 +306,8 @@ def test_int8_is_calibrated_on_train_and_judged_on_valid(
     """The file and its difference from fp32, found again from the photographs that they should come from."""
     monkeypatch.setattr(int8_module, "RECIPES", (Recipe("mean"),))
     monkeypatch.setattr(int8_module, "CALIBRATION_PHOTOGRAPHS", 3)
+    seen: list[Predictions] = []
+    monkeypatch.setattr(int8_module, "judge", lambda rules, *files: seen.extend(files) or judge(rules, *files))
     data = small_set(tmp_path, [0, 1, 2, 3, 4], [0, 3, 1, 2])
     kept = to_int8(fp32, Contract(), data.root, None, force=True)
     train, valid = ([decode(photo.path) for photo in data.splits[name].photos] for name in ("train", "valid"))
@@ -313,7 +319,8 @@ def test_int8_is_calibrated_on_train_and_judged_on_valid(
     )
     assert kept.mean_difference == pytest.approx(np.abs(before - after).mean(), rel=1e-5)
     right = [photo.dr_grade for photo in data.splits["valid"].photos]
-    for quality, probs in ((kept.gate.fp32, before), (kept.gate.int8, after)):
+    for quality, predicted, probs in zip((kept.gate.fp32, kept.gate.int8), seen, (before, after), strict=True):
+        np.testing.assert_allclose(predicted.dr_probs, probs, rtol=1e-5)  # their accuracies may be the same
         assert quality.dr_accuracy == np.mean(probs.argmax(axis=1) == right)
 
 
@@ -354,6 +361,8 @@ def test_each_bound_of_the_gate() -> None:
     for name in ("dr_accuracy", "me_accuracy", "referable_auc", "me_auc"):
         assert faults(replace(good, **{name: 0.8951})) == []
         assert faults(replace(good, **{name: 0.8949})) == [name]
+    for before, after in ((0.9, 0.895), (0.995, 0.99), (0.8, 0.795)):  # of 0.005, whatever the floats' difference
+        assert Gate(100, Quality(*[before] * 4), Quality(*[after] * 4), 1.0, 1.0).faults == []
     assert faults(good, dr=0.98, me=0.98) == []
     assert faults(good, dr=0.979) == ["dr_agreement"] and faults(good, me=0.979) == ["me_agreement"]
     truth, dr = [(0, 0), (2, 1)], np.eye(5, dtype=np.float32)[[0, 2]]

@@ -6,11 +6,13 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,13 +24,14 @@ from lightning_fabric import Fabric
 from PIL import Image
 from retina.runtime.contract import Contract, Rule, decide
 from retina.runtime.errors import UsageError
+from retina.runtime.picture import decode
 from retina.train.augment import augment_with_seed, make_augment
 from retina.train.calibration import calibration_faults
 from retina.train.cameras import _blurred, _other_mask, _other_sharpness, _specks, recompressed
 from retina.train.checkpoint import load_checkpoint
 from retina.train.config import RECIPES, TrainConfig
 from retina.train.data import DataSet, EpochPlan
-from retina.train.framing import Normalize
+from retina.train.framing import Normalize, make_preprocess
 from retina.train.loader import make_loader
 from retina.train.loop import WARM_UP, Trainer, fit, load_resume
 from retina.train.model import RetinaNet
@@ -85,12 +88,17 @@ def test_a_near_miss_costs_less_than_a_far_one() -> None:
 
 
 def test_cosine_rates_by_hand(data: DataSet) -> None:
-    t = trainer(replace(RELEASED, epochs=10, lr_backbone=2e-4, lr_heads=1e-3))
+    t = trainer(replace(RELEASED, epochs=10, lr_backbone=2e-4, lr_heads=1e-3, unfreeze_epoch=6))
     backbone, heads = t.optimizer.param_groups
-    for epoch, share, factor in ((1, 0.0, 1e-3), (6, 0.0, 0.5), (8, 0.5, 0.5 * (1 + math.cos(0.75 * math.pi)))):
+    for epoch, share, factor, opened in (
+        (1, 0.0, 1e-3, 1.0),
+        (5, 0.0, 0.5 * (1 + math.cos(0.4 * math.pi)), 1.0),
+        (6, 0.0, 0.5, 0.1),  # in the epoch that unfreezes the backbone
+        (8, 0.5, 0.5 * (1 + math.cos(0.75 * math.pi)), 0.1),
+    ):
         t.progress.epoch = epoch
         t._set_rates(share)
-        assert backbone["lr"] == pytest.approx(2e-4 * factor)
+        assert backbone["lr"] == pytest.approx(2e-4 * factor * opened)
         assert heads["lr"] == pytest.approx(1e-3 * factor)
     t.progress.epoch = 1
     t._set_rates(10 * WARM_UP / 2)
@@ -111,23 +119,23 @@ def test_adamw_decays_weights_by_hand(optimizer: str, decay: float) -> None:
 def test_average_is_the_exponential_one_and_is_what_is_judged(data: DataSet) -> None:
     t = trainer(replace(RELEASED, ema=0.5))
     train, _ = items(data)
-    kept: list[torch.Tensor] = []
-    name = "dr_head.3.weight"
+    kept: list[dict[str, torch.Tensor]] = []
     update = t.average.update_parameters
 
     def record(net: RetinaNet) -> None:
-        kept.append(net.state_dict()[name].clone())
+        kept.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
         update(net)
 
     t.average.update_parameters = record
     plan = EpochPlan(train.dr_index, 4, "shuffle", 42)
     t.train_epoch(make_loader(train, 0, t.fabric, batch_sampler=plan), StopRequest(), lambda n, totals: None, 3)
-    expected = kept[0]  # the average starts with the first step's weights
-    for weights in kept[1:]:
-        expected = 0.5 * expected + 0.5 * weights
     assert len(kept) == 3
-    torch.testing.assert_close(t.judged.state_dict()[name], expected)
-    assert not torch.equal(t.net.state_dict()[name], expected)
+    for name in ("dr_head.3.weight", "backbone.bn1.running_mean"):
+        expected = kept[0][name]  # the average starts with the first step's weights
+        for weights in kept[1:]:
+            expected = 0.5 * expected + 0.5 * weights[name]
+        torch.testing.assert_close(t.judged.state_dict()[name], expected)
+        assert not torch.equal(t.net.state_dict()[name], expected)
 
 
 def test_resumed_average_and_rates_are_those_of_a_run_never_stopped(data: DataSet, tmp_path: Path) -> None:
@@ -389,14 +397,24 @@ def test_recipe_fills_in_what_was_not_asked_for(tmp_path: Path) -> None:
     assert rules["referable_dr"].threshold != 0.5
     assert checkpoint.contract.provenance["dr_temperature"] > 0
     assert checkpoint.metrics["splits"]["valid"]["all"]["referable_dr"]["sensitivity"]["value"] >= 0.90
+    # Both files have the averaged weights, which the epoch was judged by, and the best one a temperature as well.
+    (row,) = pd.read_csv(tmp_path / "runs/r/history.csv").to_dict("records")
+    preprocess = make_preprocess(checkpoint.contract.preprocessing)
+    x = torch.cat([preprocess(torch.from_numpy(decode(root / f"valid/images/eye_{n}.jpg"))[None]) for n in range(6)])
+    for name, temperature in (("best", checkpoint.contract.provenance["me_temperature"]), ("final", 1.0)):
+        with torch.inference_mode():
+            _, me = load_checkpoint(tmp_path / f"runs/r/{name}.pth").build_model()(x)
+        loss = F.cross_entropy(me * temperature, torch.tensor([0, 0, 1, 1, 1, 1]))
+        assert loss.item() == pytest.approx(row["valid_me_loss"], rel=1e-4), name
 
 
 def test_a_run_that_failed_while_it_finished_is_calibrated_once(tmp_path: Path) -> None:
     from retina.train.cli import main
 
     root = write_set(tmp_path / "data", train=[0, 1, 2, 3, 4] * 2, others=[0, 1, 2, 3, 4, 2])
+    shutil.copy(root / "train/images/eye_0.jpg", root / "test/images/eye_0.jpg")
     options = ["--recipe", "released", "--epochs", "1", "--image-size", "32", "--backbone", RESNET10]
-    options += ["--workers", "0", "--batch-size", "5", "--artifacts", str(tmp_path)]
+    options += ["--workers", "0", "--batch-size", "5", "--artifacts", str(tmp_path), "--allow-leakage"]
 
     def run(name: str, *more: str) -> Result:
         return CliRunner().invoke(main, [*more, "--name", name, "--artifacts", str(tmp_path)])
@@ -406,8 +424,9 @@ def test_a_run_that_failed_while_it_finished_is_calibrated_once(tmp_path: Path) 
     assert run("a", str(root), *options, "--weights", "none").exit_code == 2
     before = load_checkpoint(tmp_path / "runs/a/best.pth")
     published.rmdir()
-    result = run("a", "--resume")
+    result = run("a", "--resume")  # without --allow-leakage, which was given as it began
     assert result.exit_code == 0, result.output
+    assert "Warning: same bytes: train/eye_0.jpg and test/eye_0.jpg" in result.output
     assert "Resuming a after its last epoch" in result.output
     after = load_checkpoint(tmp_path / "runs/a/best.pth")
     assert before.contract.provenance["dr_temperature"] != 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -300,6 +301,16 @@ def test_nothing_to_resume(tmp_path: Path, data: Path) -> None:
     assert "found no resume.pth there" in refused(tmp_path, "--resume", "--name", "mine")
     (tmp_path / "runs/mine/metrics.json").touch()
     assert "found one that has finished" in refused(tmp_path, "--resume", "--name", "mine")
+
+
+def test_the_run_that_was_saved_last_is_resumed(tmp_path: Path) -> None:
+    for name, seconds in (("a", 2), ("b", 3), ("c", 1)):
+        file = tmp_path / "runs" / name / "resume.pth"
+        file.parent.mkdir(parents=True)
+        file.touch()
+        os.utime(file, (seconds, seconds))
+    result = retina_train("--resume", "--artifacts", tmp_path)
+    assert f"{tmp_path / 'runs' / 'b' / 'config.json'}: expected the options of a run" in result.stderr
 
 
 def test_resume_refuses_other_options_and_other_data(tmp_path: Path, data: Path) -> None:

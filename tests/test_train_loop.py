@@ -37,7 +37,7 @@ from retina.train.data import DataSet, EpochPlan, TrainItems, class_weights, rea
 from retina.train.device import make_fabric
 from retina.train.framing import Normalize, make_preprocess
 from retina.train.loader import make_loader, workers_for
-from retina.train.loop import Trainer, fit, load_resume, save_resume, saved_progress
+from retina.train.loop import Trainer, _train_row, fit, load_resume, save_resume, saved_progress
 from retina.train.model import RetinaNet
 from retina.train.pipeline import train
 from retina.train.run import Run
@@ -106,7 +106,7 @@ def assert_same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("weighting", ["inverse", "none"])
 def test_one_step_is_the_textbooks(data: DataSet, weighting: str) -> None:
     """Two accumulated micro-batches of 4, compared with torch's own mean cross-entropy on all 8 and its own Adam."""
-    train, _ = items(data)
+    train, valid = items(data)
     t = trainer(train, replace(RECIPE, accumulate=2, dr_weight=1.5, me_weight=0.5))
     if weighting == "none":
         t.dr_weights = torch.ones(3)
@@ -143,11 +143,21 @@ def test_one_step_is_the_textbooks(data: DataSet, weighting: str) -> None:
             assert not torch.equal(after[name], before[name]), name
         else:
             assert name.startswith(FROZEN)
-    assert t.progress.totals[3] == 8
+    right = [(logits.argmax(1) == true).sum() for logits, true in ((dr_logits, dr_true), (me_logits, me_true))]
+    assert t.progress.totals[3:] == [8, *right]
+    assert _train_row(t)["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
     np.testing.assert_allclose(
         t.progress.totals[0] / t.progress.totals[1], F.cross_entropy(dr_logits, dr_true, t.dr_weights).item(), rtol=1e-5
     )
     np.testing.assert_allclose(t.progress.totals[2] / 8, F.cross_entropy(me_logits, me_true).item(), rtol=1e-5)
+
+    reference.load_state_dict(after)
+    batch = [valid[n] for n in range(len(valid))]
+    dr_true, me_true = torch.tensor([item.dr_index for item in batch]), torch.tensor([item.me_label for item in batch])
+    with torch.no_grad():
+        dr_logits, me_logits = reference(Normalize(SMALL.mean, SMALL.std)(torch.stack([item.image for item in batch])))
+    loss = 1.5 * F.cross_entropy(dr_logits, dr_true, t.dr_weights) + 0.5 * F.cross_entropy(me_logits, me_true)
+    assert t.judge(valid, make_loader(valid, 0, t.fabric))["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_frozen_layers_and_their_statistics_wait_for_the_epoch_that_opens_them(data: DataSet, tmp_path: Path) -> None:
@@ -204,16 +214,20 @@ def test_a_network_that_diverged_in_its_last_step_is_not_kept(data: DataSet, tmp
     assert kept == []
 
 
-def judged_as(t: Trainer, loss: Callable[[int], float]) -> Trainer:
-    """Without training: in each epoch, valid has this loss and a higher score than before."""
+def judged_as(
+    t: Trainer, loss: Callable[[int], float], score: Callable[[int], float] = lambda epoch: 0.1 * epoch
+) -> Trainer:
+    """Without training: in each epoch, valid has this loss and this score, by default a higher one than before."""
     t.train_epoch = lambda *_: t.progress.totals.__setitem__(slice(None), [1.0] * 6)  # type: ignore[method-assign]
-    t.judge = lambda *_: {"loss": loss(t.progress.epoch), "score": 0.1 * t.progress.epoch}  # type: ignore[method-assign]
+    t.judge = lambda *_: {"loss": loss(t.progress.epoch), "score": score(t.progress.epoch)}  # type: ignore[method-assign]
     return t
 
 
 def test_rates_halve_when_the_loss_on_valid_no_longer_falls(data: DataSet, tmp_path: Path) -> None:
-    t = judged_as(trainer(items(data)[0], replace(RECIPE, epochs=5)), lambda epoch: 1.0)
+    scores = [0.2, 0.4, 0.4, 0.3, 0.4]
+    t = judged_as(trainer(items(data)[0], replace(RECIPE, epochs=5)), lambda epoch: 1.0, lambda n: scores[n - 1])
     run(t, data, tmp_path / "resume.pth")
+    assert (t.progress.best_epoch, t.progress.best_score) == (2, 0.4), "the first of equal ones"
     # With patience 2, the first epoch is the best, two more are tolerated, and after the fourth the rates halve.
     assert [row["lr_backbone"] for row in t.progress.history] == [1e-4] * 4 + [5e-5]
     assert [row["lr_heads"] for row in t.progress.history] == [1e-3] * 4 + [5e-4]
@@ -323,6 +337,7 @@ def test_killed_twice_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path)
         assert process.exitcode == -signal.SIGKILL, said.read_text()
         saved = resume.stat().st_mtime_ns
     assert said.read_text().count("Resuming killed in epoch ") == 1
+    assert json.loads((resume.parent / "config.json").read_text())["workers"] == 0
     for name, *options in (("killed", "--resume"), ("whole",)):
         result = CliRunner().invoke(main, command(data, tmp_path, name, "--workers", "1", *options))
         assert result.exit_code == 0, result.output
@@ -508,10 +523,11 @@ def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
     assert "everything saved" not in result.output
     assert "Stopped. Saved up to the start of epoch 2 of 3; what came after is done again. Go on with:" in result.output
     moved = shutil.copytree(data.root, tmp_path / "moved")
-    result = CliRunner().invoke(main, [str(moved), "--resume", "--artifacts", str(tmp_path)])
+    result = CliRunner().invoke(main, [str(moved), "--resume", "--cache", "memory", "--artifacts", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert "Resuming twice in epoch 2 of 3." in result.output
-    assert json.loads((tmp_path / "runs" / "twice" / "config.json").read_text())["data"] == str(moved)
+    config = json.loads((tmp_path / "runs" / "twice" / "config.json").read_text())
+    assert (config["data"], config["cache"], config["workers"]) == (str(moved), "memory", 0)
 
 
 def test_interrupted_after_everything_is_written_a_run_has_finished(
