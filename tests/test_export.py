@@ -201,6 +201,7 @@ def test_bare_state_dict_of_the_notebook(checkpoint: Path, photographs: Path, tm
     out = tmp_path / "bare.pt"
     result = export(bare, "--format", "torchscript", "--image-size", 64, "--check", photographs, "--out", out)
     assert result.exit_code == 0, result.output
+    assert f"{bare} does not say how it was trained: taken as --framing squash --image-size 64." in result.output
     preprocessing = json.loads(export("--inspect", out, "--json").output)["contract"]["preprocessing"]
     assert (preprocessing["framing"], preprocessing["image_size"]) == ("squash", 64)
 
@@ -212,13 +213,17 @@ def test_a_backbone_of_bottlenecks_and_groups_passes_the_same_checks(photographs
     assert result.exit_code == 0, result.output
 
 
-def test_inspect_prints_for_a_person_and_a_program(plain: Path) -> None:
+def test_inspect_prints_for_a_person_and_a_program(plain: Path, checkpoint: Path) -> None:
     shown = export("--inspect", plain).output
     for part in ("image uint8 (N, H, W, 3)", "dr_probs float32 (N, 5)", "opset      18", "equal_decisions: 1.0"):
         assert part in shown
     inspected = json.loads(export("--inspect", plain, "--json").output)
     assert inspected["sha256"] == sha256_of(plain) and inspected["operators"]["Conv"] == 12
     assert inspected["size"] == plain.stat().st_size
+    assert (
+        f"Of a checkpoint make a model file first:  retina-export {checkpoint}"
+        in export("--inspect", checkpoint).output
+    )
 
 
 class Trap:
@@ -282,7 +287,7 @@ def test_options_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
         (("--precision", "int8"), "expected --calibration DATA"),
         (("--precision", "int8", "--format", "pt2", "--calibration", tmp_path), "expected --format onnx"),
         (("--calibration", tmp_path), "expected --precision int8, found fp32"),
-        (("--out", checkpoint), "expected a file to write, found one that is to be read"),
+        (("--out", checkpoint), "expected the ending .onnx of --format onnx"),
         (("--check", tmp_path), "expected photographs, found none"),
         (("--force",), "--force: expected --precision int8, found fp32"),
         (("--me-positive-from", 2), "--me-positive-from: expected --calibration DATA"),
@@ -300,6 +305,9 @@ def test_options_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
     ):
         result = export(checkpoint, *arguments)
         assert result.exit_code == 2 and reason in result.output, result.output
+    own = tmp_path / "own"
+    own.touch()
+    assert "own: expected a file to write, found one that is to be read" in export(own, "--out", own).output
 
 
 def test_edema_is_graded_as_asked_or_else_as_the_checkpoint_was_trained(

@@ -137,7 +137,7 @@ def external(path: Path) -> Path:
 REFUSED = {
     "no such file": (lambda p: p, "No such file"),
     "empty": (lambda p: (p.write_bytes(b""), p)[1], "expected a model file, found an empty one"),
-    "not ONNX": (lambda p: (p.write_bytes(b"PK\x03\x04 not onnx" * 99), p)[1], "expected an ONNX model, found"),
+    "not ONNX": (lambda p: (p.write_bytes(b"PK\x03\x04 not onnx" * 99), p)[1], "retina-export CHECKPOINT --out"),
     "cut short": (lambda p: (p.write_bytes(tiny_model().SerializeToString()[:900]), p)[1], "expected"),
     "no contract": (lambda p: write_tiny_model(p, contract=None), "expected a contract under the metadata key"),
     "another schema": (lambda p: save(p, with_contract(schema=2)), r"schema: expected 1, found 2"),

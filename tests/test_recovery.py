@@ -58,7 +58,9 @@ def test_it_answers_as_the_checkpoint_of_before(small_export: SmallExport, photo
     result = recover(photographs, "--model", small_export.model, "--out", tmp_path / "again.pth")
     assert result.exit_code == 0, result.output
     assert "batch-norm from 6 photographs" in result.output
-    assert f"--weights {tmp_path}/again.pth --backbone resnet10 --framing field --image-size 64\n" in result.output
+    like_it = "--backbone resnet10 --framing field --image-size 64"
+    gently = "--lr-backbone 1e-5 --lr-heads 1e-4 --calibrate valid"
+    assert f"retina-train DATA --weights {tmp_path}/again.pth {like_it} {gently}\n" in result.output
     with pytest.raises(
         ModelFileError, match=r"retina_multitask\.onnx: .* make a checkpoint first: python -m retina\.export\.recovery"
     ):
