@@ -73,6 +73,7 @@ release-model: $(READY)
 	  --out $(RELEASE)/retina_multitask.onnx
 	mv $(RELEASE)/retina_multitask.onnx runtime/released.onnx
 	ln -sf ../../runtime/released.onnx $(RELEASE)/retina_multitask.onnx
+	sed s/retina_multitask/released/ $(RELEASE)/retina_multitask.onnx.sha256 > runtime/released.onnx.sha256
 	$(MAKE) evaluate DATA=$(DATA)
 
 clean:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,8 +22,8 @@ class Truth:
 
     by_name: Mapping[str, Annotation]
     """Keyed by the file's name in the listing; ``me_grade`` is the binary label, 0 or 1."""
-    unmatched: int
-    """Number of annotations that match none of the files scored."""
+    unmatched: Sequence[str]
+    """Names in annotations that match none of the files scored."""
 
 
 def read_truth(path: str | Path, listing: Listing, me_positive_from: int | None = None) -> Truth:
@@ -42,7 +42,7 @@ def read_truth(path: str | Path, listing: Listing, me_positive_from: int | None 
     annotations, faults = scan_annotations(path)
     index = NameIndex(listing.root, listing.names)
     by_name: dict[str, Annotation] = {}
-    unmatched = 0
+    unmatched: list[str] = []
     for row in annotations.rows:
         try:
             name = index.find(row.image)
@@ -50,7 +50,7 @@ def read_truth(path: str | Path, listing: Listing, me_positive_from: int | None 
             faults.append(f"line {row.line}: {err}")
             continue
         if name is None:
-            unmatched += 1
+            unmatched.append(row.image)
         elif name in by_name:
             faults.append(f"line {row.line}: {row.image!r} means {name!r}, as line {by_name[name].line} does already")
         else:
@@ -61,7 +61,8 @@ def read_truth(path: str | Path, listing: Listing, me_positive_from: int | None 
             if fault:
                 faults.append(f"line {row.line}: {fault}")
     if not faults and not by_name:
-        faults.append(f"expected names of files in {listing.root}, found none among {unmatched} rows")
+        such = f"{len(unmatched)} rows, such as {unmatched[0]!r}"
+        faults.append(f"expected names of files in {listing.root}, found none among {such}")
     if faults:
         raise AnnotationError(fault_report(annotations.path, faults))
     return Truth(by_name, unmatched)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     metavar="CSV",
     help="Grades given by human readers, in the columns Image name, Retinopathy grade, Risk of macular edema: "
-    "fills the two True columns and prints accuracy, kappa and confusion matrices.",
+    "fills the two True columns and prints accuracy, kappa, confusion matrices and how well referral works.",
 )
 @click.option(
     "--me-positive-from",
@@ -147,7 +147,7 @@ def _run(
     from .progress import progress
     from .scoring import depends_on, destination, require_maps, require_room, rows_at_hand, score_rows
     from .summary import Summary
-    from .table import Table, cells, columns, record
+    from .table import Table, cells, columns, record, utf8
     from .workers import usable_cores
 
     listing = gather(paths)
@@ -170,10 +170,11 @@ def _run(
     workers = workers or usable_cores()
     _tell_start(opened, listing, workers, shipped=opened.path == RELEASED)
     if truth is not None and truth.unmatched:
-        click.echo(f"{truth.unmatched} annotations name no photograph scored here", err=True)
+        such = f"{len(truth.unmatched)} (such as {utf8(truth.unmatched[0])!r})"
+        click.echo(f"annotations that name no photograph scored here: {such}", err=True)
 
     grades = opened.contract.dr_grades
-    summary = Summary(opened.contract.thresholds, listed=referral)
+    summary = Summary(opened.contract, listed=referral)
     start = time.monotonic()
     journal = Journal(
         out.with_name(out.name + JOURNAL),
@@ -249,9 +250,12 @@ def _tell_rows(known: int, usable: int) -> None:
 
 
 def _tell_start(model: RetinaModel, listing: Listing, workers: int, *, shipped: bool) -> None:
+    from .model import digest_of
+
     which = "the model that ships with this package" if shipped else str(model.path)
+    checked = "" if os.path.isfile(digest_of(model.path)) else ", no .sha256 beside it to check"
     click.echo(
         f"{len(listing.names)} photographs, {workers} {'worker' if workers == 1 else 'workers'}, {which} "
-        f"({model.contract.precision}, sha256 {model.sha256[:12]})",
+        f"({model.contract.precision}, sha256 {model.sha256[:12]}{checked})",
         err=True,
     )

@@ -215,8 +215,14 @@ class Contract:
             raise ModelFileError(f"{source}: expected a contract in JSON, found text that is not: {err}") from None
         if not isinstance(body, dict):
             raise ModelFileError(f"{source}: expected a contract as a JSON object, found {type(body).__name__}")
+        schema = body.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise ModelFileError(
+                f"{source}: contract schema: expected {SCHEMA}, found {schema}. A later version of retina-edge made "
+                "the file: upgrade to it."
+            )
         try:
-            _expect("schema", body.get("schema") == SCHEMA, SCHEMA, body.get("schema"))
+            _expect("schema", schema == SCHEMA, SCHEMA, schema)
             _expect("input", _like(body.get("input") or {}, INPUT) == INPUT, INPUT, "another input")
             outputs = body.get("outputs")
             known = {f.name for f in fields(cls)}

@@ -31,6 +31,7 @@ HEADERS = {
 }
 DRAINED = 4
 """How much of a refused body is still read, as a multiple of the allowed size, so that the client reads the reason."""
+TOO_SLOW = 408
 CLIENT_GONE = 499
 """Status that appears only in the log: the client left before it was answered."""
 
@@ -92,7 +93,7 @@ class Envelope:
             if message["type"] == "http.response.start":
                 entry.status = message["status"]
                 own = {**HEADERS, "x-request-id": entry.id}
-                if unread and not waits:
+                if unread and not waits and entry.status != TOO_SLOW:
                     # Many clients read the answer only after sending the whole body: if the connection were closed
                     # before that, they would never see it.
                     with suppress(TimeoutError):

@@ -120,7 +120,10 @@ def find_pictures(root: Path) -> Listing:
                 raise UsageError(f"{root}: expected a folder, found nothing there") from None
             # A subfolder that was removed while the list was made: its files are gone as well.
         except OSError as err:
-            raise UsageError(f"{root / folder}: expected a folder that can be listed, found: {err.strerror}") from None
+            raise UsageError(
+                f"{root / folder}: expected a folder that can be listed, found: {err.strerror}. Nothing is left out "
+                "unasked: to leave it out, name the others"
+            ) from None
     return Listing(root, tuple(sorted(names)), ignored, (root,))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .annotations import IMAGE_NAME
 from .contract import HEADS
 from .errors import OutputError, PictureError, UsageError
 from .folder import Listing
@@ -214,8 +216,8 @@ def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
         inputs: files that will be read.
 
     Raises:
-        OutputError: the folder does not exist, something other than a file is in the table's place, one of ``inputs``
-            would be overwritten, or there is too little disk space.
+        OutputError: the folder does not exist, something other than an earlier table is in the table's place, one of
+            ``inputs`` would be overwritten, or there is too little disk space.
     """
     if os.path.isdir(out):
         raise OutputError(f"{out}: expected a file to write, found a folder")
@@ -226,8 +228,23 @@ def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
         place = places.get(path.name)
         if place is not None and os.path.exists(path) and os.path.exists(place) and path.samefile(place):
             raise OutputError(f"{place}: expected a file to write, found one that is to be read; name another --out")
+    if os.path.isfile(out):
+        _require_table(out)
     if not os.path.isdir(out.absolute().parent):
         raise OutputError(f"{out}: expected an existing folder to write to, found none: {out.absolute().parent}")
     needed, free = rows * BYTES_PER_ROW, free_bytes(out.absolute().parent)
     if free < needed:
         raise OutputError(f"{out}: expected {needed} bytes of room for {rows} rows, found {free}")
+
+
+def _require_table(out: Path) -> None:
+    """Refuse to replace a file that is no table, or is write-protected."""
+    try:
+        with out.open("rb") as file:
+            start = file.read(len(IMAGE_NAME) + 3).removeprefix(codecs.BOM_UTF8)
+    except OSError as err:
+        raise OutputError(f"{out}: expected an earlier table or no file, found: {err.strerror}") from None
+    if start and not start.startswith(IMAGE_NAME.encode()):
+        raise OutputError(f"{out}: expected an earlier table or no file, found another file; name another --out")
+    if not os.access(out, os.W_OK):
+        raise OutputError(f"{out}: expected a table that may be replaced, found it write-protected; name another --out")

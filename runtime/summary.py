@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .agreement import Confusion
 from .annotations import Annotation
-from .contract import Rule
+from .contract import Contract
 from .table import Row, utf8
 
 REASONS_SHOWN = 8
@@ -19,8 +19,8 @@ REASONS_SHOWN = 8
 class Summary:
     """Counts only, so that it stays small however many rows there are."""
 
-    thresholds: Mapping[str, Rule]
-    """The contract's decision rules, to print from which probability on patients are referred."""
+    contract: Contract
+    """The model's, to print from which probability on patients are referred."""
     listed: bool = False
     """Whether the table says who is referred."""
     grades: Counter[int] = field(default_factory=Counter)
@@ -34,6 +34,11 @@ class Summary:
     """Rows taken over from an earlier run."""
     dr: Confusion = field(default_factory=Confusion)
     me: Confusion = field(default_factory=Confusion)
+    referral_dr: Confusion = field(default_factory=Confusion)
+    referral_me: Confusion = field(default_factory=Confusion)
+    """Of 0 and 1: whether it should be referred, by the true grade and by the contract's rule."""
+    unscored_truths: int = 0
+    """Annotated photographs that could not be scored."""
 
     @property
     def scored(self) -> int:
@@ -49,6 +54,7 @@ class Summary:
         if row.prediction is None:
             self.reasons[row.error] += 1
             self.first_failed.setdefault(row.error, row.name)
+            self.unscored_truths += truth is not None
             return
         self.grades[row.prediction.grade] += 1
         self.me_risks += row.prediction.me_risk
@@ -57,6 +63,9 @@ class Summary:
         if truth is not None:
             self.dr.add(truth.dr_grade, row.prediction.grade)
             self.me.add(truth.me_grade, row.prediction.me_risk)
+            should = truth.dr_grade >= self.contract.referable_from
+            self.referral_dr.add(int(should), int(row.prediction.referable))
+            self.referral_me.add(truth.me_grade, int(row.prediction.referable_me))
 
     def lines(self, seconds: float) -> Iterator[str]:
         """Lines to print: counts, rate, failures by reason and, if there is truth, agreement with it.
@@ -71,7 +80,7 @@ class Summary:
             yield f"DR grades {counts}"
             yield f"ME risk {_share(self.me_risks, self.scored)}"
             which = "" if self.listed else " (which ones: --referral)"
-            dr, me = (self.thresholds[task].level for task in ("referable_dr", "referable_me"))
+            dr, me = (self.contract.thresholds[task].level for task in ("referable_dr", "referable_me"))
             yield (
                 f"to refer{which}: DR {_share(self.referable, self.scored)}, from a probability of "
                 f"{dr:.3f} on; ME {_share(self.referable_me, self.scored)}, from {me:.3f}"
@@ -80,6 +89,8 @@ class Summary:
             yield f"failed {count}: {reason} (such as {utf8(self.first_failed[reason])!r})"
         if len(self.reasons) > REASONS_SHOWN:
             yield f"... and {len(self.reasons) - REASONS_SHOWN} more reasons: see the column error"
+        if self.unscored_truths:
+            yield f"{self.unscored_truths} annotated photographs could not be scored: the comparison is without them"
         if self.dr.total:
             yield ""
             yield f"against {self.dr.total} annotations:"
@@ -87,10 +98,22 @@ class Summary:
             yield from _grid("DR", self.dr)
             yield f"ME accuracy {self.me.accuracy():.4f}"
             yield from _grid("ME", self.me)
+            grade = self.contract.referable_from
+            yield f"referral of DR grade {grade} or more: {_referral(self.referral_dr)}"
+            yield f"referral of ME risk: {_referral(self.referral_me)}"
 
 
 def _share(count: int, total: int) -> str:
     return f"{count} ({count / total:.1%})"
+
+
+def _referral(confusion: Confusion) -> str:
+    ill, well = confusion.counts[1, 1] + confusion.counts[1, 0], confusion.counts[0, 0] + confusion.counts[0, 1]
+    return f"sensitivity {_right(confusion.counts[1, 1], ill)}, specificity {_right(confusion.counts[0, 0], well)}"
+
+
+def _right(count: int, total: int) -> str:
+    return f"{count / total:.4f} ({count} of {total})" if total else "unknown (none annotated)"
 
 
 def _grid(title: str, confusion: Confusion) -> Iterator[str]:

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from .envelope import TOO_SLOW
 from .limits import Limits
 
 FORM = "multipart/form-data"
@@ -48,7 +49,7 @@ async def read_photographs(request: Request, limits: Limits) -> list[Photograph]
                 return await _form(request, limits)
             content = b"".join([chunk async for chunk in _bounded(request, limits.body)])
     except TimeoutError:
-        raise HTTPException(408, f"expected the whole body within {limits.seconds:g} seconds") from None
+        raise HTTPException(TOO_SLOW, f"expected the whole body within {limits.seconds:g} seconds") from None
     if not content:
         raise HTTPException(400, "expected the bytes of a photograph, found an empty body")
     return [Photograph("photograph", content)]

@@ -12,6 +12,7 @@ from retina.export.cli import main as export
 from retina.export.signature import require_key, sign
 from retina.runtime.cli import main
 from retina.runtime.errors import RetinaError, UsageError
+from retina.runtime.server import main as serve
 from retina.runtime.signature import verify
 from small_export import SmallExport
 from tiny_model import write_tiny_model
@@ -103,3 +104,18 @@ def test_score_verifies_before_it_opens(keys: tuple[Path, Path], tmp_path: Path)
     assert changed.exit_code == 2
     assert "m.onnx: expected the signature of the holder of" in changed.output
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_serve_verifies_before_it_opens(keys: tuple[Path, Path], tmp_path: Path) -> None:
+    private, public = keys
+    model = write_tiny_model(tmp_path / "m.onnx")
+
+    def refusal() -> str:
+        options = ["--model", str(model), "--verify", str(public), "--host", ".."]
+        result = CliRunner().invoke(serve, options, env={"RETINA_TOKEN": "secret"})
+        assert result.exit_code == 2
+        return result.output
+
+    assert "expected its signature in" in refusal()
+    sign(model, private)
+    assert "--host .. --port 8000: expected an address to listen on" in refusal()

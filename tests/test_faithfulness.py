@@ -11,13 +11,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from retina.gradcam import deletion, faithfulness
+from retina.gradcam import GradCAM, deletion, faithfulness, head_logit, randomisation
 from retina.gradcam.cli import main
 from retina.gradcam.explainer import CheckpointExplainer
-from retina.gradcam.faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Figure, _mean_of_seen, measure
+from retina.gradcam.faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Figure, _lit, _mean_of_seen, measure
+from retina.gradcam.faithfulness import _on_lesions as figures_on_lesions
 from retina.gradcam.interval import Interval, bootstrap
-from retina.gradcam.lesions import read_lesions
-from retina.gradcam.pointing import centre_prior, point
+from retina.gradcam.lesions import MaskedPhotograph, read_lesions
+from retina.gradcam.pointing import Pointing, centre_prior, point
 from retina.gradcam.randomisation import ALIKE_BELOW, STAGE_NAMES, redrawn_models, similarity
 from retina.gradcam.verdict import as_markdown
 from retina.runtime.contract import Contract, Preprocessing
@@ -217,7 +218,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_every_measure_is_taken_and_can_be_taken_again(lesions: Path, checkpoint: Path) -> None:
+def test_every_measure_is_taken_and_can_be_taken_again(
+    lesions: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(randomisation, "DRAWS", 2)
     photographs, explainer = read_lesions(lesions), CheckpointExplainer(checkpoint)
     found = measure(explainer, photographs)
     kinds = {kind for photograph in photographs for kind in photograph.masks}
@@ -237,6 +241,60 @@ def test_every_measure_is_taken_and_can_be_taken_again(lesions: Path, checkpoint
         assert first
         assert first.photographs == sum("HE" in photograph.masks for photograph in photographs)
     assert measure(explainer, photographs).figures == found.figures
+    check_curves(found, explainer, photographs)
+    check_redrawn_heads(found, explainer, photographs)
+
+
+def check_curves(found: Faithfulness, explainer: CheckpointExplainer, photographs: list[MaskedPhotograph]) -> None:
+    """They follow the probability of the class explained, from the whole photograph to the blurred one and back."""
+    for number, photograph in enumerate(photographs):
+        pixels = explainer.decode(photograph.path)
+        image = torch.from_numpy(pixels).unsqueeze(0)
+        x, lit = explainer.preprocess(image), _lit(explainer, image)
+        bright = explainer.preprocess[0](image)[0].amax(dim=0) > 20
+        assert (lit == bright).float().mean() > 0.99 and 0.5 < lit.float().mean() < 0.9
+        of_centre = deletion.curves(explainer.model, x, lit, {CENTRE: centre_prior((2, 2))})[CENTRE]
+        with torch.no_grad():
+            probs = torch.cat([logits.softmax(dim=1)[0] for logits in explainer.model(x)]).numpy()
+        for head, head_map in explainer.explain([pixels])[0].maps.items():
+            column = {"dr": 0, "me": 5}[head] + head_map.target
+            for of in (MAP, CHANCE, CENTRE):
+                deleted, inserted = (found.curves[name, head, of][number] for name in ("deletion", "insertion"))
+                assert deleted[0] == inserted[-1] == pytest.approx(probs[column])
+                assert inserted[0] == deleted[-1] != deleted[0]
+            np.testing.assert_array_equal([deleted, inserted], [curve[:, column] for curve in of_centre])
+
+
+def check_redrawn_heads(
+    found: Faithfulness, explainer: CheckpointExplainer, photographs: list[MaskedPhotograph]
+) -> None:
+    """With the heads redrawn, the maps are still those of the class that the trained model's maps explain."""
+    pixels = [explainer.decode(photograph.path) for photograph in photographs]
+    x = torch.cat([explainer.preprocess(torch.from_numpy(each).unsqueeze(0)) for each in pixels])
+    answers = explainer.explain(pixels)
+    for head in ("dr", "me"):
+        classes = [answer.maps[head].target for answer in answers]
+        pairs = []
+        for seed in range(randomisation.DRAWS):
+            redrawn = next(redrawn_models(explainer.model, lambda: RetinaNet(5, RESNET10), seed))
+            maps = GradCAM(redrawn)(x, [head_logit(head, classes)])[0]
+            pairs += [(a.maps[head].values.ravel(), b.ravel()) for a, b in zip(answers, maps, strict=True)]
+        figure = found.get("redrawn", "", head, STAGE_NAMES[0])
+        correlations = [spearmanr(a, b).statistic for a, b in pairs if a.any() and b.any()]
+        assert figure and figure.interval.value == pytest.approx(np.mean(correlations))
+
+
+def test_every_figure_of_lesions_by_hand() -> None:
+    """Of two photographs, for each the map and the centre prior."""
+    pairs = [
+        (Pointing(hit=1, energy=0.6, chance_hit=0.3, area=0.2), Pointing(hit=0, energy=0.3, chance_hit=0.3, area=0.2)),
+        (Pointing(hit=1, energy=0.2, chance_hit=0.1, area=0.3), Pointing(hit=1, energy=0.2, chance_hit=0.1, area=0.3)),
+    ]
+    assert {(f.measure, f.of): round(f.interval.value, 9) for f in figures_on_lesions("EX", "me", pairs)} == {
+        ("pointing", MAP): 1, ("pointing", CHANCE): 0.2, ("pointing", CENTRE): 0.5,
+        ("pointing", f"{MAP} - {CHANCE}"): 0.8, ("pointing", f"{MAP} - {CENTRE}"): 0.5,
+        ("lift", MAP): 1.6, ("lift", CENTRE): 1, ("lift", f"{MAP} / {CENTRE}"): 1.6,
+    }  # fmt: skip
 
 
 def test_the_command_writes_one_table_and_one_picture(lesions: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -337,6 +395,47 @@ def test_a_figure_of_too_little_has_no_interval_in_the_table(end: float) -> None
     table = as_markdown(Faithfulness([one], {}))
     assert "| pointing, hard exudates | DR grade | 3 | 0.25 |" in table
     assert "nan" not in table
+
+
+def test_the_table_names_each_figure_for_what_it_is() -> None:
+    values = {MAP: 0.1, CHANCE: 0.2, CENTRE: 0.3, f"{MAP} - {CHANCE}": 0.4, f"{MAP} - {CENTRE}": 0.5}
+    figures = [
+        Figure(measure, lesion, "dr", of, 3, Interval(value + shift, np.nan, np.nan))
+        for measure, lesion, shift in (("pointing", "EX", 0), ("deletion", "", 1), ("insertion", "", 2))
+        for of, value in values.items()
+    ]
+    for of, value in ((MAP, 3.1), (CENTRE, 3.3), (f"{MAP} / {CENTRE}", 3.6)):
+        figures.append(Figure("lift", "EX", "dr", of, 3, Interval(value, np.nan, np.nan)))
+    table = as_markdown(Faithfulness(figures, {})).splitlines()
+    assert table[0] == "| measure | head | n | map | chance | centre prior | map against centre |"
+    assert table[2:6] == [
+        "| pointing, hard exudates | DR grade | 3 | 0.10 | 0.20 | 0.30 | 0.50 |",
+        "| lift, hard exudates | DR grade | 3 | 3.10 | 1 | 3.30 | 3.60 |",
+        "| deletion | DR grade | 3 | 1.10 | 1.20 | 1.30 | 1.50 |",
+        "| insertion | DR grade | 3 | 2.10 | 2.20 | 2.30 | 2.50 |",
+    ]
+
+
+def test_what_is_evaluated_is_what_is_asked_for(
+    lesions: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[CheckpointExplainer] = []
+
+    def measured(explainer: CheckpointExplainer, *_: object) -> None:
+        opened.append(explainer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(faithfulness, "measure", measured)
+    how = ["--head", "dr", "--target", "4", "--layer", "layer3", "--method", "gradcam++"]
+    options = ["--checkpoint", str(checkpoint), "--out", str(tmp_path)]
+    result = CliRunner().invoke(main, ["--evaluate", str(lesions), *options, *how])
+    assert (result.exit_code, "no new tables" in result.stderr) == (130, True)
+    expected = CheckpointExplainer(checkpoint, ["dr"], 4, ["layer3"], "gradcam++")
+    pixels = expected.decode(read_lesions(lesions)[0].path)
+    found, maps = (explainer.explain([pixels])[0].maps for explainer in (opened[0], expected))
+    assert found.keys() == {"dr"} and found["dr"].target == 4
+    assert maps["dr"].values.any()
+    np.testing.assert_array_equal(found["dr"].values, maps["dr"].values)
 
 
 def test_the_sanity_check_is_sure_only_where_the_whole_interval_is() -> None:

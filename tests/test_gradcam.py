@@ -23,12 +23,14 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from retina.gradcam import GradCAM, find_layer, head_logit
 from retina.gradcam.cli import main
 from retina.gradcam.explainer import Answer, CheckpointExplainer, OnnxExplainer
-from retina.gradcam.gallery import Photograph, list_photographs
+from retina.gradcam.gallery import Photograph, _tops, list_photographs
 from retina.gradcam.index import write_index
 from retina.runtime.contract import Contract, Head, Preprocessing, Rule
 from retina.runtime.errors import PictureError, UsageError
+from retina.runtime.field import Field
 from retina.runtime.model import RELEASED, Prediction, RetinaModel
-from retina.runtime.overlay import HeadMap
+from retina.runtime.overlay import HeadMap, peak_at
+from retina.runtime.panel import TILE
 from retina.runtime.picture import decode
 from retina.train.checkpoint import Checkpoint
 from retina.train.framing import make_preprocess
@@ -228,12 +230,12 @@ def folder(tmp_path: Path) -> Path:
     root = tmp_path / "photographs"
     (root / "clinic").mkdir(parents=True)
     for name, size in (("a.jpg", 200), ("a.png", 96), ("clinic/b.png", 150)):
-        Image.fromarray(photograph(2, 1, size, seed=size).picture).save(root / name)
+        Image.fromarray(photograph(2, 1, size, seed=size).picture[: 2 * size // 3]).save(root / name)
     (root / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
     return root
 
 
-def test_a_folder_in_a_gallery_out(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_folder_in_a_gallery_out(folder: Path, checkpoint: Path, small_export: SmallExport, tmp_path: Path) -> None:
     out = tmp_path / "out"
     args = [str(folder), "--out", str(out), "--checkpoint", str(checkpoint), "--npy", "--target", "3"]
     result = CliRunner().invoke(main, args)
@@ -247,14 +249,23 @@ def test_a_folder_in_a_gallery_out(folder: Path, checkpoint: Path, tmp_path: Pat
     assert rows[3]["error"]
     assert not rows[3]["dr_grade"]
     assert [row["dr_overlay"] for row in rows[:3]] == ["a.jpg_dr.jpg", "a.png_dr.jpg", "clinic/b_dr.jpg"]
+    model = RetinaModel(small_export.model)
     for row in rows[:3]:
         assert row["dr_target"] == "3"
+        pixels = decode(folder / row["Image name"])
+        field, size = Field.find(pixels, model.contract.preprocessing), (pixels.shape[1], pixels.shape[0])
+        said = model.predict(pixels)
+        assert said.grade != 3
+        assert float(row["dr_target_prob"]) == pytest.approx(said.dr_probs[3], abs=1e-4)
+        assert float(row["me_target_prob"]) == pytest.approx(max(said.me_prob, 1 - said.me_prob), abs=1e-4)
         for head in ("dr", "me"):
-            assert decode(out / row[f"{head}_overlay"]).shape == decode(folder / row["Image name"]).shape
+            assert decode(out / row[f"{head}_overlay"]).shape == pixels.shape
             values = np.load(out / f"{row[f'{head}_overlay'].removesuffix('.jpg')}.npy")
             assert values.shape == (2, 2)
             assert values.max() == pytest.approx(float(row[f"{head}_peak"]), rel=1e-4)
             assert values.sum() == pytest.approx(float(row[f"{head}_total"]), rel=1e-4)
+            x, y = peak_at(HeadMap(head, values, 0, 0.5), field, size) or ("", "")
+            assert (row[f"{head}_peak_x"], row[f"{head}_peak_y"]) == (str(x), str(y))
     page = (out / "index.html").read_text()
     assert page.count("<article>") == 4
     assert 'href="clinic/b_dr.jpg"' in page
@@ -481,8 +492,20 @@ def test_no_two_photographs_overlays_begin_alike(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_the_top_of_a_shared_scale_is_each_heads_own() -> None:
+    said = Prediction.of(CONTRACT, np.array([1.0, 0, 0, 0, 0]), np.array([1.0, 0.0]))
+
+    def explained(dr: float, me: float) -> Photograph:
+        peaks: dict[Head, float] = {"dr": dr, "me": me}
+        maps = {head: HeadMap(head, np.array([[0, peak]], np.float32), 0, 1.0) for head, peak in peaks.items()}
+        return Photograph(Path("a.jpg"), "a.jpg", "a", Answer(said, maps))
+
+    torn = Photograph(Path("torn.jpg"), "torn.jpg", "torn", error="empty file")
+    assert _tops([explained(1, 7), torn, explained(3, 5)]) == {"dr": 3, "me": 7}
+
+
 def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
-    changes = {}
+    changes, in_panels = {}, {}
     for scale in ("image", "shared"):
         args = [str(folder), "--out", str(tmp_path / scale), "--checkpoint", str(checkpoint), "--scale", scale]
         CliRunner().invoke(main, [*args, "--head", "dr", "--format", "png"])
@@ -492,7 +515,12 @@ def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_
         assert float(weakest["dr_peak"]) < 0.99 * max(float(row["dr_peak"]) for row in rows)
         original = decode(folder / weakest["Image name"]).astype(int)
         changes[scale] = np.abs(decode(tmp_path / scale / weakest["dr_overlay"]) - original).mean()
+        assert weakest["dr_overlay"].endswith("_dr.png")
+        panel = decode(tmp_path / scale / f"{weakest['dr_overlay'].removesuffix('_dr.png')}_panel.jpg").astype(int)
+        left, dr = (panel[62 : 62 + TILE, x : x + TILE] for x in (20, 40 + TILE))
+        in_panels[scale] = np.abs(dr - left).mean()
     assert changes["shared"] < changes["image"]
+    assert in_panels["shared"] < in_panels["image"]
 
 
 @pytest.mark.parametrize(

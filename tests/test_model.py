@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from PIL import Image, ImageFilter
 from retina.runtime import ModelFileError, PictureError, Prediction, RetinaModel, UsageError
 from retina.runtime.contract import METADATA_KEY, Contract, Head, Preprocessing, Rule, default_thresholds
-from retina.runtime.model import find_model, is_close_call, open_session
+from retina.runtime.model import _handing_back, find_model, is_close_call, open_session
 from telemetry import bare_environment
 from tiny_model import CONTRACT, RAMP, expected_probs, tiny_model, write_tiny_model
 
@@ -82,12 +82,15 @@ def test_maps_come_where_the_file_has_them(tmp_path: Path) -> None:
     image = pixels()
     plain = RetinaModel(write_tiny_model(tmp_path / "m.onnx")).predict(image)
     explain = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=CONTRACT.with_(explain=True))).predict(image)
+    Image.fromarray(image).save(tmp_path / "eye.png")
+    (scored,) = RetinaModel(tmp_path / "e.onnx").score([tmp_path / "eye.png"], maps=True)
     assert plain.maps is None
-    assert explain == plain
-    assert explain.maps is not None
+    assert scored.prediction == explain == plain
     mean = image.reshape(-1, 3).mean(0) / 255
-    np.testing.assert_allclose(explain.maps["dr"], mean[0] * RAMP.reshape(4, 4), rtol=1e-5)
-    np.testing.assert_allclose(explain.maps["me"], mean[1] * RAMP.reshape(4, 4), rtol=1e-5)
+    for said in (explain, scored.prediction):
+        assert said is not None and said.maps is not None
+        np.testing.assert_allclose(said.maps["dr"], mean[0] * RAMP.reshape(4, 4), rtol=1e-5)
+        np.testing.assert_allclose(said.maps["me"], mean[1] * RAMP.reshape(4, 4), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +143,7 @@ REFUSED = {
     "not ONNX": (lambda p: (p.write_bytes(b"PK\x03\x04 not onnx" * 99), p)[1], "retina-export CHECKPOINT --out"),
     "cut short": (lambda p: (p.write_bytes(tiny_model().SerializeToString()[:900]), p)[1], "expected"),
     "no contract": (lambda p: write_tiny_model(p, contract=None), "expected a contract under the metadata key"),
-    "another schema": (lambda p: save(p, with_contract(schema=2)), r"schema: expected 1, found 2"),
+    "another schema": (lambda p: save(p, with_contract(schema=2)), r"schema: expected 1, found 2\. .* upgrade"),
     "contract not JSON": (
         lambda p: save(p, (m := tiny_model(), helper.set_model_props(m, {METADATA_KEY: "{"}))[0]),
         "expected a contract in JSON",
@@ -246,6 +249,21 @@ def test_a_missing_provider_is_named_with_what_is_there(tmp_path: Path) -> None:
         RetinaModel(path, provider="cuda")
     for spelling in ("CPU", "CPUExecutionProvider"):
         check(RetinaModel(path, provider=spelling).predict(pixels()), pixels())
+
+
+def test_a_provider_that_computes_elsewhere_or_cannot_start_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that sends the photographs to Azure is in every build; without a GPU onnxruntime falls back to the CPU."""
+    path = write_tiny_model(tmp_path / "m.onnx")
+    built_in = [f"{name}ExecutionProvider" for name in ("CUDA", "Azure", "CPU")]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: built_in)
+    monkeypatch.setattr("retina.runtime.model.open_session", lambda content, threads, _: open_session(content, threads))
+    with pytest.raises(UsageError, match=r"--provider azure: expected one of cpu, cuda\."):
+        RetinaModel(path, provider="azure")
+    with pytest.raises(UsageError, match="--provider cuda: installed, but it could not be started on this machine"):
+        RetinaModel(path, provider="cuda")
+    check(RetinaModel(path).predict(pixels()), pixels())
 
 
 def test_the_model_is_looked_for_where_export_puts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,6 +381,7 @@ def test_a_session_neither_spins_nor_takes_more_threads_than_asked() -> None:
     options = open_session(tiny_model().SerializeToString(), 3).get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.enable_mem_pattern is False, "it would keep a plan of memory for each size of photograph"
 
 
 def test_onnxruntime_reports_nothing(tmp_path: Path) -> None:
@@ -388,8 +407,18 @@ def test_onnxruntime_is_not_told_to_be_silent_where_reports_are_asked_for(
     assert len(calls) == told
 
 
-def test_a_close_call_is_decided_on_the_whole_picture(tmp_path: Path) -> None:
-    """With the threshold at the answer itself, so that the scaled picture's may be on the other side."""
+def test_a_close_call_is_decided_on_the_whole_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the threshold at the answer itself, so that the scaled picture's may be on the other side. The memory that
+    the whole picture takes is given back.
+    """
+    given_back: list[str] = []
+
+    def options_of_run() -> ort.RunOptions:
+        options = _handing_back()
+        given_back.append(options.get_run_config_entry("memory.enable_memory_arena_shrinkage"))
+        return options
+
+    monkeypatch.setattr("retina.runtime.model._handing_back", options_of_run)
     plain = CONTRACT.with_(preprocessing=Preprocessing("squash", 64))
     smooth = Image.fromarray(pixels(3, 600, 900)).filter(ImageFilter.GaussianBlur(9))
     path = tmp_path / "eye.jpg"
@@ -401,7 +430,9 @@ def test_a_close_call_is_decided_on_the_whole_picture(tmp_path: Path) -> None:
         scaled, exact = RetinaModel(file), RetinaModel(file, exact=True)
         from_scaled = scaled.predict_pixels(scaled.decode(path))
         assert from_scaled.me_prob != exact.predict(path).me_prob
+        given_back.clear()
         assert scaled.predict(path) == (exact.predict(path) if is_close else from_scaled)
+        assert given_back == (["cpu:0"] if is_close else [])
 
 
 @pytest.mark.parametrize("of", [{"dr": 9}, {"me": 2}, {"me": -1}], ids=str)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from retina.runtime import panel as panels
 from retina.runtime.contract import Decision, Preprocessing, Surround
 from retina.runtime.errors import OutputError
 from retina.runtime.field import Field
@@ -288,6 +289,34 @@ def test_the_panel_shows_the_photograph_and_each_map() -> None:
     assert (left != dr).any()
     alone = draw_panel(picture, "eye.jpg", Decision(3, 0, True, 0.95, False), {"dr": maps["dr"]}, field)
     assert alone.width == panel.width - TILE - 20
+
+
+def test_the_panel_shows_what_the_network_sees_and_what_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = Image.fromarray(PICTURES["wide black borders"])
+    seen = (200, 50, 400, 250)
+    field = replace(WHOLE, left=200 / 500, top=50 / 300, right=400 / 500, bottom=250 / 300)
+    values = np.array([[0.0, 0.1, 0.9], [0.2, 0.5, 0.0]], np.float32)
+    maps = {"dr": HeadMap("dr", values, 3, 0.91), "me": HeadMap("me", values[::-1], 0, 0.7)}
+    tile = picture.crop(seen).resize((TILE, TILE), Image.Resampling.BICUBIC)
+    texts: list[str] = []
+    write = panels._write
+
+    def written(pen: object, at: object, text: str, *how: object, **more: object) -> None:
+        texts.append(text)
+        write(pen, at, text, *how, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(panels, "_write", written)
+    for tops in (None, {"dr": 2.5, "me": 2.0}):
+        texts.clear()
+        panel = draw_panel(picture, "eye.jpg", Decision(3, 0, True, 0.95, False), maps, field, tops)  # type: ignore[arg-type]
+        for column, head in enumerate(("dr", "me"), start=1):
+            x = 20 + column * (TILE + 20)
+            expected = draw(tile, maps[head], WHOLE, tops and tops[head])
+            shown = panel.crop((x, 62, x + TILE, 62 + TILE))
+            np.testing.assert_allclose(np.asarray(shown, int), np.asarray(expected, int), atol=2)
+        assert texts[:2] == ["eye.jpg", "Model: DR grade 3 (severe), macular edema: no risk"]
+        most = "most of all photographs: 2.5 logits" if tops else "most here: 0.9 logits"
+        assert {"Speaks for DR grade 3 (severe)", "probability 91%", "probability 70%", most} < set(texts)
 
 
 def test_the_panel_writes_names_beyond_ascii() -> None:

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
+from retina.runtime import RetinaModel
+from retina.runtime.cli import main
 from retina.runtime.table import columns
 from tiny_model import CONTRACT, expected_probs, write_tiny_model
 
@@ -146,7 +149,7 @@ def test_annotations_add_truth_and_print_agreement(score: Score) -> None:
     share = sum(t == p for t, p in zip(truth, grades, strict=True)) / 6
     assert f"DR accuracy {share:.4f}" in done.stdout
     assert "ME true down, predicted across" in done.stdout
-    assert "1 annotations name no photograph" in done.stderr
+    assert "annotations that name no photograph scored here: 1 (such as 'other')" in done.stderr
 
 
 def test_referral_adds_its_columns_after_all_others(score: Score) -> None:
@@ -189,6 +192,20 @@ def test_files_and_lists_instead_of_a_folder(score: Score) -> None:
     assert [row["error"] for row in table()] == ["", "no such file"]
 
 
+@pytest.mark.usefixtures("score")
+def test_exact_decodes_a_large_picture_at_full_size(tmp_path: Path) -> None:
+    Path("eyes").mkdir()
+    Image.fromarray(image(4, 200)).save("eyes/a.jpg", quality=60)
+    found = []
+    for options in ([], ["--exact"]):
+        assert CliRunner().invoke(main, ["eyes", *options]).exit_code == 0
+        found.append(float(table()[0]["me_prob"]))
+    model = tmp_path / "artifacts" / "retina_multitask.onnx"
+    expected = [RetinaModel(model, exact=exact).predict("eyes/a.jpg").me_prob for exact in (False, True)]
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert abs(found[0] - found[1]) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -206,6 +223,7 @@ def test_files_and_lists_instead_of_a_folder(score: Score) -> None:
         (["eyes", "--model", "plain.onnx"], "plain.onnx: expected a contract"),
         (["eyes", "--out", "none/x.csv"], "expected an existing folder"),
         (["eyes", "--out", "eyes"], "expected a file to write, found a folder"),
+        (["eyes", "--out", "plain.onnx"], "plain.onnx: expected an earlier table or no file, found another file"),
         (["eyes", "--out", "/dev/stdout"], "/dev/stdout: expected a file to write, found a device or a pipe"),
         (["eyes", "--annotations", "none.csv"], "none.csv: 1 fault"),
         (["eyes", "--annotations", "bad.csv"], "line 2: Retinopathy grade: expected a whole number from 0, found 'x'"),
@@ -306,7 +324,9 @@ def test_a_resumed_run_notices_another_model_and_changed_files(score: Score) -> 
         assert float(row["dr_prob_0"]) == pytest.approx(first[0] / first.sum(), abs=1e-6)
 
 
-def test_interrupted_by_the_user_it_says_how_to_go_on(score: Score) -> None:
+@pytest.mark.usefixtures("score")
+def test_interrupted_by_the_user_it_says_how_to_go_on() -> None:
+    """And goes on where Ctrl-C is ignored, as in a shell's background job."""
     photographs(Path("eyes"), 500)
     process = subprocess.Popen([*COMMAND, "eyes", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
@@ -316,7 +336,16 @@ def test_interrupted_by_the_user_it_says_how_to_go_on(score: Score) -> None:
     assert process.returncode == 130
     assert b"the same command goes on from here" in err
     assert Path("test_predictions.csv.journal").exists()
-    assert "going on: " in score("eyes").stderr
+    process = subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$0" -c "$1" eyes --json', sys.executable, COMMAND[2]],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert b"going on: " in err
 
 
 def test_help_teaches(score: Score) -> None:
@@ -492,6 +521,10 @@ def test_a_full_output_is_told_and_gone_on_from(score: Score) -> None:
     Path("test_predictions.csv.journal").write_bytes(journal)
     assert "going on" not in score("eyes", "--no-resume").stderr
     assert len(table()) == 3
+    Path("test_predictions.csv.journal").write_bytes(journal)
+    # "CPU" is the same provider as "cpu", but as different a word as a build with one provider knows.
+    told = score("eyes", "--exact", "--provider", "CPU").stderr
+    assert "scoring all again: exact, provider changed since the last run" in told
 
 
 def test_standard_output_that_goes_to_a_file_is_not_replaced(score: Score) -> None:
@@ -502,7 +535,7 @@ def test_standard_output_that_goes_to_a_file_is_not_replaced(score: Score) -> No
     assert "/dev/stdout: expected a file to write, found a device or a pipe" in Path("log").read_text()
 
 
-def test_rows_of_other_photographs_are_not_counted_as_these(score: Score) -> None:
+def test_rows_of_other_photographs_are_not_counted_as_these(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
     """And they are kept until the table is complete."""
     for folder, count in (("a", 3), ("b", 2)):
         photographs(Path(folder), count)
@@ -516,8 +549,11 @@ def test_rows_of_other_photographs_are_not_counted_as_these(score: Score) -> Non
     assert f"not used: {known} rows of an earlier run" in told and "going on" not in told
     assert not journal.exists()
     journal.write_bytes(left)
-    told = score("a").stderr
-    assert f"going on: {known} rows of an earlier run" in told and "not used" not in told
+    monkeypatch.setattr("retina.runtime.progress.LINE_SECONDS", 0.0)
+    done = CliRunner().invoke(main, ["a"])
+    assert f"going on: {known} rows of an earlier run" in done.stderr and "not used" not in done.stderr
+    assert f"scored 3, {known} of them in an earlier run" in done.stdout
+    assert f"{known} of 3, 0.0 per second" in done.stderr, "what was known took no time"
 
 
 def test_a_list_from_a_closed_input_is_refused(score: Score) -> None:

@@ -20,10 +20,10 @@ import onnxruntime
 import PIL
 import pytest
 from PIL import Image
-from retina.runtime import OutputError, RetinaModel, UsageError, overlay
+from retina.runtime import OutputError, RetinaModel, UsageError, overlay, scoring
 from retina.runtime.folder import Listing, find_pictures, gather
 from retina.runtime.journal import Journal, lock, stamp
-from retina.runtime.scoring import depends_on, overlay_base, require_maps, require_room, score_rows
+from retina.runtime.scoring import depends_on, overlay_base, require_maps, require_room, score_one, score_rows
 from retina.runtime.table import Row
 from retina.runtime.workers import AHEAD, ordered_map, usable_cores
 from tiny_model import CONTRACT, write_tiny_model
@@ -303,6 +303,40 @@ def test_a_build_of_onnxruntime_under_another_name_has_a_version_too(
     assert "pydicom" not in versions
 
 
+def test_a_photograph_replaced_while_it_is_scored_is_scored_again(
+    tmp_path: Path, model: RetinaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = folder_of(tmp_path / "eyes", 2)
+
+    def then_replaced(model: RetinaModel, name: str, path: Path, overlays: Path | None) -> Row:
+        row = score_one(model, name, path, overlays)
+        if name == "0000.png":
+            path.write_bytes(path.read_bytes() + b"\0")
+        return row
+
+    monkeypatch.setattr(scoring, "score_one", then_replaced)
+    assert journalled(tmp_path / "j", model, listing) == list(listing.names)
+    monkeypatch.undo()
+    assert journalled(tmp_path / "j", model, listing) == ["0000.png"]
+
+
+def test_rows_reach_the_disk_every_few_seconds(
+    tmp_path: Path, model: RetinaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = folder_of(tmp_path / "eyes", 1)
+    row = Row("0000.png", model.predict(listing.root / "0000.png"))
+    now, synced = [100.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    sizes = []
+    with closing(Journal(tmp_path / "j", KEY)) as journal:
+        for later in (0.0, 2.1, 1.9, 0.2):  # seconds since the row before
+            now[0] += later
+            journal.add(row, (1, 2, 3))
+            sizes.append((tmp_path / "j").stat().st_size)
+    assert synced == [sizes[1], sizes[3]]
+
+
 def test_two_runs_never_write_one_table(tmp_path: Path) -> None:
     first = Journal(tmp_path / "j", KEY)
     with pytest.raises(OutputError, match="another retina-score is writing this table"):
@@ -469,6 +503,17 @@ def test_a_resumed_run_draws_what_is_missing_and_nothing_else(tmp_path: Path) ->
     (maps / "0002.png_me.jpg").unlink()
     assert drawn_afresh() == ["0000.png", "0002.png"]
     assert len(list(maps.iterdir())) == 6
+
+
+def test_an_overlay_has_the_photographs_full_size(tmp_path: Path) -> None:
+    """Also of one so large that the network is given a reduced one."""
+    model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=CONTRACT.with_(explain=True)))
+    Image.new("RGB", (1800, 1750), "orange").save(tmp_path / "a.png")
+    (tmp_path / "maps").mkdir()
+    assert score_one(model, "a.png", tmp_path / "a.png", tmp_path / "maps").error == ""
+    for head in ("dr", "me"):
+        with Image.open(tmp_path / "maps" / f"a.png_{head}.jpg") as drawn:
+            assert drawn.size == (1800, 1750)
 
 
 def test_an_overlay_too_large_for_memory_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,13 +23,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from crowd import FORM, JPEG, besiege, bodies, form
 from PIL import Image
 from retina.runtime import RetinaModel
 from retina.runtime.envelope import CLIENT_GONE, DRAINED, Envelope
-from retina.runtime.errors import MissingExtraError, ModelFileError, require_extra
+from retina.runtime.errors import MissingExtraError, ModelFileError, UsageError, require_extra
 from retina.runtime.limits import MIB, Limits
-from retina.runtime.server import JsonLines
+from retina.runtime.server import JsonLines, main
 from retina.runtime.service import create_app
 from serving import COMMAND, Service, serving
 from tiny_model import CONTRACT, RAMP, expected_probs, write_tiny_model
@@ -390,6 +391,31 @@ def test_what_cannot_start_says_why(model: Path, tmp_path: Path, options: list[s
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("host", ["::1", "[::1]", "127.0.0.1", "localhost"])
+def test_the_service_is_made_as_asked_for(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """And needs no token where only this machine can reach it."""
+    made: dict[str, Any] = {}
+
+    def create(opened: RetinaModel, **options: Any) -> None:
+        made.update(options, model=opened)
+        raise UsageError("made")
+
+    monkeypatch.setattr("retina.runtime.service.create_app", create)
+    monkeypatch.delenv("RETINA_TOKEN", raising=False)
+    (tmp_path / "index.html").touch()
+    limits = ["--queue", "5", "--max-photographs", "6", "--max-mib", "0.5"]
+    options = ["--host", host, "--exact", "--workers", "3", "--page", str(tmp_path), *limits]
+    result = CliRunner().invoke(main, ["--model", str(model), *options])
+    assert result.output == "retina-serve: made\n"
+    large = np.zeros((300, 400, 3), np.uint8)
+    assert RetinaModel(model).decode(Image.fromarray(large)).shape < large.shape
+    assert made.pop("model").decode(Image.fromarray(large)).shape == large.shape
+    limit = Limits(requests=5, photographs=6, body=MIB // 2)
+    assert made == {"workers": 3, "limits": limit, "token": None, "page": tmp_path}
+
+
 def test_an_address_in_use_is_told(service: Service, model: Path) -> None:
     done = subprocess.run(
         [*COMMAND, "--model", model, "--port", str(service.port)], capture_output=True, text=True, check=False
@@ -431,6 +457,9 @@ def test_pytorch_is_spoken_of_where_it_is_missing(monkeypatch: pytest.MonkeyPatc
 
 def test_log_is_json_and_names_no_file(service: Service) -> None:
     private = "MUELLER^ANNA-1950"
+    # A name where a DICOM file should have its transfer syntax, which pydicom's warning quotes.
+    damaged = b"%bDICM\x02\x00\x10\x00UI\x12\x00%b\0" % (bytes(128), private.encode())
+    assert service.ask("POST", "/score", damaged, JPEG).status == 422
     service.ask("POST", f"/score?name={private}", form({f"{private}.png": png(1), "b.png": b"x"}), FORM)
     service.ask("GET", f"/{private}")
     wait_until(service, 0)  # the line is written after the answer
@@ -515,6 +544,23 @@ def test_work_for_a_client_that_left_is_dropped(model: Path, monkeypatch: pytest
     release.set()
     assert [message.get("status") for message in client.sent] == [CLIENT_GONE, None]
     assert len(begun) == 1
+
+
+def test_as_many_photographs_are_scored_at_once_as_there_are_workers(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, both = RetinaModel(model), threading.Barrier(2)
+    original = opened.score_one
+
+    def together(source: bytes, *, maps: bool = False) -> Any:
+        both.wait(5)
+        return original(source, maps=maps)
+
+    monkeypatch.setattr(opened, "score_one", together)
+    client = Client(opened, Limits(), workers=2)
+    body = form({f"{n}.png": png(n) for n in range(2)})
+    asyncio.run(client.post({"type": "http.request", "body": body, "more_body": False}))
+    assert client.sent[0]["status"] == 200
 
 
 def test_what_goes_wrong_inside_is_told_to_the_log_alone(

@@ -1,6 +1,7 @@
 """The table, the measures of agreement and the summary."""
 
 import csv
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from retina.runtime import AnnotationError, OutputError, Prediction
 from retina.runtime.agreement import Confusion, read_truth
 from retina.runtime.annotations import Annotation
-from retina.runtime.contract import Rule, default_thresholds
+from retina.runtime.contract import Contract, Rule, default_thresholds
 from retina.runtime.folder import Listing
 from retina.runtime.summary import Summary
 from retina.runtime.table import Row, Table, cells, columns, record, utf8
@@ -55,7 +56,7 @@ def test_odd_names_survive_a_csv_reader(tmp_path: Path) -> None:
     assert utf8(names[-1]) == "byte\\udcff.jpg"
 
 
-def test_the_table_appears_only_when_complete(tmp_path: Path) -> None:
+def test_the_table_appears_only_when_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "t.csv"
     path.write_text("earlier")
     with pytest.raises(KeyError), Table(path, ["a"]) as table:
@@ -65,6 +66,9 @@ def test_the_table_appears_only_when_complete(tmp_path: Path) -> None:
     with Table(path, ["a"]) as table:
         table.write(["1"])
         assert path.read_text() == "earlier"
+        synced = []
+        monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_size, path.read_text())))
+    assert synced == [(len("a\n1\n"), "earlier")], "whole and on the disk before it gets its name"
     assert path.read_bytes() == b"a\n1\n"
     assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]
 
@@ -131,12 +135,12 @@ def test_truth_names_all_faults(tmp_path: Path) -> None:
         "line 6: Retinopathy grade: expected a whole number from 0, found 'x'",
     ):
         assert fault in str(caught.value)
-    with pytest.raises(AnnotationError, match="found none among 2 rows"):
+    with pytest.raises(AnnotationError, match="found none among 2 rows, such as 'a'"):
         truth_of(tmp_path, "a,1,0\nb,1,0\n", "c.jpg")
 
 
 def test_summary_counts_and_tells() -> None:
-    summary = Summary(default_thresholds())
+    summary = Summary(Contract())
     for i in range(3):
         summary.add(Row(f"{i}", PREDICTION), known=i == 0, truth=Annotation(2, "a", 2, 0, {}))
     summary.add(Row("bad\udcff", None, "empty file"), known=False, truth=None)
@@ -173,7 +177,7 @@ def test_referral_and_json_by_hand() -> None:
 def test_summary_keeps_each_count_in_its_place() -> None:
     """With two photographs: one has ME risk, one is referred for ME; truth and prediction differ for both heads."""
     rules = default_thresholds() | {"referable_dr": Rule("at_least", 0.4), "referable_me": Rule("at_least", 0.3)}
-    summary = Summary(rules)
+    summary = Summary(Contract(thresholds=rules))
     rows = ((3, 1, False, False, (0, 0)), (1, 0, False, True, (1, 0)), (1, 0, False, True, (1, 0)))
     for grade, risk, referable, referable_me, truth in rows:
         said = Prediction(
@@ -192,12 +196,29 @@ def test_summary_keeps_each_count_in_its_place() -> None:
     assert [line.split() for line in lines[dr + 1 : dr + 5]] == [
         ["0", "1", "3"], ["0", "0", "0", "1"], ["1", "0", "2", "0"], ["3", "0", "0", "0"]
     ]  # fmt: skip
-    assert [line.split() for line in lines[me + 1 :]] == [["0", "1"], ["0", "2", "1"], ["1", "0", "0"]]
+    assert [line.split() for line in lines[me + 1 : me + 4]] == [["0", "1"], ["0", "2", "1"], ["1", "0", "0"]]
+
+
+def test_summary_compares_referral_with_the_truth_by_hand() -> None:
+    rules = default_thresholds() | {"referable_dr": Rule("at_least", 0.4, from_grade=3)}
+    summary = Summary(Contract(thresholds=rules))
+    for dr, me, referable, referable_me in ((4, 1, 1, 0), (3, 1, 0, 1), (3, 1, 1, 1), (2, 0, 1, 0), (0, 0, 0, 0)):
+        said = replace(PREDICTION, referable=bool(referable), referable_me=bool(referable_me))
+        summary.add(Row("a", said), known=False, truth=Annotation(2, "a", dr, me, {}))
+    summary.add(Row("b", None, "empty file"), known=False, truth=Annotation(3, "b", 4, 1, {}))
+    lines = list(summary.lines(1.0))
+    assert "referral of DR grade 3 or more: sensitivity 0.6667 (2 of 3), specificity 0.5000 (1 of 2)" in lines
+    assert "referral of ME risk: sensitivity 0.6667 (2 of 3), specificity 1.0000 (2 of 2)" in lines
+    assert "1 annotated photographs could not be scored: the comparison is without them" in lines
+    healthy = Summary(Contract())
+    healthy.add(Row("a", PREDICTION), known=False, truth=Annotation(2, "a", 0, 0, {}))
+    expected = "sensitivity unknown (none annotated), specificity 1.0000 (1 of 1)"
+    assert f"referral of ME risk: {expected}" in list(healthy.lines(1.0))
 
 
 def test_summary_shows_eight_reasons_the_commonest_first() -> None:
     def failures(reasons: int) -> list[str]:
-        summary = Summary(default_thresholds())
+        summary = Summary(Contract())
         for reason in range(reasons):
             for nth in range(1 + (reason == reasons - 1)):
                 summary.add(Row(f"{reason}-{nth}", None, f"reason {reason}"), known=False, truth=None)
@@ -217,4 +238,4 @@ def test_truth_takes_grades_up_to_4_and_counts_what_it_finds_no_file_of(tmp_path
     assert {name: (row.dr_grade, row.me_grade) for name, row in truth.by_name.items()} == {
         "a.jpg": (4, 1), "b.jpg": (0, 0)
     }  # fmt: skip
-    assert truth.unmatched == 1
+    assert truth.unmatched == ["none"]

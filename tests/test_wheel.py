@@ -73,9 +73,18 @@ def test_base_install_scores_without_torch(clinic: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_base_install_scores_with_the_model_that_ships(clinic: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((64, 80, 3), 90, np.uint8)).save(tmp_path / "a.png")
-    done = run([str(clinic / "bin/retina-score"), "a.png"], cwd=tmp_path)
+    score = [str(clinic / "bin/retina-score"), "a.png"]
+    done = run(score, cwd=tmp_path)
     assert "the model that ships with this package (int8" in done.stderr
     assert (tmp_path / "test_predictions.csv").read_text().splitlines()[1].endswith(",ok,")
+    (released,) = clinic.glob("lib/python3*/site-packages/retina/runtime/released.onnx")
+    whole = released.read_bytes()
+    try:
+        released.write_bytes(whole[:20_000_000] + bytes(16) + whole[20_000_016:])
+        damaged = subprocess.run(score, capture_output=True, text=True, check=False, cwd=tmp_path)
+    finally:
+        released.write_bytes(whole)
+    assert damaged.returncode == 2 and "released.onnx: expected sha256" in damaged.stderr
 
 
 @pytest.mark.slow
