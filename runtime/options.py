@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from .model import RetinaModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _asked_for(context: click.Context, parameter: click.Parameter, folder: str) -> str:
+    """Refuse a folder that was named and is not there: the model that ships would take its place."""
+    if context.get_parameter_source("artifacts") is ParameterSource.COMMANDLINE and not os.path.isdir(folder):
+        raise click.BadParameter(f"expected a folder, found none: {folder}", context, parameter)
+    return folder
+
 
 _OPTIONS = (
     click.option(
@@ -24,6 +34,7 @@ _OPTIONS = (
     click.option(
         "--artifacts",
         envvar="RETINA_ARTIFACTS",
+        callback=_asked_for,
         default="artifacts",
         show_default=True,
         metavar="DIR",

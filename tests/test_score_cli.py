@@ -228,6 +228,7 @@ def test_exact_decodes_a_large_picture_at_full_size(tmp_path: Path) -> None:
         (["eyes", "--annotations", "none.csv"], "none.csv: 1 fault"),
         (["eyes", "--annotations", "bad.csv"], "line 2: Retinopathy grade: expected a whole number from 0, found 'x'"),
         (["eyes", "--me-positive-from", "2"], "--me-positive-from: expected --annotations CSV"),
+        (["eyes", "--artifacts", "artefacts"], "expected a folder, found none: artefacts"),
         (["eyes", "--provider", "abacus"], "--provider abacus: expected one of"),
         (["@none.txt"], "@none.txt: expected a list of paths"),
     ],

@@ -500,6 +500,8 @@ class Client:
     def __init__(self, model: RetinaModel, limits: Limits, workers: int = 1) -> None:
         self.app = Envelope(create_app(model, workers=workers, limits=limits), limits)
         self.sent: list[dict[str, Any]] = []
+        self.waited = 0
+        """How often it was waited for after it had sent its last message."""
 
     async def post(self, *messages: dict[str, Any], then: float = 30.0) -> None:
         """Send these messages, and disconnect after ``then`` seconds."""
@@ -508,6 +510,7 @@ class Client:
         async def receive() -> dict[str, Any]:
             if queue:
                 return queue.pop(0)
+            self.waited += 1
             await asyncio.sleep(then)
             return {"type": "http.disconnect"}
 
@@ -525,6 +528,7 @@ def test_a_slow_body_gives_its_place_back(model: Path) -> None:
     half_a_form = {"type": "http.request", "body": form({"a.png": png(1)})[:50], "more_body": True}
     asyncio.run(client.post(half_a_form))
     assert client.sent[0]["status"] == 408
+    assert client.waited == 1, "not once more, to read the rest"
     assert (b"connection", b"close") in client.sent[0]["headers"]
 
 
