@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .annotations import IMAGE_NAME
 from .contract import HEADS
 from .errors import OutputError, PictureError, UsageError
 from .folder import Listing
@@ -20,7 +18,7 @@ from .journal import Journal, Stamp, stamp
 from .model import Prediction, RetinaModel
 from .output_file import free_bytes
 from .picture import NO_MEMORY
-from .table import PARTIAL, Row
+from .table import NOTEBOOK_COLUMNS, PARTIAL, Row
 from .workers import ordered_map
 
 BYTES_PER_ROW = 600
@@ -241,10 +239,10 @@ def _require_table(out: Path) -> None:
     """Refuse to replace a file that is no table, or is write-protected."""
     try:
         with out.open("rb") as file:
-            start = file.read(len(IMAGE_NAME) + 3).removeprefix(codecs.BOM_UTF8)
+            header = file.readline(4096)
     except OSError as err:
         raise OutputError(f"{out}: expected an earlier table or no file, found: {err.strerror}") from None
-    if start and not start.startswith(IMAGE_NAME.encode()):
+    if header and not all(column.encode() in header for column in NOTEBOOK_COLUMNS):
         raise OutputError(f"{out}: expected an earlier table or no file, found another file; name another --out")
     if not os.access(out, os.W_OK):
         raise OutputError(f"{out}: expected a table that may be replaced, found it write-protected; name another --out")

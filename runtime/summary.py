@@ -90,7 +90,7 @@ class Summary:
         if len(self.reasons) > REASONS_SHOWN:
             yield f"... and {len(self.reasons) - REASONS_SHOWN} more reasons: see the column error"
         if self.unscored_truths:
-            yield f"{self.unscored_truths} annotated photographs could not be scored: the comparison is without them"
+            yield f"annotated, but not scored and so not compared: {self.unscored_truths}"
         if self.dr.total:
             yield ""
             yield f"against {self.dr.total} annotations:"

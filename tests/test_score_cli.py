@@ -224,6 +224,7 @@ def test_exact_decodes_a_large_picture_at_full_size(tmp_path: Path) -> None:
         (["eyes", "--out", "none/x.csv"], "expected an existing folder"),
         (["eyes", "--out", "eyes"], "expected a file to write, found a folder"),
         (["eyes", "--out", "plain.onnx"], "plain.onnx: expected an earlier table or no file, found another file"),
+        (["eyes", "--out", "bad.csv"], "bad.csv: expected an earlier table or no file, found another file"),
         (["eyes", "--out", "/dev/stdout"], "/dev/stdout: expected a file to write, found a device or a pipe"),
         (["eyes", "--annotations", "none.csv"], "none.csv: 1 fault"),
         (["eyes", "--annotations", "bad.csv"], "line 2: Retinopathy grade: expected a whole number from 0, found 'x'"),

@@ -209,7 +209,7 @@ def test_summary_compares_referral_with_the_truth_by_hand() -> None:
     lines = list(summary.lines(1.0))
     assert "referral of DR grade 3 or more: sensitivity 0.6667 (2 of 3), specificity 0.5000 (1 of 2)" in lines
     assert "referral of ME risk: sensitivity 0.6667 (2 of 3), specificity 1.0000 (2 of 2)" in lines
-    assert "1 annotated photographs could not be scored: the comparison is without them" in lines
+    assert "annotated, but not scored and so not compared: 1" in lines
     healthy = Summary(Contract())
     healthy.add(Row("a", PREDICTION), known=False, truth=Annotation(2, "a", 0, 0, {}))
     expected = "sensitivity unknown (none annotated), specificity 1.0000 (1 of 1)"
