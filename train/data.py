@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import hashlib
 import os
 import re
@@ -170,16 +169,8 @@ def _mentioned(path: Path, index: NameIndex) -> set[str]:
         content = path.read_bytes()
     except OSError:
         return set(index.names)
-    # Other encodings than UTF-8 are refused, but names in the usual ones can be read.
-    for encoding in ("utf-16", "utf-8-sig", "cp1252"):
-        if encoding != "utf-16" or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            with contextlib.suppress(UnicodeDecodeError):
-                text = content.decode(encoding)
-                break
-    else:
-        text = content.decode("latin-1")
     files = set()
-    for cell in set(re.split(r'[,;\t\r\n"]+', text)):
+    for cell in set(re.split(r'[,;\t\r\n"]+', _decoded(content))):
         try:
             file = index.find(cell.strip())
         except AnnotationError:
@@ -187,6 +178,16 @@ def _mentioned(path: Path, index: NameIndex) -> set[str]:
         if file is not None:
             files.add(file)
     return files
+
+
+def _decoded(content: bytes) -> str:
+    """Other encodings than UTF-8 are refused, but names in those of Windows can be read."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
 
 
 def fingerprint_of_files(data: DataSet) -> str:
