@@ -122,9 +122,9 @@ def _train(
         config, preprocessing, run.artifacts / "cache", allow_leakage or resume, say_once, fabric, quiet
     )
     of_data = survey.data.dr_grades
+    grades = grades_of_run(run, of_data) if resume else grades_from(start, config.weights, of_data)
     for note in start_notes(start, config, of_data):
         say_once(f"Note: {note}")
-    grades = grades_of_run(run, of_data) if resume else grades_from(start, config.weights, of_data)
     data = replace(survey.data, dr_grades=grades)
     survey = replace(survey, data=data)
     contract = Contract(preprocessing, dr_grades=data.dr_grades)
