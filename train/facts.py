@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -76,15 +75,6 @@ def grades_of_run(run: Run, of_data: tuple[int, ...]) -> tuple[int, ...]:
     """
     recorded = tuple(run.facts().get("dr_grades", of_data))
     return recorded if set(of_data) <= set(recorded) else of_data  # other data, which check_same refuses
-
-
-def flatten(facts: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested facts as pairs: a key is the path to its value, joined by ``separator``."""
-    for key, value in facts.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, separator, f"{prefix}{key}{separator}")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _git_commit() -> str:

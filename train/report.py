@@ -23,7 +23,7 @@ from ..runtime.picture import decode
 from ..runtime.yardsticks import CALIBRATION_BINS
 from . import plots
 from .checkpoint import current_versions
-from .facts import flatten
+from .flat import flatten
 from .metrics import FIGURES, HEADLINES, Decisions, Predictions, classification_report
 from .page import PAGE, STYLE
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from ..runtime.errors import OutputError, UsageError, require_extra
 from ..runtime.output_file import require_place
-from .facts import flatten
+from .flat import flatten
 
 if TYPE_CHECKING:
     import numpy as np
