@@ -14,7 +14,7 @@ from typing import Any
 
 from ..runtime.contract import METADATA_KEY, Contract
 from ..runtime.errors import ModelFileError
-from ..runtime.model import RetinaModel, check_digest, digest_of, sha256_of
+from ..runtime.model import RetinaModel, check_digest, sha256_of
 
 _MAX_CONTRACT = 1 << 24
 """Largest accepted contract in bytes; a few thousand are usual."""
@@ -73,13 +73,13 @@ def inspect_file(path: Path) -> Inspection:
     """
     if os.path.isfile(path) and zipfile.is_zipfile(path):
         digest = sha256_of(path)
-        check_digest(path, digest)
+        known = check_digest(path, digest)
         kind, contract = _zip_contract(path)
-        return Inspection(path, kind, path.stat().st_size, digest, os.path.isfile(digest_of(path)), contract, None, {})
+        return Inspection(path, kind, path.stat().st_size, digest, known, contract, None, {})
     opened = RetinaModel(path)
     opset, operators = _graph_facts(path) if importlib.util.find_spec("onnx") else (None, {})
-    size, known = path.stat().st_size, os.path.isfile(digest_of(path))
-    return Inspection(path, "onnx", size, opened.sha256, known, opened.contract, opset, operators)
+    size = path.stat().st_size
+    return Inspection(path, "onnx", size, opened.sha256, opened.digest_known, opened.contract, opset, operators)
 
 
 def _graph_facts(path: Path) -> tuple[int, dict[str, int]]:

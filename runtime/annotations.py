@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import os
@@ -15,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from .errors import AnnotationError
-from .folder import find_pictures, is_picture
+from .folder import UTF16_MARKS, find_pictures, is_picture
 
 IMAGE_NAME, DR_GRADE, ME_GRADE = "Image name", "Retinopathy grade", "Risk of macular edema"
 """The required columns (IDRiD's spelling); case, extra blanks and a byte order mark are ignored."""
@@ -67,7 +66,7 @@ def scan_annotations(path: str | Path) -> tuple[Annotations, list[str]]:
         content = path.read_bytes()
         if content.startswith(b"PK\x03\x04"):
             return Annotations(path, ()), ['expected UTF-8 text, found an Excel workbook; save it as "CSV UTF-8"']
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        if content.startswith(UTF16_MARKS):
             return Annotations(path, ()), ['expected UTF-8 text, found UTF-16; save it as "CSV UTF-8"']
         text = content.decode("utf-8-sig")
     except OSError as err:

@@ -250,10 +250,8 @@ def _tell_rows(known: int, usable: int) -> None:
 
 
 def _tell_start(model: RetinaModel, listing: Listing, workers: int, *, shipped: bool) -> None:
-    from .model import digest_of
-
     which = "the model that ships with this package" if shipped else str(model.path)
-    checked = "" if os.path.isfile(digest_of(model.path)) else ", no .sha256 beside it to check"
+    checked = "" if model.digest_known else ", no .sha256 beside it to check"
     click.echo(
         f"{len(listing.names)} photographs, {workers} {'worker' if workers == 1 else 'workers'}, {which} "
         f"({model.contract.precision}, sha256 {model.sha256[:12]}{checked})",

@@ -17,6 +17,9 @@ ENDINGS = frozenset(
 )
 """Lower-case endings of the formats that picture.decode reads."""
 
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""Either begins a text file in UTF-16."""
+
 KINDS_SHOWN = 5
 """Most frequent kinds of files left out that are listed."""
 
@@ -145,7 +148,7 @@ def _listed(argument: str) -> list[str]:
         content = sys.stdin.buffer.read() if argument == "-" else Path(argument[1:]).read_bytes()
     except OSError as err:
         raise UsageError(f"{argument}: expected a list of paths, found: {err.strerror}") from None
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as Windows' PowerShell writes it
+    if content.startswith(UTF16_MARKS):  # as Windows' PowerShell writes it
         try:
             return [line for line in content.decode("utf-16").splitlines() if line.strip()]
         except UnicodeDecodeError:

@@ -107,6 +107,7 @@ class RetinaModel:
     Attributes:
         path: the file.
         sha256: digest of its bytes, in hexadecimal.
+        digest_known: whether FILE.sha256 stands beside the file, and so agrees.
         contract: what the file promises.
     """
 
@@ -129,7 +130,7 @@ class RetinaModel:
         self.path = find_model(path)
         content = _read(self.path)
         self.sha256 = hashlib.sha256(content).hexdigest()
-        check_digest(self.path, self.sha256)
+        self.digest_known = check_digest(self.path, self.sha256)
         _check_single_file(self.path, content)
         self._session = _open(self.path, content, threads, provider)
         self.contract = _contract(self.path, self._session)
@@ -340,19 +341,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_digest(path: Path, found: str) -> None:
+def check_digest(path: Path, found: str) -> bool:
     """Compare a file's sha256 with the digest beside it (``digest_of``), if there is one.
 
     Args:
         path: the model file.
         found: the sha256 of its bytes, in lower-case hexadecimal.
 
+    Returns:
+        whether there is one.
+
     Raises:
         ModelFileError: they differ, or the digest cannot be read.
     """
     beside = digest_of(path)
     if not os.path.isfile(beside):
-        return
+        return False
     try:
         words = beside.read_text(encoding="utf-8", errors="replace").split()
     except OSError as err:
@@ -363,6 +367,7 @@ def check_digest(path: Path, found: str) -> None:
             f"{path}: expected sha256 {expected} (from {beside.name}), found {found}. The file was changed or cut "
             "short since it was exported: copy it again, or export it again."
         )
+    return True
 
 
 def _check_single_file(path: Path, content: bytes) -> None:

@@ -97,7 +97,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_edema_is_a_risk_from_a_grade_on(grade: int, positive_from: int | None, label: int | None) -> None:
     found, fault = me_label(Annotation(2, "a.jpg", 0, grade, {}), positive_from)
     if label is None:
-        assert (found, f"found {grade}" in fault) == (0, True)
+        assert (found, f"found {grade} (a.jpg)" in fault) == (0, True)
     else:
         assert (found, fault) == (label, "")
 

@@ -330,23 +330,22 @@ def test_a_resumed_run_notices_another_model_and_changed_files(score: Score) -> 
 def test_interrupted_by_the_user_it_says_how_to_go_on() -> None:
     """And goes on where Ctrl-C is ignored, as in a shell's background job."""
     photographs(Path("eyes"), 500)
-    process = subprocess.Popen([*COMMAND, "eyes", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+
+    def interrupted(command: list[str]) -> tuple[int, bytes]:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        return process.returncode, err
+
+    code, err = interrupted([*COMMAND, "eyes", "--json"])
+    assert code == 130
     assert b"the same command goes on from here" in err
     assert Path("test_predictions.csv.journal").exists()
-    process = subprocess.Popen(
-        ["sh", "-c", 'trap "" INT; exec "$0" -c "$1" eyes --json', sys.executable, COMMAND[2]],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 0
+    in_the_background = 'trap "" INT; exec "$0" -c "$1" eyes --json'
+    code, err = interrupted(["sh", "-c", in_the_background, sys.executable, COMMAND[2]])
+    assert code == 0
     assert b"going on: " in err
 
 

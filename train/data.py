@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import os
 import re
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..runtime.annotations import MAX_DR_GRADE, NameIndex, fault_report, me_label, scan_annotations
 from ..runtime.errors import AnnotationError, UsageError
+from ..runtime.folder import UTF16_MARKS
 from ..runtime.model import sha256_of
 from .augment import Augment, augment_with_seed, draw_seed
 from .frames import Frames
@@ -182,7 +182,7 @@ def _mentioned(path: Path, index: NameIndex) -> set[str]:
 
 def _decoded(content: bytes) -> str:
     """Other encodings than UTF-8 are refused, but names in those of Windows can be read."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if content.startswith(UTF16_MARKS):
         return content.decode("utf-16", errors="replace")
     try:
         return content.decode("utf-8-sig")
