@@ -100,9 +100,7 @@ def test_who_goes_on_from_a_checkpoint_is_told_what_will_differ(net: RetinaNet, 
 
 
 def retina_train(*arguments: object) -> Result:
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result
+    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -119,14 +117,13 @@ def test_a_network_keeps_the_grades_that_new_data_lack(tmp_path: Path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "_finish", interrupted)
-        stopped = CliRunner().invoke(
-            cli.main, [str(a) for a in [data, *quick, *where, "--weights", tmp_path / "start.pth"]]
-        )
+        stopped = retina_train(data, *quick, *where, "--weights", tmp_path / "start.pth")
     assert stopped.exit_code == 130, stopped.output
     assert "No DR grade 3, 4 in train" in stopped.stdout
     assert "no Patient is named" not in stopped.stdout
     (tmp_path / "start.pth").unlink()
-    retina_train("--resume", *where)
+    resumed = retina_train("--resume", *where)
+    assert resumed.exit_code == 0, resumed.output
     assert load_checkpoint(tmp_path / "retina_multitask_best.pth").contract.dr_grades == (0, 1, 2, 3, 4)
     header = (tmp_path / "test_predictions.csv").read_text().splitlines()[0]
     assert "dr_prob_4" in header
