@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from retina.runtime.annotations import NOT_GRADED
 from retina.runtime.errors import RetinaError
 from retina.train import Run, TrainConfig, train
 from retina.train.averaging import average, items_of, judged
@@ -53,7 +54,8 @@ def write_split(folder: Path, photos: list[Photo]) -> None:
         writer.writerow(FIELDS)
         for photo in photos:
             (folder / "images" / photo.path.name).symlink_to(photo.path.resolve())
-            writer.writerow([photo.path.name, photo.dr_grade, photo.me_label, photo.source, photo.patient])
+            labels = (NOT_GRADED if label is None else label for label in (photo.dr_grade, photo.me_label))
+            writer.writerow([photo.path.name, *labels, photo.source, photo.patient])
 
 
 def write_view(data: DataSet, source: str, folder: Path) -> None:

@@ -31,6 +31,7 @@ from retina.train.frames import look_through
 from retina.train.loader import make_loader, train_loader
 from retina.train.stop import StopRequest
 from retina.train.synthetic import write_dataset
+from retina.train.totals import Totals
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -86,7 +87,7 @@ class Original(Dataset[tuple[Tensor, int, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         photo = self.items.photos[index]
         with Image.open(photo.path) as picture:
-            return self.transform(picture.convert("RGB")), self.items.dr_index[index], photo.me_label
+            return self.transform(picture.convert("RGB")), self.items.dr_index[index], photo.me_index
 
 
 def new_trainer(config: TrainConfig, items: TrainItems, dr_grades: tuple[int, ...], device: str) -> Trainer:
@@ -99,7 +100,7 @@ def new_trainer(config: TrainConfig, items: TrainItems, dr_grades: tuple[int, ..
 
 
 def our_epoch(trainer: Trainer, loader: object, n_batches: int) -> None:
-    trainer.progress.batch, trainer.progress.totals = 0, [0.0] * 6
+    trainer.progress.batch, trainer.progress.totals = 0, Totals()
     trainer.train_epoch(loader, StopRequest(), lambda n, totals: None, n_batches)  # type: ignore[arg-type]
 
 

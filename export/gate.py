@@ -11,7 +11,7 @@ import numpy as np
 from ..runtime import yardsticks
 from ..runtime.contract import Contract
 from ..runtime.yardsticks import Floats, Indices
-from ..train.metrics import Decisions, Predictions
+from ..train.metrics import Decisions, Predictions, accuracy
 
 ACCURACY_LOSS = 0.005
 """Largest accepted fall of either head's accuracy: half a percentage point."""
@@ -25,14 +25,14 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Quality:
-    """Metrics of one file on labelled photographs, each in [0, 1]."""
+    """Metrics of one file on labelled photographs, each in [0, 1]; None if no photograph has the label."""
 
-    dr_accuracy: float
-    me_accuracy: float
+    dr_accuracy: float | None
+    me_accuracy: float | None
     referable_auc: float | None
-    """None if the labels have only one class."""
+    """None too if the labels have only one class."""
     me_auc: float | None
-    """None if the labels have only one class."""
+    """None too if the labels have only one class."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,16 @@ def judge(contract: Contract, fp32: Predictions, int8: Predictions) -> Gate:
 
 def _quality(p: Predictions, decisions: Decisions) -> Quality:
     return Quality(
-        float(np.mean(decisions.dr_pred == p.dr_true)),
-        float(np.mean(decisions.me_pred == p.me_true)),
+        _if_defined(accuracy(p.dr_true, decisions.dr_pred)),
+        _if_defined(accuracy(p.me_true, decisions.me_pred)),
         _auc(decisions.referable_true, decisions.referable_prob),
         _auc(p.me_true, p.me_probs[:, 1].astype(np.float64)),
     )
 
 
 def _auc(true: Indices, score: Floats) -> float | None:
-    auc = float(yardsticks.auc(true, score, np.ones((1, true.size)))[0])
-    return None if math.isnan(auc) else auc
+    return _if_defined(float(yardsticks.auc(true, score, np.ones((1, true.size)))[0]))
+
+
+def _if_defined(figure: float) -> float | None:
+    return None if math.isnan(figure) else figure

@@ -18,7 +18,7 @@ from ..runtime.errors import AnnotationError, ParityError, UsageError
 from ..runtime.model import open_session
 from ..runtime.picture import decode
 from ..train.calibration import calibration_faults, is_calibrated
-from ..train.data import DataSet, Photo, fingerprint_of_files, sound_dataset
+from ..train.data import DataSet, Photo, fingerprint_of_files, sound_dataset, unknown_grades
 from ..train.metrics import Predictions
 from ..train.screening import screening_rules
 from .gate import Gate, judge
@@ -152,8 +152,7 @@ def _read(root: Path, contract: Contract, me_positive_from: int | None) -> DataS
     data = sound_dataset(root, me_positive_from)
     if is_calibrated(contract) and (faults := calibration_faults(data, contract)):
         raise AnnotationError(fault_report(root, faults))
-    unknown = sorted({photo.dr_grade for photo in data.splits["valid"].photos} - set(contract.dr_grades))
-    if unknown:
+    if unknown := unknown_grades(data.splits["valid"].photos, contract.dr_grades):
         raise UsageError(f"--calibration {root}: expected the model's grades {contract.dr_grades}, found {unknown} too")
     return data
 
@@ -165,7 +164,6 @@ def _pixels(photos: Sequence[Photo], what: str) -> Iterator[NDArray[np.uint8]]:
 
 def _predict(models: Sequence[onnx.ModelProto], contract: Contract, photos: Sequence[Photo]) -> list[Predictions]:
     """Every model's predictions; each photograph is decoded only once."""
-    dr_true = [contract.dr_grades.index(photo.dr_grade) for photo in photos]
     sessions = [open_session(model.SerializeToString()) for model in models]
     rows = [
         [session.run([DR_PROBS, ME_PROBS], {INPUT_NAME: pixels[None]}) for session in sessions]
@@ -173,7 +171,10 @@ def _predict(models: Sequence[onnx.ModelProto], contract: Contract, photos: Sequ
     ]
     return [
         Predictions.of(
-            photos, dr_true, np.concatenate([dr for dr, _ in column]), np.concatenate([me for _, me in column])
+            photos,
+            contract.dr_grades,
+            np.concatenate([dr for dr, _ in column]),
+            np.concatenate([me for _, me in column]),
         )
         for column in zip(*rows, strict=True)
     ]

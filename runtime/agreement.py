@@ -21,7 +21,7 @@ class Truth:
     """The annotations of the files scored."""
 
     by_name: Mapping[str, Annotation]
-    """Keyed by the file's name in the listing; ``me_grade`` is the binary label, 0 or 1."""
+    """Keyed by the file's name in the listing; ``me_grade`` is the binary label, 0 or 1, or None."""
     unmatched: Sequence[str]
     """Names in annotations that match none of the files scored."""
 
@@ -56,7 +56,7 @@ def read_truth(path: str | Path, listing: Listing, me_positive_from: int | None 
         else:
             label, fault = me_label(row, me_positive_from)
             by_name[name] = replace(row, me_grade=label)
-            if row.dr_grade > MAX_DR_GRADE:
+            if row.dr_grade is not None and row.dr_grade > MAX_DR_GRADE:
                 faults.append(f"line {row.line}: Retinopathy grade: expected 0 to {MAX_DR_GRADE}, found {row.dr_grade}")
             if fault:
                 faults.append(f"line {row.line}: {fault}")

@@ -25,21 +25,24 @@ MAX_DR_GRADE = 4
 MAX_ME_GRADE = 3
 """Highest grade of the International Clinical Diabetic Macular Edema scale (same paper); IDRiD grades up to 2."""
 
+NOT_GRADED = "NA"
+"""Written in place of a grade that nobody gave, as R and pandas do; an empty cell, which may be a slip, is a fault."""
+
 MAX_FAULTS_SHOWN = 100
 """Faults listed in one message; the rest are only counted."""
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """What one row says about one photograph."""
+    """What one row says about one photograph; one of the two grades, but not both, may be None for ``NOT_GRADED``."""
 
     line: int
     """Line of the file on which the row starts, counted from 1; blank lines count too."""
     image: str
     """The name as written, without surrounding blanks."""
-    dr_grade: int
+    dr_grade: int | None
     """At least 0; the caller checks the upper limit."""
-    me_grade: int
+    me_grade: int | None
     """At least 0. IDRiD has grades 0, 1, 2 and this project's data 0, 1: the caller checks which values it accepts."""
     extra: Mapping[str, str]
     """Every other column by its name as written, without surrounding blanks (Caption, Source, Patient, ...)."""
@@ -127,7 +130,7 @@ def fault_report(path: Path, faults: list[str], so: str = "fix and run again") -
     return "\n  ".join([head, *shown, *([f"... and {left} more"] if left else [])])
 
 
-def me_label(row: Annotation, positive_from: int | None) -> tuple[int, str]:
+def me_label(row: Annotation, positive_from: int | None) -> tuple[int | None, str]:
     """The binary ME label of a row, and the fault in its ME grade.
 
     Args:
@@ -135,15 +138,17 @@ def me_label(row: Annotation, positive_from: int | None) -> tuple[int, str]:
         positive_from: grades of this value and above mean risk; None if the grade is the label itself.
 
     Returns:
-        the label, 0 or 1, and an empty string; or 0 and a description of the fault.
+        the label, 0 or 1 or None as in the row, and an empty string; or None and a description of the fault.
     """
+    if row.me_grade is None:
+        return None, ""
     if positive_from is not None and row.me_grade <= MAX_ME_GRADE:
         return int(row.me_grade >= positive_from), ""
     if positive_from is not None:
-        return 0, f"Risk of macular edema: expected 0 to {MAX_ME_GRADE}, found {row.me_grade} ({row.image})"
+        return None, f"Risk of macular edema: expected 0 to {MAX_ME_GRADE}, found {row.me_grade} ({row.image})"
     if row.me_grade <= 1:
         return row.me_grade, ""
-    return 0, (
+    return None, (
         f"Risk of macular edema: expected 0 or 1, found {row.me_grade} ({row.image}); "
         "--me-positive-from N makes graded risk binary"
     )
@@ -219,11 +224,14 @@ def _row(line: int, header: list[str], cells: list[str], faults: list[str]) -> A
         return None
     values = dict(zip(map(_column_key, header), (cell.strip() for cell in cells), strict=True))
     image = values[_column_key(IMAGE_NAME)]
-    grades = [_grade(line, column, values[_column_key(column)], faults) for column in (DR_GRADE, ME_GRADE)]
+    before = len(faults)
+    dr_grade, me_grade = (_grade(line, column, values[_column_key(column)], faults) for column in (DR_GRADE, ME_GRADE))
     if not image:
         faults.append(f"line {line}: {IMAGE_NAME}: expected a name, found nothing")
-    dr_grade, me_grade = grades
-    if not image or dr_grade is None or me_grade is None:
+    if len(faults) > before:
+        return None
+    if dr_grade is None and me_grade is None:
+        faults.append(f"line {line}: expected a grade, found {NOT_GRADED} twice; leave {image!r} out, row and file")
         return None
     required = {_column_key(column) for column in (IMAGE_NAME, DR_GRADE, ME_GRADE)}
     extra = {name: values[_column_key(name)] for name in header if _column_key(name) not in required}
@@ -231,10 +239,12 @@ def _row(line: int, header: list[str], cells: list[str], faults: list[str]) -> A
 
 
 def _grade(line: int, column: str, text: str, faults: list[str]) -> int | None:
+    if text.upper() == NOT_GRADED:
+        return None
     # pandas and spreadsheets write 3 as "3.0", or "3,0", in a column that once had an empty cell.
     match = re.fullmatch(r"([0-9]{1,3})([.,]0+)?", text)
     if match is None:
-        hint = "" if re.search(r"[0-9]", text) else "; leave out photographs that were not graded"
+        hint = "" if re.search(r"[0-9]", text) else f"; write {NOT_GRADED} where it was not graded"
         faults.append(f"line {line}: {column}: expected a whole number from 0, found {text!r}{hint}")
         return None
     return int(match[1])

@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     "--annotations",
     type=click.Path(path_type=Path),
     metavar="CSV",
-    help="Grades given by human readers, in the columns Image name, Retinopathy grade, Risk of macular edema: "
-    "fills the two True columns and prints accuracy, kappa, confusion matrices and how well referral works.",
+    help="Grades given by human readers, in the columns Image name, Retinopathy grade, Risk of macular edema (NA where "
+    "there is none): fills the two True columns and prints accuracy, kappa, confusion matrices and how well referral "
+    "works.",
 )
 @click.option(
     "--me-positive-from",

@@ -37,6 +37,8 @@ class Summary:
     referral_dr: Confusion = field(default_factory=Confusion)
     referral_me: Confusion = field(default_factory=Confusion)
     """Of 0 and 1: whether it should be referred, by the true grade and by the contract's rule."""
+    truths: int = 0
+    """Annotated photographs that were scored."""
     unscored_truths: int = 0
     """Annotated photographs that could not be scored."""
 
@@ -60,11 +62,13 @@ class Summary:
         self.me_risks += row.prediction.me_risk
         self.referable += row.prediction.referable
         self.referable_me += row.prediction.referable_me
-        if truth is not None:
+        self.truths += truth is not None
+        if truth is not None and truth.dr_grade is not None:
             self.dr.add(truth.dr_grade, row.prediction.grade)
-            self.me.add(truth.me_grade, row.prediction.me_risk)
             should = truth.dr_grade >= self.contract.referable_from
             self.referral_dr.add(int(should), int(row.prediction.referable))
+        if truth is not None and truth.me_grade is not None:
+            self.me.add(truth.me_grade, row.prediction.me_risk)
             self.referral_me.add(truth.me_grade, int(row.prediction.referable_me))
 
     def lines(self, seconds: float) -> Iterator[str]:
@@ -91,15 +95,22 @@ class Summary:
             yield f"... and {len(self.reasons) - REASONS_SHOWN} more reasons: see the column error"
         if self.unscored_truths:
             yield f"annotated, but not scored and so not compared: {self.unscored_truths}"
-        if self.dr.total:
+        if self.truths:
             yield ""
-            yield f"against {self.dr.total} annotations:"
+            graded = ""
+            if not self.dr.total == self.me.total == self.truths:
+                graded = f" ({self.dr.total} with a DR grade, {self.me.total} with an ME label)"
+            yield f"against {self.truths} annotations{graded}:"
+        if self.dr.total:
             yield f"DR accuracy {self.dr.accuracy():.4f}, quadratic weighted kappa {self.dr.quadratic_kappa():.4f}"
             yield from _grid("DR", self.dr)
+        if self.me.total:
             yield f"ME accuracy {self.me.accuracy():.4f}"
             yield from _grid("ME", self.me)
+        if self.dr.total:
             grade = self.contract.referable_from
             yield f"referral of DR grade {grade} or more: {_referral(self.referral_dr)}"
+        if self.me.total:
             yield f"referral of ME risk: {_referral(self.referral_me)}"
 
 

@@ -51,7 +51,7 @@ def cells(row: Row, grades: Sequence[int], truth: Annotation | None = None, *, r
 
     Probabilities have six decimals, so that equal answers are equal bytes.
     """
-    true_dr, true_me = ("", "") if truth is None else (str(truth.dr_grade), str(truth.me_grade))
+    true_dr, true_me = ("", "") if truth is None else (_cell(truth.dr_grade), _cell(truth.me_grade))
     p = row.prediction
     if p is None:
         line = [row.name, "", true_dr, "", true_me, *("" for _ in grades), "", "error", row.error]
@@ -82,8 +82,13 @@ def record(row: Row, truth: Annotation | None = None) -> dict[str, Any]:
             "referable_me": p.referable_me,
         }
     if truth is not None:
-        line |= {"true_dr_grade": truth.dr_grade, "true_me_risk": truth.me_grade}
+        known = {"true_dr_grade": truth.dr_grade, "true_me_risk": truth.me_grade}
+        line |= {name: grade for name, grade in known.items() if grade is not None}
     return line
+
+
+def _cell(grade: int | None) -> str:
+    return "" if grade is None else str(grade)
 
 
 def utf8(name: str) -> str:

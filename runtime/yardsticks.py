@@ -4,7 +4,7 @@ A bootstrap resample is a weighting: how often each photograph was drawn. Functi
 row per resample, or confusion matrices (B, K, K) made from them, and return (B,): a thousand resamples cost a few
 matrix products. Weights of one give the plain figure. An undefined figure is NaN. The definitions are scikit-learn's,
 and tested against it, except that quadratic kappa's weights go by the grades themselves instead of by their positions
-among those that occur.
+among those that occur. Photographs whose true label is ``UNLABELLED`` are left out, as if their weights were 0.
 """
 
 from __future__ import annotations
@@ -21,8 +21,18 @@ CALIBRATION_BINS = 15
 """Equal-width bins of confidence, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"."""
 
 
+UNLABELLED = -1
+"""True label, as an index, of a photograph that was not graded."""
+
+
+def label_index(label: int | None, classes: Sequence[int]) -> int:
+    """The position of a label among the classes; ``UNLABELLED`` if it is None."""
+    return UNLABELLED if label is None else classes.index(label)
+
+
 def confusion(true: Indices, pred: Indices, n_classes: int, weights: Floats) -> Floats:
     """Summed weights by true class (rows) and predicted class (columns): (B, n_classes, n_classes)."""
+    true, weights = _labelled(true, weights)
     cell = np.zeros((true.size, n_classes * n_classes))
     cell[np.arange(true.size), true * n_classes + pred] = 1.0
     return (weights @ cell).reshape(-1, n_classes, n_classes)
@@ -58,6 +68,7 @@ def auc(true: Indices, score: NDArray[np.floating], weights: Floats) -> Floats:
 
     The probability that a positive scores above a negative, with ties counting half (Mann-Whitney).
     """
+    true, weights = _labelled(true, weights)
     order = np.argsort(score, kind="stable")
     ranked = score[order]
     first_of_tie = np.flatnonzero(np.concatenate([np.ones(min(1, score.size), bool), ranked[1:] != ranked[:-1]]))
@@ -77,6 +88,7 @@ def calibration_error(probs: NDArray[np.floating], true: Indices, weights: Float
         true: (N,) indices of the true classes.
         weights: (B, N).
     """
+    true, weights = _labelled(true, weights)
     confidence, right, bin_of = _by_confidence(probs, true)
     gap = np.zeros((true.size, CALIBRATION_BINS))
     gap[np.arange(true.size), bin_of] = right - confidence
@@ -103,11 +115,18 @@ def calibration_chance(probs: NDArray[np.floating], n_draws: int, seed: int) -> 
 
 def reliability(probs: NDArray[np.floating], true: Indices) -> tuple[Indices, Floats, Floats]:
     """Number of photographs, mean confidence and accuracy in each bin of confidence, (15,) each; NaN in empty bins."""
-    confidence, right, bin_of = _by_confidence(probs, true)
+    is_labelled = true != UNLABELLED
+    confidence, right, bin_of = _by_confidence(probs[is_labelled], true[is_labelled])
     n = np.bincount(bin_of, minlength=CALIBRATION_BINS).astype(np.float64)
     summed = np.bincount(bin_of, confidence, CALIBRATION_BINS).astype(np.float64)
     hits = np.bincount(bin_of, right, CALIBRATION_BINS).astype(np.float64)
     return n.astype(np.int64), share(summed, n), share(hits, n)
+
+
+def _labelled(true: Indices, weights: Floats) -> tuple[Indices, Floats]:
+    """Labels that are all classes, and weights of 0 where one was not given."""
+    is_labelled = true != UNLABELLED
+    return np.where(is_labelled, true, 0), weights * is_labelled
 
 
 def _by_confidence(probs: NDArray[np.floating], true: Indices) -> tuple[Floats, Floats, Indices]:

@@ -54,7 +54,7 @@ def test_names_every_fault_at_once_with_file_line_and_value(tmp_path: Path) -> N
     text = HEADER + "a,x,0,,\nb,1,-1,,\n,1,1,,\nc,1,1,,\nc,2,1,,\nd,1\ne,1.5,,,\nf,1,1,,\n"
     path = write(tmp_path, text)
     annotations, faults = scan_annotations(path)
-    ungraded = "; leave out photographs that were not graded"
+    ungraded = "; write NA where it was not graded"
     assert [row.image for row in annotations.rows] == ["c", "f"]
     assert faults == [
         "line 2: Retinopathy grade: expected a whole number from 0, found 'x'" + ungraded,
@@ -96,10 +96,13 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 )
 def test_edema_is_a_risk_from_a_grade_on(grade: int, positive_from: int | None, label: int | None) -> None:
     found, fault = me_label(Annotation(2, "a.jpg", 0, grade, {}), positive_from)
-    if label is None:
-        assert (found, f"found {grade} (a.jpg)" in fault) == (0, True)
-    else:
-        assert (found, fault) == (label, "")
+    assert found == label
+    assert (f"found {grade} (a.jpg)" in fault) if label is None else fault == ""
+
+
+@pytest.mark.parametrize("positive_from", [None, 2])
+def test_edema_that_was_not_graded_is_no_fault(positive_from: int | None) -> None:
+    assert me_label(Annotation(2, "a.jpg", 0, None, {}), positive_from) == (None, "")
 
 
 def test_a_long_report_is_cut() -> None:

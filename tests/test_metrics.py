@@ -322,7 +322,7 @@ def test_referral_of_me_is_judged_by_its_own_rule() -> None:
 
 def test_photographs_go_by_their_patient_where_one_is_named() -> None:
     photos = [Photo(Path(f"{i}.png"), f"{i}.png", 2, 0, i, patient=patient) for i, patient in enumerate(("p", ""))]
-    p = Predictions.of(photos, [0, 0], np.eye(5, dtype=np.float32)[:2], np.eye(2, dtype=np.float32))
+    p = Predictions.of(photos, range(5), np.eye(5, dtype=np.float32)[:2], np.eye(2, dtype=np.float32))
     assert (p.patients, p.image_names, p.me_true.tolist()) == (("p", "1.png"), ("0.png", "1.png"), [0, 1])
 
 

@@ -39,6 +39,7 @@ from retina.train.screening import screening_threshold
 from retina.train.stop import StopRequest
 from retina.train.targets import dr_targets
 from retina.train.temperature import fit_temperature, scale_head
+from retina.train.totals import Totals
 from scipy.ndimage import find_objects, label, uniform_filter
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_curve
@@ -83,7 +84,8 @@ def test_ordinal_targets_go_by_the_grades_and_not_by_their_places() -> None:
 def test_a_near_miss_costs_less_than_a_far_one() -> None:
     t = trainer()
     sure_of = torch.eye(3) * 8.0
-    losses = t._dr_losses(sure_of, torch.tensor([0, 0, 0]))
+    true, me = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2)
+    losses = [t._sums(logits[None], me, true, true)["dr_loss"] for logits in sure_of]
     assert losses[0] < losses[1] < losses[2]
 
 
@@ -142,7 +144,7 @@ def test_resumed_average_and_rates_are_those_of_a_run_never_stopped(data: DataSe
     def run(t: Trainer, stop_at: int | None = None) -> bool:
         steps = 0
 
-        def show(done: int, totals: list[float]) -> None:
+        def show(done: int, totals: Totals) -> None:
             nonlocal steps
             steps += 1
             if steps == stop_at:

@@ -108,7 +108,9 @@ def judged(checkpoint: Checkpoint, items: EvalItems) -> dict[str, Any]:
 
 def items_of(checkpoint: Checkpoint, data: DataSet, split: str) -> EvalItems:
     """A split's photographs, framed as the checkpoint's contract says."""
-    return EvalItems(data, split, DecodedFrames(data.splits[split].paths, checkpoint.contract.preprocessing))
+    contract = checkpoint.contract
+    graded = replace(data, dr_grades=contract.dr_grades)  # it may know grades that the data lack
+    return EvalItems(graded, split, DecodedFrames(data.splits[split].paths, contract.preprocessing))
 
 
 def _check_same(data: DataSet, mean: Checkpoint) -> None:

@@ -19,7 +19,7 @@ def calibration_faults(data: DataSet, contract: Contract) -> list[str]:
     valid, referable = data.splits["valid"], contract.referable_from
     is_there = {
         "ME risk": any(photo.me_label for photo in valid.photos),
-        f"DR grade of {referable} or more": any(photo.dr_grade >= referable for photo in valid.photos),
+        f"DR grade of {referable} or more": any((photo.dr_grade or 0) >= referable for photo in valid.photos),
     }
     return [
         f"{valid.annotations}: expected photographs with {what} to calibrate on, found none"

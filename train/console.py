@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from .totals import Totals
+
 Say = Callable[[str], None]
 """Called with each line to print."""
 
@@ -20,14 +22,14 @@ def epoch_line(row: dict[str, float], best_epoch: int) -> str:
     )
 
 
-def progress_bar(epoch: int, epochs: int, n: int, quiet: bool) -> Callable[[int, list[float]], None]:
+def progress_bar(epoch: int, epochs: int, n: int, quiet: bool) -> Callable[[int, Totals], None]:
     bar = tqdm(total=n, desc=f"epoch {epoch}/{epochs}", leave=False, disable=quiet or None)
 
-    def show(done: int, totals: list[float]) -> None:
-        dr_sum, dr_weights, me_sum, n_seen, dr_right, me_right = totals
+    def show(done: int, totals: Totals) -> None:
         bar.set_postfix_str(
-            f"DR loss {dr_sum / dr_weights:.3f} acc {dr_right / n_seen:.3f}  "
-            f"ME loss {me_sum / n_seen:.3f} acc {me_right / n_seen:.3f}",
+            "DR loss {dr_loss:.3f} acc {dr_accuracy:.3f}  ME loss {me_loss:.3f} acc {me_accuracy:.3f}".format_map(
+                totals.figures()
+            ),
             refresh=False,
         )
         bar.update(done)

@@ -20,6 +20,7 @@ from ..runtime.annotations import MAX_DR_GRADE, NameIndex, fault_report, me_labe
 from ..runtime.errors import AnnotationError, UsageError
 from ..runtime.folder import UTF16_MARKS
 from ..runtime.model import sha256_of
+from ..runtime.yardsticks import UNLABELLED, label_index
 from .augment import Augment, augment_with_seed, draw_seed
 from .frames import Frames
 
@@ -35,15 +36,20 @@ class Photo:
     """As written in the annotations."""
     line: int
     """Its line in annotations.csv, for error messages."""
-    dr_grade: int
-    """Original grade, 0 to 4."""
-    me_label: int
-    """0 or 1."""
+    dr_grade: int | None
+    """Original grade, 0 to 4; None if it was not graded."""
+    me_label: int | None
+    """0 or 1; None if it was not graded."""
     caption: str = ""
     source: str = ""
     """Camera or collection; empty if unknown."""
     patient: str = ""
     """Empty if unknown."""
+
+    @property
+    def me_index(self) -> int:
+        """0, 1 or ``UNLABELLED``."""
+        return label_index(self.me_label, (0, 1))
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,9 @@ class DataSet:
     dr_grades: tuple[int, ...]
     """Original grade of each DR index, in ascending order."""
 
-    def dr_index(self, grade: int) -> int:
-        return self.dr_grades.index(grade)
+    def dr_index(self, photo: Photo) -> int:
+        """Its grade's position among ``dr_grades``, or ``UNLABELLED``."""
+        return label_index(photo.dr_grade, self.dr_grades)
 
 
 def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataSet, list[str]]:
@@ -96,17 +103,22 @@ def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
         )
     faults: list[str] = []
     splits = {name: _read_split(root / name, name, me_positive_from, faults) for name in SPLITS}
-    dr_grades = tuple(sorted({photo.dr_grade for photo in splits["train"].photos}))
+    dr_grades = tuple(sorted({photo.dr_grade for photo in splits["train"].photos if photo.dr_grade is not None}))
     for name in SPLITS[1:] if dr_grades else ():
         for photo in splits[name].photos:
-            if photo.dr_grade not in dr_grades:
+            if unknown_grades([photo], dr_grades):
                 faults.append(
                     f"{splits[name].annotations}, line {photo.line}: Retinopathy grade: expected one of "
                     f"{', '.join(map(str, dr_grades))} as in train, found {photo.dr_grade} ({photo.image_name})"
                 )
-    if len(dr_grades) == 1:
+    if len(dr_grades) < 2 and splits["train"].photos:
         faults.append(f"{splits['train'].annotations}: expected two or more DR grades, found {list(dr_grades)}")
     return DataSet(root, splits, dr_grades), faults
+
+
+def unknown_grades(photos: Sequence[Photo], grades: Sequence[int]) -> list[int]:
+    """The photographs' DR grades that are not among ``grades``, in ascending order."""
+    return sorted({photo.dr_grade for photo in photos if photo.dr_grade is not None} - set(grades))
 
 
 def sound_dataset(root: Path, me_positive_from: int | None = None) -> DataSet:
@@ -145,7 +157,7 @@ def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: l
             problems.append(f"expected a photograph named {row.image!r} in {images}, found none")
         elif file in owner:
             problems.append(f"{row.image!r} means {file}, which line {owner[file]} already labels")
-        if row.dr_grade > MAX_DR_GRADE:
+        if row.dr_grade is not None and row.dr_grade > MAX_DR_GRADE:
             problems.append(f"Retinopathy grade: expected 0 to {MAX_DR_GRADE}, found {row.dr_grade} ({row.image})")
         faults += [f"{where}: {problem}" for problem in problems]
         if file is not None:
@@ -233,9 +245,9 @@ class Batch(NamedTuple):
     image: Tensor
     """(B, 3, S, S), uint8 or float32 as in ``Item``."""
     dr_index: Tensor
-    """(B,) int64"""
+    """(B,) int64, or ``UNLABELLED``."""
     me_label: Tensor
-    """(B,) int64"""
+    """(B,) int64, 0, 1 or ``UNLABELLED``."""
     filenames: list[str]
     captions: list[str]
 
@@ -260,7 +272,7 @@ class TrainItems(Dataset[Item]):
 
     def __init__(self, data: DataSet, frames: Frames, augment: Augment, seed: int) -> None:
         self.photos = data.splits["train"].photos
-        self.dr_index = [data.dr_index(photo.dr_grade) for photo in self.photos]
+        self.dr_index = [data.dr_index(photo) for photo in self.photos]
         self.frames, self.augment, self.seed = frames, augment, seed
 
     def __len__(self) -> int:
@@ -270,7 +282,7 @@ class TrainItems(Dataset[Item]):
         photo = self.photos[draw.index]
         picture = self.frames[draw.index].round().to(torch.uint8)
         picture = augment_with_seed(self.augment, picture, draw_seed(self.seed, draw.epoch, draw.position))
-        return Item(picture, self.dr_index[draw.index], photo.me_label, photo.image_name, photo.caption)
+        return Item(picture, self.dr_index[draw.index], photo.me_index, photo.image_name, photo.caption)
 
 
 class EvalItems(Dataset[Item]):
@@ -279,7 +291,7 @@ class EvalItems(Dataset[Item]):
     def __init__(self, data: DataSet, split: str, frames: Frames) -> None:
         self.photos = data.splits[split].photos
         self.dr_grades = data.dr_grades
-        self.dr_index = [data.dr_index(photo.dr_grade) for photo in self.photos]
+        self.dr_index = [data.dr_index(photo) for photo in self.photos]
         self.frames = frames
 
     def __len__(self) -> int:
@@ -287,7 +299,7 @@ class EvalItems(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         photo = self.photos[index]
-        return Item(self.frames[index].float(), self.dr_index[index], photo.me_label, photo.image_name, photo.caption)
+        return Item(self.frames[index].float(), self.dr_index[index], photo.me_index, photo.image_name, photo.caption)
 
 
 class EpochPlan(Sampler[list[Draw]]):
@@ -296,7 +308,8 @@ class EpochPlan(Sampler[list[Draw]]):
     Device r of R takes micro-batches r, r + R, ..., so that R devices with one micro-batch per step see the same as one
     device with R micro-batches per step. Left-over micro-batches, fewer than R, are dropped, because all devices must
     have the same number. ``shuffle`` visits every photograph once; ``weighted`` draws as many with replacement, each DR
-    grade equally often on average. ``start`` skips the micro-batches that an interrupted epoch has already done.
+    grade equally often on average, and photographs without a grade as often as if all were visited once. ``start``
+    skips the micro-batches that an interrupted epoch has already done.
     """
 
     def __init__(
@@ -323,7 +336,10 @@ class EpochPlan(Sampler[list[Draw]]):
         rng = np.random.default_rng([self.seed, self.epoch])
         if self.kind == "shuffle":
             return rng.permutation(n)
-        weights = 1.0 / np.bincount(self.dr_index)[self.dr_index]
+        is_graded = self.dr_index != UNLABELLED
+        counts = np.bincount(self.dr_index[is_graded])
+        weights = np.ones(n)
+        weights[is_graded] = is_graded.sum() / np.count_nonzero(counts) / counts[self.dr_index[is_graded]]
         return rng.choice(n, size=n, p=weights / weights.sum())
 
     def __len__(self) -> int:
@@ -338,6 +354,10 @@ class EpochPlan(Sampler[list[Draw]]):
 
 
 def class_weights(dr_index: Sequence[int], n_grades: int) -> Tensor:
-    """Weight of each grade, total / (K x its count), scikit-learn's "balanced": (K,) float32."""
-    counts = np.bincount(np.asarray(dr_index), minlength=n_grades)
+    """Weight of each grade, total / (K x its count), scikit-learn's "balanced": (K,) float32.
+
+    Photographs that are ``UNLABELLED`` do not count.
+    """
+    graded = [index for index in dr_index if index != UNLABELLED]
+    counts = np.bincount(np.asarray(graded), minlength=n_grades)
     return torch.tensor(counts.sum() / (n_grades * np.maximum(counts, 1)), dtype=torch.float32)

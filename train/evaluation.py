@@ -20,7 +20,7 @@ from ..runtime.errors import AnnotationError, RetinaError, UsageError
 from ..runtime.model import RetinaModel
 from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.terminal import tell
-from .data import SPLITS, Photo, sound_dataset
+from .data import SPLITS, Photo, sound_dataset, unknown_grades
 from .metrics import FIGURES, Predictions, evaluate
 
 
@@ -33,8 +33,7 @@ def score_split(model: RetinaModel, photos: tuple[Photo, ...]) -> Predictions:
         ModelFileError: the model's output is not finite.
     """
     grades = model.contract.dr_grades
-    unknown = sorted({photo.dr_grade for photo in photos} - set(grades))
-    if unknown:
+    if unknown := unknown_grades(photos, grades):
         raise UsageError(f"{model.path}: expected DR grades {list(grades)}, found {unknown} among the annotations too")
     paths = [photo.path for photo in photos]
     scores = list(tqdm(model.score(paths), total=len(paths), unit="photo", leave=False, disable=None))
@@ -43,7 +42,7 @@ def score_split(model: RetinaModel, photos: tuple[Photo, ...]) -> Predictions:
     found = [scored.prediction for scored in scores if scored.prediction is not None]
     return Predictions.of(
         photos,
-        [grades.index(photo.dr_grade) for photo in photos],
+        grades,
         dr_probs=np.array([[p.dr_probs[grade] for grade in grades] for p in found], np.float32),
         me_probs=np.array([[1.0 - p.me_prob, p.me_prob] for p in found], np.float32),
     )

@@ -23,7 +23,9 @@ def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor) -> dict[
         name: {
             "photographs": len(split.photos),
             "dr_grades": {str(g): sum(p.dr_grade == g for p in split.photos) for g in survey.data.dr_grades},
-            "me_risk": sum(p.me_label for p in split.photos),
+            "me_risk": sum(p.me_label == 1 for p in split.photos),
+            "without_dr_grade": sum(p.dr_grade is None for p in split.photos),
+            "without_me_label": sum(p.me_label is None for p in split.photos),
         }
         for name, split in survey.data.splits.items()
     }

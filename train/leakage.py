@@ -99,7 +99,7 @@ def _leak(kind: Literal["same bytes", "near-identical"], a: str, photo_a: Photo,
         (name, getattr(photo_a, field), getattr(photo_b, field))
         for name, field in (("DR grade", "dr_grade"), ("ME risk", "me_label"))
     ]
-    conflict = ", ".join(f"{name} {x} and {y}" for name, x, y in labels if x != y)
+    conflict = ", ".join(f"{name} {x} and {y}" for name, x, y in labels if None not in (x, y) and x != y)
     return Leak(kind, f"{a}/{photo_a.image_name}", f"{b}/{photo_b.image_name}", conflict=conflict)
 
 

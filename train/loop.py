@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from ..runtime.contract import HEADS
 from ..runtime.errors import ModelFileError, NonFiniteLossError
+from ..runtime.yardsticks import UNLABELLED
 from .augment import draw_seed
 from .checkpoint import save_tensors
 from .config import TrainConfig
@@ -29,6 +30,7 @@ from .metrics import Predictions, epoch_scores
 from .model import RetinaNet, read_state_dict
 from .stop import StopRequest
 from .targets import dr_targets
+from .totals import Totals
 
 UNFROZEN_RATE = 0.1
 """Factor on the backbone's learning rate once ``--unfreeze-epoch`` has unfrozen all of it."""
@@ -36,7 +38,7 @@ WEIGHT_DECAY = 0.02
 """Weight decay of ``--optimizer adamw``."""
 WARM_UP = 0.05
 """Share of the training over which ``--schedule cosine`` raises the rates to their full value."""
-_RESUME_KIND = "retina-edge resume state"
+_RESUME_KIND = "retina-edge resume state 2"
 Used = TypeVar("Used")
 
 
@@ -48,9 +50,8 @@ class Progress:
     """The current epoch, from 1."""
     batch: int = 0
     """Number of its micro-batches that are done, on each device."""
-    totals: list[float] = field(default_factory=lambda: [0.0] * 6)
-    """Sums over the current epoch so far: weighted DR loss, DR weights, ME loss, photographs, correct DR grades,
-    correct ME labels."""
+    totals: Totals = field(default_factory=Totals)
+    """Of the current epoch so far."""
     seconds: float = 0.0
     """Training time of the current epoch."""
     best_score: float = -1.0
@@ -116,17 +117,17 @@ class Trainer:
         self.net.set_frozen(frozen)
         self.model = self.fabric.setup_module(self.net, move_to_device=False)
 
-    def loss(self, batch: Batch, dr_total: Tensor, n_total: Tensor, totals: Tensor) -> Tensor:
+    def loss(self, batch: Batch, dr_total: Tensor, me_total: Tensor, totals: Tensor) -> Tensor:
         """One micro-batch's share of the step's loss: w1 x DR cross-entropy + w2 x ME cross-entropy, a scalar.
 
         The sums over the micro-batch are divided by the totals of the whole step, so that accumulated and sharded
-        steps equal those of a larger batch.
+        steps equal those of a larger batch. A photograph without a label for a head adds nothing to that head's loss.
 
         Args:
             batch: of B photographs.
-            dr_total: sum of the DR weights over the whole step.
-            n_total: number of photographs in the whole step.
-            totals: (6,), to which this batch's share of ``Progress.totals`` is added.
+            dr_total: sum of the DR weights over the whole step, above 0.
+            me_total: number of ME labels in the whole step, above 0.
+            totals: (7,), to which this batch's share of ``Totals`` is added.
 
         Raises:
             NonFiniteLossError: the loss is infinite or NaN.
@@ -134,16 +135,10 @@ class Trainer:
         dr_true = batch.dr_index.to(self.fabric.device)
         me_true = batch.me_label.to(self.fabric.device)
         dr_logits, me_logits = self.model(self._network_input(batch.image))  # (B, K), (B, 2)
-        dr_loss = (self.dr_weights[dr_true] * self._dr_losses(dr_logits, dr_true)).sum()
-        me_loss = F.cross_entropy(me_logits, me_true, reduction="sum")
-        with torch.no_grad():
-            totals[0] += dr_loss
-            totals[1] += self.dr_weights[dr_true].sum()
-            totals[2] += me_loss
-            totals[3] += len(dr_true)
-            totals[4] += (dr_logits.argmax(1) == dr_true).sum()
-            totals[5] += (me_logits.argmax(1) == me_true).sum()
-        loss = self.config.dr_weight * dr_loss / dr_total + self.config.me_weight * me_loss / n_total
+        sums = self._sums(dr_logits, me_logits, dr_true, me_true)
+        dr_loss, me_loss = sums["dr_loss"], sums["me_loss"]
+        totals += torch.stack([sums[name] for name in Totals._fields]).detach()
+        loss = self.config.dr_weight * dr_loss / dr_total + self.config.me_weight * me_loss / me_total
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
                 f"epoch {self.progress.epoch}: expected a finite loss, found DR {dr_loss.item():.4g} and "
@@ -152,9 +147,24 @@ class Trainer:
             )
         return loss
 
-    def _dr_losses(self, dr_logits: Tensor, dr_true: Tensor) -> Tensor:
-        """Cross-entropy of each photograph with its grade's target distribution, without the grades' weights: (N,)."""
-        return F.cross_entropy(dr_logits.float(), self.dr_targets[dr_true], reduction="none")
+    def _sums(self, dr_logits: Tensor, me_logits: Tensor, dr_true: Tensor, me_true: Tensor) -> dict[str, Tensor]:
+        """The parts of ``Totals`` of N photographs, scalars, from logits (N, K) and (N, 2) and labels (N,)."""
+        # Cross-entropy with each grade's target distribution; the target of UNLABELLED has a weight of 0.
+        dr_losses = F.cross_entropy(dr_logits.float(), self.dr_targets[dr_true], reduction="none")
+        weights = self._weights(dr_true)
+        return {
+            "dr_loss": (weights * dr_losses).sum(),
+            "dr_weights": weights.sum(),
+            "dr_right": (dr_logits.argmax(1) == dr_true).sum(),
+            "dr_labelled": (dr_true != UNLABELLED).sum(),
+            "me_loss": F.cross_entropy(me_logits, me_true, reduction="sum", ignore_index=UNLABELLED),
+            "me_right": (me_logits.argmax(1) == me_true).sum(),
+            "me_labelled": (me_true != UNLABELLED).sum(),
+        }
+
+    def _weights(self, dr_true: Tensor) -> Tensor:
+        """Weight of each photograph in the DR loss: (N,) float32, 0 without a grade."""
+        return torch.where(dr_true == UNLABELLED, 0.0, self.dr_weights[dr_true])
 
     def _network_input(self, image: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 or float32 in [0, 255] -> normalised float32 on the device, in channels-last memory."""
@@ -162,7 +172,7 @@ class Trainer:
         return self.normalize(image.float()).contiguous(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
     def train_epoch(
-        self, loader: DataLoader[Batch], stop: StopRequest, show: Callable[[int, list[float]], None], n_batches: int
+        self, loader: DataLoader[Batch], stop: StopRequest, show: Callable[[int, Totals], None], n_batches: int
     ) -> bool:
         """Train to the end of the current epoch of ``n_batches`` micro-batches per device, or to a requested stop.
 
@@ -181,21 +191,22 @@ class Trainer:
         fabric, progress = self.fabric, self.progress
         start = perf_counter()
         totals = torch.tensor(progress.totals, dtype=torch.float64, device="cpu")
-        running = torch.zeros(6, device=fabric.device)
+        running = torch.zeros_like(totals, dtype=torch.float32, device=fabric.device)
         stopped = False
         self.model.train()
         for step in steps(loader, self.config.accumulate):
             self._set_rates(progress.batch / n_batches)
-            labels = torch.cat([batch.dr_index for batch in step]).to(fabric.device)
-            counted = torch.stack(
-                [self.dr_weights[labels].sum(), torch.tensor(float(len(labels)), device=fabric.device)]
-            )
-            dr_total, n_total = fabric.all_reduce(counted, reduce_op="sum")
+            dr_true = torch.cat([batch.dr_index for batch in step]).to(fabric.device)
+            me_true = torch.cat([batch.me_label for batch in step]).to(fabric.device)
+            counted = torch.stack([self._weights(dr_true).sum(), (me_true != UNLABELLED).sum()])
+            counted = fabric.all_reduce(counted, reduce_op="sum")  # type: ignore[assignment]
+            # Without a label the sum to divide is 0 as well.
+            dr_total, me_total = torch.where(counted == 0, 1.0, counted)
             for i, batch in enumerate(step):
                 self._seed_dropout(progress.batch + i)
                 with fabric.no_backward_sync(self.model, enabled=i < len(step) - 1):
                     # DDP averages gradients over devices, but these losses are already shares of one sum.
-                    fabric.backward(self.loss(batch, dr_total, n_total, running) * fabric.world_size)
+                    fabric.backward(self.loss(batch, dr_total, me_total, running) * fabric.world_size)
             self.optimizer.step()
             self.optimizer.zero_grad()
             if self.average is not None:
@@ -203,7 +214,7 @@ class Trainer:
             progress.batch += len(step)
             totals += running.cpu().double()
             running.zero_()
-            progress.totals = totals.tolist()
+            progress.totals = Totals(*totals.tolist())
             show(len(step), progress.totals)
             stopped = stop.agreed(fabric)
             if stopped:
@@ -240,12 +251,12 @@ class Trainer:
             if buffer.is_floating_point():
                 buffer.copy_(self.fabric.all_reduce(buffer, reduce_op="mean"))
 
-    def summed_totals(self) -> list[float]:
+    def summed_totals(self) -> Totals:
         """The epoch's totals over all devices."""
         if self.fabric.world_size == 1:
             return self.progress.totals
         totals = torch.tensor(self.progress.totals, device=self.fabric.device)
-        return self.fabric.all_reduce(totals, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        return Totals(*self.fabric.all_reduce(totals, reduce_op="sum").tolist())  # type: ignore[union-attr]
 
     @torch.inference_mode()
     def predict(self, loader: DataLoader[Batch], n: int) -> tuple[Tensor, Tensor]:
@@ -276,13 +287,17 @@ class Trainer:
         dr_logits, me_logits = dr_logits.to(device), me_logits.to(device)
         dr_true = torch.from_numpy(predictions.dr_true).to(device)
         me_true = torch.from_numpy(predictions.me_true).to(device)
-        weights = self.dr_weights[dr_true]
-        dr_loss = ((weights * self._dr_losses(dr_logits, dr_true)).sum() / weights.sum()).item()
-        me_loss = F.cross_entropy(me_logits, me_true).item()
-        loss = self.config.dr_weight * dr_loss + self.config.me_weight * me_loss
+        sums = self._sums(dr_logits, me_logits, dr_true, me_true)
         trained = [head for head in HEADS if {"dr": self.config.dr_weight, "me": self.config.me_weight}[head]]
-        scores = epoch_scores(predictions, items.dr_grades, trained)
-        return {"loss": loss, "dr_loss": dr_loss, "me_loss": me_loss, **scores}
+        figures = self._figures(Totals(**{name: value.item() for name, value in sums.items()}))
+        return figures | epoch_scores(predictions, items.dr_grades, trained)
+
+    def train_figures(self) -> dict[str, float]:
+        """Losses and accuracies of the epoch's training photographs as they were trained on."""
+        return self._figures(self.summed_totals())
+
+    def _figures(self, totals: Totals) -> dict[str, float]:
+        return {"loss": totals.loss(self.config.dr_weight, self.config.me_weight), **totals.figures()}
 
     def unfreeze(self) -> None:
         """Unfreeze the whole backbone, whose rate falls to a tenth (``UNFROZEN_RATE``)."""
@@ -296,11 +311,11 @@ class Trainer:
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "progress": vars(self.progress),
+            "progress": {**vars(self.progress), "totals": list(self.progress.totals)},
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.progress = Progress(**state["progress"])
+        self.progress = _progress_in(state)
         if self._is_open(self.progress.epoch, started=self.progress.batch > 0):
             self._wrap(frozen=False)
         self.net.load_state_dict(state["net"])
@@ -322,7 +337,7 @@ def fit(
     resume_file: Path,
     on_best: Callable[[dict[str, float]], None],
     on_epoch: Callable[[list[dict[str, float]]], None],
-    show_epoch: Callable[[int, int], Callable[[int, list[float]], None]],
+    show_epoch: Callable[[int, int], Callable[[int, Totals], None]],
 ) -> bool:
     """Train to the end of the last epoch.
 
@@ -359,11 +374,12 @@ def fit(
             plan.epoch, plan.start = progress.epoch, progress.batch
             if trainer.train_epoch(train_batches, stop, show_epoch(progress.epoch, len(plan)), plan.n_batches):
                 # When resumed, each device continues from an equal share of the sum.
-                progress.totals = [total / fabric.world_size for total in trainer.summed_totals()]
+                progress.totals = Totals(*(total / fabric.world_size for total in trainer.summed_totals()))
                 save_resume(trainer, resume_file)
                 return False
 
-            row = {"epoch": progress.epoch, **_train_row(trainer)}
+            row: dict[str, float] = {"epoch": progress.epoch}
+            row |= {f"train_{name}": value for name, value in trainer.train_figures().items()}
             valid = trainer.judge(valid_items, valid_batches)
             if not math.isfinite(valid["loss"]):
                 raise NonFiniteLossError(
@@ -381,24 +397,12 @@ def fit(
                 progress.best_score, progress.best_epoch = valid["score"], progress.epoch
                 on_best(row)
             progress.epoch += 1
-            progress.batch, progress.totals, progress.seconds = 0, [0.0] * 6, 0.0
+            progress.batch, progress.totals, progress.seconds = 0, Totals(), 0.0
             save_resume(trainer, resume_file)
             on_epoch(progress.history)
             if stop.agreed(fabric):  # requested during the evaluation on valid
                 return False
     return True
-
-
-def _train_row(trainer: Trainer) -> dict[str, float]:
-    dr_sum, dr_weights, me_sum, n, dr_right, me_right = trainer.summed_totals()
-    dr_loss, me_loss = dr_sum / dr_weights, me_sum / n
-    return {
-        "train_loss": trainer.config.dr_weight * dr_loss + trainer.config.me_weight * me_loss,
-        "train_dr_loss": dr_loss,
-        "train_me_loss": me_loss,
-        "train_dr_accuracy": dr_right / n,
-        "train_me_accuracy": me_right / n,
-    }
 
 
 def save_resume(trainer: Trainer, file: Path) -> None:
@@ -421,7 +425,11 @@ def saved_progress(file: Path) -> Progress:
     Raises:
         ModelFileError: the file is damaged or not a resume state.
     """
-    return _with_resume(file, lambda state: Progress(**state["progress"]))
+    return _with_resume(file, _progress_in)
+
+
+def _progress_in(state: dict[str, Any]) -> Progress:
+    return Progress(**{**state["progress"], "totals": Totals(*state["progress"]["totals"])})
 
 
 def _with_resume(file: Path, use: Callable[[dict[str, Any]], Used]) -> Used:
@@ -445,4 +453,4 @@ def steps(loader: Iterable[Batch], accumulate: int) -> Iterator[list[Batch]]:
 
 def as_predictions(items: EvalItems, dr_logits: Tensor, me_logits: Tensor) -> Predictions:
     """Predictions from logits (N, K) and (N, 2) on the CPU, in the order of ``items``."""
-    return Predictions.of(items.photos, items.dr_index, dr_logits.softmax(1).numpy(), me_logits.softmax(1).numpy())
+    return Predictions.of(items.photos, items.dr_grades, dr_logits.softmax(1).numpy(), me_logits.softmax(1).numpy())

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..runtime import yardsticks
 from ..runtime.contract import HEADS, Contract, Head, decide
 from ..runtime.output_file import write_text_atomically
-from ..runtime.yardsticks import Floats, Indices
+from ..runtime.yardsticks import UNLABELLED, Floats, Indices, label_index
 
 if TYPE_CHECKING:
     from .data import Photo  # imports torch, which the metrics do not need
@@ -56,6 +56,7 @@ _WHY_UNDEFINED = {
     "sensitivity": "no photograph with the condition",
     "specificity": "no photograph without the condition",
 }
+_NO_LABEL = "no photograph has a label"
 
 UNKNOWN = "unknown"
 """Name of the source of photographs whose annotations give none."""
@@ -63,7 +64,10 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's probabilities and the true labels of one split's N photographs, in the split's order."""
+    """A model's probabilities and the true labels of one split's N photographs, in the split's order.
+
+    A label that was not given is ``UNLABELLED``; every figure of its head leaves the photograph out.
+    """
 
     image_names: tuple[str, ...]
     paths: tuple[str, ...]
@@ -84,23 +88,23 @@ class Predictions:
     def of(
         cls,
         photos: Sequence[Photo],
-        dr_true: Sequence[int],
+        dr_grades: Sequence[int],
         dr_probs: NDArray[np.float32],
         me_probs: NDArray[np.float32],
     ) -> Predictions:
         """Predictions for N annotated photographs.
 
         Args:
-            photos: the photographs, for everything but the DR grades.
-            dr_true: (N,) their DR grades as indices.
+            photos: the photographs.
+            dr_grades: (K,) the original grade of each DR index; those of the photographs are among them.
             dr_probs: (N, K) in [0, 1].
             me_probs: (N, 2) in [0, 1].
         """
         return cls(
             image_names=tuple(photo.image_name for photo in photos),
             paths=tuple(str(photo.path) for photo in photos),
-            dr_true=np.array(dr_true, np.int64),
-            me_true=np.array([photo.me_label for photo in photos], np.int64),
+            dr_true=np.array([label_index(photo.dr_grade, dr_grades) for photo in photos], np.int64),
+            me_true=np.array([photo.me_index for photo in photos], np.int64),
             dr_probs=dr_probs,
             me_probs=me_probs,
             sources=tuple(photo.source for photo in photos),
@@ -139,8 +143,9 @@ class Decisions:
     me_pred: Indices
     """0 or 1."""
     referable_true: Indices
+    """0 or 1: whether DR is referable by the true grade; ``UNLABELLED`` without one."""
     referable_pred: Indices
-    """0 or 1: whether DR is referable, by the true grade and by the contract's rule."""
+    """0 or 1: whether DR is referable by the contract's rule."""
     referable_prob: Floats
     """Summed probability of the referable grades, in [0, 1]."""
     referable_me_pred: Indices
@@ -155,7 +160,7 @@ class Decisions:
             contract.dr_grades,
             np.array([index_of[d.grade] for d in made], np.int64),
             np.array([d.me_risk for d in made], np.int64),
-            is_referable[p.dr_true],
+            np.where(p.dr_true == UNLABELLED, UNLABELLED, is_referable[p.dr_true]),
             np.array([d.referable for d in made], np.int64),
             np.array([d.referable_prob for d in made], np.float64),
             np.array([d.referable_me for d in made], np.int64),
@@ -168,26 +173,39 @@ def epoch_scores(p: Predictions, dr_grades: Sequence[int], heads: Collection[Hea
     ``score`` selects the best checkpoint: the mean of DR accuracy, DR quadratic weighted kappa, ME accuracy and ME AUC,
     or of those of ``heads`` alone, which are trained. Each head thus counts half, with a finer measure beside accuracy,
     which changes only by whole photographs. A figure that is undefined because only one class occurs counts as chance:
-    kappa 0, AUC 0.5.
+    kappa 0, AUC 0.5. A head for which no photograph has a label does not count, and its figures are NaN.
     """
     dr_pred = p.dr_probs.argmax(axis=1)
     me_auc = float(yardsticks.auc(p.me_true, p.me_probs[:, 1], np.ones((1, p.me_true.size)))[0])
     scores = {
-        "dr_accuracy": float((dr_pred == p.dr_true).mean()),
+        "dr_accuracy": accuracy(p.dr_true, dr_pred),
         "dr_kappa": quadratic_kappa(p.dr_true, dr_pred, dr_grades),
-        "me_accuracy": float((p.me_probs.argmax(axis=1) == p.me_true).mean()),
+        "me_accuracy": accuracy(p.me_true, p.me_probs.argmax(axis=1)),
         "me_auc": 0.5 if math.isnan(me_auc) else me_auc,
     }
-    judged = [value for name, value in scores.items() if name.partition("_")[0] in heads]
+    for name in scores:
+        if math.isnan(scores[f"{_head_of(name)}_accuracy"]):
+            scores[name] = math.nan
+    judged = [value for name, value in scores.items() if _head_of(name) in heads and not math.isnan(value)]
     scores["score"] = sum(judged) / len(judged)
     return scores
+
+
+def _head_of(name: str) -> str:
+    return name.partition("_")[0]
+
+
+def accuracy(true: Indices, pred: Indices) -> float:
+    """Share of the photographs with a true label whose prediction is that label, in [0, 1]; NaN if none has one."""
+    known = true != UNLABELLED
+    return float((true == pred)[known].mean()) if known.any() else math.nan
 
 
 def quadratic_kappa(true: Indices, pred: Indices, values: Sequence[int]) -> float:
     """Cohen's kappa with quadratic weights, in [-1, 1]; 0 if all true and predicted grades are the same one.
 
     Args:
-        true: (N,) indices into ``values``.
+        true: (N,) indices into ``values``, or ``UNLABELLED``.
         pred: (N,) indices into ``values``.
         values: (K,) the original grade of each index.
     """
@@ -208,7 +226,7 @@ def evaluate(p: Predictions, contract: Contract, *, n_bootstrap: int = 1000, see
     Returns:
         ``{"all": body, "sources": {source: body}, "bootstrap": {...}}`` of JSON values, without sources if all
         photographs are from one. A body has ``n``, ``patients`` and an entry each for ``dr``, ``me``, ``referable_dr``
-        and ``referable_me``.
+        and ``referable_me``; ``n`` of ``dr`` and ``me`` is the number of photographs with that label.
     """
     return {
         "all": _body(p, contract, n_bootstrap, seed),
@@ -247,7 +265,12 @@ def classification_report(p: Predictions, contract: Contract) -> str:
         ("Diabetic retinopathy grade", p.dr_true, decisions.dr_pred, [str(grade) for grade in contract.dr_grades]),
         ("Risk of macular edema", p.me_true, decisions.me_pred, list(contract.me_labels)),
     ):
-        body = table(true, pred, labels=range(len(labels)), target_names=labels, digits=3, zero_division=0)
+        known = true != UNLABELLED
+        body = "No photograph has a label.\n"
+        if known.any():
+            body = table(
+                true[known], pred[known], labels=range(len(labels)), target_names=labels, digits=3, zero_division=0
+            )
         parts.append(f"{title}\n\n{body}")
     return "\n".join(parts)
 
@@ -260,21 +283,25 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
     body["referable_dr"] = {
         "from_grade": contract.referable_from,
         "threshold": contract.thresholds["referable_dr"].threshold,
-        "positives": int(decisions.referable_true.sum()),
+        "positives": int((decisions.referable_true == 1).sum()),
     }
     body["referable_me"] = {
         "threshold": contract.thresholds["referable_me"].threshold,
-        "positives": int(p.me_true.sum()),
+        "positives": int((p.me_true == 1).sum()),
     }
     for (task, name), value in _figures(p, decisions, weights).items():
-        why = _WHY_UNDEFINED.get(name, "no photographs")
-        body[task][name] = _with_interval(float(value[0]), resampled[task, name], body["patients"], why)
+        true = p.me_true if task in ("me", "referable_me") else p.dr_true
+        patients = {patient for patient, label in zip(p.patients, true, strict=True) if label != UNLABELLED}
+        why = _WHY_UNDEFINED.get(name, "") if patients else _NO_LABEL
+        body[task][name] = _with_interval(float(value[0]), resampled[task, name], len(patients), why)
     for task, probs, true, pred, labels in (
         ("dr", p.dr_probs, p.dr_true, decisions.dr_pred, [str(grade) for grade in contract.dr_grades]),
         ("me", p.me_probs, p.me_true, decisions.me_pred, list(contract.me_labels)),
     ):
-        chance = yardsticks.calibration_chance(probs, n_bootstrap, seed)
-        body[task]["calibration_chance"] = _with_interval(float(chance.mean()), chance, body["n"], "no photographs")
+        known = true != UNLABELLED
+        body[task]["n"] = int(known.sum())
+        chance = yardsticks.calibration_chance(probs[known], n_bootstrap, seed)
+        body[task]["calibration_chance"] = _with_interval(float(chance.mean()), chance, body[task]["n"], _NO_LABEL)
         counts = yardsticks.confusion(true, pred, len(labels), weights)[0]
         body[task]["labels"] = labels
         body[task]["confusion_matrix"] = counts.astype(int).tolist()

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..runtime import yardsticks
 from ..runtime.contract import Contract
-from ..runtime.yardsticks import Floats, Indices
+from ..runtime.yardsticks import UNLABELLED, Floats, Indices
 from .figure import BLUE, GREEN, GREY, ORANGE, write_png
 from .metrics import Decisions, Predictions
 
@@ -100,10 +100,12 @@ def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_p
             (axes[0, 0], p.me_true, decisions.me_pred, p.me_probs[:, 1].astype(np.float64)),
             (axes[0, 1], decisions.referable_true, decisions.referable_pred, decisions.referable_prob),
         ):
-            if np.unique(true).size < 2:
-                ax.plot([], [], dash, color=colour, label=f"{split}: one class only")
+            known = true[true != UNLABELLED]
+            if np.unique(known).size < 2:
+                why = "one class only" if known.size else "no labels"
+                ax.plot([], [], dash, color=colour, label=f"{split}: {why}")
                 continue
-            false_positive, true_positive = roc_points(true, score)
+            false_positive, true_positive = roc_points(known, score[true != UNLABELLED])
             area = yardsticks.auc(true, score, np.ones((1, true.size)))[0]
             ax.plot(false_positive, true_positive, dash, color=colour, label=f"{split}: AUC {area:.3f}")
             points = [(pred, "o"), *([(decisions.referable_me_pred, "s")] if ax is axes[0, 0] else [])]
@@ -145,12 +147,18 @@ def reliability_diagrams(p: Predictions, out_png: Path) -> None:
     ):
         n, confidence, right = yardsticks.reliability(probs, true)
         error = yardsticks.calibration_error(probs, true, np.ones((1, true.size)))[0]
-        ax.bar(
-            (np.arange(n.size) + 0.5) * width, n / n.sum(), width * 0.92, color="#cccccc", label="share of photographs"
-        )
+        shares = n / max(n.sum(), 1)
+        ax.bar((np.arange(n.size) + 0.5) * width, shares, width * 0.92, color="#cccccc", label="share of photographs")
         ax.plot([0, 1], [0, 1], color=GREY, lw=0.8, label="perfect calibration")
         filled = n > 0
-        ax.plot(confidence[filled], right[filled], "o-", color=BLUE, ms=4, label=f"model (ECE {error:.3f})")
+        ax.plot(
+            confidence[filled],
+            right[filled],
+            "o-",
+            color=BLUE,
+            ms=4,
+            label=f"model (ECE {error:.3f})" if n.any() else "no labels",
+        )
         ax.set(title=title, xlabel="confidence in the chosen answer", ylabel="share right", xlim=(0, 1), ylim=(0, 1.02))
         ax.set_aspect("equal")
         ax.legend(loc="upper left", fontsize=8)

@@ -20,7 +20,7 @@ from ..runtime.errors import RetinaError
 from ..runtime.output_file import write_text_atomically
 from ..runtime.panel import percent
 from ..runtime.picture import decode
-from ..runtime.yardsticks import CALIBRATION_BINS
+from ..runtime.yardsticks import CALIBRATION_BINS, UNLABELLED
 from . import plots
 from .checkpoint import current_versions
 from .flat import flatten
@@ -67,7 +67,7 @@ def worst_mistakes(p: Predictions, contract: Contract, limit: int = MISTAKES_SHO
     ):
         distance = np.abs(np.array(values)[pred] - np.array(values)[true])
         confidence = probs[np.arange(true.size), pred]
-        order = [i for i in np.lexsort((-confidence, -distance)) if distance[i] > 0]
+        order = [i for i in np.lexsort((-confidence, -distance)) if distance[i] > 0 and true[i] != UNLABELLED]
         worst[task] = [
             Mistake(p.image_names[i], p.paths[i], p.sources[i], labels[pred[i]], labels[true[i]], float(confidence[i]))
             for i in order[:limit]
@@ -192,6 +192,9 @@ def _figures_table(figures: Mapping[str, Any]) -> str:
     bodies = [figures["all"], *figures["sources"].values()]
     rows = [["photographs", *(str(body["n"]) for body in bodies)]]
     rows += [["patients", *(str(body["patients"]) for body in bodies)]]
+    for head, title in (("dr", "with a DR grade"), ("me", "with an ME label")):
+        if any(body[head]["n"] < body["n"] for body in bodies):
+            rows.append([title, *(str(body[head]["n"]) for body in bodies)])
     for task, name, title in FIGURES:
         rows.append([title, *(_cell(body[task][name]) for body in bodies)])
     return _table(
@@ -210,8 +213,9 @@ def _cell(figure: Mapping[str, Any]) -> str:
 def _source_note(figures: Mapping[str, Any]) -> str:
     """The share of ME risk in each source, from which a model that only recognises the camera would profit."""
     shares = {
-        source: sum(c["support"] for c in body["me"]["classes"][1:]) / body["n"]
+        source: sum(c["support"] for c in body["me"]["classes"][1:]) / body["me"]["n"]
         for source, body in figures["sources"].items()
+        if body["me"]["n"]
     }
     if not shares:
         return ""
@@ -227,8 +231,8 @@ def _counts_table(predictions: Mapping[str, Predictions], contract: Contract) ->
     for split, whole in predictions.items():
         parts = {split: whole, **{f"{split}, {name}": whole.of_source(name) for name in whole.named_sources}}
         for name, p in parts.items():
-            grades = np.bincount(p.dr_true, minlength=len(contract.dr_grades))
-            risks = np.bincount(p.me_true, minlength=2)
+            grades = [np.count_nonzero(p.dr_true == index) for index in range(len(contract.dr_grades))]
+            risks = [np.count_nonzero(p.me_true == index) for index in range(2)]
             numbers = [p.dr_true.size, len(set(p.patients)), *grades, *risks]
             rows.append([escape(name), *(f"{number:d}" for number in numbers)])
     grades_head = [f"DR {grade}" for grade in contract.dr_grades]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..runtime.contract import Contract, Rule
 from ..runtime.errors import UsageError
+from ..runtime.yardsticks import UNLABELLED
 from .metrics import Decisions, Predictions
 
 SENSITIVITY = 0.90
@@ -21,7 +22,7 @@ def screening_threshold(true: NDArray[np.integer], prob: NDArray[np.floating]) -
     """The threshold with the highest specificity among those with a sensitivity of at least ``SENSITIVITY``.
 
     Args:
-        true: (N,) 0 or 1.
+        true: (N,) 0 or 1; ``UNLABELLED`` photographs are left out.
         prob: (N,) in [0, 1]; at or above the threshold means yes.
 
     Returns:
@@ -35,7 +36,7 @@ def screening_threshold(true: NDArray[np.integer], prob: NDArray[np.floating]) -
     if positives.size == 0:
         raise UsageError("expected photographs with the condition in valid, to find a screening threshold, found none")
     last_found = float(positives[math.ceil(SENSITIVITY * positives.size) - 1])
-    below = prob[prob < last_found]
+    below = prob[(prob < last_found) & (true != UNLABELLED)]
     return (last_found + (float(below.max()) if below.size else 0.0)) / 2
 
 

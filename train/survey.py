@@ -16,6 +16,7 @@ from .config import TrainConfig
 from .console import Say
 from .data import SPLITS, DataSet, fingerprint, read_dataset
 from .frames import Frames, Look, look_through
+from .labels import label_faults, label_notes
 from .leakage import Leak, find_copies, find_leaks, unnamed_patients
 
 
@@ -81,6 +82,7 @@ def survey_data(
         faults += [
             f"{where}, line {p.line}: {look.fault}" for p, look in zip(photos, looks[name], strict=True) if look.fault
         ]
+    faults += label_faults(data, config)
     if config.calibrate == "valid":
         faults += calibration_faults(data, Contract())
     leaks = find_leaks(data, looks)
@@ -93,13 +95,8 @@ def survey_data(
         raise AnnotationError(fault_report(data.root, faults, "nothing was trained. Fix and run again"))
     counts = ", ".join(f"{name} {len(data.splits[name].photos)}" for name in SPLITS)
     say(f"Photographs: {counts}. DR grades {list(data.dr_grades)}.")
-    if len(me_labels := {photo.me_label for photo in data.splits["train"].photos}) == 1:
-        say(
-            f"Warning: {data.splits['train'].annotations}: every ME label is {me_labels.pop()}; no risk can be learnt. "
-            "What the model will say about ME means nothing; with --me-weight 0 it does not help to choose the epoch."
-        )
-    if data.dr_grades[-1] < (referable := Contract().referable_from):
-        say(f"Warning: {data.splits['train'].annotations}: no DR grade is {referable} or more; nobody will be referred")
+    for note in label_notes(data):
+        say(note)
     if note := unnamed_patients(data):
         say(f"Note: {note}")
     for leak in leaks + twice:

@@ -6,24 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..runtime.yardsticks import UNLABELLED
+
 
 def fit_temperature(logits: Tensor, true: Tensor) -> float:
     """The temperature that minimises the cross-entropy of ``logits / temperature`` (Guo et al. 2017).
 
     Args:
         logits: (N, K) of photographs that were not trained on.
-        true: (N,) int64, their classes.
+        true: (N,) int64, their classes, or ``UNLABELLED``.
 
     Returns:
         a number from 0.05 to 20; above 1 if the network was overconfident. If all answers are right by a wide margin,
         any temperature fits, and 1 is kept.
     """
     log_temperature = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [log_temperature], max_iter=100, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(logits.double() / log_temperature.exp(), true)
+        loss = F.cross_entropy(logits.double() / log_temperature.exp(), true, ignore_index=UNLABELLED)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

@@ -1,0 +1,448 @@
+"""Photographs that were graded for one of the two diseases: each head learns from and is judged on its own labels."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner, Result
+from eyes import eye, write_annotations, write_set
+from hypothesis import given
+from hypothesis import strategies as st
+from retina.export.gate import judge
+from retina.runtime import cli as score_cli
+from retina.runtime import yardsticks
+from retina.runtime.annotations import scan_annotations
+from retina.runtime.contract import Contract
+from retina.runtime.yardsticks import UNLABELLED
+from retina.train import cli as train_cli
+from retina.train import evaluation, plots
+from retina.train.calibration import calibration_faults
+from retina.train.config import TrainConfig
+from retina.train.data import Batch, DataSet, EpochPlan, class_weights, read_dataset
+from retina.train.device import make_fabric
+from retina.train.frames import look_through
+from retina.train.framing import Normalize
+from retina.train.labels import label_faults, label_notes
+from retina.train.leakage import find_copies
+from retina.train.loader import make_loader
+from retina.train.loop import Trainer
+from retina.train.metrics import Decisions, Predictions, classification_report, epoch_scores, evaluate
+from retina.train.model import RetinaNet
+from retina.train.report import worst_mistakes
+from retina.train.screening import screening_rules, screening_threshold
+from retina.train.stop import StopRequest
+from retina.train.temperature import fit_temperature
+from small_backbone import RESNET10
+from small_set import SMALL, items
+from tiny_model import CONTRACT, write_tiny_model
+from without_pictures import replace_pictures
+
+NA = "NA"
+HEADER = "Image name,Retinopathy grade,Risk of macular edema\n"
+RECIPE = TrainConfig("", batch_size=4, image_size=32, backbone=RESNET10, workers=0, precision="fp32", weights="none")
+
+
+def relabel(folder: Path, dr: Sequence[object], me: Sequence[object]) -> None:
+    """Give the photographs of a split other labels."""
+    write_annotations(
+        folder, [[f"eye_{n}.jpg", *labels, "", "", ""] for n, labels in enumerate(zip(dr, me, strict=True))]
+    )
+
+
+def partial_set(root: Path) -> DataSet:
+    """Twelve training photographs, of which four lack the DR grade and four the ME label, and six in valid and test."""
+    write_set(root, train=[0] * 12, others=[0] * 6)
+    relabel(root / "train", [0, 1, 2, NA, 0, NA, 2, 1, NA, 0, 2, NA], [NA, 0, 1, 1, 0, 0, NA, NA, 1, 0, NA, 1])
+    for seed, name in enumerate(("valid", "test")):
+        labels = [0, 1, 2, NA, 2, 0][seed:] + [1] * seed
+        relabel(root / name, labels, [0, NA, 1, 1, NA, 0])
+    data, faults = read_dataset(root)
+    assert faults == []
+    return data
+
+
+def split_in_two(seed: int = 0, n: int = 200) -> Predictions:
+    """Seeded predictions, some of them without a DR grade, others without an ME label."""
+    rng = np.random.default_rng(seed)
+    dr_true, me_true = rng.integers(0, 5, n), rng.integers(0, 2, n)
+    dr = rng.dirichlet(np.ones(5), n) + 0.4 * np.eye(5)[dr_true]
+    risk = np.clip(rng.random(n) * 0.7 + 0.3 * me_true, 0, 1).round(2)
+    lacks = rng.integers(0, 3, n)
+    return Predictions(
+        tuple(map(str, range(n))), tuple(map(str, range(n))),
+        np.where(lacks == 1, UNLABELLED, dr_true), np.where(lacks == 2, UNLABELLED, me_true),
+        (dr / dr.sum(axis=1, keepdims=True)).astype(np.float32), np.stack([1 - risk, risk], 1).astype(np.float32),
+        ("",) * n, tuple(str(i // 2) for i in range(n)),
+    )  # fmt: skip
+
+
+def only(p: Predictions, keep: Any) -> Predictions:
+    """The photographs at which ``keep`` (N,) is true."""
+    rows = np.flatnonzero(keep)
+    parts = {
+        name: value[rows] if isinstance(value, np.ndarray) else tuple(value[i] for i in rows)
+        for name, value in vars(p).items()
+    }
+    return Predictions(**parts)
+
+
+# ---- reading
+
+
+def test_na_is_no_grade_and_an_empty_cell_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(HEADER + "a,NA,1\nb,2,na\nc,NA,NA\nd,,1\n")
+    annotations, faults = scan_annotations(tmp_path / "a.csv")
+    assert [(row.image, row.dr_grade, row.me_grade) for row in annotations.rows] == [("a", None, 1), ("b", 2, None)]
+    assert faults == [
+        "line 4: expected a grade, found NA twice; leave 'c' out, row and file",
+        "line 5: Retinopathy grade: expected a whole number from 0, found ''; write NA where it was not graded",
+    ]
+
+
+def test_what_pandas_writes_for_missing_labels_is_read(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"Image name": ["a", "b"], "Retinopathy grade": [3, 0], "Risk of macular edema": [None, 1]})
+    frame.to_csv(tmp_path / "a.csv", index=False, na_rep=NA)
+    rows = scan_annotations(tmp_path / "a.csv")[0].rows
+    assert [(row.dr_grade, row.me_grade) for row in rows] == [(3, None), (0, 1)]
+
+
+def test_the_data_set_keeps_who_lacks_which_label(tmp_path: Path) -> None:
+    data = partial_set(tmp_path)
+    photos = data.splits["train"].photos
+    assert data.dr_grades == (0, 1, 2)
+    by_name = {photo.image_name: (data.dr_index(photo), photo.me_index) for photo in photos}
+    assert (by_name["eye_0.jpg"], by_name["eye_2.jpg"], by_name["eye_3.jpg"]) == ((0, -1), (2, 1), (-1, 1))
+    assert [note.partition(": ")[2] for note in label_notes(data)[:2]] == [
+        f"{tmp_path}/train/annotations.csv: 4 without a DR grade and 4 without an ME label (NA), of 12 photographs. "
+        "Each is left out of that head's loss and figures.",
+        f"{tmp_path}/valid/annotations.csv: 1 without a DR grade and 2 without an ME label (NA), of 6 photographs. "
+        "Each is left out of that head's loss and figures.",
+    ]
+
+
+def test_labels_without_which_a_run_makes_no_sense(tmp_path: Path) -> None:
+    write_set(tmp_path, train=[0] * 6, others=[0] * 3)
+    relabel(tmp_path / "train", [NA] * 6, [0, 1] * 3)
+    _, faults = read_dataset(tmp_path)
+    assert faults == [f"{tmp_path}/train/annotations.csv: expected two or more DR grades, found []"]
+
+    relabel(tmp_path / "train", [0, 1, 2] * 2, [0, 1, NA] * 2)
+    relabel(tmp_path / "valid", [NA, NA, NA], [0, 1, 0])
+    relabel(tmp_path / "test", [0, 1, 2], [NA] * 3)
+    data, faults = read_dataset(tmp_path)
+    assert faults == []
+    (fault,) = label_faults(data, RECIPE)
+    assert fault.startswith(f"{tmp_path}/valid/annotations.csv: expected photographs with a DR grade, as in train")
+    assert label_faults(data, replace(RECIPE, dr_weight=0.0)) == []
+    assert "DR grade of 2 or more" in calibration_faults(data, Contract())[0]
+
+    relabel(tmp_path / "train", [0, 1, 2] * 2, [NA] * 6)
+    relabel(tmp_path / "valid", [0, 1, 2], [NA, NA, NA])
+    data, _ = read_dataset(tmp_path)
+    assert label_faults(data, RECIPE) == []
+    assert "no photograph has an ME label; no risk can be learnt" in label_notes(data)[-1]
+    (fault,) = label_faults(data, replace(RECIPE, dr_weight=0.0))
+    assert "expected a label for a head that is trained (--dr-weight 0, --me-weight 1), found none" in fault
+
+
+def test_two_copies_conflict_only_where_both_are_labelled(tmp_path: Path) -> None:
+    write_set(tmp_path, train=[0, 1, 2, 0], others=[0])
+    for n in range(3):
+        eye(7).save(tmp_path / f"train/images/eye_{n}.jpg")
+    relabel(tmp_path / "train", [2, NA, 2, 0], [NA, 1, 0, 0])
+    data, _ = read_dataset(tmp_path)
+    looks = {name: look_through(split.paths, SMALL, "uint8", "off", tmp_path)[1] for name, split in data.splits.items()}
+    assert [copy.conflict for copy in find_copies(data, looks)] == ["", ""]
+    relabel(tmp_path / "train", [2, NA, 1, 0], [0, 1, NA, 0])
+    assert [copy.conflict for copy in find_copies(read_dataset(tmp_path)[0], looks)] == [
+        "ME risk 0 and 1",
+        "DR grade 2 and 1",
+    ]
+
+
+# ---- measuring
+
+
+@given(st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=30))
+def test_every_measure_leaves_out_what_is_not_labelled(rows: list[tuple[int, int, int]]) -> None:
+    true, pred, times = (np.array(column) for column in zip(*rows, strict=True))
+    known, weights = true != UNLABELLED, times[None].astype(float)
+    probs = np.eye(3)[pred] * 0.5 + 1 / 6
+    np.testing.assert_allclose(
+        yardsticks.confusion(true, pred, 3, weights),
+        yardsticks.confusion(true[known], pred[known], 3, weights[:, known]),
+        atol=1e-12,
+    )
+    np.testing.assert_allclose(
+        yardsticks.calibration_error(probs, true, weights),
+        yardsticks.calibration_error(probs[known], true[known], weights[:, known]),
+        atol=1e-12,
+    )
+    for left, right in zip(
+        yardsticks.reliability(probs, true), yardsticks.reliability(probs[known], true[known]), strict=True
+    ):
+        np.testing.assert_allclose(left, right)
+    binary = np.where(known, true > 0, UNLABELLED)
+    np.testing.assert_allclose(
+        yardsticks.auc(binary, pred / 2, weights), yardsticks.auc(binary[known], pred[known] / 2, weights[:, known])
+    )
+
+
+def test_each_heads_figures_are_those_of_its_labelled_photographs() -> None:
+    p, contract = split_in_two(), Contract()
+    body = evaluate(p, contract, n_bootstrap=50)["all"]
+    assert body["n"] == 200
+    for tasks, known in (
+        (("dr", "referable_dr"), p.dr_true != UNLABELLED),
+        (("me", "referable_me"), p.me_true != UNLABELLED),
+    ):
+        alone = evaluate(only(p, known), contract, n_bootstrap=50)["all"]
+        assert body[tasks[0]]["n"] == alone["n"] == known.sum() < 200
+        for task in tasks:
+            for name, expected in alone[task].items():
+                found = body[task][name]
+                if name == "calibration_chance" or not (isinstance(expected, dict) and "low" in expected):
+                    assert found == expected, (task, name)
+                else:  # other patients are drawn, because those without a label are drawn too
+                    assert found["value"] == pytest.approx(expected["value"], rel=1e-12), (task, name)
+                    assert found["low"] < found["value"] < found["high"]
+        head = tasks[0]
+        reports = [classification_report(predictions, contract).split("Risk of") for predictions in (p, only(p, known))]
+        assert reports[0][head == "me"] == reports[1][head == "me"]
+        assert worst_mistakes(p, contract)[head] == worst_mistakes(only(p, known), contract)[head]
+        scores, expected = (epoch_scores(predictions, range(5)) for predictions in (p, only(p, known)))
+        for name in (f"{head}_accuracy", {"dr": "dr_kappa", "me": "me_auc"}[head]):
+            assert scores[name] == pytest.approx(expected[name], rel=1e-12)
+    decisions = Decisions.of(p, contract)
+    np.testing.assert_array_equal(decisions.referable_true == UNLABELLED, p.dr_true == UNLABELLED)
+    np.testing.assert_array_equal((decisions.referable_true == 1), p.dr_true >= 2)
+
+
+def test_a_head_without_labels_has_no_figures_and_does_not_choose_the_epoch() -> None:
+    p = split_in_two()
+    p = replace(p, me_true=np.full(200, UNLABELLED))
+    me = evaluate(p, Contract(), n_bootstrap=20)["all"]["me"]
+    for name in ("accuracy", "auc", "sensitivity", "calibration_error", "calibration_chance"):
+        assert me[name] == {"value": None, "low": None, "high": None, "why": "no photograph has a label"}
+    assert "No photograph has a label." in classification_report(p, Contract())
+    scores = epoch_scores(p, range(5))
+    assert np.isnan([scores["me_accuracy"], scores["me_auc"]]).all()
+    assert scores["score"] == (scores["dr_accuracy"] + scores["dr_kappa"]) / 2
+
+
+def test_calibration_and_the_int8_gate_use_each_heads_labels() -> None:
+    p = split_in_two()
+    dr, me = only(p, p.dr_true != UNLABELLED), only(p, p.me_true != UNLABELLED)
+    rules = screening_rules(Contract(), p)
+    assert rules["referable_dr"] == screening_rules(Contract(), dr)["referable_dr"]
+    assert rules["referable_me"] == screening_rules(Contract(), me)["referable_me"]
+    logits = torch.from_numpy(np.log(p.dr_probs))
+    known = p.dr_true != UNLABELLED
+    temperature = fit_temperature(logits[known], torch.from_numpy(p.dr_true[known]))
+    assert fit_temperature(logits, torch.from_numpy(p.dr_true)) == pytest.approx(temperature, rel=1e-9)
+
+    found = judge(Contract(), p, p)
+    assert (found.photographs, found.faults) == (200, [])
+    assert found.int8.dr_accuracy == judge(Contract(), dr, dr).int8.dr_accuracy
+    assert found.int8.me_auc == pytest.approx(judge(Contract(), me, me).int8.me_auc)
+    unlabelled = replace(p, me_true=np.full(200, UNLABELLED))
+    found = judge(Contract(), unlabelled, unlabelled)
+    assert (found.int8.me_accuracy, found.int8.me_auc, found.faults) == (None, None, [])
+
+
+def test_a_threshold_by_hand() -> None:
+    """Halfway between the one positive and the next negative; the unlabelled photograph between them does not count."""
+    assert screening_threshold(np.array([1, -1, 0]), np.array([0.9, 0.7, 0.2])) == pytest.approx(0.55)
+
+
+def test_plots_leave_them_out(tmp_path: Path) -> None:
+    p = split_in_two()
+    both = (p.dr_true != UNLABELLED) & (p.me_true != UNLABELLED)
+    p = replace(p, dr_true=np.where(both, p.dr_true, UNLABELLED), me_true=np.where(both, p.me_true, UNLABELLED))
+    for name, predictions in (("all", p), ("labelled", only(p, both))):
+        plots.roc_curves({"test": predictions}, Contract(), tmp_path / f"roc_{name}.png")
+        plots.reliability_diagrams(predictions, tmp_path / f"reliability_{name}.png")
+    for plot in ("roc", "reliability"):
+        drawn = [(tmp_path / f"{plot}_{name}.png").read_bytes() for name in ("all", "labelled")]
+        assert drawn[0] == drawn[1], plot
+
+
+# ---- training
+
+
+def test_draws_and_weights_go_by_the_grades_that_there_are() -> None:
+    index = [0] * 60 + [1] * 20 + [UNLABELLED] * 20
+    np.testing.assert_allclose(class_weights(index, 2), [80 / (2 * 60), 80 / (2 * 20)])
+    drawn: list[int] = []
+    for epoch in range(1, 101):
+        plan = EpochPlan(index, 10, "weighted", seed=0)
+        plan.epoch = epoch
+        drawn += [index[n] for n in plan.draws()]
+    share = {label: drawn.count(label) / len(drawn) for label in (0, 1, UNLABELLED)}
+    assert share == pytest.approx({0: 0.4, 1: 0.4, UNLABELLED: 0.2}, abs=0.02)
+
+
+def trainer(dr_index: Sequence[int], config: TrainConfig) -> Trainer:
+    torch.manual_seed(0)
+    fabric, net = make_fabric("cpu", "fp32"), RetinaNet(3, RESNET10)
+    t = Trainer(fabric, config, net, Normalize(SMALL.mean, SMALL.std), (0, 1, 2), class_weights(dr_index, 3))
+    t.net.train = lambda mode=True: torch.nn.Module.train(t.net, False)  # type: ignore[method-assign,misc]
+    return t
+
+
+def test_a_step_is_torchs_mean_over_each_heads_labelled_photographs(tmp_path: Path) -> None:
+    """The gradients of three accumulated micro-batches of 4, with no step taken."""
+    train, valid = items(partial_set(tmp_path))
+    t = trainer(train.dr_index, replace(RECIPE, accumulate=3, dr_weight=1.5, me_weight=0.5))
+    plan = EpochPlan(train.dr_index, 4, "shuffle", 0)
+    gradients: dict[str, torch.Tensor] = {}
+
+    def keep(*_: object, **__: object) -> None:
+        gradients.update({name: p.grad.clone() for name, p in t.net.named_parameters() if p.grad is not None})
+
+    t.optimizer.step = keep
+    t.train_epoch(make_loader(train, 0, t.fabric, batch_sampler=plan), StopRequest(), lambda n, totals: None, 3)
+
+    def expected_loss(batch: list[Any]) -> tuple[torch.Tensor, dict[str, float]]:
+        x = Normalize(SMALL.mean, SMALL.std)(torch.stack([item.image for item in batch]).float())
+        dr_true, me_true = (torch.tensor([getattr(item, name) for item in batch]) for name in ("dr_index", "me_label"))
+        dr, me = t.net(x)
+        has_dr, has_me = dr_true >= 0, me_true >= 0
+        dr_loss = F.cross_entropy(dr[has_dr], dr_true[has_dr], t.dr_weights)
+        me_loss = F.cross_entropy(me[has_me], me_true[has_me])
+        return 1.5 * dr_loss + 0.5 * me_loss, {
+            "dr_loss": dr_loss.item(),
+            "me_loss": me_loss.item(),
+            "dr_accuracy": (dr.argmax(1) == dr_true)[has_dr].float().mean().item(),
+            "me_accuracy": (me.argmax(1) == me_true)[has_me].float().mean().item(),
+        }
+
+    t.net.zero_grad()
+    loss, figures = expected_loss([train[draw] for micro_batch in plan for draw in micro_batch])
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert t.train_figures() == pytest.approx({"loss": loss.item(), **figures}, rel=1e-5)
+    for name, p in t.net.named_parameters():
+        torch.testing.assert_close(gradients[name], p.grad, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        loss, figures = expected_loss([valid[n] for n in range(len(valid))])
+    found = t.judge(valid, make_loader(valid, 0, t.fabric))
+    assert {name: found[name] for name in ("loss", *figures)} == pytest.approx(
+        {"loss": loss.item(), **figures}, rel=1e-5
+    )
+
+
+def test_a_step_in_which_a_head_has_no_label_leaves_that_head_alone(tmp_path: Path) -> None:
+    train, _ = items(partial_set(tmp_path))
+    t = trainer(train.dr_index, RECIPE)
+    batch = Batch(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]), torch.tensor([-1, -1]), ["a", "b"], ["", ""])
+    t.optimizer.step = lambda: None
+    t.optimizer.zero_grad = lambda: None
+    t.train_epoch([batch], StopRequest(), lambda n, totals: None, 1)  # type: ignore[arg-type]
+    assert all(p.grad.abs().max() == 0 for p in t.net.me_head.parameters())
+    assert all(torch.isfinite(p.grad).all() for p in t.net.parameters())
+    assert max(p.grad.abs().max() for p in t.net.dr_head.parameters()) > 0
+    figures = t.train_figures()
+    assert np.isnan([figures["me_loss"], figures["me_accuracy"]]).all()
+    assert figures["loss"] == figures["dr_loss"]
+
+
+# ---- the commands
+
+
+def invoke(command: Any, *arguments: object) -> Result:
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+    return result
+
+
+@pytest.mark.parametrize("without", ["some of both", "every ME label"])
+def test_retina_train_from_the_first_photograph_to_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: str
+) -> None:
+    root, artifacts = tmp_path / "data", tmp_path / "artifacts"
+    partial_set(root)
+    if without == "some of both":
+        replace_pictures(monkeypatch.setattr)  # those of the other case show less
+    else:
+        for name, n in (("train", 12), ("valid", 6), ("test", 6)):
+            relabel(root / name, [0, 1, 2] * (n // 3), [NA] * n)
+    options = ["--image-size", 32, "--backbone", RESNET10, "--weights", "none", "--workers", 0, "--epochs", 2]
+    calibrate = ["--calibrate", "valid"] if without == "some of both" else []
+    result = invoke(
+        train_cli.main, root, *options, "--sampler", "weighted", "--batch-size", 4, *calibrate,
+        "--artifacts", artifacts, "--name", "r",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    with (artifacts / "test_predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    truth = [(row["True DR grade (orig)"], row["True ME risk"]) for row in rows]
+    run = artifacts / "runs" / "r"
+    body = json.loads((run / "metrics.json").read_text())["splits"]["test"]["all"]
+    page = (run / "report.html").read_text()
+    facts = json.loads((run / "run.json").read_text())["counts"]["train"]
+    if without == "some of both":
+        assert truth == [("1", "0"), ("2", ""), ("", "1"), ("2", "1"), ("0", ""), ("1", "0")]
+        assert (body["n"], body["dr"]["n"], body["me"]["n"]) == (6, 5, 4)
+        assert (facts["without_dr_grade"], facts["without_me_label"], facts["me_risk"]) == (4, 4, 4)
+        assert "<tr><td>with a DR grade</td><td>5</td></tr>" in page
+    else:
+        assert {me for _, me in truth} == {""}
+        assert (body["dr"]["n"], body["me"]["n"], body["me"]["auc"]["value"]) == (6, 0, None)
+        assert "no photograph has an ME label; no risk can be learnt" in result.output
+        assert "no photograph has a label" in page
+        history = pd.read_csv(run / "history.csv")
+        assert history["valid_me_accuracy"].isna().all()
+        assert history["valid_loss"].tolist() == history["valid_dr_loss"].tolist()
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> tuple[Path, list[str]]:
+    """A data folder whose test split has four photographs with a DR grade and three with an ME label."""
+    write_set(tmp_path / "data", train=range(5), others=[0] * 5)
+    relabel(tmp_path / "data/test", [0, NA, 3, 2, 4], [1, 0, NA, 1, NA])
+    return tmp_path / "data", ["--model", str(write_tiny_model(tmp_path / "tiny.onnx"))]
+
+
+def test_retina_score_compares_each_head_with_its_own_labels(scored: tuple[Path, list[str]], tmp_path: Path) -> None:
+    data, model = scored
+    out = tmp_path / "scores.csv"
+    annotations = data / "test/annotations.csv"
+    result = invoke(score_cli.main, data / "test/images", *model, "--out", out, "--annotations", annotations)
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(out, keep_default_na=False, dtype=str)
+    assert table["True DR grade (orig)"].tolist() == ["0", "", "3", "2", "4"]
+    assert table["True ME risk"].tolist() == ["1", "0", "", "1", ""]
+    both = table[table["True DR grade (orig)"] != ""]
+    right = (both["True DR grade (orig)"] == both["Pred DR grade (orig)"]).mean()
+    assert "against 5 annotations (4 with a DR grade, 3 with an ME label):" in result.output
+    assert f"DR accuracy {right:.4f}" in result.output
+    referable = result.output.partition("referral of DR grade 2 or more: ")[2]
+    assert "of 3), specificity" in referable.partition("\n")[0]
+
+    relabel(data / "test", [0, 1, 3, 2, 4], [NA] * 5)
+    result = invoke(score_cli.main, data / "test/images", *model, "--json", "--out", out, "--annotations", annotations)
+    assert "true_me_risk" not in json.loads(result.stdout.splitlines()[0])
+    assert json.loads(result.stdout.splitlines()[0])["true_dr_grade"] == 0
+    assert "against 5 annotations (5 with a DR grade, 0 with an ME label):" in result.output
+    assert "ME accuracy" not in result.output
+    assert "referral of ME" not in result.output
+
+
+def test_evaluation_of_a_file_on_them(scored: tuple[Path, list[str]], tmp_path: Path) -> None:
+    data, model = scored
+    result = invoke(evaluation.main, data, *model, "--out", tmp_path / "figures.json")
+    assert result.exit_code == 0, result.output
+    body = json.loads((tmp_path / "figures.json").read_text())["splits"]["test"]["all"]
+    assert (body["dr"]["n"], body["me"]["n"], body["referable_dr"]["positives"]) == (4, 3, 3)
+    assert CONTRACT.dr_grades == (0, 1, 2, 3, 4)
+    assert "| DR grade 3 | 1 |" in result.output
