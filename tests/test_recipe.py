@@ -26,9 +26,9 @@ from retina.runtime.contract import Contract, Rule, decide
 from retina.runtime.errors import UsageError
 from retina.runtime.picture import decode
 from retina.train.augment import augment_with_seed, make_augment
-from retina.train.calibration import calibration_faults
+from retina.train.calibration import calibration_faults, calibration_line
 from retina.train.cameras import _blurred, _other_mask, _other_sharpness, _specks, recompressed
-from retina.train.checkpoint import load_checkpoint
+from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.config import RECIPES, TrainConfig
 from retina.train.data import DataSet, EpochPlan
 from retina.train.framing import Normalize, make_preprocess
@@ -324,6 +324,18 @@ def test_a_temperature_has_its_bounds() -> None:
     right = torch.tensor([[0.1, -0.1], [-0.1, 0.1]])
     assert fit_temperature(right, torch.tensor([0, 1])) == pytest.approx(0.05)
     assert fit_temperature(right, torch.tensor([1, 0])) == pytest.approx(20.0)
+
+
+def test_a_temperature_at_its_bounds_is_said_to_be() -> None:
+    facts = {
+        "dr_temperature": fit_temperature(torch.eye(2) * 0.1, torch.tensor([1, 0])),
+        "me_temperature": fit_temperature(torch.eye(2), torch.tensor([0, 1])),
+    }
+    line = calibration_line(Checkpoint({}, RESNET10, Contract(provenance=facts)))
+    assert "DR 20.000 (the highest allowed: the answers say almost nothing), ME 0.050 (the lowest allowed);" in line
+    facts = {"dr_temperature": 1.234, "me_temperature": 0.9}
+    line = calibration_line(Checkpoint({}, RESNET10, Contract(provenance=facts)))
+    assert line.startswith("temperatures DR 1.234, ME 0.900; referral")
 
 
 def test_a_folded_temperature_divides_the_logits() -> None:

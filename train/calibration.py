@@ -11,7 +11,7 @@ from .checkpoint import Checkpoint
 from .data import DataSet, EvalItems
 from .loop import as_predictions
 from .screening import screening_rules
-from .temperature import fit_temperature, scale_head
+from .temperature import LIMITS, fit_temperature, scale_head
 
 
 def calibration_faults(data: DataSet, contract: Contract) -> list[str]:
@@ -65,6 +65,11 @@ def calibration_line(best: Checkpoint) -> str:
     """The temperatures and thresholds that ``calibrated`` found, as text."""
     facts, rules = best.contract.provenance, best.contract.thresholds
     return (
-        f"temperatures DR {facts['dr_temperature']:.3f}, ME {facts['me_temperature']:.3f}; referral from "
+        f"temperatures DR {_in_words(facts['dr_temperature'])}, ME {_in_words(facts['me_temperature'])}; referral from "
         f"DR {rules['referable_dr'].threshold:.3f}, ME {rules['referable_me'].threshold:.3f}"
     )
+
+
+def _in_words(temperature: float) -> str:
+    limit = {LIMITS[0]: " (the lowest allowed)", LIMITS[1]: " (the highest allowed: the answers say almost nothing)"}
+    return f"{temperature:.3f}{limit.get(temperature, '')}"

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from ..runtime.yardsticks import UNLABELLED
 
+LIMITS = (0.05, 20.0)
+"""Lowest and highest temperature: of answers all right by a small margin, and of answers that say nothing."""
+
 
 def fit_temperature(logits: Tensor, true: Tensor) -> float:
     """The temperature that minimises the cross-entropy of ``logits / temperature`` (Guo et al. 2017).
@@ -17,7 +20,7 @@ def fit_temperature(logits: Tensor, true: Tensor) -> float:
         true: (N,) int64, their classes, or ``UNLABELLED``.
 
     Returns:
-        a number from 0.05 to 20; above 1 if the network was overconfident. If all answers are right by a wide margin,
+        a number within ``LIMITS``; above 1 if the network was overconfident. If all answers are right by a wide margin,
         any temperature fits, and 1 is kept.
     """
     log_temperature = torch.zeros(1, dtype=torch.float64, requires_grad=True)
@@ -32,7 +35,7 @@ def fit_temperature(logits: Tensor, true: Tensor) -> float:
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return float(log_temperature.detach().exp().clamp(0.05, 20.0))
+    return float(log_temperature.detach().exp().clamp(*LIMITS))
 
 
 def scale_head(weights: dict[str, Tensor], head: str, temperature: float) -> dict[str, Tensor]:
