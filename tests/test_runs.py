@@ -49,6 +49,16 @@ def test_runs_stand_side_by_side_with_the_options_in_which_they_differ(tmp_path:
     assert row_b == ["b", "finished", "3/3", "2", "0.750", "0.700", "0.800", "0.950", "0.940", "-", "384"]
 
 
+def test_figures_on_other_data_are_not_to_be_compared(tmp_path: Path) -> None:
+    for name, data in (("a", "0123456789abcdef"), ("b", "fedcba9876543210")):
+        (whole_run(tmp_path, name, [0.5]) / "run.json").write_text(json.dumps({"data_fingerprint": data}))
+    head, row_a, row_b, caution = format_table(list_runs(tmp_path)).splitlines()
+    assert [line.split()[-1] for line in (head, row_a, row_b)] == ["data_fingerprint", "0123456789ab", "fedcba987654"]
+    assert caution == "Figures compare only between runs with the same data_fingerprint."
+    (tmp_path / "runs/b/run.json").write_text(json.dumps({"data_fingerprint": "0123456789abcdef"}))
+    assert "fingerprint" not in format_table(list_runs(tmp_path))
+
+
 def test_epochs_have_one_column(tmp_path: Path) -> None:
     whole_run(tmp_path, "a", [0.5], epochs=1)
     whole_run(tmp_path, "b", [0.5], epochs=2)
@@ -86,7 +96,7 @@ def test_a_name_cannot_command_the_terminal(tmp_path: Path) -> None:
     assert "\x1b" not in format_table(list_runs(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["config.json", "history.csv", "metrics.json"])
+@pytest.mark.parametrize("name", ["config.json", "history.csv", "metrics.json", "run.json"])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.binary(max_size=40) | st.sampled_from([b"[]", b"null", b'{"splits": 1}', b'{"splits": {"test": []}}'])
@@ -94,6 +104,7 @@ def test_a_name_cannot_command_the_terminal(tmp_path: Path) -> None:
 def test_no_content_breaks_the_list(tmp_path: Path, name: str, content: bytes) -> None:
     folder = tmp_path / "runs" / "a"
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "resume.pth").touch()
     (folder / name).write_bytes(content)
     (run,) = list_runs(tmp_path)
     assert run.state == "unfinished"

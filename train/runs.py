@@ -33,6 +33,7 @@ class RunSummary:
     test: Mapping[str, float | None] = field(default_factory=dict)
     """Headline figures on test, under names like ``dr_accuracy``."""
     config: Mapping[str, Any] = field(default_factory=dict)
+    """Its options, and the beginning of its data's fingerprint as ``data_fingerprint``."""
     damage: tuple[str, ...] = ()
     """Files that could not be read, and why."""
 
@@ -46,6 +47,7 @@ def list_runs(artifacts: Path) -> list[RunSummary]:
     return [_summary(folder) for folder in folders if any(os.path.exists(folder / name) for name in _SIGNS)]
 
 
+_FINGERPRINT = "data_fingerprint"
 _SIGNS = ("config.json", "history.csv", "metrics.json", "resume.pth")
 
 
@@ -78,6 +80,8 @@ def format_table(runs: list[RunSummary]) -> str:
     rows = [[_printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+    if _FINGERPRINT in differing:
+        lines.append(f"Figures compare only between runs with the same {_FINGERPRINT}.")
     lines += [_printable(f"{run.name}: {what}") for run in runs for what in run.damage]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -85,6 +89,8 @@ def format_table(runs: list[RunSummary]) -> str:
 def _summary(folder: Path) -> RunSummary:
     damage: list[str] = []
     config = _read_json(folder / "config.json", damage)
+    if fingerprint := _read_json(folder / "run.json", damage).get(_FINGERPRINT):
+        config[_FINGERPRINT] = str(fingerprint)[:12]
     metrics = _read_json(folder / "metrics.json", damage)
     history = _read_history(folder / "history.csv", damage)
     best = max(history, key=lambda row: row["valid_score"], default=None)
