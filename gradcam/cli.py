@@ -114,28 +114,20 @@ def _explain(
     image_format: Any,
     **source: Any,
 ) -> int:
-    from ..runtime.model import RELEASED
     from .gallery import INDEX, Gallery, list_photographs, require_apart
 
     if not inputs:
         raise UsageError("expected photographs or folders to explain, found none. See retina-gradcam --help.")
-    if source["model"] is None:
-        try:
-            require_extra("gradcam", "torch", "torchvision")
-        except MissingExtraError as err:
-            raise MissingExtraError(
-                f"{err}\nOr explain an ONNX file that holds maps, as the model that ships does:  --model {RELEASED}"
-            ) from None
     photographs = list_photographs(inputs)
     require_apart(out, inputs)
     explainer = _open(head, artifacts, **source)
     gallery = Gallery(out, scale, npy, image_format)
     with progress(2 * len(photographs), "Grad-CAM") as advance:
         done = gallery.make(explainer, photographs, advance)
-    failed = [photograph for photograph in done if photograph.answer is None]
+    failed = [photograph for photograph in done if photograph.undone]
     for photograph in failed:
         click.echo(f"{photograph.name}: {photograph.error}", err=True)
-    tell(f"{len(done) - len(failed)} photographs explained, {len(failed)} failed: {out / INDEX}")
+    tell(f"{len(done) - len(failed)} photographs drawn, {len(failed)} failed: {out / INDEX}")
     return 1 if failed else 0
 
 
@@ -203,10 +195,19 @@ def _open(head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | 
 
 
 def _open_checkpoint(head: str, artifacts: Path, *, checkpoint: Path | None, **how: Any) -> CheckpointExplainer:
-    require_extra("gradcam", "torch", "torchvision")
+    from ..runtime.model import RELEASED
+
+    path = checkpoint or artifacts / BEST_NAME
+    try:
+        require_extra("gradcam", "torch", "torchvision")
+    except MissingExtraError as err:
+        raise MissingExtraError(
+            f"{path}: expected torch to read a checkpoint, found: {err}\n"
+            f"Or explain an ONNX file that holds maps, as the model that ships does:  --model {RELEASED}"
+        ) from None
     from .explainer import CheckpointExplainer
 
-    explainer = CheckpointExplainer(checkpoint or artifacts / BEST_NAME, _heads(head), **how)
+    explainer = CheckpointExplainer(path, _heads(head), **how)
     for line in explainer.assumed:
         click.echo(line, err=True)
     return explainer

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..runtime.contract import HEADS, Contract, Framing, Head
 from ..runtime.errors import UsageError
-from ..runtime.model import Prediction, RetinaModel, is_close_call, least_side
+from ..runtime.model import Prediction, RetinaModel, least_side
 from ..runtime.overlay import HeadMap
 from ..runtime.picture import decode
 from ..runtime.workers import usable_cores
@@ -32,8 +32,6 @@ class Answer:
     prediction: Prediction
     maps: Mapping[Head, HeadMap]
     """Of the heads that were explained."""
-    is_close_call: bool = False
-    """Whether a slightly different decoding of the photograph could change a decision."""
 
     @classmethod
     def of(
@@ -59,8 +57,7 @@ class Answer:
         for head, of_head in values.items():
             index = (asked or {}).get(head, int(probs[head].argmax()))
             maps[head] = HeadMap(head, of_head, labels[head][index], float(probs[head][index]), sums_to_logit)
-        prediction = Prediction.of(contract, probs["dr"], probs["me"])
-        return cls(prediction, maps, is_close_call(contract, prediction))
+        return cls(Prediction.of(contract, probs["dr"], probs["me"]), maps)
 
 
 class Explainer(Protocol):

@@ -20,6 +20,7 @@ from ..runtime.errors import OutputError, PictureError, UsageError
 from ..runtime.field import Field
 from ..runtime.folder import find_pictures
 from ..runtime.image_file import ImageFormat, fault_of_picture, write_image
+from ..runtime.model import needs_second_look
 from ..runtime.output_file import require_place, write_atomically
 from ..runtime.overlay import overlay_path, peak_at, write_overlays
 from ..runtime.panel import draw_panel
@@ -43,13 +44,15 @@ class Photograph:
     stem: str
     """The path, relative to the output folder, that the names of its overlays begin with."""
     answer: Answer | None = None
-    """None before it was explained, or if that failed."""
+    """None before it was explained, or if it could not be read or explained."""
     peaks: Mapping[Head, tuple[int, int] | None] = field(default_factory=dict)
     """(x, y) in pixels of the photograph where each map is largest; None for a blank map."""
     overlays: Mapping[Head, str] = field(default_factory=dict)
     """Each overlay's file, relative to the output folder, separated by ``/``."""
+    undone: Literal["", "read", "explained", "drawn"] = ""
+    """What could not be done with it; one that was explained but not drawn keeps its answer."""
     error: str = ""
-    """Why it could not be read, explained or drawn; else empty."""
+    """Why not; else empty."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +134,10 @@ class Gallery:
             for photograph, pixels in zip(batch, decoded, strict=True):
                 on_step()
                 answer = pixels if isinstance(pixels, str) else next(answers)
-                if not isinstance(pixels, str) and isinstance(answer, Answer) and answer.is_close_call:
+                if not isinstance(pixels, str) and isinstance(answer, Answer):
                     answer = _looked_at_again(explainer, photograph.path, pixels, answer)
                 if isinstance(answer, str):
-                    yield replace(photograph, error=answer)
+                    yield replace(photograph, undone="read" if isinstance(pixels, str) else "explained", error=answer)
                 else:
                     yield replace(photograph, answer=answer)
 
@@ -163,15 +166,18 @@ class Gallery:
             return photograph
         try:
             picture = load(photograph.path)
-            return self._write(photograph, answer, picture, Field.find(picture, explainer.contract.preprocessing), tops)
+            lit = Field.find(picture, explainer.contract.preprocessing)
+            peaks = {head: peak_at(head_map, lit, picture.size) for head, head_map in answer.maps.items()}
+            photograph = replace(photograph, peaks=peaks)
+            return self._write(photograph, answer, picture, lit, tops)
         except PictureError as err:  # removed or replaced since it was explained
-            return replace(photograph, answer=None, error=err.reason)
+            return replace(photograph, answer=None, undone="read", error=err.reason)
         except MemoryError:
-            return replace(photograph, answer=None, error=NO_MEMORY)
+            return replace(photograph, undone="drawn", error=NO_MEMORY)
         except OutputError as err:
             if not (fault := fault_of_picture(err)):
                 raise
-            return replace(photograph, answer=None, error=f"overlays cannot be written: {fault}")
+            return replace(photograph, undone="drawn", error=f"overlays cannot be written: {fault}")
 
     def _write(
         self, photograph: Photograph, answer: Answer, picture: Image, lit: Field, tops: Mapping[Head, float] | None
@@ -185,9 +191,8 @@ class Gallery:
                 write_atomically(overlay.with_suffix(".npy"), partial(Path.write_bytes, data=file.getbuffer()))
         panel = draw_panel(picture, photograph.name, answer.prediction, answer.maps, lit, tops)
         write_image(_panel_path(base), panel)
-        peaks = {head: peak_at(head_map, lit, picture.size) for head, head_map in answer.maps.items()}
         written = dict(zip(answer.maps, (path.relative_to(self.folder).as_posix() for path in overlays), strict=True))
-        return replace(photograph, peaks=peaks, overlays=written)
+        return replace(photograph, overlays=written)
 
 
 def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:
@@ -263,7 +268,9 @@ def _explained(explainer: Explainer, photographs: Sequence[Pixels]) -> list[Answ
 
 
 def _looked_at_again(explainer: Explainer, path: Path, pixels: Pixels, answer: Answer) -> Answer | str:
-    """The answer for the photograph at full size, for a close call at reduced size, as in retina-score."""
+    """The answer; for a close call at reduced size, that for the photograph at full size, as in retina-score."""
+    if not needs_second_look(explainer.contract, answer.prediction, pixels):
+        return answer
     whole = _decoded(explainer, path, whole=True)
     if isinstance(whole, str):
         return whole

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ within the lit field, in pixels of the photograph; ``overlay``: its file."""
 def write_rows(path: Path, photographs: Sequence[Photograph]) -> None:
     """Write a row for each photograph, with the COLUMNS; values that were not requested or do not exist stay empty.
 
+    A photograph that was explained but could not be drawn has the status ``error``, and its answer.
     The file is UTF-8; a name that is not is written as in retina-score's table.
 
     Raises:
@@ -43,16 +45,17 @@ def write_rows(path: Path, photographs: Sequence[Photograph]) -> None:
 
 
 def _row(photograph: Photograph) -> dict[str, object]:
-    row: dict[str, object] = {"Image name": photograph.name, "status": "error", "error": photograph.error}
+    status = "error" if photograph.undone else "ok"
+    row: dict[str, object] = {"Image name": photograph.name, "status": status, "error": photograph.error}
     if photograph.answer is None:
         return row
     prediction = photograph.answer.prediction
-    row |= {"dr_grade": prediction.grade, "me_risk": prediction.me_risk, "status": "ok"}
+    row |= {"dr_grade": prediction.grade, "me_risk": prediction.me_risk}
     for head, head_map in photograph.answer.maps.items():
-        x, y = photograph.peaks[head] or ("", "")
+        x, y = photograph.peaks.get(head) or ("", "")
         of_head = (
             head_map.target, f"{head_map.probability:.6f}", f"{head_map.peak:.6g}", f"{head_map.values.sum():.6g}",
-            int(head_map.is_blank), x, y, photograph.overlays[head],
+            int(head_map.is_blank), x, y, photograph.overlays.get(head, ""),
         )  # fmt: skip
         row |= {f"{head}_{name}": value for name, value in zip(_OF_HEAD, of_head, strict=True)}
     return row
@@ -73,13 +76,14 @@ def write_index(path: Path, photographs: Sequence[Photograph]) -> None:
     Raises:
         OutputError: as ``write_atomically``.
     """
-    failed = sum(photograph.answer is None for photograph in photographs)
+    failed = Counter(photograph.undone for photograph in photographs if photograph.undone)
+    counts = [f"{len(photographs)} photographs", *(f"{count} not {undone}" for undone, count in failed.items())]
     body = "\n".join(_article(photograph) for photograph in photographs)
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Grad-CAM of {len(photographs)} photographs</title><style>{_STYLE}</style></head><body>
 <h1>Where the model's answers come from</h1>
-<p>{len(photographs)} photographs, {failed} of them not read. Numbers: <a href="gradcam.csv">gradcam.csv</a>.</p>
+<p>{", ".join(counts)}. Numbers: <a href="gradcam.csv">gradcam.csv</a>.</p>
 <p class="note">{html.escape(NOTE)}</p>
 {body}
 </body></html>
@@ -89,8 +93,9 @@ def write_index(path: Path, photographs: Sequence[Photograph]) -> None:
 
 def _article(photograph: Photograph) -> str:
     title = f"<h2>{html.escape(photograph.name)}</h2>"
-    if photograph.answer is None:
-        return f'<article>{title}<p class="error">Not read: {html.escape(photograph.error)}</p></article>'
+    if photograph.answer is None or photograph.undone:
+        reason = f"Not {photograph.undone}: {html.escape(photograph.error)}"
+        return f'<article>{title}<p class="error">{reason}</p></article>'
     links = " · ".join(
         f'<a href="{_link(photograph.overlays[head])}">{in_words(head, head_map.target)},'
         f" {html.escape(percent(head_map.probability))}: full size</a>"

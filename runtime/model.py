@@ -168,9 +168,7 @@ class RetinaModel:
         """
         pixels = self.decode(source)
         prediction = self.predict_pixels(pixels, maps=maps)
-        if self._at_least is None or min(pixels.shape[:2]) < self._at_least:
-            return prediction
-        if not is_close_call(self.contract, prediction):
+        if self._at_least is None or not needs_second_look(self.contract, prediction, pixels):
             return prediction
         with self._second_look:
             scaled = pixels.shape
@@ -468,6 +466,14 @@ def is_close_call(contract: Contract, prediction: Prediction, margin: float = CL
     to_me = min(abs(prediction.me_prob - me), abs(prediction.me_prob - referable_me))
     to_referable = abs(prediction.referable_prob - referable_dr)
     return min(first - second, to_me, to_referable) < margin
+
+
+def needs_second_look(contract: Contract, prediction: Prediction, pixels: NDArray[np.uint8]) -> bool:
+    """Whether a prediction for a photograph as it was decoded is to be made again at full size.
+
+    That is for a close call, unless the pixels are too few to come from decoding at reduced size.
+    """
+    return min(pixels.shape[:2]) >= least_side(contract.preprocessing) and is_close_call(contract, prediction)
 
 
 def _checked_pixels(pixels: NDArray[Any]) -> NDArray[np.uint8]:

@@ -31,7 +31,7 @@ from retina.runtime.field import Field
 from retina.runtime.model import RELEASED, Prediction, RetinaModel
 from retina.runtime.overlay import HeadMap, peak_at
 from retina.runtime.panel import TILE
-from retina.runtime.picture import decode
+from retina.runtime.picture import NO_MEMORY, decode
 from retina.train.checkpoint import Checkpoint
 from retina.train.framing import make_preprocess
 from retina.train.model import RetinaNet
@@ -241,7 +241,7 @@ def test_a_folder_in_a_gallery_out(folder: Path, checkpoint: Path, small_export:
     result = CliRunner().invoke(main, args)
     assert result.exit_code == 1, result.output  # one file cannot be read
     assert "torn.jpg: " in result.stderr
-    assert "3 photographs explained, 1 failed" in result.stdout
+    assert "3 photographs drawn, 1 failed" in result.stdout
     with (out / "gradcam.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["Image name"] for row in rows] == ["a.jpg", "a.png", "clinic/b.png", "torn.jpg"]
@@ -269,7 +269,8 @@ def test_a_folder_in_a_gallery_out(folder: Path, checkpoint: Path, small_export:
     page = (out / "index.html").read_text()
     assert page.count("<article>") == 4
     assert 'href="clinic/b_dr.jpg"' in page
-    assert "Not read" in page
+    assert "<p>4 photographs, 1 not read. " in page
+    assert page.count("Not read: ") == 1
 
 
 def test_a_probability_on_the_page_is_text(tmp_path: Path) -> None:
@@ -320,6 +321,35 @@ def test_a_close_call_is_explained_on_the_whole_photograph_as_it_is_scored(tmp_p
     assert int(row["me_risk"]) == whole
     if source == "--model":
         assert RetinaModel(file).predict(path).me_risk == whole
+
+
+@pytest.mark.parametrize("source", ["--checkpoint", "--model"])
+def test_a_small_close_call_is_decoded_once(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is never reduced, with the threshold at the answer itself: a second look would see the same pixels."""
+    path = tmp_path / "eye.png"
+    Image.fromarray(photograph(2, 1, 96, seed=8).picture).save(path)
+    file = tmp_path / ("a.pth" if source == "--checkpoint" else "a.onnx")
+
+    def opened(contract: Contract) -> CheckpointExplainer | OnnxExplainer:
+        if source == "--checkpoint":
+            Checkpoint(network().state_dict(), RESNET10, contract).save(file)
+            return CheckpointExplainer(file)
+        return OnnxExplainer(write_tiny_model(file, contract=contract.with_(explain=True)))
+
+    plain = opened(CONTRACT)
+    at = plain.explain([plain.decode(path)])[0].prediction.me_prob
+    explainer = type(opened(CONTRACT.with_(thresholds={**CONTRACT.thresholds, "me": Rule("at_least", at)})))
+    looks: list[bool] = []
+    decoded = explainer.decode
+
+    def counted(self: Any, path: Path, *, whole: bool = False) -> np.ndarray:
+        looks.append(whole)
+        return decoded(self, path, whole=whole)
+
+    monkeypatch.setattr(explainer, "decode", counted)
+    result = CliRunner().invoke(main, [str(path), source, str(file), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert looks == [False]
 
 
 def test_without_a_checkpoint_the_file_that_would_score_is_explained(
@@ -426,12 +456,15 @@ def test_what_cannot_be_read_or_explained_keeps_its_row(
     assert result.exit_code == 1, result.output
     with (out / "gradcam.csv").open(newline="") as file:
         rows = {row["Image name"]: (row["status"], row["error"]) for row in csv.DictReader(file)}
+    page = (out / "index.html").read_text()
+    assert "<p>5 photographs, 1 not explained, 2 not read. " in page
+    assert "Not explained: too large" in page
     assert rows["a.jpg"] == rows["clinic/b.png"] == ("ok", "")
     assert rows["a.png"] == ("error", "too large")
     assert rows["b.dcm"] == ("error", "pydicom not installed. Run:  pip install 'retina-edge[dicom]'")
 
 
-def test_what_cannot_be_drawn_keeps_its_row(folder: Path, explain_file: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_drawn_keeps_its_answer(folder: Path, explain_file: Path, tmp_path: Path) -> None:
     """A name that leaves no room for an overlay's, and a photograph wider than a JPEG may be."""
     long = 250 * "x" + ".png"
     shutil.copy(folder / "a.png", folder / long)
@@ -440,10 +473,53 @@ def test_what_cannot_be_drawn_keeps_its_row(folder: Path, explain_file: Path, tm
     result = CliRunner().invoke(main, [str(folder), "--out", str(out), "--model", str(explain_file)])
     assert result.exit_code == 1, result.output
     with (out / "gradcam.csv").open(newline="") as file:
-        rows = {row["Image name"]: (row["status"], row["error"]) for row in csv.DictReader(file)}
-    assert rows["a.jpg"] == rows["a.png"] == rows["clinic/b.png"] == ("ok", "")
-    assert rows[long] == ("error", "overlays cannot be written: File name too long")
-    assert rows["wide.png"][1].startswith("overlays cannot be written: ")
+        rows = {row.pop("Image name"): row for row in csv.DictReader(file)}
+    assert [rows[name]["status"] for name in ("a.jpg", "a.png", "clinic/b.png")] == ["ok"] * 3
+    fault = "overlays cannot be written: File name too long"
+    undrawn = {"status": "error", "error": fault, "dr_overlay": "", "me_overlay": ""}
+    assert rows[long] == {**rows["a.png"], **undrawn}  # the same photograph
+    assert rows["wide.png"]["error"].startswith("overlays cannot be written: ")
+    assert rows["wide.png"]["dr_grade"] and rows["wide.png"]["me_target_prob"]
+    assert f"{long}: {fault}" in result.stderr
+    assert "3 photographs drawn, 3 failed" in result.stdout
+    page = (out / "index.html").read_text()
+    assert f'<h2>{long}</h2><p class="error">Not drawn: {fault}</p>' in page
+    assert "<p>6 photographs, 1 not read, 2 not drawn. " in page
+    assert page.count("Not read: ") == 1  # torn.jpg
+
+
+def test_what_memory_does_not_suffice_to_draw_keeps_its_answer(
+    folder: Path, explain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("retina.gradcam.gallery.draw_panel", exhausted)
+    args = [str(folder / "a.png"), "--out", str(tmp_path / "out"), "--model", str(explain_file)]
+    assert CliRunner().invoke(main, args).exit_code == 1
+    with (tmp_path / "out" / "gradcam.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["dr_grade"] == str(RetinaModel(explain_file).predict(folder / "a.png").grade)
+    assert (row["status"], row["error"]) == ("error", NO_MEMORY)
+    assert f"Not drawn: {NO_MEMORY}" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_what_is_gone_before_it_is_drawn_was_not_read(
+    folder: Path, explain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explain = OnnxExplainer.explain
+
+    def explained_then_gone(explainer: OnnxExplainer, photographs: Any) -> list[Answer]:
+        (folder / "a.png").unlink()
+        return explain(explainer, photographs)
+
+    monkeypatch.setattr(OnnxExplainer, "explain", explained_then_gone)
+    args = [str(folder / "a.png"), "--out", str(tmp_path / "out"), "--model", str(explain_file)]
+    assert CliRunner().invoke(main, args).exit_code == 1
+    with (tmp_path / "out" / "gradcam.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["dr_grade"], row["status"], row["error"]) == ("", "error", "no such file")
+    assert "Not read: no such file" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_the_page_names_each_photograph_in_letters_that_the_panels_lack(
@@ -554,20 +630,47 @@ def test_what_is_refused(
     assert result.stderr.startswith("retina-gradcam: ")
 
 
+def without_extras(*args: object) -> subprocess.CompletedProcess[str]:
+    """Run retina-gradcam where only the base packages are installed."""
+    wall = (
+        "import sys\nfor name in ('torch', 'torchvision', 'pandas', 'matplotlib', 'scipy'): sys.modules[name] = None\n"
+    )
+    code = wall + "from retina.gradcam.cli import main\nmain()"
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_torch_is_asked_for_only_where_a_checkpoint_would_be_read(folder: Path, tmp_path: Path) -> None:
+    from tiny_model import CONTRACT as TINY
+
+    artifacts = tmp_path / "artifacts"
+    artifacts.mkdir()
+    write_tiny_model(artifacts / "retina_multitask.onnx", contract=TINY.with_(explain=True))
+    args = (folder / "a.jpg", "--artifacts", artifacts)
+    done = without_extras(*args)
+    assert done.returncode == 0, done.stderr
+    assert "no checkpoint there; explaining" in done.stderr
+    assert (artifacts / "gradcam" / "a_dr.jpg").is_file()
+
+    checkpoint = artifacts / "retina_multitask_best.pth"
+    checkpoint.touch()
+    for refused in (without_extras(*args), without_extras(folder / "a.jpg", "--checkpoint", checkpoint)):
+        assert refused.returncode == 2
+        assert f"{checkpoint}: expected torch to read a checkpoint, found: torch, torchvision not" in refused.stderr
+        assert "pip install 'retina-edge[gradcam]'" in refused.stderr
+        assert f"--model {RELEASED}" in refused.stderr
+    assert without_extras(*args, "--model", artifacts / "retina_multitask.onnx").returncode == 0
+
+
 def test_a_model_file_needs_no_torch(folder: Path, tmp_path: Path) -> None:
     from tiny_model import CONTRACT as TINY
     from tiny_model import tiny_model
 
     for name, contract in (("explain.onnx", TINY.with_(explain=True)), ("plain.onnx", TINY)):
         (tmp_path / name).write_bytes(tiny_model(contract=contract).SerializeToString())
-    wall = (
-        "import sys\nfor name in ('torch', 'torchvision', 'pandas', 'matplotlib', 'scipy'): sys.modules[name] = None\n"
-    )
-    code = wall + "from retina.gradcam.cli import main\nmain()"
 
     def run(model: str) -> subprocess.CompletedProcess[str]:
-        args = [str(folder / "clinic"), "--model", str(tmp_path / model), "--out", str(tmp_path / "out"), "--npy"]
-        return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False)
+        return without_extras(folder / "clinic", "--model", tmp_path / model, "--out", tmp_path / "out", "--npy")
 
     done = run("explain.onnx")
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,8 @@ from onnx import TensorProto, helper
 from PIL import Image, ImageFilter
 from retina.runtime import ModelFileError, PictureError, Prediction, RetinaModel, UsageError
 from retina.runtime.contract import METADATA_KEY, Contract, Head, Preprocessing, Rule, default_thresholds
-from retina.runtime.model import _handing_back, find_model, is_close_call, open_session
+from retina.runtime.model import _handing_back, find_model, is_close_call, least_side, open_session
+from retina.runtime.picture import decode
 from telemetry import bare_environment
 from tiny_model import CONTRACT, RAMP, expected_probs, tiny_model, write_tiny_model
 
@@ -433,6 +434,27 @@ def test_a_close_call_is_decided_on_the_whole_picture(tmp_path: Path, monkeypatc
         given_back.clear()
         assert scaled.predict(path) == (exact.predict(path) if is_close else from_scaled)
         assert given_back == (["cpu:0"] if is_close else [])
+
+
+def test_a_small_close_call_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was not reduced; from the side at which it may have been, it is looked at again."""
+    looks: list[int | None] = []
+
+    def counted(source: Path, *, at_least: int | None) -> NDArray[np.uint8]:
+        looks.append(at_least)
+        return decode(source, at_least=at_least)
+
+    monkeypatch.setattr("retina.runtime.picture.decode", counted)
+    least = least_side(CONTRACT.preprocessing)
+    for side, expected in ((least - 1, [least]), (least, [least, None])):
+        path = tmp_path / "eye.png"
+        Image.fromarray(pixels(3, side, 2 * least)).save(path)
+        me_prob = RetinaModel(write_tiny_model(tmp_path / "a.onnx"), exact=True).predict(path).me_prob
+        rules = {**CONTRACT.thresholds, "me": Rule("at_least", me_prob)}
+        file = write_tiny_model(tmp_path / "b.onnx", contract=CONTRACT.with_(thresholds=rules))
+        looks.clear()
+        RetinaModel(file).predict(path)
+        assert looks == expected
 
 
 @pytest.mark.parametrize("of", [{"dr": 9}, {"me": 2}, {"me": -1}], ids=str)
