@@ -197,8 +197,21 @@ def test_per_class_figures_are_scikit_learns() -> None:
     for task, true, pred in (("dr", p.dr_true, p.dr_probs.argmax(1)), ("me", p.me_true, p.me_probs.argmax(1))):
         assert body[task]["confusion_matrix"] == sk.confusion_matrix(true, pred).tolist()
         expected = np.stack(sk.precision_recall_fscore_support(true, pred))
-        found = [[row[key] for key in ("precision", "recall", "f1", "support")] for row in body[task]["classes"]]
+        rows = body[task]["classes"]
+        found = [[*(row[key]["value"] for key in ("precision", "recall", "f1")), row["support"]] for row in rows]
         np.testing.assert_allclose(np.array(found).T, expected)
+
+
+def test_a_classes_interval_is_that_of_its_figure_on_each_resample() -> None:
+    p = predictions(200)
+    true, said = p.dr_true == 2, p.dr_probs.argmax(1) == 2
+    drawn = [drawn_patients(p, seed)[0] for seed in range(1500)]
+    both, truly, predicted = (np.array([column[rows].sum() for rows in drawn]) for column in (true & said, true, said))
+    row = evaluate(p, CONTRACT, n_bootstrap=1500)["all"]["dr"]["classes"][2]
+    for name, plain in (
+        ("precision", both / predicted), ("recall", both / truly), ("f1", 2 * both / (truly + predicted)),
+    ):  # fmt: skip
+        assert [row[name]["low"], row[name]["high"]] == pytest.approx(np.quantile(plain, [0.025, 0.975]), abs=0.03)
 
 
 # ---- intervals
@@ -264,7 +277,9 @@ def test_one_class_only_leaves_figures_undefined_and_says_why() -> None:
     assert body["dr"]["accuracy"]["value"] == 1.0
     assert "resamples all agree" in body["dr"]["accuracy"]["why"]
     grade_4 = body["dr"]["classes"][4]
-    assert (grade_4["precision"], grade_4["recall"], grade_4["why"]) == (None, None, "never true and never predicted")
+    assert [(grade_4[name]["value"], grade_4[name]["why"]) for name in ("precision", "recall", "f1")] == [
+        (None, "never predicted"), (None, "never true"), (None, "never true and never predicted")
+    ]  # fmt: skip
 
 
 def test_a_figure_undefined_on_some_resamples_says_on_how_many() -> None:

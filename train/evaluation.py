@@ -86,9 +86,7 @@ def classes_table(evaluation: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for task, title in (("dr", "DR grade"), ("me", "ME")):
         for row in evaluation["all"][task]["classes"]:
-            figures = " | ".join(
-                "-" if row[key] is None else f"{row[key]:.3f}" for key in ("precision", "recall", "f1")
-            )
+            figures = " | ".join(_cell(row[name]) for name in ("precision", "recall", "f1"))
             yield f"| {title} {row['label']} | {row['support']} | {figures} |"
 
 

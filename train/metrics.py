@@ -55,6 +55,9 @@ _WHY_UNDEFINED = {
     "auc": "all photographs are of one class",
     "sensitivity": "no photograph with the condition",
     "specificity": "no photograph without the condition",
+    "precision": "never predicted",
+    "recall": "never true",
+    "f1": "never true and never predicted",
 }
 _NO_LABEL = "no photograph has a label"
 
@@ -226,7 +229,8 @@ def evaluate(p: Predictions, contract: Contract, *, n_bootstrap: int = 1000, see
     Returns:
         ``{"all": body, "sources": {source: body}, "bootstrap": {...}}`` of JSON values, without sources if all
         photographs are from one. A body has ``n``, ``patients`` and an entry each for ``dr``, ``me``, ``referable_dr``
-        and ``referable_me``; ``n`` of ``dr`` and ``me`` is the number of photographs with that label.
+        and ``referable_me``. ``dr`` and ``me`` have the number ``n`` of photographs with that label, and ``classes``
+        with the figures of each.
     """
     return {
         "all": _body(p, contract, n_bootstrap, seed),
@@ -289,11 +293,6 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
         "threshold": contract.thresholds["referable_me"].threshold,
         "positives": int((p.me_true == 1).sum()),
     }
-    for (task, name), value in _figures(p, decisions, weights).items():
-        true = p.me_true if task in ("me", "referable_me") else p.dr_true
-        patients = {patient for patient, label in zip(p.patients, true, strict=True) if label != UNLABELLED}
-        why = _WHY_UNDEFINED.get(name, "") if patients else _NO_LABEL
-        body[task][name] = _with_interval(float(value[0]), resampled[task, name], len(patients), why)
     for task, probs, true, pred, labels in (
         ("dr", p.dr_probs, p.dr_true, decisions.dr_pred, [str(grade) for grade in contract.dr_grades]),
         ("me", p.me_probs, p.me_true, decisions.me_pred, list(contract.me_labels)),
@@ -305,12 +304,24 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
         counts = yardsticks.confusion(true, pred, len(labels), weights)[0]
         body[task]["labels"] = labels
         body[task]["confusion_matrix"] = counts.astype(int).tolist()
-        body[task]["classes"] = _per_class(counts, labels)
+        support = counts.sum(axis=1).astype(int).tolist()
+        body[task]["classes"] = [{"label": label, "support": n} for label, n in zip(labels, support, strict=True)]
+    for key, value in _figures(p, decisions, weights).items():
+        task, name, *classes = key
+        true = p.me_true if task in ("me", "referable_me") else p.dr_true
+        patients = {patient for patient, label in zip(p.patients, true, strict=True) if label != UNLABELLED}
+        why = _WHY_UNDEFINED.get(name, "") if patients else _NO_LABEL
+        place = body[task]["classes"][classes[0]] if classes else body[task]
+        place[name] = _with_interval(float(value[0]), resampled[key], len(patients), why)
     return body
 
 
-def _figures(p: Predictions, d: Decisions, weights: Floats) -> dict[tuple[str, str], Floats]:
-    """Every figure that gets an interval, by task and name: (B,) each, one value per row of the weights (B, N)."""
+_Key = tuple[str, str] | tuple[str, str, int]
+"""A figure's task and name, and of those of one class its index."""
+
+
+def _figures(p: Predictions, d: Decisions, weights: Floats) -> dict[_Key, Floats]:
+    """Every figure that gets an interval: (B,) each, one value per row of the weights (B, N)."""
     dr = yardsticks.confusion(p.dr_true, d.dr_pred, p.dr_probs.shape[1], weights)
     me = yardsticks.confusion(p.me_true, d.me_pred, 2, weights)
     referable = yardsticks.confusion(d.referable_true, d.referable_pred, 2, weights)
@@ -331,10 +342,23 @@ def _figures(p: Predictions, d: Decisions, weights: Floats) -> dict[tuple[str, s
         ("me", "sensitivity"): yardsticks.share(me[:, 1, 1], me[:, 1].sum(axis=1)),
         ("me", "specificity"): yardsticks.share(me[:, 0, 0], me[:, 0].sum(axis=1)),
         ("me", "calibration_error"): yardsticks.calibration_error(p.me_probs, p.me_true, weights),
+        **_class_figures("dr", dr),
+        **_class_figures("me", me),
     }
 
 
-def _bootstrap(p: Predictions, d: Decisions, n_bootstrap: int, seed: int) -> dict[tuple[str, str], Floats]:
+def _class_figures(task: str, counts: Floats) -> dict[_Key, Floats]:
+    """Precision, recall and F1 of each class, from confusion matrices (B, K, K)."""
+    hits, truly, said = np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2), counts.sum(axis=1)  # (B, K)
+    figures = {
+        "precision": yardsticks.share(hits, said),
+        "recall": yardsticks.share(hits, truly),
+        "f1": yardsticks.share(2 * hits, truly + said),
+    }
+    return {(task, name, k): values[:, k] for name, values in figures.items() for k in range(counts.shape[1])}
+
+
+def _bootstrap(p: Predictions, d: Decisions, n_bootstrap: int, seed: int) -> dict[_Key, Floats]:
     """The figures on ``n_bootstrap`` resamples of patients with replacement: (n_bootstrap,) each."""
     rng = np.random.default_rng(seed)
     patients, patient_of = np.unique(np.array(p.patients), return_inverse=True)
@@ -364,21 +388,3 @@ def _with_interval(value: float, resampled: Floats, n_patients: int, why_undefin
     if defined.size < resampled.size:
         return {**figure, "why": f"interval from the {defined.size} of {resampled.size} resamples where it is defined"}
     return figure
-
-
-def _per_class(counts: Floats, labels: list[str]) -> list[dict[str, Any]]:
-    """Precision, recall, F1 and support of each class, from one confusion matrix (K, K)."""
-    hits, truly, said = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
-    rows = []
-    for label, hit, true, pred in zip(labels, hits, truly, said, strict=True):
-        row: dict[str, Any] = {
-            "label": label,
-            "precision": float(hit / pred) if pred else None,
-            "recall": float(hit / true) if true else None,
-            "f1": float(2 * hit / (true + pred)) if true + pred else None,
-            "support": int(true),
-        }
-        if not true or not pred:
-            row["why"] = " and ".join(["never true"] * (not true) + ["never predicted"] * (not pred))
-        rows.append(row)
-    return rows
