@@ -258,3 +258,5 @@ def _tell_start(model: RetinaModel, listing: Listing, workers: int, *, shipped: 
         f"({model.contract.precision}, sha256 {model.sha256[:12]}{checked})",
         err=True,
     )
+    if model.contract.caution:
+        click.echo(f"Caution: {model.contract.caution}", err=True)

@@ -168,7 +168,8 @@ class Contract:
         _expect(
             "thresholds", sorted(self.thresholds) == tasks, f"rules for {', '.join(tasks)}", sorted(self.thresholds)
         )
-        _expect("thresholds.dr", self.thresholds["dr"].rule == "argmax", "the rule argmax", self.thresholds["dr"].rule)
+        for task, kind in (("dr", "argmax"), ("referable_dr", "at_least"), ("referable_me", "at_least")):
+            _expect(f"thresholds.{task}", (rule := self.thresholds[task].rule) == kind, f"the rule {kind}", rule)
 
     @property
     def outputs(self) -> list[dict[str, Any]]:
@@ -192,6 +193,18 @@ class Contract:
         """The lowest original grade that counts as referable DR."""
         from_grade = self.thresholds["referable_dr"].from_grade
         return 2 if from_grade is None else from_grade
+
+    @property
+    def untrained_heads(self) -> tuple[Head, ...]:
+        """Heads that never saw a label, as training recorded it: their answers mean nothing."""
+        recorded = self.provenance.get("untrained_heads")
+        return tuple(head for head in HEADS if isinstance(recorded, list) and head in recorded)
+
+    @property
+    def caution(self) -> str:
+        """What whoever uses the model must know about it, as a sentence; empty if there is nothing."""
+        named = " and ".join(head.upper() for head in self.untrained_heads)
+        return f"The model was never trained for {named}: what it says about {named} means nothing." if named else ""
 
     def with_(self, **changes: Any) -> Contract:
         return replace(self, **changes)

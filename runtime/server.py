@@ -156,6 +156,8 @@ def _serve(
     address = listening.getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
     tell(f"http://{shown}:{address[1]}/ serves {opened.path} ({opened.contract.precision}). Stop with Ctrl-C.")
+    if opened.contract.caution:
+        log.warning(opened.contract.caution)
     log.info("started", extra={"fields": {"model": opened.sha256, "version": app.version, "port": address[1]}})
     server.run(sockets=[listening])
     log.info("stopped")

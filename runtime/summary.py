@@ -80,15 +80,7 @@ class Summary:
         again = f", {self.known} of them in an earlier run" if self.known else ""
         yield f"scored {self.scored}{again}; failed {self.failed}; {fresh / max(seconds, 1e-9):.1f} per second"
         if self.scored:
-            counts = ", ".join(f"{grade}: {self.grades[grade]}" for grade in sorted(self.grades))
-            yield f"DR grades {counts}"
-            yield f"ME risk {_share(self.me_risks, self.scored)}"
-            which = "" if self.listed else " (which ones: --referral)"
-            dr, me = (self.contract.thresholds[task].level for task in ("referable_dr", "referable_me"))
-            yield (
-                f"to refer{which}: DR {_share(self.referable, self.scored)}, from a probability of "
-                f"{dr:.3f} on; ME {_share(self.referable_me, self.scored)}, from {me:.3f}"
-            )
+            yield from self._found()
         for reason, count in self.reasons.most_common(REASONS_SHOWN):
             yield f"failed {count}: {reason} (such as {utf8(self.first_failed[reason])!r})"
         if len(self.reasons) > REASONS_SHOWN:
@@ -112,6 +104,22 @@ class Summary:
             yield f"referral of DR grade {grade} or more: {_referral(self.referral_dr)}"
         if self.me.total:
             yield f"referral of ME risk: {_referral(self.referral_me)}"
+
+    def _found(self) -> Iterator[str]:
+        """What the model says about the photographs, without what it was never trained for."""
+        untrained = self.contract.untrained_heads
+        dr, me = (self.contract.thresholds[task].level for task in ("referable_dr", "referable_me"))
+        to_refer = []
+        if "dr" not in untrained:
+            counts = ", ".join(f"{grade}: {self.grades[grade]}" for grade in sorted(self.grades))
+            yield f"DR grades {counts}"
+            to_refer.append(f"DR {_share(self.referable, self.scored)}, from a probability of {dr:.3f} on")
+        if "me" not in untrained:
+            yield f"ME risk {_share(self.me_risks, self.scored)}"
+            to_refer.append(f"ME {_share(self.referable_me, self.scored)}, from {me:.3f}")
+        yield f"to refer{'' if self.listed else ' (which ones: --referral)'}: {'; '.join(to_refer)}"
+        if self.contract.caution:
+            yield f"Caution: {self.contract.caution}"
 
 
 def _share(count: int, total: int) -> str:

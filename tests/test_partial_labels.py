@@ -22,17 +22,18 @@ from retina.export.gate import judge
 from retina.runtime import cli as score_cli
 from retina.runtime import yardsticks
 from retina.runtime.annotations import scan_annotations
-from retina.runtime.contract import Contract
+from retina.runtime.contract import HEADS, Contract
 from retina.runtime.yardsticks import UNLABELLED
 from retina.train import cli as train_cli
 from retina.train import evaluation, plots
 from retina.train.calibration import calibration_faults
+from retina.train.checkpoint import load_checkpoint
 from retina.train.config import TrainConfig
 from retina.train.data import Batch, DataSet, EpochPlan, class_weights, read_dataset
 from retina.train.device import make_fabric
 from retina.train.frames import look_through
 from retina.train.framing import Normalize
-from retina.train.labels import label_faults, label_notes
+from retina.train.labels import label_faults, label_notes, trained_heads
 from retina.train.leakage import find_copies
 from retina.train.loader import make_loader
 from retina.train.loop import Trainer
@@ -150,7 +151,7 @@ def test_labels_without_which_a_run_makes_no_sense(tmp_path: Path) -> None:
     relabel(tmp_path / "valid", [0, 1, 2], [NA, NA, NA])
     data, _ = read_dataset(tmp_path)
     assert label_faults(data, RECIPE) == []
-    assert "no photograph has an ME label; no risk can be learnt" in label_notes(data)[-1]
+    assert trained_heads(data, RECIPE) == ("dr",)
     (fault,) = label_faults(data, replace(RECIPE, dr_weight=0.0))
     assert "expected a label for a head that is trained (--dr-weight 0, --me-weight 1), found none" in fault
 
@@ -210,6 +211,8 @@ def test_each_heads_figures_are_those_of_its_labelled_photographs() -> None:
         assert body[tasks[0]]["n"] == alone["n"] == known.sum() < 200
         for task in tasks:
             for name, expected in alone[task].items():
+                if name == "classes":
+                    continue  # below
                 found = body[task][name]
                 if name == "calibration_chance" or not (isinstance(expected, dict) and "low" in expected):
                     assert found == expected, (task, name)
@@ -217,6 +220,10 @@ def test_each_heads_figures_are_those_of_its_labelled_photographs() -> None:
                     assert found["value"] == pytest.approx(expected["value"], rel=1e-12), (task, name)
                     assert found["low"] < found["value"] < found["high"]
         head = tasks[0]
+        for found, expected in zip(body[head]["classes"], alone[head]["classes"], strict=True):
+            assert found["support"] == expected["support"]
+            for name in ("precision", "recall", "f1"):
+                assert found[name]["value"] == expected[name]["value"]
         reports = [classification_report(predictions, contract).split("Risk of") for predictions in (p, only(p, known))]
         assert reports[0][head == "me"] == reports[1][head == "me"]
         assert worst_mistakes(p, contract)[head] == worst_mistakes(only(p, known), contract)[head]
@@ -351,9 +358,20 @@ def test_a_step_in_which_a_head_has_no_label_leaves_that_head_alone(tmp_path: Pa
     assert all(p.grad.abs().max() == 0 for p in t.net.me_head.parameters())
     assert all(torch.isfinite(p.grad).all() for p in t.net.parameters())
     assert max(p.grad.abs().max() for p in t.net.dr_head.parameters()) > 0
+    t.heads = ("dr",)
     figures = t.train_figures()
     assert np.isnan([figures["me_loss"], figures["me_accuracy"]]).all()
     assert figures["loss"] == figures["dr_loss"]
+
+
+def test_a_head_that_does_not_learn_helps_neither_to_choose_the_epoch_nor_to_set_the_rates(tmp_path: Path) -> None:
+    train, valid = items(partial_set(tmp_path))
+    both, one = (replace(trainer(train.dr_index, RECIPE), heads=heads) for heads in (HEADS, ("dr",)))
+    one.net.load_state_dict(both.net.state_dict())
+    all_of_it, found = (t.judge(valid, make_loader(valid, 0, t.fabric)) for t in (both, one))
+    assert found["me_loss"] == all_of_it["me_loss"] > 0
+    assert found["loss"] == found["dr_loss"] == pytest.approx(all_of_it["loss"] - all_of_it["me_loss"])
+    assert found["score"] == (found["dr_accuracy"] + found["dr_kappa"]) / 2
 
 
 # ---- the commands
@@ -398,7 +416,11 @@ def test_retina_train_from_the_first_photograph_to_the_report(
     else:
         assert {me for _, me in truth} == {""}
         assert (body["dr"]["n"], body["me"]["n"], body["me"]["auc"]["value"]) == (6, 0, None)
-        assert "no photograph has an ME label; no risk can be learnt" in result.output
+        caution = "The model was never trained for ME: what it says about ME means nothing."
+        assert f"Warning: {caution}" in result.output
+        assert f'<p class="warning">{caution}</p>' in page
+        for published in (artifacts / "retina_multitask_best.pth", artifacts / "retina_multitask_final.pth"):
+            assert load_checkpoint(published).contract.untrained_heads == ("me",)
         assert "no photograph has a label" in page
         history = pd.read_csv(run / "history.csv")
         assert history["valid_me_accuracy"].isna().all()
@@ -436,6 +458,21 @@ def test_retina_score_compares_each_head_with_its_own_labels(scored: tuple[Path,
     assert "against 5 annotations (5 with a DR grade, 0 with an ME label):" in result.output
     assert "ME accuracy" not in result.output
     assert "referral of ME" not in result.output
+
+
+def test_what_a_model_was_never_trained_for_is_said_and_not_summed_up(tmp_path: Path) -> None:
+    write_set(tmp_path / "data", train=range(5))
+    never = CONTRACT.with_(provenance={"untrained_heads": ["me"]})
+    model = write_tiny_model(tmp_path / "tiny.onnx", contract=never)
+    result = invoke(score_cli.main, tmp_path / "data/train/images", "--model", model, "--out", tmp_path / "scores.csv")
+    caution = "Caution: The model was never trained for ME: what it says about ME means nothing."
+    assert caution in result.stderr
+    assert caution in result.stdout
+    assert "to refer (which ones: --referral): DR" in result.stdout
+    assert "; ME" not in result.stdout
+    assert "ME risk" not in result.stdout
+    assert CONTRACT.with_(provenance={"untrained_heads": "me"}).untrained_heads == ()
+    assert CONTRACT.caution == ""
 
 
 def test_evaluation_of_a_file_on_them(scored: tuple[Path, list[str]], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..runtime.contract import HEADS
 from ..runtime.errors import RetinaError, UsageError
 from ..runtime.output_file import require_place
 from ..runtime.terminal import tell
@@ -57,7 +58,9 @@ def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
     runs = [checkpoint.contract.provenance.get("run", name) for name, checkpoint in branches]
     runs = [f"({run})" if ", " in run else run for run in runs]
     trained_on = first.contract.provenance["data_fingerprint"]
-    provenance = {"run": "mean of " + ", ".join(runs), "data_fingerprint": trained_on}
+    provenance: dict[str, Any] = {"run": "mean of " + ", ".join(runs), "data_fingerprint": trained_on}
+    if untrained := [head for head in HEADS if any(head in one.contract.untrained_heads for _, one in branches)]:
+        provenance["untrained_heads"] = untrained
     return replace(
         first,
         weights={name: _mean([checkpoint.weights[name] for _, checkpoint in branches]) for name in first.weights},

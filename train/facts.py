@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 
+from ..runtime.contract import Head
 from ..runtime.errors import UsageError
 from .checkpoint import current_versions
 from .leakage import unnamed_patients
@@ -17,7 +19,7 @@ from .run import Run
 from .survey import Survey
 
 
-def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor) -> dict[str, Any]:
+def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor, untrained: Sequence[Head]) -> dict[str, Any]:
     """What a run records beside its options: data, class balance, machine, versions; JSON values only."""
     counts = {
         name: {
@@ -35,6 +37,7 @@ def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor) -> dict[
         "dr_grades": list(survey.data.dr_grades),
         "counts": counts,
         "dr_class_weights": [round(float(weight), 6) for weight in dr_weights],
+        "untrained_heads": list(untrained),
         "unnamed_patients": unnamed_patients(survey.data),
         "leaks": [str(leak) for leak in survey.leaks],
         "device": str(fabric.device),

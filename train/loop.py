@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from ..runtime.contract import HEADS
+from ..runtime.contract import HEADS, Head
 from ..runtime.errors import ModelFileError, NonFiniteLossError
 from ..runtime.yardsticks import UNLABELLED
 from .augment import draw_seed
@@ -81,6 +81,8 @@ class Trainer:
     """Original grade of each DR index."""
     dr_weights: Tensor
     """(K,) float32: weight of each grade in the DR loss."""
+    heads: tuple[Head, ...] = HEADS
+    """Those that learn; the others help neither to choose the epoch nor to set the learning rates."""
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -288,16 +290,17 @@ class Trainer:
         dr_true = torch.from_numpy(predictions.dr_true).to(device)
         me_true = torch.from_numpy(predictions.me_true).to(device)
         sums = self._sums(dr_logits, me_logits, dr_true, me_true)
-        trained = [head for head in HEADS if {"dr": self.config.dr_weight, "me": self.config.me_weight}[head]]
         figures = self._figures(Totals(**{name: value.item() for name, value in sums.items()}))
-        return figures | epoch_scores(predictions, items.dr_grades, trained)
+        return figures | epoch_scores(predictions, items.dr_grades, self.heads)
 
     def train_figures(self) -> dict[str, float]:
         """Losses and accuracies of the epoch's training photographs as they were trained on."""
         return self._figures(self.summed_totals())
 
     def _figures(self, totals: Totals) -> dict[str, float]:
-        return {"loss": totals.loss(self.config.dr_weight, self.config.me_weight), **totals.figures()}
+        dr_weight = self.config.dr_weight if "dr" in self.heads else 0.0
+        me_weight = self.config.me_weight if "me" in self.heads else 0.0
+        return {"loss": totals.loss(dr_weight, me_weight), **totals.figures()}
 
     def unfreeze(self) -> None:
         """Unfreeze the whole backbone, whose rate falls to a tenth (``UNFROZEN_RATE``)."""

@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from ..runtime.annotations import Annotation
-from ..runtime.contract import Contract, Preprocessing
+from ..runtime.contract import HEADS, Contract, Head, Preprocessing
 from ..runtime.errors import OutputError, UsageError
 from ..runtime.model import Prediction
 from ..runtime.output_file import write_atomically
@@ -31,6 +31,7 @@ from .device import make_fabric, pick_device
 from .facts import check_same, grades_of_run, run_facts
 from .frames import DecodedFrames
 from .framing import Normalize
+from .labels import trained_heads
 from .loader import eval_loader
 from .loop import Trainer, as_predictions, fit, load_resume
 from .metrics import Predictions, evaluate, write_metrics
@@ -130,9 +131,16 @@ def _train(
     contract = Contract(preprocessing, dr_grades=data.dr_grades)
     train_items = TrainItems(data, survey.frames["train"], make_augment(config.augment), config.seed)
     valid_items = EvalItems(data, "valid", survey.frames["valid"])
-    trainer = _new_trainer(config, fabric, contract, train_items, start, resume)
+    heads = trained_heads(data, config)
+    trainer = _new_trainer(config, fabric, contract, train_items, heads, start, resume)
+    untrained = [head for head in (HEADS if start is None else start.contract.untrained_heads) if head not in heads]
+    if resume:
+        untrained = run.facts().get("untrained_heads", [])
+    contract = contract.with_(provenance={"untrained_heads": untrained} if untrained else {})
+    if contract.caution:
+        say_once(f"Warning: {contract.caution}")
 
-    facts = run_facts(survey, fabric, trainer.dr_weights)
+    facts = run_facts(survey, fabric, trainer.dr_weights, untrained)
     if resume:
         check_same(run, survey, fabric)
         load_resume(trainer, run.resume_file)
@@ -147,7 +155,7 @@ def _train(
 
     def checkpoint(row: dict[str, float]) -> Checkpoint:
         versions = current_versions()
-        provenance = {"run": run.name, "data_fingerprint": survey.fingerprint}
+        provenance = {"run": run.name, "data_fingerprint": survey.fingerprint, **contract.provenance}
         weights = {name: tensor.clone() for name, tensor in trainer.judged.state_dict().items()}
         return Checkpoint(
             weights, config.backbone, contract.with_(provenance=provenance), config.to_dict(), {"valid": row},
@@ -191,6 +199,7 @@ def _new_trainer(
     fabric: Fabric,
     contract: Contract,
     train_items: TrainItems,
+    heads: tuple[Head, ...],
     start: Checkpoint | None,
     resume: bool,
 ) -> Trainer:
@@ -204,7 +213,7 @@ def _new_trainer(
     dr_weights = class_weights(train_items.dr_index, len(grades))
     if config.class_weights == "none":
         dr_weights = torch.ones_like(dr_weights)
-    return Trainer(fabric, config, net, Normalize(prep.mean, prep.std), grades, dr_weights)
+    return Trainer(fabric, config, net, Normalize(prep.mean, prep.std), grades, dr_weights, heads)
 
 
 def _evaluate_best(

@@ -125,7 +125,7 @@ def write_report(
         figures=_figures_table(figures),
         sources=_source_note(figures),
         counts=_counts_table(predictions, contract),
-        leaks=_patient_note(config.get("unnamed_patients")) + _leak_list(config.get("leaks")),
+        leaks=_warning(contract.caution) + _warning(config.get("unnamed_patients")) + _leak_list(config.get("leaks")),
         curves=_picture(run_dir / "learning_curves.png", "Loss, accuracy, agreement and learning rates by epoch"),
         roc=_picture(run_dir / "roc.png", "ROC curves of ME risk and referable DR"),
         rules=escape("; ".join(rule_text(contract, task) for task in contract.thresholds if task != "dr")),
@@ -240,8 +240,8 @@ def _counts_table(predictions: Mapping[str, Predictions], contract: Contract) ->
     return _table(head, rows, "Photographs by split, source and label")
 
 
-def _patient_note(unnamed: str | None) -> str:
-    return f'<p class="warning">{escape(unnamed[0].upper() + unnamed[1:])}</p>' if unnamed else ""
+def _warning(text: str | None) -> str:
+    return f'<p class="warning">{escape(text[0].upper() + text[1:])}</p>' if text else ""
 
 
 def _leak_list(leaks: Sequence[str] | None) -> str:
@@ -274,9 +274,8 @@ def _split(run_dir: Path, split: str, figures: Mapping[str, Any], *, heads_the_p
 def _class_table(body: Mapping[str, Any]) -> str:
     rows = []
     for row in body["classes"]:
-        numbers = ["–" if row[key] is None else f"{row[key]:.3f}" for key in ("precision", "recall", "f1")]
-        why = f"<small>{row['why']}</small>" if "why" in row else ""
-        rows.append([escape(row["label"]) + why, *numbers, str(row["support"])])
+        figures = (_cell(row[name]) for name in ("precision", "recall", "f1"))
+        rows.append([escape(row["label"]), *figures, str(row["support"])])
     return _table(["", "precision", "recall", "F1", "support"], rows, "Classification report")
 
 
