@@ -191,6 +191,7 @@ def _lines(exported: Exported, kit: Path | None) -> list[str]:
     cam = [] if parity.worst_cam is None else [f"  Grad-CAM within {parity.worst_cam:.1e} of autograd, relatively"]
     return [
         *exported.assumed,
+        *([f"Caution: {exported.contract.caution}"] if exported.contract.caution else []),
         f"compared with PyTorch on {parity.pictures} pictures ({parity.photographs} from: {parity.source})",
         f"  largest difference {parity.worst:.1e} in {parity.worst_output} of {parity.worst_image}",
         f"  equal decisions {parity.equal_decisions:.1%}; in a batch as alone within {parity.batch_against_alone:.1e}",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..runtime import yardsticks
 from ..runtime.contract import Contract
-from ..runtime.yardsticks import Floats, Indices
+from ..runtime.yardsticks import UNLABELLED, Floats, Indices
 from ..train.metrics import Decisions, Predictions, accuracy
 
 ACCURACY_LOSS = 0.005
@@ -25,7 +25,10 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Quality:
-    """Metrics of one file on labelled photographs, each in [0, 1]; None if no photograph has the label."""
+    """Metrics of one file on labelled photographs, each in [0, 1].
+
+    None if no photograph has the label, or if the head was never trained.
+    """
 
     dr_accuracy: float | None
     me_accuracy: float | None
@@ -43,9 +46,10 @@ class Gate:
     """Their number."""
     fp32: Quality
     int8: Quality
-    dr_agreement: float
-    me_agreement: float
-    """Share of photographs with the same DR grade, and with the same ME risk, in [0, 1]."""
+    dr_agreement: float | None
+    me_agreement: float | None
+    """Share of photographs with the same DR grade, and with the same ME risk, in [0, 1]; None if the head was never
+    trained, so that its answers fall either way."""
 
     @property
     def faults(self) -> list[str]:
@@ -59,8 +63,9 @@ class Gate:
             if before is not None and before - after > allowed + _ROUNDING:
                 faults.append(f"{name}: expected a fall of at most {allowed}, found {before:.4f} to {after:.4f}")
         for name in ("dr_agreement", "me_agreement"):
-            if getattr(self, name) < AGREEMENT:
-                faults.append(f"{name}: expected at least {AGREEMENT}, found {getattr(self, name):.4f}")
+            agreement = getattr(self, name)
+            if agreement is not None and agreement < AGREEMENT:
+                faults.append(f"{name}: expected at least {AGREEMENT}, found {agreement:.4f}")
         return faults
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,10 +75,11 @@ class Gate:
         """The figures as lines to print."""
         pairs = [(name, getattr(self.fp32, name), getattr(self.int8, name)) for name in asdict(self.fp32)]
         shown = [f"{name} {before:.4f} to {after:.4f}" for name, before, after in pairs if before is not None]
+        same = {"DR grade": self.dr_agreement, "ME risk": self.me_agreement}
         return [
             f"int8 against fp32 on {self.photographs} photographs of valid:",
             f"  {', '.join(shown)}",
-            f"  same DR grade {self.dr_agreement:.1%}, same ME risk {self.me_agreement:.1%}",
+            "  " + ", ".join(f"same {what} {share:.1%}" for what, share in same.items() if share is not None),
         ]
 
 
@@ -85,14 +91,19 @@ def judge(contract: Contract, fp32: Predictions, int8: Predictions) -> Gate:
     before, after = Decisions.of(fp32, contract), Decisions.of(int8, contract)
     return Gate(
         len(fp32.paths),
-        _quality(fp32, before),
-        _quality(int8, after),
-        float(np.mean(before.dr_pred == after.dr_pred)),
-        float(np.mean(before.me_pred == after.me_pred)),
+        _quality(contract, fp32, before),
+        _quality(contract, int8, after),
+        None if "dr" in contract.untrained_heads else float(np.mean(before.dr_pred == after.dr_pred)),
+        None if "me" in contract.untrained_heads else float(np.mean(before.me_pred == after.me_pred)),
     )
 
 
-def _quality(p: Predictions, decisions: Decisions) -> Quality:
+def _quality(contract: Contract, p: Predictions, decisions: Decisions) -> Quality:
+    if "dr" in contract.untrained_heads:
+        none = np.full(len(p.paths), UNLABELLED)
+        p, decisions = replace(p, dr_true=none), replace(decisions, referable_true=none)
+    if "me" in contract.untrained_heads:
+        p = replace(p, me_true=np.full(len(p.paths), UNLABELLED))
     return Quality(
         _if_defined(accuracy(p.dr_true, decisions.dr_pred)),
         _if_defined(accuracy(p.me_true, decisions.me_pred)),

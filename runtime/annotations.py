@@ -212,7 +212,10 @@ def _header_faults(line: int, header: list[str]) -> list[str]:
         count = keys.count(_column_key(column))
         if count == 0:
             found = ", ".join(map(repr, header))
-            faults.append(f"line {line}: expected a column {column!r}, found {found}; rename the one that holds it")
+            absent = "" if column == IMAGE_NAME else f", or add it with {NOT_GRADED} in every row if there is none"
+            faults.append(
+                f"line {line}: expected a column {column!r}, found {found}; rename the one that holds it{absent}"
+            )
         elif count > 1:
             faults.append(f"line {line}: expected one column {column!r}, found {count}")
     return faults

@@ -39,7 +39,7 @@ from retina.train.loader import make_loader
 from retina.train.loop import Trainer
 from retina.train.metrics import Decisions, Predictions, classification_report, epoch_scores, evaluate
 from retina.train.model import RetinaNet
-from retina.train.report import worst_mistakes
+from retina.train.report import _source_note, worst_mistakes
 from retina.train.screening import screening_rules, screening_threshold
 from retina.train.stop import StopRequest
 from retina.train.temperature import fit_temperature
@@ -123,19 +123,17 @@ def test_the_data_set_keeps_who_lacks_which_label(tmp_path: Path) -> None:
     assert data.dr_grades == (0, 1, 2)
     by_name = {photo.image_name: (data.dr_index(photo), photo.me_index) for photo in photos}
     assert (by_name["eye_0.jpg"], by_name["eye_2.jpg"], by_name["eye_3.jpg"]) == ((0, -1), (2, 1), (-1, 1))
-    assert [note.partition(": ")[2] for note in label_notes(data)[:2]] == [
-        f"{tmp_path}/train/annotations.csv: 4 without a DR grade and 4 without an ME label (NA), of 12 photographs. "
-        "Each is left out of that head's loss and figures.",
-        f"{tmp_path}/valid/annotations.csv: 1 without a DR grade and 2 without an ME label (NA), of 6 photographs. "
-        "Each is left out of that head's loss and figures.",
-    ]
+    train, valid, _ = label_notes(data, RECIPE)
+    assert "train/annotations.csv: 4 without a DR grade and 4 without an ME label (NA), of 12 photographs;" in train
+    assert "valid/annotations.csv: 1 without a DR grade and 2 without an ME label (NA), of 6 photographs;" in valid
 
 
 def test_labels_without_which_a_run_makes_no_sense(tmp_path: Path) -> None:
     write_set(tmp_path, train=[0] * 6, others=[0] * 3)
     relabel(tmp_path / "train", [NA] * 6, [0, 1] * 3)
     _, faults = read_dataset(tmp_path)
-    assert faults == [f"{tmp_path}/train/annotations.csv: expected two or more DR grades, found []"]
+    (fault,) = faults
+    assert fault.endswith(": expected two or more DR grades, found []; ME labels alone cannot be trained on")
 
     relabel(tmp_path / "train", [0, 1, 2] * 2, [0, 1, NA] * 2)
     relabel(tmp_path / "valid", [NA, NA, NA], [0, 1, 0])
@@ -145,7 +143,11 @@ def test_labels_without_which_a_run_makes_no_sense(tmp_path: Path) -> None:
     (fault,) = label_faults(data, RECIPE)
     assert fault.startswith(f"{tmp_path}/valid/annotations.csv: expected photographs with a DR grade, as in train")
     assert label_faults(data, replace(RECIPE, dr_weight=0.0)) == []
-    assert "DR grade of 2 or more" in calibration_faults(data, Contract())[0]
+    assert calibration_faults(data, Contract()) == [], "a head without labels is not calibrated"
+    relabel(tmp_path / "valid", [0, 1, NA], [0, NA, 0])
+    faults = calibration_faults(read_dataset(tmp_path)[0], Contract())
+    for what, fault in zip(("ME risk", "DR grade of 2 or more"), faults, strict=True):
+        assert f"expected photographs with {what} to calibrate on, found none" in fault
 
     relabel(tmp_path / "train", [0, 1, 2] * 2, [NA] * 6)
     relabel(tmp_path / "valid", [0, 1, 2], [NA, NA, NA])
@@ -158,17 +160,15 @@ def test_labels_without_which_a_run_makes_no_sense(tmp_path: Path) -> None:
 
 def test_two_copies_conflict_only_where_both_are_labelled(tmp_path: Path) -> None:
     write_set(tmp_path, train=[0, 1, 2, 0], others=[0])
-    for n in range(3):
+    for n in range(4):
         eye(7).save(tmp_path / f"train/images/eye_{n}.jpg")
-    relabel(tmp_path / "train", [2, NA, 2, 0], [NA, 1, 0, 0])
+    relabel(tmp_path / "train", [NA, 2, NA, 2], [0, NA, 0, NA])
     data, _ = read_dataset(tmp_path)
     looks = {name: look_through(split.paths, SMALL, "uint8", "off", tmp_path)[1] for name, split in data.splits.items()}
-    assert [copy.conflict for copy in find_copies(data, looks)] == ["", ""]
-    relabel(tmp_path / "train", [2, NA, 1, 0], [0, 1, NA, 0])
-    assert [copy.conflict for copy in find_copies(read_dataset(tmp_path)[0], looks)] == [
-        "ME risk 0 and 1",
-        "DR grade 2 and 1",
-    ]
+    assert [copy.conflict for copy in find_copies(data, looks)] == [""] * 3
+    relabel(tmp_path / "train", [NA, 2, NA, 1], [0, NA, 1, NA])
+    data, _ = read_dataset(tmp_path)
+    assert [copy.conflict for copy in find_copies(data, looks)] == ["", "ME risk 0 and 1", "DR grade 2 and 1"]
 
 
 # ---- measuring
@@ -265,6 +265,19 @@ def test_calibration_and_the_int8_gate_use_each_heads_labels() -> None:
     unlabelled = replace(p, me_true=np.full(200, UNLABELLED))
     found = judge(Contract(), unlabelled, unlabelled)
     assert (found.int8.me_accuracy, found.int8.me_auc, found.faults) == (None, None, [])
+    assert screening_rules(Contract(), unlabelled)["referable_me"] == Contract().thresholds["referable_me"]
+
+
+def test_the_int8_gate_does_not_ask_what_a_head_says_that_was_never_trained() -> None:
+    p = split_in_two()
+    turned = replace(p, me_probs=p.me_probs[:, ::-1], dr_probs=p.dr_probs[:, ::-1])
+    for head in HEADS:
+        contract = Contract(provenance={"untrained_heads": [head]})
+        gate = judge(contract, p, replace(p, **{f"{head}_probs": getattr(turned, f"{head}_probs")}))
+        assert gate.faults == []
+        assert getattr(gate, f"{head}_agreement") is getattr(gate.int8, f"{head}_accuracy") is None
+        assert {"dr": "DR grade", "me": "ME risk"}[head] not in gate.lines()[-1]
+        assert judge(Contract(), p, turned).faults
 
 
 def test_a_threshold_by_hand() -> None:
@@ -348,7 +361,7 @@ def test_a_step_is_torchs_mean_over_each_heads_labelled_photographs(tmp_path: Pa
     )
 
 
-def test_a_step_in_which_a_head_has_no_label_leaves_that_head_alone(tmp_path: Path) -> None:
+def test_a_step_in_which_a_head_has_no_label_gives_it_no_gradient(tmp_path: Path) -> None:
     train, _ = items(partial_set(tmp_path))
     t = trainer(train.dr_index, RECIPE)
     batch = Batch(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]), torch.tensor([-1, -1]), ["a", "b"], ["", ""])
@@ -395,9 +408,8 @@ def test_retina_train_from_the_first_photograph_to_the_report(
         for name, n in (("train", 12), ("valid", 6), ("test", 6)):
             relabel(root / name, [0, 1, 2] * (n // 3), [NA] * n)
     options = ["--image-size", 32, "--backbone", RESNET10, "--weights", "none", "--workers", 0, "--epochs", 2]
-    calibrate = ["--calibrate", "valid"] if without == "some of both" else []
     result = invoke(
-        train_cli.main, root, *options, "--sampler", "weighted", "--batch-size", 4, *calibrate,
+        train_cli.main, root, *options, "--sampler", "weighted", "--batch-size", 4, "--calibrate", "valid",
         "--artifacts", artifacts, "--name", "r",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -408,7 +420,12 @@ def test_retina_train_from_the_first_photograph_to_the_report(
     body = json.loads((run / "metrics.json").read_text())["splits"]["test"]["all"]
     page = (run / "report.html").read_text()
     facts = json.loads((run / "run.json").read_text())["counts"]["train"]
+    assert "nan" not in result.output
+    contract = load_checkpoint(artifacts / "retina_multitask_best.pth").contract
+    calibrated = ["dr_temperature"] if without == "every ME label" else ["dr_temperature", "me_temperature"]
+    assert [name for name in contract.provenance if name.endswith("_temperature")] == calibrated
     if without == "some of both":
+        assert '<th scope="col">no DR grade</th>' in page
         assert truth == [("1", "0"), ("2", ""), ("", "1"), ("2", "1"), ("0", ""), ("1", "0")]
         assert (body["n"], body["dr"]["n"], body["me"]["n"]) == (6, 5, 4)
         assert (facts["without_dr_grade"], facts["without_me_label"], facts["me_risk"]) == (4, 4, 4)
@@ -421,10 +438,36 @@ def test_retina_train_from_the_first_photograph_to_the_report(
         assert f'<p class="warning">{caution}</p>' in page
         for published in (artifacts / "retina_multitask_best.pth", artifacts / "retina_multitask_final.pth"):
             assert load_checkpoint(published).contract.untrained_heads == ("me",)
-        assert "no photograph has a label" in page
+        assert "; not ME, for which it has no labels." in result.output
+        assert contract.thresholds["referable_me"] == Contract().thresholds["referable_me"]
+        assert page.count("<p>No photograph has a label.</p>") == 4  # for the confusion of each split, and for mistakes
+        assert "no DR grade" not in page
         history = pd.read_csv(run / "history.csv")
         assert history["valid_me_accuracy"].isna().all()
         assert history["valid_loss"].tolist() == history["valid_dr_loss"].tolist()
+
+
+def test_the_command_refuses_labels_that_make_no_sense(tmp_path: Path) -> None:
+    write_set(tmp_path / "data")
+    relabel(tmp_path / "data/valid", [0, 1, 2], [NA] * 3)
+    options = ["--image-size", 32, "--backbone", RESNET10, "--weights", "none", "--artifacts", tmp_path / "artifacts"]
+    result = invoke(train_cli.main, tmp_path / "data", *options)
+    assert result.exit_code == 2
+    assert "1 fault; nothing was trained" in result.stderr
+    assert "valid/annotations.csv: expected photographs with an ME label, as in train" in result.stderr
+    for name in ("train", "valid", "test"):
+        write_annotations(tmp_path / "data" / name, [["eye_0.jpg", 0]], ["Image name", "Retinopathy grade"])
+    result = invoke(train_cli.main, tmp_path / "data", *options)
+    assert "rename the one that holds it, or add it with NA in every row if there is none" in result.stderr
+    assert "a head that is trained" not in result.stderr, "what no row says cannot be told"
+
+
+def test_shares_of_risk_by_source_are_of_the_labelled(tmp_path: Path) -> None:
+    p = replace(split_in_two(), sources=("a",) * 100 + ("b",) * 100)
+    text = _source_note(evaluate(p, Contract(), n_bootstrap=2))
+    for source, rows in (("a", slice(0, 100)), ("b", slice(100, 200))):
+        labels = p.me_true[rows][p.me_true[rows] != UNLABELLED]
+        assert f"{labels.mean():.0%} of {source}" in text
 
 
 @pytest.fixture
@@ -483,3 +526,5 @@ def test_evaluation_of_a_file_on_them(scored: tuple[Path, list[str]], tmp_path: 
     assert (body["dr"]["n"], body["me"]["n"], body["referable_dr"]["positives"]) == (4, 3, 3)
     assert CONTRACT.dr_grades == (0, 1, 2, 3, 4)
     assert "| DR grade 3 | 1 |" in result.output
+    assert "| with a DR grade | 4 |" in result.output
+    assert "| with an ME label | 3 |" in result.output

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from ..runtime.contract import Contract
+from ..runtime.contract import HEADS, Contract
+from ..runtime.yardsticks import UNLABELLED
 from .checkpoint import Checkpoint
 from .data import DataSet, EvalItems
 from .loop import as_predictions
@@ -15,28 +16,32 @@ from .temperature import LIMITS, fit_temperature, scale_head
 
 
 def calibration_faults(data: DataSet, contract: Contract) -> list[str]:
-    """What the valid split lacks for calibration, one line each, so that a command can refuse before its work."""
+    """What the valid split lacks for calibration, one line each, so that a command can refuse before its work.
+
+    A head for which it has no labels at all is not calibrated, which is no fault.
+    """
     valid, referable = data.splits["valid"], contract.referable_from
-    is_there = {
-        "ME risk": any(photo.me_label for photo in valid.photos),
-        f"DR grade of {referable} or more": any((photo.dr_grade or 0) >= referable for photo in valid.photos),
+    has_it = {
+        "ME risk": [photo.me_label == 1 for photo in valid.photos if photo.me_label is not None],
+        f"DR grade of {referable} or more": [p.dr_grade >= referable for p in valid.photos if p.dr_grade is not None],
     }
     return [
         f"{valid.annotations}: expected photographs with {what} to calibrate on, found none"
-        for what, found in is_there.items()
-        if not found
+        for what, found in has_it.items()
+        if found and not any(found)
     ]
 
 
 def is_calibrated(contract: Contract) -> bool:
     """Whether the contract is that of a checkpoint made by ``calibrated``."""
-    return "dr_temperature" in contract.provenance
+    return any(f"{head}_temperature" in contract.provenance for head in HEADS)
 
 
 def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_logits: torch.Tensor) -> Checkpoint:
     """The checkpoint with a temperature folded into each head, and referral thresholds for screening.
 
-    See ``fit_temperature`` and ``screening_rules``. The temperatures are also recorded in the provenance.
+    See ``fit_temperature`` and ``screening_rules``. The temperatures are also recorded in the provenance. A head for
+    which no photograph has a label stays as it is.
 
     Args:
         best: the checkpoint.
@@ -45,29 +50,30 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
         me_logits: (N, 2) float32, its ME logits for them.
 
     Raises:
-        UsageError: no photograph among ``items`` has referable DR, or none has ME risk.
+        UsageError: ``items`` have DR grades but none is referable, or ME labels but no risk.
     """
-    raw = as_predictions(items, dr_logits, me_logits)
-    dr_temperature = fit_temperature(dr_logits, torch.from_numpy(raw.dr_true))
-    me_temperature = fit_temperature(me_logits, torch.from_numpy(raw.me_true))
-    weights = scale_head(scale_head(best.weights, "dr_head", dr_temperature), "me_head", me_temperature)
-    p = as_predictions(items, dr_logits / dr_temperature, me_logits / me_temperature)
+    raw, weights = as_predictions(items, dr_logits, me_logits), best.weights
+    temperatures = {"dr": 1.0, "me": 1.0}
+    recorded = {}
+    for head, logits, true in (("dr", dr_logits, raw.dr_true), ("me", me_logits, raw.me_true)):
+        if (true != UNLABELLED).any():
+            temperatures[head] = recorded[f"{head}_temperature"] = fit_temperature(logits, torch.from_numpy(true))
+            weights = scale_head(weights, f"{head}_head", temperatures[head])
+    p = as_predictions(items, dr_logits / temperatures["dr"], me_logits / temperatures["me"])
     contract = best.contract.with_(
-        thresholds=screening_rules(best.contract, p),
-        provenance={
-            **best.contract.provenance, "dr_temperature": dr_temperature, "me_temperature": me_temperature
-        },
-    )  # fmt: skip
+        thresholds=screening_rules(best.contract, p), provenance={**best.contract.provenance, **recorded}
+    )
     return replace(best, weights=weights, contract=contract)
 
 
 def calibration_line(best: Checkpoint) -> str:
     """The temperatures and thresholds that ``calibrated`` found, as text."""
     facts, rules = best.contract.provenance, best.contract.thresholds
-    return (
-        f"temperatures DR {_in_words(facts['dr_temperature'])}, ME {_in_words(facts['me_temperature'])}; referral from "
-        f"DR {rules['referable_dr'].threshold:.3f}, ME {rules['referable_me'].threshold:.3f}"
-    )
+    fitted = [head for head in HEADS if f"{head}_temperature" in facts]
+    temperatures = ", ".join(f"{head.upper()} {_in_words(facts[f'{head}_temperature'])}" for head in fitted)
+    referral = ", ".join(f"{head.upper()} {rules[f'referable_{head}'].threshold:.3f}" for head in fitted)
+    others = "".join(f"; not {head.upper()}, for which it has no labels" for head in HEADS if head not in fitted)
+    return f"temperatures {temperatures}; referral from {referral}{others}"
 
 
 def _in_words(temperature: float) -> str:

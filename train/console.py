@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from tqdm import tqdm
@@ -14,10 +15,11 @@ Say = Callable[[str], None]
 
 def epoch_line(row: dict[str, float], best_epoch: int) -> str:
     mark = "  best so far" if row["epoch"] == best_epoch else ""
+    shown = {name: _number(value) for name, value in row.items()}
     return (
-        f"epoch {row['epoch']:>3.0f}  train loss {row['train_loss']:.3f} DR {row['train_dr_accuracy']:.3f} "
-        f"ME {row['train_me_accuracy']:.3f}  valid loss {row['valid_loss']:.3f} DR {row['valid_dr_accuracy']:.3f} "
-        f"kappa {row['valid_dr_kappa']:.3f} ME {row['valid_me_accuracy']:.3f} AUC {row['valid_me_auc']:.3f}  "
+        f"epoch {row['epoch']:>3.0f}  train loss {shown['train_loss']} DR {shown['train_dr_accuracy']} "
+        f"ME {shown['train_me_accuracy']}  valid loss {shown['valid_loss']} DR {shown['valid_dr_accuracy']} "
+        f"kappa {shown['valid_dr_kappa']} ME {shown['valid_me_accuracy']} AUC {shown['valid_me_auc']}  "
         f"{row['seconds']:.0f} s{mark}"
     )
 
@@ -27,8 +29,8 @@ def progress_bar(epoch: int, epochs: int, n: int, quiet: bool) -> Callable[[int,
 
     def show(done: int, totals: Totals) -> None:
         bar.set_postfix_str(
-            "DR loss {dr_loss:.3f} acc {dr_accuracy:.3f}  ME loss {me_loss:.3f} acc {me_accuracy:.3f}".format_map(
-                totals.figures()
+            "DR loss {dr_loss} acc {dr_accuracy}  ME loss {me_loss} acc {me_accuracy}".format_map(
+                {name: _number(value) for name, value in totals.figures().items()}
             ),
             refresh=False,
         )
@@ -37,3 +39,7 @@ def progress_bar(epoch: int, epochs: int, n: int, quiet: bool) -> Callable[[int,
             bar.close()
 
     return show
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

@@ -112,7 +112,9 @@ def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
                     f"{', '.join(map(str, dr_grades))} as in train, found {photo.dr_grade} ({photo.image_name})"
                 )
     if len(dr_grades) < 2 and splits["train"].photos:
-        faults.append(f"{splits['train'].annotations}: expected two or more DR grades, found {list(dr_grades)}")
+        why = "" if dr_grades else "; ME labels alone cannot be trained on"
+        found = f"{list(dr_grades)}{why}"
+        faults.append(f"{splits['train'].annotations}: expected two or more DR grades, found {found}")
     return DataSet(root, splits, dr_grades), faults
 
 

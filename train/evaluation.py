@@ -21,7 +21,7 @@ from ..runtime.model import RetinaModel
 from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.terminal import tell
 from .data import SPLITS, Photo, sound_dataset, unknown_grades
-from .metrics import FIGURES, Predictions, evaluate
+from .metrics import FIGURES, Predictions, evaluate, label_counts
 
 
 def score_split(model: RetinaModel, photos: tuple[Photo, ...]) -> Predictions:
@@ -76,6 +76,8 @@ def figures_table(evaluation: Mapping[str, Any]) -> Iterator[str]:
     bodies = [body for _, body in columns]
     yield "| | " + " | ".join(f"{name} ({body['n']})".replace("|", "\\|") for name, body in columns) + " |"
     yield "|---" * (len(bodies) + 1) + "|"
+    for title, counts in label_counts(bodies):
+        yield f"| {title} | " + " | ".join(map(str, counts)) + " |"
     for task, name, title in FIGURES:
         yield f"| {title} | " + " | ".join(_cell(body[task][name]) for body in bodies) + " |"
 

@@ -36,7 +36,7 @@ def trained_heads(data: DataSet, config: TrainConfig) -> tuple[Head, ...]:
     return tuple(head for head in HEADS if weight[head] and found[head])
 
 
-def label_notes(data: DataSet) -> list[str]:
+def label_notes(data: DataSet, config: TrainConfig) -> list[str]:
     """What a user should know about the labels of a data set without faults, as lines of text."""
     notes = []
     for name, split in data.splits.items():
@@ -44,11 +44,12 @@ def label_notes(data: DataSet) -> list[str]:
         if lacking:
             counts = " and ".join(f"{n} without {_LABEL[head]}" for head, n in lacking.items())
             notes.append(
-                f"Note: {split.annotations}: {counts} ({NOT_GRADED}), of {len(split.photos)} photographs. Each is "
-                "left out of that head's loss and figures."
+                f"Note: {split.annotations}: {counts} ({NOT_GRADED}), of {len(split.photos)} photographs; that head "
+                "leaves them out."
             )
     train = data.splits["train"]
-    if len(me_labels := {photo.me_label for photo in train.photos if photo.me_label is not None}) == 1:
+    me_labels = {photo.me_label for photo in train.photos if photo.me_label is not None}
+    if config.me_weight and len(me_labels) == 1:
         notes.append(
             f"Warning: {train.annotations}: every ME label is {me_labels.pop()}; no risk can be learnt. What the model "
             "will say about ME means nothing; with --me-weight 0 it does not help to choose the epoch."

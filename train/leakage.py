@@ -83,14 +83,21 @@ def find_leaks(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]
 
 
 def find_copies(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]:
-    """Photographs of the same bytes within one split, each with the first of them; arguments as ``find_leaks``."""
+    """Photographs of the same bytes within one split; arguments as ``find_leaks``.
+
+    Each is paired with the first of them whose labels differ, or with the first of all: one without a label agrees
+    with any.
+    """
     copies = []
     for name in SPLITS:
-        first_of: dict[str, Photo] = {}
+        seen: dict[str, list[Photo]] = {}
         for photo, look in zip(data.splits[name].photos, looks[name], strict=True):
-            first = photo if look.fault else first_of.setdefault(look.sha256, photo)
-            if first is not photo:
-                copies.append(_leak("same bytes", name, first, name, photo))
+            if look.fault:
+                continue
+            before = seen.setdefault(look.sha256, [])
+            leaks = [_leak("same bytes", name, other, name, photo) for other in before]
+            copies += [leak for leak in leaks if leak.conflict][:1] or leaks[:1]
+            before.append(photo)
     return copies
 
 

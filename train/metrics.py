@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,6 +242,13 @@ def evaluate(p: Predictions, contract: Contract, *, n_bootstrap: int = 1000, see
 def headline(body: Mapping[str, Any]) -> dict[str, float | None]:
     """The ``HEADLINES`` values of one body of ``evaluate``, under names like ``dr_accuracy``."""
     return {f"{task}_{name}": body[task][name]["value"] for task, name, _ in HEADLINES}
+
+
+def label_counts(bodies: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[int]]]:
+    """A title and numbers, one for each body of ``evaluate``, where photographs lack labels: how many have one."""
+    for head, title in (("dr", "with a DR grade"), ("me", "with an ME label")):
+        if any(body[head]["n"] < body["n"] for body in bodies):
+            yield title, [body[head]["n"] for body in bodies]
 
 
 def write_metrics(path: Path, epoch: int, splits: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -24,12 +24,13 @@ from ..runtime.yardsticks import CALIBRATION_BINS, UNLABELLED
 from . import plots
 from .checkpoint import current_versions
 from .flat import flatten
-from .metrics import FIGURES, HEADLINES, Decisions, Predictions, classification_report
+from .metrics import FIGURES, HEADLINES, Decisions, Predictions, classification_report, label_counts
 from .page import PAGE, STYLE
 
 REPORT_NAME = "report.html"
 MISTAKES_SHOWN = 12
 """For each head."""
+_NO_LABELS = "<p>No photograph has a label.</p>"
 _THUMBNAIL = 320
 """Longer side in pixels."""
 
@@ -132,8 +133,8 @@ def write_report(
         splits="\n".join(
             _split(run_dir, split, metrics["splits"][split], heads_the_page=split == judged) for split in splits
         ),
-        dr_mistakes=_gallery(mistakes["dr"]),
-        me_mistakes=_gallery(mistakes["me"]),
+        dr_mistakes=_gallery(mistakes["dr"]) if figures["all"]["dr"]["n"] else _NO_LABELS,
+        me_mistakes=_gallery(mistakes["me"]) if figures["all"]["me"]["n"] else _NO_LABELS,
         bins=CALIBRATION_BINS,
         settings=_settings(config, contract),
         version=escape(current_versions()["retina-edge"]),
@@ -192,9 +193,7 @@ def _figures_table(figures: Mapping[str, Any]) -> str:
     bodies = [figures["all"], *figures["sources"].values()]
     rows = [["photographs", *(str(body["n"]) for body in bodies)]]
     rows += [["patients", *(str(body["patients"]) for body in bodies)]]
-    for head, title in (("dr", "with a DR grade"), ("me", "with an ME label")):
-        if any(body[head]["n"] < body["n"] for body in bodies):
-            rows.append([title, *(str(body[head]["n"]) for body in bodies)])
+    rows += [[title, *map(str, counts)] for title, counts in label_counts(bodies)]
     for task, name, title in FIGURES:
         rows.append([title, *(_cell(body[task][name]) for body in bodies)])
     return _table(
@@ -227,17 +226,23 @@ def _source_note(figures: Mapping[str, Any]) -> str:
 
 
 def _counts_table(predictions: Mapping[str, Predictions], contract: Contract) -> str:
-    rows = []
+    parts: dict[str, Predictions] = {}
     for split, whole in predictions.items():
-        parts = {split: whole, **{f"{split}, {name}": whole.of_source(name) for name in whole.named_sources}}
-        for name, p in parts.items():
-            grades = [np.count_nonzero(p.dr_true == index) for index in range(len(contract.dr_grades))]
-            risks = [np.count_nonzero(p.me_true == index) for index in range(2)]
-            numbers = [p.dr_true.size, len(set(p.patients)), *grades, *risks]
-            rows.append([escape(name), *(f"{number:d}" for number in numbers)])
-    grades_head = [f"DR {grade}" for grade in contract.dr_grades]
-    head = ["", "photographs", "patients", *grades_head, *(f"ME {escape(label)}" for label in contract.me_labels)]
-    return _table(head, rows, "Photographs by split, source and label")
+        parts |= {split: whole, **{f"{split}, {name}": whole.of_source(name) for name in whole.named_sources}}
+    columns: dict[str, list[int]] = {
+        "photographs": [len(p.patients) for p in parts.values()],
+        "patients": [len(set(p.patients)) for p in parts.values()],
+    }
+    for prefix, labels, none, trues in (
+        ("DR", contract.dr_grades, "no DR grade", [p.dr_true for p in parts.values()]),
+        ("ME", contract.me_labels, "no ME label", [p.me_true for p in parts.values()]),
+    ):
+        for index, label in enumerate(labels):
+            columns[f"{prefix} {label}"] = [int((true == index).sum()) for true in trues]
+        if any(without := [int((true == UNLABELLED).sum()) for true in trues]):
+            columns[none] = without
+    rows = [[escape(name), *map(str, numbers)] for name, *numbers in zip(parts, *columns.values(), strict=True)]
+    return _table(["", *map(escape, columns)], rows, "Photographs by split, source and label")
 
 
 def _warning(text: str | None) -> str:
@@ -261,9 +266,12 @@ def _split(run_dir: Path, split: str, figures: Mapping[str, Any], *, heads_the_p
     table = "" if heads_the_page else _figures_table(figures)
     columns = ""
     for task, title in (("dr", "DR grade"), ("me", "ME risk")):
-        path = run_dir / f"confusion_{task}_{split}.png"
-        matrix = _picture(path, f"Confusion matrix of {title} on {split}", "square", 0.45)
-        columns += f"<div><h3>{title}</h3>{matrix}{_class_table(figures['all'][task])}</div>"
+        shown = _NO_LABELS
+        if figures["all"][task]["n"]:
+            path = run_dir / f"confusion_{task}_{split}.png"
+            matrix = _picture(path, f"Confusion matrix of {title} on {split}", "square", 0.45)
+            shown = matrix + _class_table(figures["all"][task])
+        columns += f"<div><h3>{title}</h3>{shown}</div>"
     reliability = _picture(run_dir / f"reliability_{split}.png", f"Reliability of both heads on {split}")
     return (
         f'<section id="split-{name}"><h2>{name.capitalize()}: confusion, classes, calibration</h2>'

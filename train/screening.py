@@ -43,13 +43,15 @@ def screening_threshold(true: NDArray[np.integer], prob: NDArray[np.floating]) -
 def screening_rules(contract: Contract, valid: Predictions) -> dict[str, Rule]:
     """The contract's rules by task, with both referral rules at the screening operating point on these predictions.
 
+    That of a head for which no photograph has a label stays as it is.
+
     Raises:
-        UsageError: no photograph has referable DR, or none has ME risk.
+        UsageError: photographs have DR grades but none is referable, or ME labels but no risk.
     """
-    decisions = Decisions.of(valid, contract)
-    referable = screening_threshold(decisions.referable_true, decisions.referable_prob)
-    return {
-        **contract.thresholds,
-        "referable_dr": replace(contract.thresholds["referable_dr"], threshold=referable),
-        "referable_me": Rule("at_least", screening_threshold(valid.me_true, valid.me_probs[:, 1])),
-    }
+    decisions, rules = Decisions.of(valid, contract), dict(contract.thresholds)
+    if (valid.dr_true != UNLABELLED).any():
+        threshold = screening_threshold(decisions.referable_true, decisions.referable_prob)
+        rules["referable_dr"] = replace(rules["referable_dr"], threshold=threshold)
+    if (valid.me_true != UNLABELLED).any():
+        rules["referable_me"] = Rule("at_least", screening_threshold(valid.me_true, valid.me_probs[:, 1]))
+    return rules

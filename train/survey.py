@@ -82,7 +82,8 @@ def survey_data(
         faults += [
             f"{where}, line {p.line}: {look.fault}" for p, look in zip(photos, looks[name], strict=True) if look.fault
         ]
-    faults += label_faults(data, config)
+    if not faults:
+        faults += label_faults(data, config)
     if config.calibrate == "valid":
         faults += calibration_faults(data, Contract())
     leaks = find_leaks(data, looks)
@@ -95,7 +96,7 @@ def survey_data(
         raise AnnotationError(fault_report(data.root, faults, "nothing was trained. Fix and run again"))
     counts = ", ".join(f"{name} {len(data.splits[name].photos)}" for name in SPLITS)
     say(f"Photographs: {counts}. DR grades {list(data.dr_grades)}.")
-    for note in label_notes(data):
+    for note in label_notes(data, config):
         say(note)
     if note := unnamed_patients(data):
         say(f"Note: {note}")

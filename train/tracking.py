@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import tempfile
@@ -130,7 +131,8 @@ class MlflowTracker:
                 self._client.log_param(self._run_id, key, value)
 
     def epoch(self, row: Mapping[str, float]) -> None:
-        self._log({key: value for key, value in row.items() if key != "epoch"}, step=int(row["epoch"]))
+        figures = {key: value for key, value in row.items() if key != "epoch" and not math.isnan(value)}
+        self._log(figures, step=int(row["epoch"]))
 
     def stop(self, *, failed: bool = False) -> None:
         if not self._run_id:  # interrupted before it started
