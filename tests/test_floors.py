@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from small_export import SmallExport
 
 ROOT = Path(__file__).parent.parent
@@ -72,13 +73,15 @@ def test_the_wall_holds() -> None:
 
 
 @pytest.mark.parametrize("command", ["train", "export", "gradcam"])
-def test_help_needs_no_extra_and_running_names_it(command: str) -> None:
-    call = f"from retina.{command}.cli import main; main([{{}}])"
-    helped = python(WALL + call.format("'--help'"))
+def test_help_needs_no_extra_and_running_names_it(command: str, tmp_path: Path) -> None:
+    call = f"from retina.{command}.cli import main; main({{}})"
+    helped = python(WALL + call.format(["--help"]))
     assert helped.returncode == 0, helped.stderr
     assert "Usage:" in helped.stdout
     # find_spec consults the wall too, so it is patched to answer as in an empty environment
-    ran = python(WALL + "import importlib.util as u\nu.find_spec = lambda name: None\n" + call.format("'x'"))
+    Image.new("RGB", (40, 40)).save(tmp_path / "eye.png")
+    arguments = [str(tmp_path / "eye.png"), "--checkpoint", "x"] if command == "gradcam" else ["x"]
+    ran = python(WALL + "import importlib.util as u\nu.find_spec = lambda name: None\n" + call.format(arguments))
     assert ran.returncode == 2
     assert f"pip install 'retina-edge[{command}]'" in ran.stderr
     assert "Traceback" not in ran.stderr
