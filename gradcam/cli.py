@@ -11,6 +11,7 @@ import click
 
 from ..runtime.contract import HEADS, Head
 from ..runtime.errors import MissingExtraError, RetinaError, UsageError, require_extra
+from ..runtime.options import require_artifacts
 from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.progress import progress
 from ..runtime.terminal import tell
@@ -183,6 +184,7 @@ def _open(head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | 
     if model is None:
         if given or os.path.exists(artifacts / BEST_NAME):
             return _open_checkpoint(head, artifacts, checkpoint=checkpoint, **how)
+        require_artifacts(click.get_current_context(), artifacts)
         model = find_model(None, artifacts)
         which = "the model that ships with this package" if model == RELEASED else str(model)
         click.echo(f"{artifacts / BEST_NAME}: no checkpoint there; explaining {which}", err=True)

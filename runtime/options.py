@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _asked_for(context: click.Context, parameter: click.Parameter, folder: str) -> str:
-    """Refuse a folder that was named and is not there: the model that ships would take its place."""
-    if context.get_parameter_source("artifacts") is ParameterSource.COMMANDLINE and not os.path.isdir(folder):
-        raise click.BadParameter(f"expected a folder, found none: {folder}", context, parameter)
+def require_artifacts(context: click.Context, folder: str | Path) -> None:
+    """Refuse a folder that --artifacts or RETINA_ARTIFACTS names and that is not there.
+
+    The model that ships would take the place of the one meant.
+    """
+    if context.get_parameter_source("artifacts") is not ParameterSource.DEFAULT and not os.path.isdir(folder):
+        raise click.BadParameter(f"expected a folder, found none: {folder}", context, param_hint="--artifacts")
+
+
+def _asked_for(context: click.Context, _: click.Parameter, folder: str) -> str:
+    require_artifacts(context, folder)
     return folder
 
 

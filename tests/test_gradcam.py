@@ -640,6 +640,18 @@ def without_extras(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.parametrize("way", ["option", "environment"])
+def test_a_folder_that_is_not_there_is_not_replaced_by_the_model_that_ships(
+    folder: Path, tmp_path: Path, way: str
+) -> None:
+    absent = str(tmp_path / "artefacts")
+    arguments = ["--artifacts", absent] if way == "option" else []
+    env = {} if way == "option" else {"RETINA_ARTIFACTS": absent}
+    result = CliRunner().invoke(main, [str(folder / "a.jpg"), *arguments], env=env)
+    assert result.exit_code == 2
+    assert f"expected a folder, found none: {absent}" in result.stderr
+
+
 def test_torch_is_asked_for_only_where_a_checkpoint_would_be_read(folder: Path, tmp_path: Path) -> None:
     from tiny_model import CONTRACT as TINY
 

@@ -248,6 +248,17 @@ def test_what_cannot_begin_ends_with_2_and_writes_nothing(score: Score, argument
     assert set(Path().iterdir()) == before
 
 
+def test_a_folder_that_the_environment_names_and_that_is_not_there_is_refused(
+    score: Score, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs(Path("eyes"), 1)
+    monkeypatch.setenv("RETINA_ARTIFACTS", "artefacts")
+    refused = score("eyes")
+    assert refused.returncode == 2
+    assert "expected a folder, found none: artefacts" in refused.stderr
+    assert score("eyes", "--artifacts", "artifacts").returncode == 0
+
+
 def test_a_folder_without_permission_to_write(score: Score) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write anywhere")

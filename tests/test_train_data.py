@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,9 @@ import torch
 from eyes import eye, write_annotations, write_set, write_split
 from retina.runtime.contract import Preprocessing
 from retina.runtime.errors import AnnotationError, OutputError, UsageError
+from retina.runtime.model import sha256_of
 from retina.runtime.picture import decode
+from retina.train import frames as frames_code
 from retina.train import framing
 from retina.train.augment import augment_with_seed, make_augment
 from retina.train.data import (
@@ -28,7 +31,7 @@ from retina.train.data import (
     collate,
     read_dataset,
 )
-from retina.train.frames import DecodedFrames, look_through
+from retina.train.frames import DecodedFrames, _key, look_through
 from retina.train.framing import make_frame
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -341,6 +344,21 @@ def test_mapped_frames_travel_to_a_worker_by_name(tmp_path: Path) -> None:
     parcel = pickle.dumps(frames)
     assert len(parcel) < 1000 < 4 * 3 * 48 * 48
     assert torch.equal(pickle.loads(parcel)[3], frames[3])
+
+
+@pytest.mark.parametrize("changed", ["the intermediate square", "the decoder", "another decoder of DICOM"])
+def test_what_changes_frames_changes_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    before = _key([], SMALL, "uint8")
+    assert _key([], SMALL, "uint8") == before
+    if changed == "the intermediate square":
+        monkeypatch.setattr(Preprocessing, "intermediate_size", 64)
+    elif changed == "the decoder":
+        monkeypatch.setattr(
+            frames_code, "sha256_of", lambda path: "other" if path.name == "jpeg.py" else sha256_of(path)
+        )
+    else:
+        monkeypatch.setattr(frames_code, "version", lambda name: "99" if name == "pydicom" else version(name))
+    assert _key([], SMALL, "uint8") != before
 
 
 def test_a_file_that_cannot_be_read_is_named_and_not_cached(tmp_path: Path) -> None:

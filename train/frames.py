@@ -10,7 +10,9 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..runtime import field, picture
+from ..runtime import field, jpeg, picture
 from ..runtime.contract import Preprocessing
 from ..runtime.errors import OutputError, PictureError
 from ..runtime.journal import Stamp, stamp
@@ -197,10 +199,10 @@ def _expect_room(folder: Path, needed: int) -> None:
 def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: str) -> str:
     """The cache's key: each file's path, size and times, the framing, its code, and the libraries' versions."""
     stats = [(os.path.realpath(path), *_size_and_times(path)) for path in paths]
-    prep = preprocessing
-    code = [sha256_of(Path(inspect.getfile(module))) for module in (picture, field, framing)]
-    versions = current_versions()
-    text = json.dumps([stats, prep.framing, prep.surround, prep.image_size, dtype, PHASH_SIDE, code, versions])
+    prep = {**asdict(preprocessing), "intermediate_size": preprocessing.intermediate_size}
+    code = [sha256_of(Path(inspect.getfile(module))) for module in (picture, jpeg, field, framing)]
+    others = [version(name) for name in ("ImageHash", "pydicom") if find_spec(name.lower())]
+    text = json.dumps([stats, prep, dtype, PHASH_SIDE, code, current_versions(), others])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
