@@ -27,6 +27,7 @@ from retina.train.averaging import average, items_of, judged
 from retina.train.checkpoint import load_checkpoint
 from retina.train.config import RECIPES
 from retina.train.data import DataSet, Photo, read_dataset
+from retina.train.evaluation import brief
 from retina.train.metrics import HEADLINES
 
 STEPS: tuple[tuple[str, ...], ...] = (
@@ -52,10 +53,11 @@ def write_split(folder: Path, photos: list[Photo]) -> None:
     with (folder / "annotations.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(FIELDS)
-        for photo in photos:
-            (folder / "images" / photo.path.name).symlink_to(photo.path.resolve())
+        for n, photo in enumerate(photos):
+            name = f"{n}_{photo.path.name}"  # those of train and valid may have the same name
+            (folder / "images" / name).symlink_to(photo.path.resolve())
             labels = (NOT_GRADED if label is None else label for label in (photo.dr_grade, photo.me_label))
-            writer.writerow([photo.path.name, *labels, photo.source, photo.patient])
+            writer.writerow([name, *labels, photo.source, photo.patient])
 
 
 def write_view(data: DataSet, source: str, folder: Path) -> None:
@@ -153,7 +155,7 @@ def main(
             except RetinaError as err:
                 raise click.ClickException(str(err)) from None
             own, other = splits["valid"]["all"], splits["test"]["all"]
-            figures = " | ".join(f"{part[task][key]['value']:.3f}" for part in (own, other) for task, key, _ in FIGURES)
+            figures = " | ".join(brief(part[task][key]) for part in (own, other) for task, key, _ in FIGURES)
             others = ", ".join(name for name in sorted(counts) if name != source)
             click.echo(f"| {name_of(step)} | {source} ({counts[source]}) | {others} ({other['n']}) | {figures} |")
 

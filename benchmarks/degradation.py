@@ -26,7 +26,7 @@ from retina.runtime.errors import RetinaError
 from retina.runtime.model import RELEASED
 from retina.runtime.picture import load
 from retina.train.data import SPLITS, Photo, sound_dataset
-from retina.train.evaluation import score_split
+from retina.train.evaluation import brief, score_split
 from retina.train.metrics import evaluate
 from scipy.ndimage import binary_fill_holes, binary_opening
 
@@ -191,7 +191,7 @@ def main(root: Path, split: str, files: tuple[Path, ...], ways: tuple[str, ...])
                     body = evaluate(score_split(model, photos), model.contract)["all"]
                 except RetinaError as err:
                     raise click.ClickException(str(err)) from None
-                figures = " | ".join(f"{body[task][name]['value']:.3f}" for task, name, _ in FIGURES)
+                figures = " | ".join(brief(body[task][name]) for task, name, _ in FIGURES)
                 click.echo(f"| {way} | {model.path.name} {model.sha256[:8]} | {figures} |")
 
 

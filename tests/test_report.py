@@ -17,7 +17,6 @@ from retina.runtime.contract import Contract
 from retina.train import plots
 from retina.train.metrics import Predictions, evaluate
 from retina.train.report import Mistake, _gallery, worst_mistakes, write_report
-from sklearn.metrics import roc_curve
 
 CONTRACT = Contract(provenance={"run": "r", "data_fingerprint": "f00d" * 16})
 EVIL = '<script>alert("x")</script> & co.png'
@@ -196,15 +195,6 @@ def test_pictures_and_tables_stand_beside_the_page(run_dir: Path) -> None:
         expected.add(f"classification_report_{split}.txt")
     assert {file.name for file in run_dir.iterdir()} == expected
     assert "precision" in (run_dir / "classification_report_test.txt").read_text()
-
-
-def test_roc_points_are_scikit_learns() -> None:
-    rng = np.random.default_rng(0)
-    true, score = rng.integers(0, 2, 200), rng.random(200).round(1)
-    found = plots.roc_points(true, score)
-    expected = roc_curve(true, score, drop_intermediate=False)
-    np.testing.assert_allclose(found[0], expected[0])
-    np.testing.assert_allclose(found[1], expected[1])
 
 
 def test_confusion_matrix_is_dark_where_the_row_is(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ _POSE = v2.RandomAffine(
 _HAZE = torch.tensor([0.70, 0.55, 0.40]).view(3, 1, 1)
 """RGB in [0, 1] of the light that a clouded lens scatters back."""
 _REFERENCE_SIDE = 384
-"""Blur is given in pixels of a square of this side, so that the recipe means the same at every image size."""
+"""Defocus is given in pixels of a square of this side, so that it means the same at every image size. Sharpening is not
+scaled, because the released model was trained without."""
 
 
 def as_another_camera(picture: Tensor) -> Tensor:

@@ -92,11 +92,13 @@ def classes_table(evaluation: Mapping[str, Any]) -> Iterator[str]:
             yield f"| {title} {row['label']} | {row['support']} | {figures} |"
 
 
+def brief(figure: Mapping[str, Any]) -> str:
+    """A figure's value as text, or why it has none."""
+    return str(figure["why"]) if figure["value"] is None else f"{figure['value']:.3f}"
+
+
 def _cell(figure: Mapping[str, Any]) -> str:
-    if figure["value"] is None:
-        return str(figure["why"])
-    interval = "" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
-    return f"{figure['value']:.3f}{interval}"
+    return brief(figure) + ("" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})")
 
 
 @click.command(context_settings={"show_default": True})

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..runtime import yardsticks
 from ..runtime.contract import Contract
-from ..runtime.yardsticks import UNLABELLED, Floats, Indices
+from ..runtime.yardsticks import UNLABELLED
 from .figure import BLUE, GREEN, GREY, ORANGE, write_png
 from .metrics import Decisions, Predictions
 
@@ -92,6 +92,8 @@ def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_p
 
     Round points are those of the decisions ``me`` and ``referable_dr``, square ones those of ``referable_me``.
     """
+    from sklearn.metrics import roc_curve  # a second to import
+
     figure, axes = _figure(1, 2, (9, 4.6))
     for split, p in predictions.items():
         decisions = Decisions.of(p, contract)
@@ -105,7 +107,7 @@ def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_p
                 why = "one class only" if known.size else "no labels"
                 ax.plot([], [], dash, color=colour, label=f"{split}: {why}")
                 continue
-            false_positive, true_positive = roc_points(known, score[true != UNLABELLED])
+            false_positive, true_positive, _ = roc_curve(known, score[true != UNLABELLED], drop_intermediate=False)
             area = yardsticks.auc(true, score, np.ones((1, true.size)))[0]
             ax.plot(false_positive, true_positive, dash, color=colour, label=f"{split}: AUC {area:.3f}")
             points = [(pred, "o"), *([(decisions.referable_me_pred, "s")] if ax is axes[0, 0] else [])]
@@ -120,21 +122,6 @@ def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_p
         ax.set_aspect("equal")
         ax.legend(loc="lower right", fontsize=8)
     write_png(out_png, figure)
-
-
-def roc_points(true: Indices, score: Floats) -> tuple[Floats, Floats]:
-    """False and true positive rates at every distinct score, from (0, 0) to (1, 1).
-
-    Args:
-        true: (N,) 0 or 1; both must occur.
-        score: (N,).
-    """
-    order = np.argsort(-score, kind="stable")
-    ranked, positive = score[order], true[order]
-    last_of_tie = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-    hits = np.concatenate([[0], np.cumsum(positive)[last_of_tie]])
-    alarms = np.concatenate([[0], np.cumsum(1 - positive)[last_of_tie]])
-    return alarms / alarms[-1], hits / hits[-1]
 
 
 def reliability_diagrams(p: Predictions, out_png: Path) -> None:
