@@ -9,7 +9,10 @@ PYTHON ?= python3
 PIP_ARGS ?=
 DEMO ?= demo
 BIN := $(VENV)/bin
-READY := $(VENV)/.retina-edge-$(shell cksum pyproject.toml | cut -d' ' -f1)
+VERSION := $(shell cksum pyproject.toml | cut -d' ' -f1)
+# The commands alone need far fewer packages than the checks.
+RUNNABLE := $(VENV)/.retina-edge-all-$(VERSION)
+READY := $(VENV)/.retina-edge-dev-$(VERSION)
 
 # The released model: where its run goes, and the data and ImageNet weights it is made from.
 RELEASE := artifacts/release
@@ -27,11 +30,11 @@ help:
 	@echo "make release-model DATA=folder  train, export and evaluate the released model again, in its place (WEIGHTS=imagenet or a file)"
 	@echo "make clean  remove .venv, demo/ and what was built"
 
-$(READY): pyproject.toml
+$(RUNNABLE) $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_ARGS) -e '.[dev]'
+	$(BIN)/python -m pip install $(PIP_ARGS) -e '.[$(if $(findstring -dev-,$@),dev,all)]'
 	rm -f $(VENV)/.retina-edge-*
-	touch $@
+	touch $@ $(RUNNABLE)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -43,7 +46,7 @@ check: $(READY)
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-demo: $(READY)
+demo: $(RUNNABLE)
 	VENV=$(VENV) DEMO=$(DEMO) sh examples/demo.sh
 
 format: $(READY)
@@ -54,7 +57,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/train.py
 	@echo "benchmarks/export.py, score.py and gradcam.py measure a trained checkpoint and its exports: see their --help"
 
-evaluate: $(READY)
+evaluate: $(RUNNABLE)
 	$(BIN)/python -m retina.train.evaluation $(DATA) --model runtime/released.onnx --split valid --split test \
 	  --out $(RELEASE)/metrics.json
 
@@ -62,7 +65,7 @@ evaluate: $(READY)
 RUNS := $(RELEASE_RUN)/runs
 START := $(RUNS)/released/final.pth
 STAGE = test -f $(RUNS)/$(1)/metrics.json || $(BIN)/retina-train $(DATA) --name $(1) --artifacts $(RELEASE_RUN)
-release-model: $(READY)
+release-model: $(RUNNABLE)
 	$(call STAGE,released) --recipe released --weights $(WEIGHTS)
 	$(call STAGE,released-512) --recipe released-512 --weights $(START) --seed 43
 	$(call STAGE,released-open) --recipe released-open --weights $(START) --seed 44

@@ -54,7 +54,7 @@ def write_split(folder: Path, photos: list[Photo]) -> None:
         writer = csv.writer(file)
         writer.writerow(FIELDS)
         for n, photo in enumerate(photos):
-            name = f"{n}_{photo.path.name}"  # those of train and valid may have the same name
+            name = f"{n:06}_{photo.path.name}"  # those of train and valid may have the same name
             (folder / "images" / name).symlink_to(photo.path.resolve())
             labels = (NOT_GRADED if label is None else label for label in (photo.dr_grade, photo.me_label))
             writer.writerow([name, *labels, photo.source, photo.patient])

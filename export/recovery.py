@@ -28,7 +28,7 @@ from ..runtime.folder import find_pictures
 from ..runtime.model import RetinaModel
 from ..runtime.output_file import require_place
 from ..runtime.picture import decode
-from ..runtime.terminal import tell
+from ..runtime.terminal import Refused, tell
 from ..train.checkpoint import Checkpoint
 from ..train.framing import make_preprocess
 from ..train.model import RetinaNet
@@ -196,7 +196,7 @@ def main(photographs: Path, model: Path | None, out: Path) -> None:
         checkpoint, apart = recover(opened, chosen)
         checkpoint.save(out)
     except RetinaError as err:
-        raise click.ClickException(str(err)) from None
+        raise Refused(str(err)) from None
     prep = checkpoint.contract.preprocessing
     like_it = ["--backbone", checkpoint.backbone, "--framing", prep.framing, "--image-size", str(prep.image_size)]
     # A tenth of the notebook's rates, and thresholds fitted anew, as those of the file were.

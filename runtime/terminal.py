@@ -11,6 +11,12 @@ from typing import NoReturn, TextIO
 import click
 
 
+class Refused(click.ClickException):
+    """Ends a command that could not do anything: its message, and exit code 2 as of the other commands."""
+
+    exit_code = 2
+
+
 def tell(line: str) -> None:
     """Print a line about work whose result is elsewhere; if that is impossible, continue without output."""
     try:

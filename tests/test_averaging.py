@@ -155,7 +155,7 @@ def test_faults_are_named(tmp_path: Path) -> None:
 
     def fault(*arguments: Path, out: Path = tmp_path / "mean.pth") -> str:
         result = CliRunner().invoke(main, [*map(str, arguments), "--out", str(out)])
-        assert result.exit_code == 1, result.output
+        assert result.exit_code == 2, result.output
         assert not out.is_file()
         return result.output
 

@@ -46,6 +46,14 @@ def test_json_both_ways() -> None:
             "thresholds.dr: expected the rule argmax",
         ),
         (
+            {"thresholds": RULES | {"referable_dr": {"rule": "argmax"}}},
+            "thresholds.referable_dr: expected the rule at_least, found argmax",
+        ),
+        (
+            {"thresholds": RULES | {"referable_me": {"rule": "argmax"}}},
+            "thresholds.referable_me: expected the rule at_least, found argmax",
+        ),
+        (
             {"thresholds": RULES | {"referable_dr": AT_LEAST | {"from_grade": "2"}}},
             "from_grade: expected a whole number",
         ),

@@ -79,7 +79,7 @@ def test_a_photograph_that_cannot_be_read_is_named(data: Path, tmp_path: Path) -
     model = write_tiny_model(tmp_path / "tiny.onnx")
     (data / "test/images/eye_3.jpg").write_bytes(b"no picture")
     result = CliRunner().invoke(main, [str(data), "--model", str(model)])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "eye_3.jpg: expected JPEG" in result.output
 
 
@@ -89,7 +89,7 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_scored(
     monkeypatch.setattr(evaluation, "evaluate_file", lambda *_, **__: pytest.fail("scored first"))
     model = write_tiny_model(tmp_path / "tiny.onnx")
     result = CliRunner().invoke(main, [str(data), "--model", str(model), "--out", str(tmp_path)])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert f"{tmp_path}: cannot be written" in result.output
 
 
@@ -97,7 +97,7 @@ def test_the_model_is_not_written_over(data: Path, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "tiny.onnx")
     before = model.read_bytes()
     result = CliRunner().invoke(main, [str(data), "--model", str(model), "--out", str(model)])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "tiny.onnx: expected a file to write, found one that is to be read" in result.output
     assert model.read_bytes() == before
 
@@ -105,5 +105,5 @@ def test_the_model_is_not_written_over(data: Path, tmp_path: Path) -> None:
 def test_a_grade_that_the_model_lacks_is_named(data: Path, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "three.onnx", contract=CONTRACT.with_(dr_grades=(0, 1, 2)))
     result = CliRunner().invoke(main, [str(data), "--model", str(model)])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "expected DR grades [0, 1, 2], found [3, 4]" in result.output

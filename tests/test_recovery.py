@@ -150,7 +150,7 @@ def test_a_file_that_answers_otherwise_is_refused(small_export: SmallExport, pho
     mean.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(mean) + np.float32(0.3), mean.name))
     onnx.save(model, tmp_path / "other.onnx")
     result = recover(photographs, "--model", tmp_path / "other.onnx", "--out", tmp_path / "again.pth")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "expected a checkpoint that answers as the file does, found probabilities" in result.output
     assert not (tmp_path / "again.pth").exists()
 
@@ -163,7 +163,7 @@ def test_another_graph_is_refused(small_export: SmallExport, photographs: Path, 
     tensor.name = "another"
     onnx.save(model, tmp_path / "other.onnx")
     result = recover(photographs, "--model", tmp_path / "other.onnx", "--out", tmp_path / "again.pth")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "expected the network that retina-export writes, found dr_head.3.weight missing" in result.output
     result = recover(tmp_path / "none", "--model", small_export.model, "--out", tmp_path / "again.pth")
     assert "none: expected a folder with photographs to measure batch-norm on" in result.output

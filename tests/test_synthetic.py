@@ -275,6 +275,6 @@ def test_shell_entry(tmp_path: Path) -> None:
     assert "train: 10 photographs of" in first.output
     assert "DR 0/1/2/3/4: 5/1/2/1/1" in first.output
     again = CliRunner().invoke(main, arguments)
-    assert again.exit_code == 1
+    assert again.exit_code == 2
     assert again.output.startswith("Error: ")
     assert "Traceback" not in again.output

@@ -229,7 +229,7 @@ def test_start_skips_what_an_interrupted_epoch_has_behind_it() -> None:
 
 def test_augmentation_depends_on_seed_epoch_and_position_alone(gaps: Path) -> None:
     data = sound(gaps)
-    items = TrainItems(data, frames_of(data, "train"), make_augment("strong"), seed=1)
+    items = TrainItems(data, frames_of(data, "train"), make_augment("cameras"), seed=1)
     torch.manual_seed(0)
     generator = torch.get_rng_state()
     first = items[Draw(0, 1, 0)].image

@@ -9,35 +9,29 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from .cameras import as_another_camera, recompressed
+from .cameras import as_another_camera
 
 Augment = Callable[[Tensor], Tensor]
 
 
-def make_augment(kind: Literal["notebook", "strong", "cameras"]) -> Augment:
+def make_augment(kind: Literal["notebook", "cameras"]) -> Augment:
     """Make the augmentation of one framed photograph, (3, S, S) uint8 RGB in and out.
 
     It draws from torch's global CPU generator: see ``augment_with_seed``.
 
-    ``notebook``: the original notebook's flips, rotation and colour jitter. ``strong`` adds scale, position, colour
-    cast, blur and JPEG compression. ``cameras``: the differences between cameras, operators and eyes (cameras.py).
+    ``notebook``: the original notebook's flips, rotation and colour jitter. ``cameras``: the differences between
+    cameras, operators and eyes (cameras.py).
     """
     if kind == "cameras":
         return as_another_camera
-    flips = [v2.RandomHorizontalFlip(0.5), v2.RandomVerticalFlip(0.1)]
-    if kind == "notebook":
-        changes = [
+    augment: Augment = v2.Compose(
+        [
+            v2.RandomHorizontalFlip(0.5),
+            v2.RandomVerticalFlip(0.1),
             v2.RandomRotation(10.0, interpolation=InterpolationMode.BILINEAR),
             v2.ColorJitter(brightness=0.1, contrast=0.1),
         ]
-    else:
-        changes = [
-            v2.RandomAffine(20.0, translate=(0.05, 0.05), scale=(0.85, 1.15), interpolation=InterpolationMode.BILINEAR),
-            v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.2, hue=0.03),
-            v2.RandomApply([v2.GaussianBlur(5, sigma=(0.1, 1.5))], p=0.2),
-            v2.RandomApply([v2.Lambda(lambda picture: recompressed(picture, 40, 95))], p=0.2),
-        ]
-    augment: Augment = v2.Compose([*flips, *changes])
+    )
     return augment
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..runtime.contract import HEADS
 from ..runtime.errors import RetinaError, UsageError
 from ..runtime.output_file import require_place
-from ..runtime.terminal import tell
+from ..runtime.terminal import Refused, tell
 from .calibration import calibrated, calibration_line
 from .checkpoint import Checkpoint, current_versions, load_checkpoint
 from .data import DataSet, EvalItems, collate, fingerprint_of_files, sound_dataset
@@ -148,7 +148,7 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
         figures = judged(mean, items)
         replace(mean, metrics={"splits": {"valid": figures}}).save(out)
     except RetinaError as err:
-        raise click.ClickException(str(err)) from None
+        raise Refused(str(err)) from None
     dr, me = figures["all"]["dr"], figures["all"]["me"]
     tell(
         f"{out}: {mean.contract.provenance['run']}. Calibrated on valid: {calibration_line(mean)}. There: DR accuracy "

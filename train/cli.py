@@ -92,8 +92,7 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @_option("sampler", "weighted: draw each DR grade equally often. Meant for --class-weights none.")
 @_option(
     "augment",
-    "notebook: flips, rotation, colour jitter. strong: also scale, shift, hue, blur, JPEG. cameras: imitate other "
-    "cameras, operators and eyes.",
+    "notebook: flips, rotation, colour jitter. cameras: imitate other cameras, operators and eyes.",
 )
 @_option(
     "unfreeze-epoch",

@@ -80,7 +80,7 @@ class TrainConfig:
     weights themselves. 0: no average."""
     sampler: Literal["shuffle", "weighted"] = "shuffle"
     """``weighted`` draws with replacement so that each DR grade is drawn equally often on average."""
-    augment: Literal["notebook", "strong", "cameras"] = "notebook"
+    augment: Literal["notebook", "cameras"] = "notebook"
     """See ``make_augment``."""
     accumulate: int = 1
     """Micro-batches whose gradients are summed for one optimiser step."""

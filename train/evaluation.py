@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..runtime.errors import AnnotationError, RetinaError, UsageError
 from ..runtime.model import RetinaModel
 from ..runtime.output_file import require_place, write_text_atomically
-from ..runtime.terminal import tell
+from ..runtime.terminal import Refused, tell
 from .data import SPLITS, Photo, sound_dataset, unknown_grades
 from .metrics import FIGURES, Predictions, evaluate, label_counts
 
@@ -134,7 +134,7 @@ def main(
         if out is not None:
             write_text_atomically(out, json.dumps(figures, indent=1, allow_nan=False) + "\n")
     except RetinaError as err:
-        raise click.ClickException(str(err)) from None
+        raise Refused(str(err)) from None
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..runtime.errors import OutputError, RetinaError, UsageError
-from ..runtime.terminal import tell
+from ..runtime.terminal import Refused, tell
 from .eye import CAMERAS, Side, View, illumination, retina
 from .lesions import LESIONS, macular_exudates
 
@@ -330,7 +330,7 @@ def main(folder: Path, train: int, valid: int, test: int, lesions: int, size: in
         entries = write_dataset(folder, {"train": train, "valid": valid, "test": test}, size=size, seed=seed)
         masked = write_lesions(folder / "lesions", lesions, size=size, seed=seed) if lesions else []
     except RetinaError as err:
-        raise click.ClickException(str(err)) from None
+        raise Refused(str(err)) from None
     for split in ("train", "valid", "test"):
         part = [entry for entry in entries if entry.split == split]
         grades = Counter(entry.dr_grade for entry in part)
