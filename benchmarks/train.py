@@ -25,9 +25,10 @@ from PIL import Image
 from retina.runtime.contract import Preprocessing
 from retina.train import EpochPlan, Normalize, RetinaNet, TrainConfig, Trainer, class_weights
 from retina.train.augment import make_augment
-from retina.train.data import Batch, DataSet, TrainItems, read_dataset
+from retina.train.data import DataSet, read_dataset
 from retina.train.device import make_fabric, pick_device
 from retina.train.frames import look_through
+from retina.train.items import Batch, TrainItems
 from retina.train.loader import make_loader, train_loader
 from retina.train.stop import StopRequest
 from retina.train.synthetic import write_dataset

@@ -8,8 +8,9 @@ from eyes import write_set
 from retina.runtime.contract import Preprocessing
 from retina.train.augment import make_augment
 from retina.train.config import TrainConfig
-from retina.train.data import DataSet, EvalItems, TrainItems, read_dataset
+from retina.train.data import DataSet, read_dataset
 from retina.train.frames import DecodedFrames, look_through
+from retina.train.items import EvalItems, TrainItems
 
 SMALL = Preprocessing(image_size=32)
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from eyes import write_set
 from PIL import Image
 from small_export import SmallExport
+from tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent
 ABOVE = (
@@ -95,6 +97,15 @@ def test_a_file_is_inspected_and_its_kit_made_without_any_extra(small_export: Sm
     assert "opset      unknown without onnx" in done.stdout and "rule       referable_dr" in done.stdout
     for file in sorted(small_export.kit.iterdir()):
         assert (tmp_path / "kit" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_a_model_file_is_evaluated_without_any_extra(tmp_path: Path) -> None:
+    write_set(tmp_path / "data", train=range(5), others=range(5))
+    arguments = [str(tmp_path / "data"), "--model", str(write_tiny_model(tmp_path / "tiny.onnx"))]
+    lacking = f"import sys; sys.modules.update(dict.fromkeys({[*ABOVE, 'tqdm']!r}))\n"
+    done = python(lacking + f"from retina.train.evaluation import main; main({arguments!r})")
+    assert done.returncode == 0, done.stderr
+    assert "| DR quadratic kappa |" in done.stdout
 
 
 @pytest.mark.parametrize(

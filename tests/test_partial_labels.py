@@ -29,10 +29,11 @@ from retina.train import evaluation, plots
 from retina.train.calibration import calibration_faults
 from retina.train.checkpoint import load_checkpoint
 from retina.train.config import TrainConfig
-from retina.train.data import Batch, DataSet, EpochPlan, class_weights, read_dataset
+from retina.train.data import DataSet, read_dataset
 from retina.train.device import make_fabric
 from retina.train.frames import look_through
 from retina.train.framing import Normalize
+from retina.train.items import Batch, EpochPlan, class_weights
 from retina.train.labels import label_faults, label_notes, trained_heads
 from retina.train.leakage import find_copies
 from retina.train.loader import make_loader

@@ -30,8 +30,9 @@ from retina.train.calibration import calibration_faults, calibration_line
 from retina.train.cameras import _blurred, _other_mask, _other_sharpness, _specks, recompressed
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.config import RECIPES, TrainConfig
-from retina.train.data import DataSet, EpochPlan
+from retina.train.data import DataSet
 from retina.train.framing import Normalize, make_preprocess
+from retina.train.items import EpochPlan
 from retina.train.loader import make_loader
 from retina.train.loop import WARM_UP, Trainer, fit, load_resume
 from retina.train.model import RetinaNet

@@ -21,18 +21,10 @@ from retina.runtime.picture import decode
 from retina.train import frames as frames_code
 from retina.train import framing
 from retina.train.augment import augment_with_seed, make_augment
-from retina.train.data import (
-    DataSet,
-    Draw,
-    EpochPlan,
-    EvalItems,
-    TrainItems,
-    class_weights,
-    collate,
-    read_dataset,
-)
+from retina.train.data import DataSet, read_dataset
 from retina.train.frames import DecodedFrames, _key, look_through
 from retina.train.framing import make_frame
+from retina.train.items import Draw, EpochPlan, EvalItems, TrainItems, class_weights, collate
 from sklearn.utils.class_weight import compute_class_weight
 
 SMALL = Preprocessing(image_size=48)

@@ -33,9 +33,10 @@ from retina.train import pipeline
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.cli import main
 from retina.train.config import TrainConfig
-from retina.train.data import DataSet, EpochPlan, TrainItems, class_weights, read_dataset
+from retina.train.data import DataSet, read_dataset
 from retina.train.device import make_fabric
 from retina.train.framing import Normalize, make_preprocess
+from retina.train.items import EpochPlan, TrainItems, class_weights
 from retina.train.loader import make_loader, workers_for
 from retina.train.loop import Trainer, fit, load_resume, save_resume, saved_progress
 from retina.train.model import RetinaNet

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from .augment import make_augment
     from .checkpoint import Checkpoint, load_checkpoint
     from .config import TrainConfig
-    from .data import DataSet, EpochPlan, EvalItems, TrainItems, class_weights, read_dataset
+    from .data import DataSet, read_dataset
     from .frames import DecodedFrames, look_through
     from .framing import Normalize, make_frame, make_preprocess
+    from .items import EpochPlan, EvalItems, TrainItems, class_weights
     from .loop import Trainer, fit
     from .model import RetinaNet
     from .pipeline import train
@@ -24,9 +25,10 @@ _HOME = {
     "augment": ["make_augment"],
     "checkpoint": ["Checkpoint", "load_checkpoint"],
     "config": ["TrainConfig"],
-    "data": ["DataSet", "EpochPlan", "EvalItems", "TrainItems", "class_weights", "read_dataset"],
+    "data": ["DataSet", "read_dataset"],
     "frames": ["DecodedFrames", "look_through"],
     "framing": ["Normalize", "make_frame", "make_preprocess"],
+    "items": ["EpochPlan", "EvalItems", "TrainItems", "class_weights"],
     "loop": ["Trainer", "fit"],
     "model": ["RetinaNet"],
     "pipeline": ["train"],

@@ -25,9 +25,10 @@ from ..runtime.output_file import require_place
 from ..runtime.terminal import Refused, tell
 from .calibration import calibrated, calibration_line
 from .checkpoint import Checkpoint, current_versions, load_checkpoint
-from .data import DataSet, EvalItems, collate, fingerprint_of_files, sound_dataset
+from .data import DataSet, fingerprint_of_files, sound_dataset
 from .frames import DecodedFrames
 from .framing import Normalize
+from .items import EvalItems, collate
 from .loop import as_predictions
 from .metrics import evaluate
 

@@ -9,7 +9,8 @@ import torch
 from ..runtime.contract import HEADS, Contract
 from ..runtime.yardsticks import UNLABELLED
 from .checkpoint import Checkpoint
-from .data import DataSet, EvalItems
+from .data import DataSet
+from .items import EvalItems
 from .loop import as_predictions
 from .screening import screening_rules
 from .temperature import LIMITS, fit_temperature, scale_head

@@ -14,11 +14,11 @@ from typing import Any
 
 import click
 import numpy as np
-from tqdm import tqdm
 
 from ..runtime.errors import AnnotationError, RetinaError, UsageError
 from ..runtime.model import RetinaModel
 from ..runtime.output_file import require_place, write_text_atomically
+from ..runtime.progress import progress
 from ..runtime.terminal import Refused, tell
 from .data import SPLITS, Photo, sound_dataset, unknown_grades
 from .metrics import FIGURES, Predictions, evaluate, label_counts
@@ -36,7 +36,11 @@ def score_split(model: RetinaModel, photos: tuple[Photo, ...]) -> Predictions:
     if unknown := unknown_grades(photos, grades):
         raise UsageError(f"{model.path}: expected DR grades {list(grades)}, found {unknown} among the annotations too")
     paths = [photo.path for photo in photos]
-    scores = list(tqdm(model.score(paths), total=len(paths), unit="photo", leave=False, disable=None))
+    scores = []
+    with progress(len(paths), "Scoring") as advance:
+        for scored in model.score(paths):
+            scores.append(scored)
+            advance()
     if faults := [f"{scored.source}: {scored.error}" for scored in scores if scored.error is not None]:
         raise AnnotationError("photographs that cannot be scored:\n  " + "\n  ".join(faults))
     found = [scored.prediction for scored in scores if scored.prediction is not None]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..runtime.workers import usable_cores
 from .config import TrainConfig
-from .data import Batch, EpochPlan, EvalItems, TrainItems, collate
+from .items import Batch, EpochPlan, EvalItems, TrainItems, collate
 
 MOST_WORKERS = 16
 """As many are started at most if not asked for. At 512 px one core of a 2-core CPU augments about 14 photographs

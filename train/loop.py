@@ -24,7 +24,7 @@ from ..runtime.yardsticks import UNLABELLED
 from .augment import draw_seed
 from .checkpoint import save_tensors
 from .config import TrainConfig
-from .data import Batch, EpochPlan, EvalItems, TrainItems
+from .items import Batch, EpochPlan, EvalItems, TrainItems
 from .loader import eval_loader, train_loader
 from .metrics import Predictions, epoch_scores
 from .model import RetinaNet, read_state_dict

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,7 @@ from ..runtime import yardsticks
 from ..runtime.contract import HEADS, Contract, Head, decide
 from ..runtime.output_file import write_text_atomically
 from ..runtime.yardsticks import UNLABELLED, Floats, Indices, label_index
-
-if TYPE_CHECKING:
-    from .data import Photo  # imports torch, which the metrics do not need
+from .data import Photo
 
 FIGURES = (
     ("dr", "accuracy", "DR accuracy"),

@@ -26,11 +26,12 @@ from .calibration import calibrated, calibration_line, is_calibrated
 from .checkpoint import Checkpoint, current_versions, load_checkpoint
 from .config import BEST_NAME, FINAL_NAME, TrainConfig
 from .console import Say, epoch_line, progress_bar
-from .data import SPLITS, DataSet, EvalItems, Split, TrainItems, class_weights
+from .data import SPLITS, DataSet, Split
 from .device import make_fabric, pick_device
 from .facts import check_same, grades_of_run, run_facts
 from .frames import DecodedFrames
 from .framing import Normalize
+from .items import EvalItems, TrainItems, class_weights
 from .labels import trained_heads
 from .loader import eval_loader
 from .loop import Trainer, as_predictions, fit, load_resume
