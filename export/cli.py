@@ -12,7 +12,7 @@ import click
 
 from ..runtime.contract import Framing, Precision
 from ..runtime.errors import RetinaError, require_extra
-from ..runtime.journal import stamp
+from ..runtime.file_state import stamp
 from ..runtime.terminal import answer
 from ..train.options import bare_options
 

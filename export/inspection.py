@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.contract import METADATA_KEY, Contract
+from ..runtime.digest import check_digest, sha256_of
 from ..runtime.errors import ModelFileError
-from ..runtime.model import RetinaModel, check_digest, sha256_of
+from ..runtime.model import RetinaModel
 
 _MAX_CONTRACT = 1 << 24
 """Largest accepted contract in bytes; a few thousand are usual."""

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..runtime.contract import Contract, Framing, Precision
+from ..runtime.digest import digest_of, sha256_of
 from ..runtime.errors import UsageError
-from ..runtime.model import MODEL_NAME, RetinaModel, digest_of, sha256_of
+from ..runtime.model import MODEL_NAME, RetinaModel
 from ..runtime.output_file import require_place, write_atomically, write_text_atomically
 from ..runtime.signature import signature_of
 from ..train.checkpoint import Checkpoint, assumption, load_checkpoint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OutputError
+from .file_state import Stamp, lock
 from .model import Prediction
 from .table import Row
 
@@ -21,12 +21,6 @@ ENDING = ".journal"
 """Appended to the name of the table."""
 SYNC_SECONDS = 2.0
 """Interval between syncs to disk. A killed process loses no row; a power cut, at most the rows of this interval."""
-
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""How a file system without locks refuses one: Lustre as most clusters mount it, NFS without a lock service, others."""
-
-Stamp = tuple[int, int, int]
-"""A file's size in bytes, and the times in nanoseconds of its last change of content (mtime) and metadata (ctime)."""
 
 
 class Journal:
@@ -145,15 +139,6 @@ class Journal:
         return sound
 
 
-def stamp(path: Path) -> Stamp | None:
-    """Size and times by which a change of the file is noticed; None if it does not exist or cannot be examined."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError):
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
 def _entry(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
@@ -168,31 +153,3 @@ def _row(entry: dict[str, Any]) -> tuple[Row, Stamp]:
     name, (size, changed, entered) = entry.pop("name"), entry.pop("stamp")
     dr_probs = {int(grade): p for grade, p in entry.pop("dr_probs").items()}
     return Row(name, Prediction(dr_probs=dr_probs, **entry)), (size, changed, entered)
-
-
-def lock(descriptor: int, refusal: str, *, alone: bool = False) -> None:
-    """Lock a file that is open for writing, until it is closed.
-
-    Without ``fcntl`` (Windows), or on a file system that has no locks, this does nothing.
-
-    Args:
-        descriptor: of the open file.
-        refusal: message of the error.
-        alone: take a POSIX record lock, which child processes do not inherit, since a forked process may outlive this
-            one when it is killed. Such a lock does not exclude other users of the file within the same process.
-
-    Raises:
-        OutputError: with ``refusal`` if another process holds the lock.
-        OSError: the lock failed in another way.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows refuses to rename or remove an open file, which stops a second run as well
-        return
-    try:
-        (fcntl.lockf if alone else fcntl.flock)(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # POSIX allows either
-        raise OutputError(refusal) from None
-    except OSError as err:
-        if err.errno not in _NO_LOCKS:
-            raise

@@ -29,6 +29,7 @@ from .contract import (
     Preprocessing,
     decide,
 )
+from .digest import check_digest
 from .errors import ModelFileError, PictureError, UsageError
 from .workers import ordered_map, usable_cores
 
@@ -326,46 +327,6 @@ def _read(path: Path) -> bytes:
     if not content:
         raise ModelFileError(f"{path}: expected a model file, found an empty one. Export it again.")
     return content
-
-
-def digest_of(path: Path) -> Path:
-    """Where a file's sha256 is: beside it, with ``.sha256`` appended to its name."""
-    return path.with_name(path.name + ".sha256")
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's bytes, in lower-case hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_digest(path: Path, found: str) -> bool:
-    """Compare a file's sha256 with the digest beside it (``digest_of``), if there is one.
-
-    Args:
-        path: the model file.
-        found: the sha256 of its bytes, in lower-case hexadecimal.
-
-    Returns:
-        whether there is one.
-
-    Raises:
-        ModelFileError: they differ, or the digest cannot be read.
-    """
-    beside = digest_of(path)
-    if not os.path.isfile(beside):
-        return False
-    try:
-        words = beside.read_text(encoding="utf-8", errors="replace").split()
-    except OSError as err:
-        raise ModelFileError(f"{beside}: expected the digest of {path.name}, found: {err.strerror}") from None
-    expected = words[0].lower() if words else "nothing"
-    if expected != found:
-        raise ModelFileError(
-            f"{path}: expected sha256 {expected} (from {beside.name}), found {found}. The file was changed or cut "
-            "short since it was exported: copy it again, or export it again."
-        )
-    return True
 
 
 def _check_single_file(path: Path, content: bytes) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 from .contract import HEADS
 from .errors import OutputError, PictureError, UsageError
+from .file_state import Stamp, stamp
 from .folder import Listing
 from .journal import ENDING as JOURNAL
-from .journal import Journal, Stamp, stamp
+from .journal import Journal
 from .model import Prediction, RetinaModel
 from .output_file import free_bytes
 from .picture import NO_MEMORY

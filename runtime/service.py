@@ -34,16 +34,16 @@ _PIECE = 1 << 18
 Result = TypeVar("Result")
 
 
-class Counter:
+class Places:
     """A bounded number of places for requests in progress; a request that finds none is answered 429."""
 
-    def __init__(self, places: int) -> None:
-        self.places = places
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.taken = 0
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        if self.taken >= self.places:
+        if self.taken >= self.number:
             raise HTTPException(
                 429, f"{self.taken} requests are already in progress: try again in a moment", {"Retry-After": "1"}
             )
@@ -75,7 +75,7 @@ def create_app(
         ModelFileError: the model's file cannot be read, or has changed since it was opened.
     """
     limits = limits or Limits()
-    counter = Counter(limits.requests)
+    places = Places(limits.requests)
     pool = ThreadPoolExecutor(workers, thread_name_prefix=WORKER)
 
     @asynccontextmanager
@@ -105,7 +105,7 @@ def create_app(
     @app.get("/health")
     async def health() -> Health:
         """Whether the service is up, and how busy it is."""
-        return Health(status="ok", requests=counter.taken, capacity=counter.places)
+        return Health(status="ok", requests=places.taken, capacity=places.number)
 
     # Kept in memory, because the next export may put another model at the same path.
     file = model.content()
@@ -142,7 +142,7 @@ def create_app(
         them. With ``maps``, Grad-CAM maps are added if the model file has them.
         """
         entry = _entry(request)
-        with counter.place():
+        with places.place():
             photographs = await read_photographs(request, limits)
             loop = asyncio.get_running_loop()
             work = [loop.run_in_executor(pool, _score_one, model, photograph, maps) for photograph in photographs]

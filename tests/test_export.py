@@ -25,8 +25,9 @@ from retina.export.parity import Answer
 from retina.export.to_pt2 import Pt2File
 from retina.export.to_torchscript import TorchScriptFile
 from retina.runtime.contract import METADATA_KEY, Contract
+from retina.runtime.digest import sha256_of
 from retina.runtime.errors import ModelFileError, ParityError
-from retina.runtime.model import RetinaModel, sha256_of
+from retina.runtime.model import RetinaModel
 from retina.train.checkpoint import load_checkpoint
 from retina.train.framing import make_preprocess
 from small_backbone import RESNEXT14

@@ -21,8 +21,9 @@ import PIL
 import pytest
 from PIL import Image
 from retina.runtime import OutputError, RetinaModel, UsageError, overlay, scoring
+from retina.runtime.file_state import lock, stamp
 from retina.runtime.folder import Listing, find_pictures, gather
-from retina.runtime.journal import Journal, lock, stamp
+from retina.runtime.journal import Journal
 from retina.runtime.scoring import depends_on, overlay_base, require_maps, require_room, score_one, score_rows
 from retina.runtime.table import Row
 from retina.runtime.workers import AHEAD, ordered_map, usable_cores

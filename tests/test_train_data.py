@@ -15,8 +15,8 @@ import retina.train
 import torch
 from eyes import eye, write_annotations, write_set, write_split
 from retina.runtime.contract import Preprocessing
+from retina.runtime.digest import sha256_of
 from retina.runtime.errors import AnnotationError, OutputError, UsageError
-from retina.runtime.model import sha256_of
 from retina.runtime.picture import decode
 from retina.train import frames as frames_code
 from retina.train import framing

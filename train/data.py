@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.annotations import MAX_DR_GRADE, NameIndex, fault_report, me_label, scan_annotations
+from ..runtime.digest import sha256_of
 from ..runtime.errors import AnnotationError
 from ..runtime.folder import UTF16_MARKS
-from ..runtime.model import sha256_of
 from ..runtime.yardsticks import label_index
 
 SPLITS = ("train", "valid", "test")

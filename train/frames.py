@@ -25,9 +25,9 @@ from torch import Tensor
 
 from ..runtime import field, jpeg, picture
 from ..runtime.contract import Preprocessing
+from ..runtime.digest import sha256_of
 from ..runtime.errors import OutputError, PictureError
-from ..runtime.journal import Stamp, stamp
-from ..runtime.model import sha256_of
+from ..runtime.file_state import Stamp, stamp
 from ..runtime.output_file import free_bytes, write_atomically, write_text_atomically
 from ..runtime.picture import decode
 from . import framing
@@ -165,7 +165,7 @@ def _look_at_each(frames: DecodedFrames, array: Pixels | None, progress: Callabl
     def look(index: int) -> Look:
         digest, path = "", frames.paths[index]
         try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest = sha256_of(path)
             frame = frames[index]
         except OSError as err:
             return Look(digest, "", f"{path}: cannot be read: {err.strerror or err}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import ModelFileError, OutputError
-from ..runtime.journal import lock
+from ..runtime.file_state import lock
 from ..runtime.output_file import write_text_atomically
 
 
