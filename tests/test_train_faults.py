@@ -269,7 +269,7 @@ def interrupted(artifacts: Path, data: Path) -> Path:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"augment": "strng"}, "augment: expected one of notebook, strong, cameras, found 'strng'"),
+        ({"augment": "strng"}, "augment: expected one of notebook, cameras, found 'strng'"),
         ({"calibrate": None}, "calibrate: expected one of none, valid, found None"),
         ({"epochs": 0}, "epochs: expected a whole number from 1, found 0"),
         ({"batch_size": 1.5}, "batch_size: expected a whole number from 1, found 1.5"),

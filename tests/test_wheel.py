@@ -96,19 +96,24 @@ def test_base_install_is_small(clinic: Path) -> None:
 
 @pytest.mark.slow
 def test_base_install_says_which_extra_is_missing(clinic: Path, tmp_path: Path) -> None:
-    for command, extra in (("retina-train", "train"), ("retina-export", "export"), ("retina-gradcam", "gradcam")):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "eye.png")
+    for command, extra, arguments in (
+        ("retina-train", "train", ["x"]),
+        ("retina-export", "export", ["x"]),
+        ("retina-gradcam", "gradcam", ["eye.png", "--checkpoint", "x"]),
+    ):
         assert "Usage:" in run([str(clinic / "bin" / command), "--help"]).stdout
         done = subprocess.run(
-            [str(clinic / "bin" / command), "x"], capture_output=True, text=True, check=False, cwd=tmp_path
+            [str(clinic / "bin" / command), *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
         )
         assert done.returncode == 2
         assert f"pip install 'retina-edge[{extra}]'" in done.stderr
         assert "Traceback" not in done.stderr
-    # The last of the commands can continue without the extra, and says how.
-    Image.new("RGB", (64, 64), "red").save(tmp_path / "eye.png")
+    # The last of the commands can continue without the extra, says how, and does so where there is no checkpoint.
     model = done.stderr.split("--model ")[1].strip()
-    run([str(clinic / "bin/retina-gradcam"), "eye.png", "--model", model], cwd=tmp_path)
-    assert (tmp_path / "artifacts/gradcam/eye_dr.jpg").is_file()
+    for choice in (["--model", model], []):
+        run([str(clinic / "bin/retina-gradcam"), "eye.png", *choice], cwd=tmp_path)
+        (tmp_path / "artifacts/gradcam/eye_dr.jpg").unlink()
 
 
 @pytest.mark.slow
