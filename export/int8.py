@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..runtime.annotations import fault_report
 from ..runtime.contract import DR_PROBS, INPUT_NAME, ME_PROBS, Contract, Rule
 from ..runtime.errors import AnnotationError, ParityError, UsageError
 from ..runtime.model import open_session
 from ..runtime.picture import decode
+from ..runtime.progress import tracked
 from ..train.calibration import calibration_faults, is_calibrated
 from ..train.data import DataSet, Photo, fingerprint_of_files, sound_dataset, unknown_grades
 from ..train.metrics import Predictions
@@ -158,7 +158,7 @@ def _read(root: Path, contract: Contract, me_positive_from: int | None) -> DataS
 
 
 def _pixels(photos: Sequence[Photo], what: str) -> Iterator[NDArray[np.uint8]]:
-    for photo in tqdm(photos, desc=what, unit="photo", leave=False, disable=None):
+    for photo in tracked(photos, what):
         yield decode(photo.path)
 
 

@@ -10,11 +10,11 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..runtime.errors import UsageError
 from ..runtime.folder import find_pictures
 from ..runtime.picture import decode
+from ..runtime.progress import tracked
 from ..train.checkpoint import Checkpoint
 from ..train.synthetic import photograph
 
@@ -41,7 +41,7 @@ class Photographs:
             for grade in range(5):
                 yield f"drawn photograph of grade {grade}", photograph(grade, int(grade > 2), 384, seed=grade).picture
             return
-        for path in tqdm(self.paths, desc="Comparing", unit="photo", leave=False, disable=None):
+        for path in tracked(self.paths, "Comparing"):
             yield path.name, decode(path)
 
 
@@ -62,7 +62,7 @@ def choose_photographs(given: Path | None, checkpoint: Checkpoint) -> Photograph
         paths = (given,) if os.path.isfile(given) else tuple(given / name for name in find_pictures(given).names)
         if not paths:
             raise UsageError(f"--check {given}: expected photographs, found none")
-        for path in tqdm(paths, desc="Reading", unit="photo", leave=False, disable=None):
+        for path in tracked(paths, "Reading"):
             decode(path)  # to fail now and not after the conversion
         return Photographs(paths, f"photographs in {given.name}")
     valid = Path(checkpoint.config.get("data", "")) / "valid" / "images"

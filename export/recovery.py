@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..runtime.errors import ModelFileError, ParityError, RetinaError, UsageError
 from ..runtime.folder import find_pictures
 from ..runtime.model import RetinaModel
 from ..runtime.output_file import require_place
 from ..runtime.picture import decode
+from ..runtime.progress import tracked
 from ..runtime.terminal import Refused, tell
 from ..train.checkpoint import Checkpoint
 from ..train.framing import make_preprocess
@@ -69,7 +69,7 @@ def recover(model: RetinaModel, photographs: Sequence[Path]) -> tuple[Checkpoint
     preprocess = make_preprocess(contract.preprocessing)
 
     def inputs(paths: Sequence[Path], what: str) -> Iterator[tuple[NDArray[np.uint8], Tensor]]:
-        for path in tqdm(paths, desc=what, unit="photo", leave=False, disable=None):
+        for path in tracked(paths, what):
             pixels = decode(path)
             yield pixels, preprocess(torch.from_numpy(pixels)[None])
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import click
 
 BAR_SECONDS, LINE_SECONDS = 0.1, 10.0
 """Interval at which the bar is drawn, and at which a line is written without a terminal."""
+
+
+Item_co = TypeVar("Item_co", covariant=True)
 
 
 class Advance(Protocol):
@@ -22,11 +26,31 @@ class Advance(Protocol):
         ...
 
 
+class Countable(Protocol[Item_co]):
+    """What can be counted and gone through, such as a list or a DataLoader."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Item_co]: ...
+
+
+def tracked(items: Countable[Item_co], label: str) -> Iterator[Item_co]:
+    """The items, with ``progress`` as they are done."""
+    with progress(len(items), label) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
 @contextmanager
 def progress(total: int, label: str = "") -> Iterator[Advance]:
-    """Report the progress of ``total`` steps on standard error, with their rate and the time left."""
+    """Report the progress of ``total`` steps on standard error, with their rate and the time left.
+
+    Any thread may take a step.
+    """
     start = told = time.monotonic()
     done = quick = 0
+    one_at_a_time = threading.Lock()
     name = f"{label}: " if label else ""
 
     def rate() -> float:
@@ -43,16 +67,17 @@ def progress(total: int, label: str = "") -> Iterator[Advance]:
 
     def advance(*, known: bool = False) -> None:
         nonlocal told, done, quick
-        done, quick = done + 1, quick + known
-        now = time.monotonic()
-        if sys.stderr.isatty():
-            if now - told >= BAR_SECONDS or done == total:
+        with one_at_a_time:
+            done, quick = done + 1, quick + known
+            now = time.monotonic()
+            if sys.stderr.isatty():
+                if now - told >= BAR_SECONDS or done == total:
+                    told = now
+                    bar.update(done - bar.pos)
+            elif now - told >= LINE_SECONDS:
                 told = now
-                bar.update(done - bar.pos)
-        elif now - told >= LINE_SECONDS:
-            told = now
-            left = (total - done) / max(rate(), 1e-9)
-            click.echo(f"{name}{done} of {total}, {rate():.1f} per second, {left:.0f} s left", err=True)
+                left = (total - done) / max(rate(), 1e-9)
+                click.echo(f"{name}{done} of {total}, {rate():.1f} per second, {left:.0f} s left", err=True)
 
     with bar:
         yield advance

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from retina.runtime import progress as module
-from retina.runtime.progress import progress
+from retina.runtime.progress import progress, tracked
 
 
 def test_lines_tell_progress_without_a_terminal(
@@ -23,6 +23,19 @@ def test_lines_tell_progress_without_a_terminal(
         "maps: 2 of 6, 0.1 per second, 40 s left",
         "maps: 4 of 6, 0.1 per second, 13 s left",
     ]
+
+
+def test_items_are_tracked_as_they_are_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    seen = []
+    for item in tracked(["a", "b", "c"], "Judging"):
+        seen.append(item)
+        now += 11.0
+    assert seen == ["a", "b", "c"]
+    assert capsys.readouterr().err.splitlines()[0] == "Judging: 1 of 3, 0.1 per second, 22 s left"
 
 
 def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

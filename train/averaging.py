@@ -17,11 +17,11 @@ import click
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ..runtime.contract import HEADS
 from ..runtime.errors import RetinaError, UsageError
 from ..runtime.output_file import require_place
+from ..runtime.progress import tracked
 from ..runtime.terminal import Refused, tell
 from .calibration import calibrated, calibration_line
 from .checkpoint import Checkpoint, current_versions, load_checkpoint
@@ -99,8 +99,8 @@ def predict_logits(checkpoint: Checkpoint, items: EvalItems) -> tuple[Tensor, Te
     prep = checkpoint.contract.preprocessing
     normalize, net = Normalize(prep.mean, prep.std), checkpoint.build_model().to(memory_format=torch.channels_last)
     batches = DataLoader(items, batch_size=16, collate_fn=collate)
-    bar = tqdm(batches, unit="batch", leave=False, disable=None)
-    rows = [net(normalize(batch.image).contiguous(memory_format=torch.channels_last)) for batch in bar]
+    images = (normalize(batch.image) for batch in tracked(batches, "Judging"))
+    rows = [net(image.contiguous(memory_format=torch.channels_last)) for image in images]
     dr, me = zip(*rows, strict=True)
     return torch.cat(dr), torch.cat(me)
 

@@ -151,7 +151,7 @@ class Trainer:
 
     def _sums(self, dr_logits: Tensor, me_logits: Tensor, dr_true: Tensor, me_true: Tensor) -> dict[str, Tensor]:
         """The parts of ``Totals`` of N photographs, scalars, from logits (N, K) and (N, 2) and labels (N,)."""
-        # Cross-entropy with each grade's target distribution; the target of UNLABELLED has a weight of 0.
+        # Cross-entropy with each grade's target distribution. As an index, UNLABELLED means the last grade: weight 0.
         dr_losses = F.cross_entropy(dr_logits.float(), self.dr_targets[dr_true], reduction="none")
         weights = self._weights(dr_true)
         return {
@@ -261,7 +261,7 @@ class Trainer:
         return Totals(*self.fabric.all_reduce(totals, reduce_op="sum").tolist())  # type: ignore[union-attr]
 
     @torch.inference_mode()
-    def predict(self, loader: DataLoader[Batch], n: int) -> tuple[Tensor, Tensor]:
+    def predict(self, loader: Iterable[Batch], n: int) -> tuple[Tensor, Tensor]:
         """Logits (n, K) and (n, 2), float32 on the CPU, of a split in its order.
 
         Each photograph occurs once, however many devices share the split. Computed in float32 without autocast, because

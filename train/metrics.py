@@ -311,13 +311,16 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
         body[task]["confusion_matrix"] = counts.astype(int).tolist()
         support = counts.sum(axis=1).astype(int).tolist()
         body[task]["classes"] = [{"label": label, "support": n} for label, n in zip(labels, support, strict=True)]
+    patients = np.array(p.patients)
+    graded = {
+        head: np.unique(patients[true != UNLABELLED]).size for head, true in (("dr", p.dr_true), ("me", p.me_true))
+    }
     for key, value in _figures(p, decisions, weights).items():
         task, name, *classes = key
-        true = p.me_true if task in ("me", "referable_me") else p.dr_true
-        patients = {patient for patient, label in zip(p.patients, true, strict=True) if label != UNLABELLED}
-        why = _WHY_UNDEFINED.get(name, "") if patients else _NO_LABEL
+        n_patients = graded[task.removeprefix("referable_")]
+        why = _WHY_UNDEFINED.get(name, "") if n_patients else _NO_LABEL
         place = body[task]["classes"][classes[0]] if classes else body[task]
-        place[name] = _with_interval(float(value[0]), resampled[key], len(patients), why)
+        place[name] = _with_interval(float(value[0]), resampled[key], n_patients, why)
     return body
 
 

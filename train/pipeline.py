@@ -12,13 +12,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from tqdm import tqdm
 
 from ..runtime.annotations import Annotation
 from ..runtime.contract import HEADS, Contract, Head, Preprocessing
 from ..runtime.errors import OutputError, UsageError
 from ..runtime.model import Prediction
 from ..runtime.output_file import write_atomically
+from ..runtime.progress import tracked
 from ..runtime.table import Row, Table, cells, columns
 from . import plots, report
 from .augment import make_augment
@@ -230,8 +230,8 @@ def _evaluate_best(
         frames = survey.frames[name] if is_kept else DecodedFrames(data.splits[name].paths, preprocessing)
         items = EvalItems(data, name, frames)
         loader = eval_loader(items, config, fabric)
-        bar = tqdm(loader, desc=name, leave=False, disable=quiet or not fabric.is_global_zero or None)
-        return items, *trainer.predict(bar, len(items))
+        batches = loader if quiet or not fabric.is_global_zero else tracked(loader, name)
+        return items, *trainer.predict(batches, len(items))
 
     # A run that failed after calibration is already calibrated: a second fit would find and record temperatures of 1.
     if config.calibrate == "valid" and not is_calibrated(best.contract):

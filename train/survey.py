@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_fabric import Fabric
-from tqdm import tqdm
 
 from ..runtime.annotations import fault_report
 from ..runtime.contract import Contract, Preprocessing
 from ..runtime.errors import AnnotationError
+from ..runtime.progress import progress
 from .calibration import calibration_faults
 from .config import TrainConfig
 from .console import Say
@@ -62,9 +63,8 @@ def survey_data(
     frames: dict[str, Frames] = {}
     looks: dict[str, list[Look]] = {}
     total = sum(len(split.photos) for split in data.splits.values())
-    with tqdm(
-        total=total, desc="reading photographs", leave=False, disable=quiet or not fabric.is_global_zero or None
-    ) as bar:
+    told = nullcontext(lambda: None) if quiet or not fabric.is_global_zero else progress(total, "Reading photographs")
+    with told as advance:
         for name in SPLITS:
             # The first device fills the cache, and the others map what it wrote.
             with fabric.rank_zero_first(local=True):
@@ -74,7 +74,7 @@ def survey_data(
                     "uint8" if name == "train" else "float32",
                     "off" if name == "test" else config.cache,
                     cache_folder,
-                    bar.update,
+                    advance,
                 )
     for name in SPLITS:
         photos = data.splits[name].photos
