@@ -122,6 +122,8 @@ def _explain(
     photographs = list_photographs(inputs)
     require_apart(out, inputs)
     explainer = _open(head, artifacts, **source)
+    if explainer.contract.caution:
+        click.echo(f"Caution: {explainer.contract.caution}", err=True)
     gallery = Gallery(out, scale, npy, image_format)
     with progress(2 * len(photographs), "Grad-CAM") as advance:
         done = gallery.make(explainer, photographs, advance)

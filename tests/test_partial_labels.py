@@ -19,6 +19,7 @@ from eyes import eye, write_annotations, write_set
 from hypothesis import given
 from hypothesis import strategies as st
 from retina.export.gate import judge
+from retina.gradcam import cli as gradcam_cli
 from retina.runtime import cli as score_cli
 from retina.runtime import yardsticks
 from retina.runtime.annotations import scan_annotations
@@ -515,6 +516,10 @@ def test_what_a_model_was_never_trained_for_is_said_and_not_summed_up(tmp_path: 
     assert "to refer (which ones: --referral): DR" in result.stdout
     assert "; ME" not in result.stdout
     assert "ME risk" not in result.stdout
+    write_tiny_model(model, contract=never.with_(explain=True))
+    explained = invoke(gradcam_cli.main, tmp_path / "data/train/images", "--model", model, "--out", tmp_path / "maps")
+    assert explained.exit_code == 0, explained.output
+    assert caution in explained.stderr
     assert CONTRACT.with_(provenance={"untrained_heads": "me"}).untrained_heads == ()
     assert CONTRACT.caution == ""
 

@@ -480,6 +480,15 @@ def test_log_is_json_and_names_no_file(service: Service) -> None:
     assert "/openapi.json" not in service.log.read_text()
 
 
+def test_log_says_what_the_model_was_never_trained_for(tmp_path: Path) -> None:
+    never = CONTRACT.with_(provenance={"untrained_heads": ["me"]})
+    with serving(tmp_path, "--model", write_tiny_model(tmp_path / "tiny.onnx", contract=never)) as service:
+        said = service.ask("GET", "/model").json
+        cautions = [line for line in service.lines() if line["level"] == "warning"]
+    assert [line["event"] for line in cautions] == [never.caution]
+    assert said["contract"]["provenance"] == {"untrained_heads": ["me"]}
+
+
 def test_log_tells_of_an_exception_where_but_not_what() -> None:
     try:
         raise KeyError("MUELLER^ANNA")
