@@ -88,22 +88,22 @@ def judge(contract: Contract, fp32: Predictions, int8: Predictions) -> Gate:
 
     Both predictions must be for the same photographs, in the same order.
     """
+    # What a head says that was never trained is compared with nothing.
+    without: dict[str, Any] = {
+        f"{head}_true": np.full(len(fp32.paths), UNLABELLED) for head in contract.untrained_heads
+    }
+    fp32, int8 = replace(fp32, **without), replace(int8, **without)
     before, after = Decisions.of(fp32, contract), Decisions.of(int8, contract)
     return Gate(
         len(fp32.paths),
-        _quality(contract, fp32, before),
-        _quality(contract, int8, after),
+        _quality(fp32, before),
+        _quality(int8, after),
         None if "dr" in contract.untrained_heads else float(np.mean(before.dr_pred == after.dr_pred)),
         None if "me" in contract.untrained_heads else float(np.mean(before.me_pred == after.me_pred)),
     )
 
 
-def _quality(contract: Contract, p: Predictions, decisions: Decisions) -> Quality:
-    if "dr" in contract.untrained_heads:
-        none = np.full(len(p.paths), UNLABELLED)
-        p, decisions = replace(p, dr_true=none), replace(decisions, referable_true=none)
-    if "me" in contract.untrained_heads:
-        p = replace(p, me_true=np.full(len(p.paths), UNLABELLED))
+def _quality(p: Predictions, decisions: Decisions) -> Quality:
     return Quality(
         _if_defined(accuracy(p.dr_true, decisions.dr_pred)),
         _if_defined(accuracy(p.me_true, decisions.me_pred)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from .model import Prediction, RetinaModel
 from .output_file import free_bytes
 from .picture import NO_MEMORY
 from .table import NOTEBOOK_COLUMNS, PARTIAL, Row
+from .versions import decoder_versions
 from .workers import ordered_map
 
 BYTES_PER_ROW = 600
@@ -172,21 +172,15 @@ def depends_on(model: RetinaModel, *, exact: bool, provider: str, overlays: Path
     The journal is discarded when any of it changes. The folder is included because otherwise a photograph that has
     changed since could keep an overlay of its former content.
     """
-    from importlib.metadata import PackageNotFoundError, version
-
     import onnxruntime
 
-    packages = ["retina-edge", "pillow", "numpy"]
-    with suppress(PackageNotFoundError):
-        version("pydicom")  # which decodes DICOM, where it is installed
-        packages.append("pydicom")
     return {
         "model": model.sha256,
         "exact": exact,
         "provider": provider,
         "overlays": overlays and os.path.realpath(overlays),
         # Not by its package's name: onnxruntime-gpu and others bring the same module.
-        "versions": {"onnxruntime": onnxruntime.__version__, **{package: version(package) for package in packages}},
+        "versions": {"onnxruntime": onnxruntime.__version__, **decoder_versions()},
     }
 
 

@@ -349,7 +349,7 @@ def test_what_changes_frames_changes_their_key(tmp_path: Path, monkeypatch: pyte
             frames_code, "sha256_of", lambda path: "other" if path.name == "jpeg.py" else sha256_of(path)
         )
     else:
-        monkeypatch.setattr(frames_code, "version", lambda name: "99" if name == "pydicom" else version(name))
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "99" if name == "pydicom" else version(name))
     assert _key([], SMALL, "uint8") != before
 
 

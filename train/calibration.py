@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 
 from ..runtime.contract import HEADS, Contract
-from ..runtime.yardsticks import UNLABELLED
 from .checkpoint import Checkpoint
 from .data import DataSet
 from .items import EvalItems
@@ -54,15 +53,14 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
         UsageError: ``items`` have DR grades but none is referable, or ME labels but no risk.
     """
     raw, weights = as_predictions(items, dr_logits, me_logits), best.weights
-    temperatures = {"dr": 1.0, "me": 1.0}
-    recorded = {}
-    for head, logits, true in (("dr", dr_logits, raw.dr_true), ("me", me_logits, raw.me_true)):
-        if (true != UNLABELLED).any():
-            temperatures[head] = recorded[f"{head}_temperature"] = fit_temperature(logits, torch.from_numpy(true))
-            weights = scale_head(weights, f"{head}_head", temperatures[head])
-    p = as_predictions(items, dr_logits / temperatures["dr"], me_logits / temperatures["me"])
+    logits, true = {"dr": dr_logits, "me": me_logits}, {"dr": raw.dr_true, "me": raw.me_true}
+    fitted = {head: fit_temperature(logits[head], torch.from_numpy(true[head])) for head in raw.labelled_heads}
+    for head, temperature in fitted.items():
+        weights = scale_head(weights, f"{head}_head", temperature)
+    p = as_predictions(items, dr_logits / fitted.get("dr", 1.0), me_logits / fitted.get("me", 1.0))
     contract = best.contract.with_(
-        thresholds=screening_rules(best.contract, p), provenance={**best.contract.provenance, **recorded}
+        thresholds=screening_rules(best.contract, p),
+        provenance={**best.contract.provenance, **{f"{head}_temperature": value for head, value in fitted.items()}},
     )
     return replace(best, weights=weights, contract=contract)
 

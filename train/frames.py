@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -30,6 +29,7 @@ from ..runtime.errors import OutputError, PictureError
 from ..runtime.file_state import Stamp, stamp
 from ..runtime.output_file import free_bytes, write_atomically, write_text_atomically
 from ..runtime.picture import decode
+from ..runtime.versions import decoder_versions
 from . import framing
 from .checkpoint import current_versions
 from .framing import make_frame
@@ -201,8 +201,8 @@ def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: str) -> str
     stats = [(os.path.realpath(path), *_size_and_times(path)) for path in paths]
     prep = {**asdict(preprocessing), "intermediate_size": preprocessing.intermediate_size}
     code = [sha256_of(Path(inspect.getfile(module))) for module in (picture, jpeg, field, framing)]
-    others = [version(name) for name in ("ImageHash", "pydicom") if find_spec(name.lower())]
-    text = json.dumps([stats, prep, dtype, PHASH_SIDE, code, current_versions(), others])
+    versions = {**current_versions(), **decoder_versions(), "ImageHash": version("ImageHash")}
+    text = json.dumps([stats, prep, dtype, PHASH_SIDE, code, versions])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

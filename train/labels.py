@@ -11,17 +11,17 @@ _LABEL: dict[Head, str] = {"dr": "a DR grade", "me": "an ME label"}
 
 
 def label_faults(data: DataSet, config: TrainConfig) -> list[str]:
-    """Labels without which a run makes no sense, one line each."""
+    """What the labels of a data set that is sound otherwise lack, without which a run makes no sense, one line each."""
     faults = []
     train, valid = data.splits["train"], data.splits["valid"]
     heads = trained_heads(data, config)
-    if train.photos and not heads:
+    if not heads:
         faults.append(
             f"{train.annotations}: expected a label for a head that is trained (--dr-weight {config.dr_weight:g}, "
             f"--me-weight {config.me_weight:g}), found none"
         )
     for head in heads:
-        if valid.photos and not _labelled(data, "valid")[head]:
+        if not _labelled(data, "valid")[head]:
             faults.append(
                 f"{valid.annotations}: expected photographs with {_LABEL[head]}, as in train, to choose the best epoch "
                 "by, found none"

@@ -57,7 +57,7 @@ _WHY_UNDEFINED = {
     "recall": "never true",
     "f1": "never true and never predicted",
 }
-_NO_LABEL = "no photograph has a label"
+NO_LABEL = "no photograph has a label"
 
 UNKNOWN = "unknown"
 """Name of the source of photographs whose annotations give none."""
@@ -117,6 +117,12 @@ class Predictions:
         """The sources in alphabetical order, UNKNOWN first; empty if all photographs are from one source."""
         names = sorted({name or UNKNOWN for name in self.sources}, key=lambda name: (name != UNKNOWN, name))
         return names if len(names) > 1 else []
+
+    @property
+    def labelled_heads(self) -> tuple[Head, ...]:
+        """The heads for which at least one photograph has a label."""
+        true = {"dr": self.dr_true, "me": self.me_true}
+        return tuple(head for head in HEADS if (true[head] != UNLABELLED).any())
 
     def of_source(self, source: str) -> Predictions:
         """The photographs of one source, in the same order."""
@@ -184,16 +190,11 @@ def epoch_scores(p: Predictions, dr_grades: Sequence[int], heads: Collection[Hea
         "me_accuracy": accuracy(p.me_true, p.me_probs.argmax(axis=1)),
         "me_auc": 0.5 if math.isnan(me_auc) else me_auc,
     }
-    for name in scores:
-        if math.isnan(scores[f"{_head_of(name)}_accuracy"]):
-            scores[name] = math.nan
-    judged = [value for name, value in scores.items() if _head_of(name) in heads and not math.isnan(value)]
+    head_of = {name: name.partition("_")[0] for name in scores}
+    scores = {name: value if head_of[name] in p.labelled_heads else math.nan for name, value in scores.items()}
+    judged = [value for name, value in scores.items() if head_of[name] in heads and head_of[name] in p.labelled_heads]
     scores["score"] = sum(judged) / len(judged)
     return scores
-
-
-def _head_of(name: str) -> str:
-    return name.partition("_")[0]
 
 
 def accuracy(true: Indices, pred: Indices) -> float:
@@ -275,7 +276,7 @@ def classification_report(p: Predictions, contract: Contract) -> str:
         ("Risk of macular edema", p.me_true, decisions.me_pred, list(contract.me_labels)),
     ):
         known = true != UNLABELLED
-        body = "No photograph has a label.\n"
+        body = f"{NO_LABEL.capitalize()}.\n"
         if known.any():
             body = table(
                 true[known], pred[known], labels=range(len(labels)), target_names=labels, digits=3, zero_division=0
@@ -305,7 +306,7 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
         known = true != UNLABELLED
         body[task]["n"] = int(known.sum())
         chance = yardsticks.calibration_chance(probs[known], n_bootstrap, seed)
-        body[task]["calibration_chance"] = _with_interval(float(chance.mean()), chance, body[task]["n"], _NO_LABEL)
+        body[task]["calibration_chance"] = _with_interval(float(chance.mean()), chance, body[task]["n"], NO_LABEL)
         counts = yardsticks.confusion(true, pred, len(labels), weights)[0]
         body[task]["labels"] = labels
         body[task]["confusion_matrix"] = counts.astype(int).tolist()
@@ -318,7 +319,7 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
     for key, value in _figures(p, decisions, weights).items():
         task, name, *classes = key
         n_patients = graded[task.removeprefix("referable_")]
-        why = _WHY_UNDEFINED.get(name, "") if n_patients else _NO_LABEL
+        why = _WHY_UNDEFINED.get(name, "") if n_patients else NO_LABEL
         place = body[task]["classes"][classes[0]] if classes else body[task]
         place[name] = _with_interval(float(value[0]), resampled[key], n_patients, why)
     return body

@@ -134,9 +134,11 @@ def _train(
     valid_items = EvalItems(data, "valid", survey.frames["valid"])
     heads = trained_heads(data, config)
     trainer = _new_trainer(config, fabric, contract, train_items, heads, start, resume)
-    untrained = [head for head in (HEADS if start is None else start.contract.untrained_heads) if head not in heads]
     if resume:
         untrained = run.facts().get("untrained_heads", [])
+    else:
+        before = HEADS if start is None else start.contract.untrained_heads
+        untrained = [head for head in before if head not in heads]
     contract = contract.with_(provenance={"untrained_heads": untrained} if untrained else {})
     if contract.caution:
         say_once(f"Warning: {contract.caution}")

@@ -24,13 +24,13 @@ from ..runtime.yardsticks import CALIBRATION_BINS, UNLABELLED
 from . import plots
 from .checkpoint import current_versions
 from .flat import flatten
-from .metrics import FIGURES, HEADLINES, Decisions, Predictions, classification_report, label_counts
+from .metrics import FIGURES, HEADLINES, NO_LABEL, Decisions, Predictions, classification_report, label_counts
 from .page import PAGE, STYLE
 
 REPORT_NAME = "report.html"
 MISTAKES_SHOWN = 12
 """For each head."""
-_NO_LABELS = "<p>No photograph has a label.</p>"
+_NO_LABELS = f"<p>{NO_LABEL.capitalize()}.</p>"
 _THUMBNAIL = 320
 """Longer side in pixels."""
 

@@ -49,9 +49,9 @@ def screening_rules(contract: Contract, valid: Predictions) -> dict[str, Rule]:
         UsageError: photographs have DR grades but none is referable, or ME labels but no risk.
     """
     decisions, rules = Decisions.of(valid, contract), dict(contract.thresholds)
-    if (valid.dr_true != UNLABELLED).any():
+    if "dr" in valid.labelled_heads:
         threshold = screening_threshold(decisions.referable_true, decisions.referable_prob)
         rules["referable_dr"] = replace(rules["referable_dr"], threshold=threshold)
-    if (valid.me_true != UNLABELLED).any():
+    if "me" in valid.labelled_heads:
         rules["referable_me"] = Rule("at_least", screening_threshold(valid.me_true, valid.me_probs[:, 1]))
     return rules
