@@ -213,6 +213,8 @@ class Contract:
         body = asdict(self)
         body["thresholds"] = {task: _without_nones(asdict(rule)) for task, rule in self.thresholds.items()}
         body = {"schema": body.pop("schema"), "input": INPUT, "outputs": self.outputs, **body}
+        if self.caution:  # written out for programs that embed the file
+            body["caution"] = self.caution
         return json.dumps(body, indent=1, sort_keys=False, allow_nan=False)
 
     @classmethod

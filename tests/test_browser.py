@@ -470,6 +470,20 @@ def test_a_file_that_is_no_model_takes_nothing_away(
     expect(page.locator("#rows")).to_contain_text(eyes[0].name)
 
 
+def test_what_the_model_was_never_trained_for_is_said(
+    static: tuple[str, Path], open_page: Open, tmp_path: Path
+) -> None:
+    page = open_page(static[0])
+    expect(page.locator("#caution")).to_be_hidden()
+    never = EXPLAIN.with_(provenance={"untrained_heads": ["me"]})
+    page.set_input_files("#other-model", write_tiny_model(tmp_path / "never.onnx", contract=never))
+    expect(page.locator("#caution")).to_be_visible()
+    expect(page.locator("#caution")).to_have_text(never.caution)
+    page.set_input_files("#other-model", write_tiny_model(tmp_path / "plain.onnx"))
+    expect(page.locator("#model-facts")).to_contain_text("plain.onnx")
+    expect(page.locator("#caution")).to_be_hidden()
+
+
 # Error messages
 
 

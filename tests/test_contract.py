@@ -20,6 +20,8 @@ RULES = {"dr": {"rule": "argmax"}, "me": {"rule": "argmax"}, "referable_dr": AT_
 
 def test_json_both_ways() -> None:
     assert Contract.from_json(CONTRACT.to_json()) == CONTRACT
+    never = CONTRACT.with_(provenance={"untrained_heads": ["dr"]})
+    assert Contract.from_json(never.to_json()) == never
     body = json.loads(CONTRACT.to_json())
     assert body["input"] == {
         "name": "image", "dtype": "uint8", "shape": ["N", "H", "W", 3], "colour": "RGB", "min_side": 32,

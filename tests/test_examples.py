@@ -165,6 +165,15 @@ def test_decisions_are_by_the_files_own_thresholds(program: Program, tmp_path: P
     assert turned == {"me_risk", "referable", "referable_me"}
 
 
+def test_what_the_model_was_never_trained_for_is_said(program: Program, tmp_path: Path) -> None:
+    never = CONTRACT.with_(provenance={"untrained_heads": ["me"]})
+    model = write_tiny_model(tmp_path / "never.onnx", contract=never)
+    Image.fromarray(photograph(3, 1, 64, seed=6, source="ronda").picture).save(tmp_path / "eye.jpg")
+    result = program(model, tmp_path / "eye.jpg")
+    assert result.returncode == 0, result.stderr
+    assert f"Caution: {never.caution}" in result.stderr.splitlines()  # among warnings of onnxruntime
+
+
 def test_rows_are_those_of_retina_score(program: Program, small_export: SmallExport, photographs: Path) -> None:
     expected = expected_rows(small_export.model, photographs)
     result = program(small_export.model, *sorted(expected), cwd=photographs)

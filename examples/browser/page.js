@@ -113,7 +113,9 @@ function ready(privacy, how) {
   $("privacy").hidden = false;
   $("choose").hidden = false;
   begun(rows.length > 0);
-  const { precision, preprocessing } = contract;
+  const { precision, preprocessing, caution = "" } = contract;
+  $("caution").textContent = caution;
+  $("caution").hidden = !caution;
   $("model-facts").textContent = `${how} ${precision}, ${preprocessing.image_size} pixels.`;
   say("Ready.");
 }

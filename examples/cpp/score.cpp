@@ -27,6 +27,7 @@ struct Model {  // an open model file and the contract inside it
     const auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated("retina.contract", memory);
     contract = json::parse(text ? text.get() : "{}");
     if (contract["schema"] != 1) throw std::runtime_error("expected a retina.contract of schema 1, found none");
+    if (contract.contains("caution")) std::cerr << "Caution: " << contract["caution"].get<std::string>() << "\n";
   }
   json answer(Picture picture) {  // probabilities, and the decisions that the contract's rules make of them
     const int64_t shape[] = {1, picture.height, picture.width, 3};
@@ -36,9 +37,8 @@ struct Model {  // an open model file and the contract inside it
     const float *dr = found[0].GetTensorData<float>(), *me = found[1].GetTensorData<float>();
     const json &grades = contract["dr_grades"], &rules = contract["thresholds"];
     const json &rule = rules["me"], &referable = rules["referable_dr"];
-    double referred = 0;
+    double referred = 0, refer_me = rules.value("/referable_me/threshold"_json_pointer, 0.5);
     for (size_t i = 0; i < grades.size(); ++i) referred += grades[i] >= referable.value("from_grade", 2) ? dr[i] : 0;
-    const double refer_me = rules.value("/referable_me/threshold"_json_pointer, 0.5);
     const bool risk = rule["rule"] == "argmax" ? me[1] > me[0] : me[1] >= rule.value("threshold", 0.5);
     return {{"dr_probs", std::vector(dr, dr + grades.size())}, {"me_probs", std::vector(me, me + 2)},
             {"decisions", {{"dr_grade", grades[std::max_element(dr, dr + grades.size()) - dr]},

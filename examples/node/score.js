@@ -30,11 +30,10 @@ function readContract(bytes) {
 
 class Model {
   static async open(path) {
-    const model = new Model();
-    model.contract = readContract(await readFile(path));
-    if (model.contract.schema !== 1) throw new Error(`contract schema: expected 1, found ${model.contract.schema}`);
-    model.session = await ort.InferenceSession.create(path);
-    return model;
+    const contract = readContract(await readFile(path));
+    if (contract.schema !== 1) throw new Error(`contract schema: expected 1, found ${contract.schema}`);
+    if (contract.caution) console.error(`Caution: ${contract.caution}`);
+    return Object.assign(new Model(), { contract, session: await ort.InferenceSession.create(path) });
   }
 
   /** Decoded RGB pixels -> a probability for each grade, and those of no ME risk and ME risk. */

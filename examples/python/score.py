@@ -32,6 +32,8 @@ class Model:
         self.contract = json.loads(self.session.get_modelmeta().custom_metadata_map["retina.contract"])
         if self.contract["schema"] != 1:
             raise ValueError(f"contract schema: expected 1, found {self.contract['schema']}")
+        if "caution" in self.contract:
+            print("Caution:", self.contract["caution"], file=sys.stderr)
 
     def probabilities(self, pixels: np.ndarray) -> tuple[list[float], list[float]]:
         """(H, W, 3) uint8 RGB -> a probability for each grade, and those of no ME risk and ME risk."""
@@ -81,15 +83,13 @@ def score(model: Model, paths: list[str]) -> int:
             failed = 1
             table.writerow([path, "", "", "", "", *("" for _ in probs), "", "error", str(err) or type(err).__name__])
             continue
-        decided = model.decide(dr, me)
-        cells = [path, decided["dr_grade"], "", decided["me_risk"], ""]
-        table.writerow([*cells, *(f"{prob:.6f}" for prob in (*dr, me[1])), "ok", ""])
+        grade, risk, *_ = model.decide(dr, me).values()
+        table.writerow([path, grade, "", risk, "", *(f"{prob:.6f}" for prob in (*dr, me[1])), "ok", ""])
     return failed
 
 
 def conform(model: Model, kit: Path) -> int:
-    index = json.loads((kit / "index.json").read_text(encoding="utf-8"))
-    faults, worst = [], 0.0
+    index, faults, worst = json.loads((kit / "index.json").read_text(encoding="utf-8")), [], 0.0
     for picture in index["pictures"]:
         pixels = np.frombuffer((kit / picture["file"]).read_bytes(), np.uint8).reshape(picture["shape"])
         dr, me = model.probabilities(pixels)
