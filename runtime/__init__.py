@@ -6,6 +6,7 @@ model = RetinaModel()                      # or RetinaModel("retina_multitask.on
 print(model.predict("eye.jpg").grade)      # a path, bytes, an array (H, W, 3) uint8, or a Pillow image
 for scored in model.score(paths):          # in order, on all cores, in bounded memory
     print(scored.source, scored.prediction or scored.error)
+score_folder("photographs/", "scores.csv") # the table of retina-score; stopped, the same call goes on
 """
 
 import os
@@ -21,7 +22,9 @@ from .errors import (
     RetinaError,
     UsageError,
 )
+from .job import score_folder
 from .model import Prediction, RetinaModel, Scored
+from .summary import Summary
 
 __all__ = [
     "AnnotationError",
@@ -37,7 +40,9 @@ __all__ = [
     "RetinaModel",
     "Rule",
     "Scored",
+    "Summary",
     "UsageError",
+    "score_folder",
 ]
 
 # onnxruntime's official builds report to Microsoft which model file was opened, how it ran and on what machine, unless

@@ -20,8 +20,9 @@ from .options import model_options, open_model
 from .terminal import drop_output, spell_out_what_is_lacking, stop_without_output
 
 if TYPE_CHECKING:
-    from .folder import Listing
-    from .model import RetinaModel
+    from .annotations import Annotation
+    from .job import Job
+    from .table import Row
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -139,69 +140,40 @@ def _run(
     as_json: bool,
 ) -> tuple[int, list[str]]:
     """Score and write the table; returns the number of files that failed, and the lines of the summary."""
-    from .agreement import read_truth
-    from .errors import UsageError
-    from .folder import ENDINGS, gather
-    from .journal import ENDING as JOURNAL
-    from .journal import Journal
-    from .model import RELEASED, find_model
+    from .folder import gather
+    from .job import Job
     from .progress import progress
-    from .scoring import depends_on, destination, require_maps, require_room, rows_at_hand, score_rows
-    from .summary import Summary
-    from .table import Table, cells, columns, record, utf8
-    from .workers import usable_cores
+    from .table import record
 
     listing = gather(paths)
-    if not listing.names:
-        raise UsageError(
-            f"{' '.join(paths)}: expected photographs, found none ({listing.ignored_text}). A folder's need an ending "
-            f"of {' '.join(sorted(ENDINGS))}; name or list others:  find DIR -type f | retina-score -"
-        )
-    out = destination(out)
-    model = find_model(model, artifacts)
     lists = [Path(path[1:]) for path in paths if path.startswith("@")]
-    inputs = [Path(os.path.realpath(path)) for path in (model, annotations, verify, *lists) if path is not None]
-    require_room(out, len(listing.names), [*inputs, *(listing.root / name for name in listing.names)])
-    if me_positive_from is not None and annotations is None:
-        raise UsageError("--me-positive-from: expected --annotations CSV, whose grades it reads, found none")
-    truth = read_truth(annotations, listing, me_positive_from) if annotations else None
-    opened = open_model(model, artifacts, verify, provider, exact=exact)
-    if overlays is not None:
-        require_maps(opened, listing, overlays)
-    workers = workers or usable_cores()
-    _tell_start(opened, listing, workers, shipped=opened.path == RELEASED)
-    if truth is not None and truth.unmatched:
-        such = f"{len(truth.unmatched)} (such as {utf8(truth.unmatched[0])!r})"
-        click.echo(f"annotations that name no photograph scored here: {such}", err=True)
-
-    grades = opened.contract.dr_grades
-    summary = Summary(opened.contract, listed=referral)
-    start = time.monotonic()
-    journal = Journal(
-        out.with_name(out.name + JOURNAL),
-        depends_on(opened, exact=exact, provider=provider, overlays=overlays),
+    with Job(
+        open_model(model, artifacts, verify, provider, exact=exact),
+        listing,
+        out,
+        annotations=annotations,
+        me_positive_from=me_positive_from,
+        referral=referral,
+        overlays=overlays,
+        workers=workers,
         resume=resume,
-    )
-    try:
-        if journal.changed:
-            click.echo(f"scoring all again: {', '.join(journal.changed)} changed since the last run", err=True)
-        else:
-            _tell_rows(len(journal), rows_at_hand(listing, journal))
-        with Table(out, columns(grades, referral=referral)) as table, progress(len(listing.names)) as advance:
-            for row, known in score_rows(opened, listing, journal, workers, overlays):
-                true = truth.by_name.get(row.name) if truth else None
-                table.write(cells(row, grades, true, referral=referral))
-                summary.add(row, known=known, truth=true)
+        inputs=[*lists, *([verify] if verify else [])],
+    ) as job:
+        _tell_start(job)
+        _tell_rows(job)
+        start = time.monotonic()
+        with progress(len(listing.names)) as advance:
+
+            def seen(row: Row, true: Annotation | None, known: bool) -> None:
                 if as_json:
                     click.echo(json.dumps(record(row, true)))
                 advance(known=known)
-        journal.discard()
-    finally:
-        journal.close()
+
+            summary = job.run(seen)
     told = list(summary.lines(time.monotonic() - start))
     if overlays is not None:
         told.append(f"wrote overlays into {overlays}")
-    told.append(f"wrote {out}: {len(listing.names)} rows; ignored {listing.ignored_text}")
+    told.append(f"wrote {job.out}: {len(listing.names)} rows; ignored {listing.ignored_text}")
     return summary.failed, told
 
 
@@ -239,7 +211,32 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", module=r"PIL|pydicom")
 
 
-def _tell_rows(known: int, usable: int) -> None:
+def _tell_start(job: Job) -> None:
+    from .model import RELEASED
+    from .table import utf8
+
+    model, workers = job.model, f"{job.workers} {'worker' if job.workers == 1 else 'workers'}"
+    which = "the model that ships with this package" if model.path == RELEASED else str(model.path)
+    checked = "" if model.digest_known else ", no .sha256 beside it to check"
+    click.echo(
+        f"{len(job.listing.names)} photographs, {workers}, {which} "
+        f"({model.contract.precision}, sha256 {model.sha256[:12]}{checked})",
+        err=True,
+    )
+    if model.contract.caution:
+        click.echo(f"Caution: {model.contract.caution}", err=True)
+    if job.truth is not None and job.truth.unmatched:
+        such = f"{len(job.truth.unmatched)} (such as {utf8(job.truth.unmatched[0])!r})"
+        click.echo(f"annotations that name no photograph scored here: {such}", err=True)
+
+
+def _tell_rows(job: Job) -> None:
+    from .scoring import rows_at_hand
+
+    if job.journal.changed:
+        click.echo(f"scoring all again: {', '.join(job.journal.changed)} changed since the last run", err=True)
+        return
+    known, usable = len(job.journal), rows_at_hand(job.listing, job.journal)
     if usable:
         click.echo(f"going on: {usable} rows of an earlier run", err=True)
     if usable < known:
@@ -248,15 +245,3 @@ def _tell_rows(known: int, usable: int) -> None:
             "The finished table drops them; to keep them, stop now and name another --out",
             err=True,
         )
-
-
-def _tell_start(model: RetinaModel, listing: Listing, workers: int, *, shipped: bool) -> None:
-    which = "the model that ships with this package" if shipped else str(model.path)
-    checked = "" if model.digest_known else ", no .sha256 beside it to check"
-    click.echo(
-        f"{len(listing.names)} photographs, {workers} {'worker' if workers == 1 else 'workers'}, {which} "
-        f"({model.contract.precision}, sha256 {model.sha256[:12]}{checked})",
-        err=True,
-    )
-    if model.contract.caution:
-        click.echo(f"Caution: {model.contract.caution}", err=True)

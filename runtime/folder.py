@@ -54,11 +54,20 @@ def gather(arguments: Sequence[str]) -> Listing:
     does not exist is listed too, so that its row says so.
 
     Raises:
-        UsageError: a folder or list cannot be read, or an argument does not exist and is either the only one or has no
-            photograph's ending (probably a mistyped folder).
+        UsageError: there are no photographs, a folder or list cannot be read, or an argument does not exist and is
+            either the only one or has no photograph's ending (probably a mistyped folder).
     """
-    if len(arguments) == 1 and os.path.isdir(arguments[0]):
-        return find_pictures(Path(arguments[0]))
+    alone = len(arguments) == 1 and os.path.isdir(arguments[0])
+    listing = find_pictures(Path(arguments[0])) if alone else _gather_each(arguments)
+    if not listing.names:
+        raise UsageError(
+            f"{' '.join(arguments)}: expected photographs, found none ({listing.ignored_text}). A folder's need an "
+            f"ending of {' '.join(sorted(ENDINGS))}; name or list others:  find DIR -type f | retina-score -"
+        )
+    return listing
+
+
+def _gather_each(arguments: Sequence[str]) -> Listing:
     names: set[str] = set()
     folders: list[Path] = []
     ignored: Counter[str] = Counter()

@@ -110,6 +110,8 @@ class RetinaModel:
         sha256: digest of its bytes, in hexadecimal.
         digest_known: whether FILE.sha256 stands beside the file, and so agrees.
         contract: what the file promises.
+        provider: onnxruntime execution provider, as it was asked for.
+        exact: whether every picture is decoded at full size.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class RetinaModel:
             UsageError: the provider is not installed or cannot be started.
         """
         self.path = find_model(path)
+        self.provider, self.exact = provider, exact
         content = _read(self.path)
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.digest_known = check_digest(self.path, self.sha256)

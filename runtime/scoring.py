@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from .contract import HEADS
-from .errors import OutputError, PictureError, UsageError
+from .errors import NO_MEMORY, OutputError, PictureError, UsageError
 from .file_state import Stamp, stamp
 from .folder import Listing
 from .journal import ENDING as JOURNAL
 from .journal import Journal
 from .model import Prediction, RetinaModel
 from .output_file import free_bytes
-from .picture import NO_MEMORY
 from .table import NOTEBOOK_COLUMNS, PARTIAL, Row
 from .versions import decoder_versions
 from .workers import ordered_map
@@ -166,7 +165,7 @@ def require_maps(model: RetinaModel, listing: Listing, overlays: Path) -> None:
         raise OutputError(f"--overlays {overlays}: expected a writable folder, found one that is not")
 
 
-def depends_on(model: RetinaModel, *, exact: bool, provider: str, overlays: Path | None) -> dict[str, Any]:
+def depends_on(model: RetinaModel, overlays: Path | None = None) -> dict[str, Any]:
     """Everything that determines a row besides the photograph, and the folder of overlays; JSON values.
 
     The journal is discarded when any of it changes. The folder is included because otherwise a photograph that has
@@ -176,8 +175,8 @@ def depends_on(model: RetinaModel, *, exact: bool, provider: str, overlays: Path
 
     return {
         "model": model.sha256,
-        "exact": exact,
-        "provider": provider,
+        "exact": model.exact,
+        "provider": model.provider,
         "overlays": overlays and os.path.realpath(overlays),
         # Not by its package's name: onnxruntime-gpu and others bring the same module.
         "versions": {"onnxruntime": onnxruntime.__version__, **decoder_versions()},

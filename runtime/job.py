@@ -1,0 +1,155 @@
+"""A table from its inputs to its name: what ``retina-score`` does, without options and printing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from .agreement import read_truth
+from .annotations import Annotation
+from .errors import UsageError
+from .folder import Listing, gather
+from .journal import ENDING as JOURNAL
+from .journal import Journal
+from .model import RetinaModel
+from .scoring import depends_on, destination, require_maps, require_room, score_rows
+from .summary import Summary
+from .table import Row, Table, cells, columns
+from .workers import usable_cores
+
+Seen = Callable[[Row, "Annotation | None", bool], None]
+"""Called with each row once it is written, its annotation, and whether it comes from an earlier run."""
+
+
+class Job:
+    """A table to be made. All that can be known before the work is checked when it is created.
+
+    A context manager: until the end of its block it holds the lock on the table's journal.
+
+    Attributes:
+        out: the file that the table will be; if it is a link, its target.
+        journal: the rows of an earlier run.
+        truth: the annotations of the photographs, or None.
+        workers: photographs scored at once.
+    """
+
+    def __init__(
+        self,
+        model: RetinaModel,
+        listing: Listing,
+        out: Path,
+        *,
+        annotations: Path | None = None,
+        me_positive_from: int | None = None,
+        referral: bool = False,
+        overlays: Path | None = None,
+        workers: int | None = None,
+        resume: bool = True,
+        inputs: Iterable[Path] = (),
+    ) -> None:
+        """Check the inputs and the places to write to, and open the journal.
+
+        Args:
+            model: shared by all workers.
+            listing: one photograph or more.
+            out: the table.
+            annotations: grades of human readers, for the two True columns and the summary.
+            me_positive_from: ME grades of this value and above count as risk; None accepts 0 and 1 only.
+            referral: whether the table has the referral decisions.
+            overlays: a folder to draw Grad-CAM maps into.
+            workers: photographs scored at once; None: the cores that this process may use.
+            resume: whether rows of an earlier run are used.
+            inputs: further files that must not be overwritten.
+
+        Raises:
+            UsageError: ``me_positive_from`` without annotations, or see ``require_maps``.
+            AnnotationError: see ``read_truth``.
+            OutputError: see ``destination``, ``require_room`` and ``Journal``.
+        """
+        if me_positive_from is not None and annotations is None:
+            raise UsageError("--me-positive-from: expected --annotations CSV, whose grades it reads, found none")
+        self.model, self.listing, self.out = model, listing, destination(out)
+        self.overlays, self.workers = overlays, workers or usable_cores()
+        self._referral = referral
+        kept = [Path(os.path.realpath(path)) for path in (model.path, annotations, *inputs) if path is not None]
+        require_room(self.out, len(listing.names), [*kept, *(listing.root / name for name in listing.names)])
+        self.truth = read_truth(annotations, listing, me_positive_from) if annotations else None
+        if overlays is not None:
+            require_maps(model, listing, overlays)
+        place = self.out.with_name(self.out.name + JOURNAL)
+        self.journal = Journal(place, depends_on(model, overlays), resume=resume)
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.journal.close()
+
+    def run(self, seen: Seen = lambda *_: None) -> Summary:
+        """Score the photographs and write the table, which gets its name only when it is complete.
+
+        Whatever ends the work before, an exception of ``seen`` included, leaves the journal for the next job.
+
+        Raises:
+            OutputError: the table, the journal or an overlay can no longer be written.
+            ModelFileError: the model's output is not finite.
+        """
+        grades = self.model.contract.dr_grades
+        summary = Summary(self.model.contract, listed=self._referral)
+        with Table(self.out, columns(grades, referral=self._referral)) as table:
+            for row, known in score_rows(self.model, self.listing, self.journal, self.workers, self.overlays):
+                true = self.truth.by_name.get(row.name) if self.truth else None
+                table.write(cells(row, grades, true, referral=self._referral))
+                summary.add(row, known=known, truth=true)
+                seen(row, true, known)
+        self.journal.discard()
+        return summary
+
+
+def score_folder(
+    photographs: str | Path | Sequence[str | Path],
+    out: str | Path = "test_predictions.csv",
+    *,
+    model: RetinaModel | str | Path | None = None,
+    annotations: str | Path | None = None,
+    me_positive_from: int | None = None,
+    referral: bool = False,
+    overlays: str | Path | None = None,
+    workers: int | None = None,
+    resume: bool = True,
+) -> Summary:
+    """Score photographs into a table, as ``retina-score`` does; stopped, the same call continues where it was.
+
+    Args:
+        photographs: a folder, or several folders and files (see ``gather``).
+        out: the table to write.
+        model: an open model, or a file; None: see ``find_model``.
+        annotations: a table of human readers' grades, with which the summary compares.
+        me_positive_from: ME grades of this value and above count as risk; None accepts 0 and 1 only.
+        referral: whether the table also says whom to refer.
+        overlays: a folder to draw Grad-CAM maps into, if the model has them.
+        workers: photographs scored at once; None: the cores that this process may use.
+        resume: whether to use the rows of an earlier run.
+
+    Returns:
+        What was counted: ``scored``, ``failed``, and with annotations the confusion matrices ``dr`` and ``me``.
+
+    Raises:
+        RetinaError: nothing could be done, or not everything (see ``Job``); what was scored is kept. A photograph that
+            cannot be read raises nothing: it has its row in the table.
+    """
+    named = [photographs] if isinstance(photographs, str | Path) else photographs
+    opened = model if isinstance(model, RetinaModel) else RetinaModel(model)
+    with Job(
+        opened,
+        gather([str(path) for path in named]),
+        Path(out),
+        annotations=None if annotations is None else Path(annotations),
+        me_positive_from=me_positive_from,
+        referral=referral,
+        overlays=None if overlays is None else Path(overlays),
+        workers=workers,
+        resume=resume,
+    ) as job:
+        return job.run()

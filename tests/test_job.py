@@ -1,0 +1,107 @@
+"""A table from Python: the same bytes as retina-score's, stopped and gone on with, refused before the work."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from retina.runtime import AnnotationError, OutputError, RetinaModel, Summary, UsageError, score_folder
+from retina.runtime.annotations import Annotation
+from retina.runtime.cli import main as retina_score
+from retina.runtime.folder import gather
+from retina.runtime.job import Job
+from retina.runtime.table import Row
+from tiny_model import write_tiny_model
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a model, five photographs, one of them torn, and annotations of three."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny_model(tmp_path / "m.onnx")
+    Path("eyes").mkdir()
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(f"eyes/{name}.png")
+    Path("eyes/torn.png").write_bytes(Path("eyes/a.png").read_bytes()[:-60])
+    rows = ("Image name,Retinopathy grade,Risk of macular edema", "a.png,0,0", "b.png,3,1", "torn.png,1,0")
+    Path("truth.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+def test_the_table_is_that_of_the_command(place: Path) -> None:
+    summary = score_folder("eyes", "a.csv", model="m.onnx", annotations="truth.csv", referral=True, workers=2)
+    options = ["--model", "m.onnx", "--annotations", "truth.csv", "--referral"]
+    assert CliRunner().invoke(retina_score, ["eyes", "--out", "b.csv", *options]).exit_code == 1
+    assert Path("a.csv").read_bytes() == Path("b.csv").read_bytes()
+    with Path("a.csv").open(newline="") as file:
+        rows = {row["Image name"]: row for row in csv.DictReader(file)}
+    assert (summary.scored, summary.failed, summary.known) == (4, 1, 0)
+    pairs = sorted((int(rows[name]["True DR grade (orig)"]), int(rows[name]["Pred DR grade (orig)"]))
+                   for name in ("a.png", "b.png"))  # fmt: skip
+    assert sorted(summary.dr.counts.elements()) == pairs
+    assert summary.unscored_truths == 1
+    assert sorted(path.name for path in place.iterdir()) == ["a.csv", "b.csv", "eyes", "m.onnx", "truth.csv"]
+
+
+def test_folders_and_files_by_an_open_model(place: Path) -> None:
+    Image.open("eyes/a.png").save("alone.scan", format="PNG")
+    summary = score_folder([place / "eyes", "alone.scan"], model=RetinaModel("m.onnx"))
+    assert (summary.scored, summary.failed) == (5, 1)
+    with Path("test_predictions.csv").open(newline="") as file:
+        names = [row["Image name"] for row in csv.DictReader(file)]
+    assert len(names) == 6 and names == sorted(names) and "alone.scan" in names
+
+
+def test_stopped_it_goes_on(place: Path) -> None:
+    def run(*, stop_at: str = "") -> tuple[Summary, list[tuple[str, bool]]]:
+        done: list[tuple[str, bool]] = []
+
+        def seen(row: Row, _: Annotation | None, known: bool) -> None:
+            if row.name == stop_at:
+                raise RuntimeError("stopped")
+            done.append((row.name, known))
+
+        with Job(RetinaModel("m.onnx"), gather(["eyes"]), Path("t.csv"), workers=1) as job:
+            return job.run(seen), done
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        run(stop_at="c.png")
+    assert not Path("t.csv").exists()
+    assert Path("t.csv.journal").exists()
+    summary, done = run()
+    assert done == [("a.png", True), ("b.png", True), ("c.png", True), ("d.png", False), ("torn.png", False)]
+    assert summary.known == 3
+    assert not Path("t.csv.journal").exists()
+    assert run()[0].known == 0
+
+
+def test_what_cannot_work_is_refused_before_the_work(place: Path) -> None:
+    with pytest.raises(UsageError, match="expected --annotations"):
+        score_folder("eyes", "t.csv", model="m.onnx", me_positive_from=2)
+    with pytest.raises(UsageError, match="'no': expected a folder"):
+        score_folder("no", "t.csv", model="m.onnx")
+    with pytest.raises(UsageError, match="expected a model file with Grad-CAM maps"):
+        score_folder("eyes", "t.csv", model="m.onnx", overlays="maps")
+    Path("truth.csv").write_text("Image name,Retinopathy grade,Risk of macular edema\na.png,seven,0\n")
+    with pytest.raises(AnnotationError, match="seven"):
+        score_folder("eyes", "t.csv", model="m.onnx", annotations="truth.csv")
+    for input_ in ("truth.csv", "m.onnx", "eyes/a.png"):
+        with pytest.raises(OutputError, match="expected"):
+            score_folder("eyes", input_, model="m.onnx", annotations="truth.csv")
+    Path("empty").mkdir()
+    with pytest.raises(UsageError, match="empty: expected photographs, found none"):
+        score_folder("empty", "t.csv", model="m.onnx")
+    assert sorted(path.name for path in place.iterdir()) == ["empty", "eyes", "m.onnx", "truth.csv"]
+
+
+def test_two_at_once_do_not_write_one_table(place: Path) -> None:
+    model, listing = RetinaModel("m.onnx"), gather(["eyes"])
+    with Job(model, listing, Path("t.csv")), pytest.raises(OutputError, match="another retina-score"):
+        Job(model, listing, Path("t.csv"))
+    with Job(model, listing, Path("t.csv")) as job:
+        assert job.run().scored == 4
