@@ -29,6 +29,7 @@ from retina.train.config import RECIPES
 from retina.train.data import DataSet, Photo, read_dataset
 from retina.train.evaluation import brief
 from retina.train.metrics import HEADLINES
+from retina.train.run import BEST, FINAL
 
 STEPS: tuple[tuple[str, ...], ...] = (
     (),
@@ -134,7 +135,7 @@ def main(
         def trained(step: int, source: str) -> Path:
             run = Run(artifacts, f"{step}-{source}")
             if not run.folder.exists():
-                start = trained(len(STEPS) - 1, source) / "final.pth" if step >= len(STEPS) else weights
+                start = trained(len(STEPS) - 1, source) / FINAL if step >= len(STEPS) else weights
                 asked = options(step, image_size, round(epochs * max(counts.values()) / counts[source]))
                 asked |= {"data": str(Path(temporary) / source), "weights": str(start), "backbone": backbone}
                 train(TrainConfig(**asked, seed=seed + max(0, step - len(STEPS) + 1), workers=workers), run)
@@ -142,9 +143,9 @@ def main(
 
         def figures_of(step: int, source: str) -> dict[str, Any]:
             if step < MEAN:
-                figures: dict[str, Any] = load_checkpoint(trained(step, source) / "best.pth").metrics["splits"]
+                figures: dict[str, Any] = load_checkpoint(trained(step, source) / BEST).metrics["splits"]
                 return figures
-            ends = [trained(branch, source) / "final.pth" for branch in range(len(STEPS), MEAN)]
+            ends = [trained(branch, source) / FINAL for branch in range(len(STEPS), MEAN)]
             mean = average([(str(end), load_checkpoint(end)) for end in ends])
             view, _ = read_dataset(Path(temporary) / source)
             return {split: judged(mean, items_of(mean, view, split)) for split in ("valid", "test")}

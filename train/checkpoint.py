@@ -19,6 +19,7 @@ from ..runtime.errors import ModelFileError, UsageError
 from ..runtime.output_file import write_atomically
 from .model import RetinaNet, backbone_names, read_state_dict
 from .options import BARE_FRAMING, BARE_IMAGE_SIZE
+from .run import BEST
 
 _KIND = "retina-edge checkpoint"
 
@@ -83,7 +84,7 @@ def load_checkpoint(path: Path, *, framing: Framing | None = None, image_size: i
         UsageError: a checkpoint of this project was trained with another ``framing`` or ``image_size``.
     """
     if not os.path.isfile(path):
-        best = path / "best.pth"
+        best = path / BEST
         hint = f"Of a run, give {best}" if os.path.isfile(best) else "Make one with  retina-train DATA"
         raise ModelFileError(f"{path}: expected a checkpoint, found no such file. {hint}")
     checkpoint = parse_checkpoint(path, read_state_dict(path), framing or BARE_FRAMING, image_size or BARE_IMAGE_SIZE)

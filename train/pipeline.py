@@ -37,7 +37,7 @@ from .loader import eval_loader
 from .loop import Trainer, as_predictions, fit, load_resume
 from .metrics import Predictions, evaluate, write_metrics
 from .model import RetinaNet, load_backbone_weights
-from .run import Run
+from .run import BEST, CONFIG, FACTS, FINAL, HISTORY, METRICS, Run
 from .start import grades_from, open_start, start_notes
 from .survey import Survey, survey_data
 from .tracking import NoTracker, Tracker
@@ -151,9 +151,9 @@ def _train(
         where = f"in epoch {epoch} of {config.epochs}" if epoch <= config.epochs else "after its last epoch"
         say_once(f"Resuming {run.name} {where}.")
     if fabric.is_global_zero:
-        run.write("config.json", config.to_json())  # for a resumed run too, whose data may have moved
+        run.write(CONFIG, config.to_json())  # for a resumed run too, whose data may have moved
         if not resume:
-            run.write("run.json", json.dumps(facts, indent=1))
+            run.write(FACTS, json.dumps(facts, indent=1))
     tracker.start(run.name, config.to_dict(), facts, resume=resume)
 
     def checkpoint(row: dict[str, float]) -> Checkpoint:
@@ -167,7 +167,7 @@ def _train(
 
     def on_best(row: dict[str, float]) -> None:
         if fabric.is_global_zero:
-            checkpoint(row).save(run.folder / "best.pth")
+            checkpoint(row).save(run.folder / BEST)
 
     def on_epoch(history: list[dict[str, float]]) -> None:
         if fabric.is_global_zero:
@@ -185,7 +185,7 @@ def _train(
         say_once(f"Stopped at {place}, everything saved. Go on with:  {run.resume_command}")
         return False
     if fabric.is_global_zero:
-        checkpoint(trainer.progress.history[-1]).save(run.folder / "final.pth")
+        checkpoint(trainer.progress.history[-1]).save(run.folder / FINAL)
         _write_history(run, trainer.progress.history)  # again: a kill may have come between saving and writing
     fabric.barrier()
 
@@ -224,7 +224,7 @@ def _evaluate_best(
 ) -> tuple[Checkpoint, dict[str, Predictions]]:
     """The best checkpoint, calibrated if the recipe asks for it, and its predictions on every split."""
     data, config, fabric = survey.data, trainer.config, trainer.fabric
-    best = load_checkpoint(run.folder / "best.pth")
+    best = load_checkpoint(run.folder / BEST)
     trainer.judged.load_state_dict(best.weights)
 
     def predict(name: str) -> tuple[EvalItems, torch.Tensor, torch.Tensor]:
@@ -255,9 +255,9 @@ def _finish(
     """Write figures, plots, the test CSV and the report, and copy the results to the top of ``artifacts/``."""
     contract = best.contract
     splits = {name: evaluate(p, contract) for name, p in predictions.items()}
-    metrics = write_metrics(run.folder / "metrics.json", trainer.progress.best_epoch, splits)
+    metrics = write_metrics(run.folder / METRICS, trainer.progress.best_epoch, splits)
     best = replace(best, metrics=metrics)
-    best.save(run.folder / "best.pth")
+    best.save(run.folder / BEST)
     write_test_predictions(run.folder / TEST_PREDICTIONS, data.splits["test"], predictions["test"], contract)
     history = pd.DataFrame(trainer.progress.history)
     facts = run.facts()
@@ -265,7 +265,7 @@ def _finish(
         run.folder, {**trainer.config.to_dict(), **facts}, metrics, history, predictions, contract
     )
     tracker.finish(run.folder, metrics)
-    for source, name in (("best.pth", BEST_NAME), ("final.pth", FINAL_NAME), (TEST_PREDICTIONS, TEST_PREDICTIONS)):
+    for source, name in ((BEST, BEST_NAME), (FINAL, FINAL_NAME), (TEST_PREDICTIONS, TEST_PREDICTIONS)):
         publish(run.folder / source, run.artifacts / name)
     run.resume_file.unlink(missing_ok=True)
     say(f"Report: {page}")
@@ -305,5 +305,5 @@ def write_test_predictions(path: Path, split: Split, p: Predictions, contract: C
 
 def _write_history(run: Run, history: list[dict[str, float]]) -> pd.DataFrame:
     frame = pd.DataFrame(history)
-    run.write("history.csv", frame.to_csv(index=False))
+    run.write(HISTORY, frame.to_csv(index=False))
     return frame

@@ -16,6 +16,13 @@ from ..runtime.errors import ModelFileError, OutputError
 from ..runtime.file_state import lock
 from ..runtime.output_file import write_text_atomically
 
+CONFIG, FACTS = "config.json", "run.json"
+"""A run's options, and what it began with: its data, its machine."""
+HISTORY, METRICS = "history.csv", "metrics.json"
+"""The figures of each epoch, and those of the best one, by split."""
+BEST, FINAL, RESUME = "best.pth", "final.pth", "resume.pth"
+"""The checkpoints of the best epoch and of the last, and the state to resume from, which is removed last."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -30,26 +37,26 @@ class Run:
 
     @property
     def resume_file(self) -> Path:
-        return self.folder / "resume.pth"
+        return self.folder / RESUME
 
     @property
     def config_file(self) -> Path:
-        return self.folder / "config.json"
+        return self.folder / CONFIG
 
     @property
     def facts_file(self) -> Path:
-        return self.folder / "run.json"
+        return self.folder / FACTS
 
     @property
     def has_begun(self) -> bool:
         """Whether the folder holds more than options and facts, which a run that was refused at once leaves behind."""
         written = {file.name for file in self.folder.iterdir() if not file.name.startswith(".")}
-        return bool(written - {self.config_file.name, self.facts_file.name})
+        return bool(written - {CONFIG, FACTS})
 
     @property
     def has_finished(self) -> bool:
         """Whether everything was written: the state to resume from is removed last."""
-        return os.path.isfile(self.folder / "metrics.json") and not os.path.exists(self.resume_file)
+        return os.path.isfile(self.folder / METRICS) and not os.path.exists(self.resume_file)
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .metrics import HEADLINES, headline
+from .run import CONFIG, FACTS, HISTORY, METRICS, RESUME
 
 State = Literal["finished", "unfinished"]
 """``unfinished``: in progress, interrupted or failed, which cannot be told from the folder."""
@@ -48,7 +49,7 @@ def list_runs(artifacts: Path) -> list[RunSummary]:
 
 
 _FINGERPRINT = "data_fingerprint"
-_SIGNS = ("config.json", "history.csv", "metrics.json", "resume.pth")
+_SIGNS = (CONFIG, HISTORY, METRICS, RESUME)
 
 
 def format_table(runs: list[RunSummary]) -> str:
@@ -88,22 +89,22 @@ def format_table(runs: list[RunSummary]) -> str:
 
 def _summary(folder: Path) -> RunSummary:
     damage: list[str] = []
-    config = _read_json(folder / "config.json", damage)
-    if fingerprint := _read_json(folder / "run.json", damage).get(_FINGERPRINT):
+    config = _read_json(folder / CONFIG, damage)
+    if fingerprint := _read_json(folder / FACTS, damage).get(_FINGERPRINT):
         config[_FINGERPRINT] = str(fingerprint)[:12]
-    metrics = _read_json(folder / "metrics.json", damage)
-    history = _read_history(folder / "history.csv", damage)
+    metrics = _read_json(folder / METRICS, damage)
+    history = _read_history(folder / HISTORY, damage)
     best = max(history, key=lambda row: row["valid_score"], default=None)
     test: dict[str, float | None] = {}
     if metrics:
         try:
             test = headline(metrics["splits"]["test"]["all"])
         except (KeyError, TypeError):
-            damage.append("metrics.json holds no test figures")
+            damage.append(f"{METRICS} holds no test figures")
     planned = config.get("epochs")
     return RunSummary(
         name=folder.name,
-        state="finished" if test and not os.path.exists(folder / "resume.pth") else "unfinished",
+        state="finished" if test and not os.path.exists(folder / RESUME) else "unfinished",
         epochs=len(history),
         epochs_planned=planned if isinstance(planned, int) else None,
         best_epoch=None if best is None else int(best["epoch"]),
@@ -139,7 +140,7 @@ def _read_history(path: Path, damage: list[str]) -> list[dict[str, float]]:
             for row in csv.DictReader(file):
                 rows.append({key: float(row[key]) for key in ("epoch", "valid_score")})
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as err:
-        damage.append(f"history.csv cannot be read beyond {len(rows)} epochs: {err}")
+        damage.append(f"{HISTORY} cannot be read beyond {len(rows)} epochs: {err}")
     return [row for row in rows if all(map(math.isfinite, row.values()))]
 
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from ..runtime.errors import OutputError, UsageError, require_extra
 from ..runtime.output_file import require_place
 from .flat import flatten
+from .run import BEST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,7 +154,7 @@ class MlflowTracker:
             for pattern in _LOGGED:
                 for file in sorted(folder.glob(pattern)):
                     self._client.log_artifact(self._run_id, str(file))
-            self._register(folder / "best.pth")
+            self._register(folder / BEST)
             self._client.set_terminated(self._run_id, status="FINISHED")
 
     def _unfinished(self, folder: str) -> str | None:
