@@ -132,10 +132,14 @@ def test_the_data_set_keeps_who_lacks_which_label(tmp_path: Path) -> None:
 
 def test_labels_without_which_a_run_makes_no_sense(tmp_path: Path) -> None:
     write_set(tmp_path, train=[0] * 6, others=[0] * 3)
-    relabel(tmp_path / "train", [NA] * 6, [0, 1] * 3)
     _, faults = read_dataset(tmp_path)
     (fault,) = faults
-    assert fault.endswith(": expected two or more DR grades, found []; ME labels alone cannot be trained on")
+    assert fault.endswith(": expected two or more DR grades, found [0]")
+    relabel(tmp_path / "train", [NA] * 6, [0, 1] * 3)
+    data, faults = read_dataset(tmp_path)
+    assert (data.dr_grades, faults) == ((), [])
+    (fault,) = label_faults(data, replace(RECIPE, me_weight=0.0))
+    assert "expected a label for a head that is trained" in fault
 
     relabel(tmp_path / "train", [0, 1, 2] * 2, [0, 1, NA] * 2)
     relabel(tmp_path / "valid", [NA, NA, NA], [0, 1, 0])
@@ -398,17 +402,18 @@ def invoke(command: Any, *arguments: object) -> Result:
     return result
 
 
-@pytest.mark.parametrize("without", ["some of both", "every ME label"])
+@pytest.mark.parametrize("without", ["some of both", "every ME label", "every DR grade"])
 def test_retina_train_from_the_first_photograph_to_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: str
 ) -> None:
     root, artifacts = tmp_path / "data", tmp_path / "artifacts"
     partial_set(root)
     if without == "some of both":
-        replace_pictures(monkeypatch.setattr)  # those of the other case show less
+        replace_pictures(monkeypatch.setattr)  # those of the other cases show less
     else:
         for name, n in (("train", 12), ("valid", 6), ("test", 6)):
-            relabel(root / name, [0, 1, 2] * (n // 3), [NA] * n)
+            dr, me = [0, 1, 2] * (n // 3), [0, 1] * (n // 2)
+            relabel(root / name, *(([NA] * n, me) if without == "every DR grade" else (dr, [NA] * n)))
     options = ["--image-size", 32, "--backbone", RESNET10, "--weights", "none", "--workers", 0, "--epochs", 2]
     result = invoke(
         train_cli.main, root, *options, "--sampler", "weighted", "--batch-size", 4, "--calibrate", "valid",
@@ -424,8 +429,10 @@ def test_retina_train_from_the_first_photograph_to_the_report(
     facts = json.loads((run / "run.json").read_text())["counts"]["train"]
     assert "nan" not in result.output
     contract = load_checkpoint(artifacts / "retina_multitask_best.pth").contract
-    calibrated = ["dr_temperature"] if without == "every ME label" else ["dr_temperature", "me_temperature"]
-    assert [name for name in contract.provenance if name.endswith("_temperature")] == calibrated
+    calibrated = {"every ME label": ["dr"], "every DR grade": ["me"]}.get(without, ["dr", "me"])
+    assert [name for name in contract.provenance if name.endswith("_temperature")] == [
+        f"{head}_temperature" for head in calibrated
+    ]
     if without == "some of both":
         assert '<th scope="col">no DR grade</th>' in page
         assert truth == [("1", "0"), ("2", ""), ("", "1"), ("2", "1"), ("0", ""), ("1", "0")]
@@ -433,20 +440,24 @@ def test_retina_train_from_the_first_photograph_to_the_report(
         assert (facts["without_dr_grade"], facts["without_me_label"], facts["me_risk"]) == (4, 4, 4)
         assert "<tr><td>with a DR grade</td><td>5</td></tr>" in page
     else:
-        assert {me for _, me in truth} == {""}
-        assert (body["dr"]["n"], body["me"]["n"], body["me"]["auc"]["value"]) == (6, 0, None)
-        caution = "The model was never trained for ME: what it says about ME means nothing."
+        (head,) = calibrated
+        never = "me" if head == "dr" else "dr"
+        assert contract.dr_grades == ((0, 1, 2) if head == "dr" else (0, 1, 2, 3, 4))
+        assert {labels[never == "me"] for labels in truth} == {""}
+        assert (body["n"], body[head]["n"], body[never]["n"], body[never]["accuracy"]["value"]) == (6, 6, 0, None)
+        named = never.upper()
+        caution = f"The model was never trained for {named}: what it says about {named} means nothing."
         assert f"Warning: {caution}" in result.output
         assert f'<p class="warning">{caution}</p>' in page
         for published in (artifacts / "retina_multitask_best.pth", artifacts / "retina_multitask_final.pth"):
-            assert load_checkpoint(published).contract.untrained_heads == ("me",)
-        assert "; not ME, for which it has no labels." in result.output
-        assert contract.thresholds["referable_me"] == Contract().thresholds["referable_me"]
+            assert load_checkpoint(published).contract.untrained_heads == (never,)
+        assert f"; not {named}, for which it has no labels." in result.output
+        assert contract.thresholds[f"referable_{never}"] == Contract().thresholds[f"referable_{never}"]
         assert page.count("<p>No photograph has a label.</p>") == 4  # for the confusion of each split, and for mistakes
-        assert "no DR grade" not in page
+        assert ("no DR grade" in page) == (never == "dr")
         history = pd.read_csv(run / "history.csv")
-        assert history["valid_me_accuracy"].isna().all()
-        assert history["valid_loss"].tolist() == history["valid_dr_loss"].tolist()
+        assert history[f"valid_{never}_accuracy"].isna().all()
+        assert history["valid_loss"].tolist() == history[f"valid_{head}_loss"].tolist()
 
 
 def test_the_command_refuses_labels_that_make_no_sense(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class DataSet:
     root: Path
     splits: dict[str, Split]
     dr_grades: tuple[int, ...]
-    """Original grade of each DR index, in ascending order."""
+    """Original grade of each DR index, in ascending order; empty if train has ME labels alone."""
 
     def dr_index(self, photo: Photo) -> int:
         """Its grade's position among ``dr_grades``, or ``UNLABELLED``."""
@@ -102,10 +102,8 @@ def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
                     f"{splits[name].annotations}, line {photo.line}: Retinopathy grade: expected one of "
                     f"{', '.join(map(str, dr_grades))} as in train, found {photo.dr_grade} ({photo.image_name})"
                 )
-    if len(dr_grades) < 2 and splits["train"].photos:
-        why = "" if dr_grades else "; ME labels alone cannot be trained on"
-        found = f"{list(dr_grades)}{why}"
-        faults.append(f"{splits['train'].annotations}: expected two or more DR grades, found {found}")
+    if len(dr_grades) == 1:
+        faults.append(f"{splits['train'].annotations}: expected two or more DR grades, found {list(dr_grades)}")
     return DataSet(root, splits, dr_grades), faults
 
 

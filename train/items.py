@@ -127,9 +127,10 @@ class EpochPlan(Sampler[list[Draw]]):
         if self.kind == "shuffle":
             return rng.permutation(n)
         is_graded = self.dr_index != UNLABELLED
-        counts = np.bincount(self.dr_index[is_graded])
         weights = np.ones(n)
-        weights[is_graded] = is_graded.sum() / np.count_nonzero(counts) / counts[self.dr_index[is_graded]]
+        if is_graded.any():
+            counts = np.bincount(self.dr_index[is_graded])
+            weights[is_graded] = is_graded.sum() / np.count_nonzero(counts) / counts[self.dr_index[is_graded]]
         return rng.choice(n, size=n, p=weights / weights.sum())
 
     def __len__(self) -> int:
@@ -149,5 +150,5 @@ def class_weights(dr_index: Sequence[int], n_grades: int) -> Tensor:
     Photographs that are ``UNLABELLED`` do not count.
     """
     graded = [index for index in dr_index if index != UNLABELLED]
-    counts = np.bincount(np.asarray(graded), minlength=n_grades)
+    counts = np.bincount(np.asarray(graded, np.int64), minlength=n_grades)
     return torch.tensor(counts.sum() / (n_grades * np.maximum(counts, 1)), dtype=torch.float32)

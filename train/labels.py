@@ -54,7 +54,7 @@ def label_notes(data: DataSet, config: TrainConfig) -> list[str]:
             f"Warning: {train.annotations}: every ME label is {me_labels.pop()}; no risk can be learnt. What the model "
             "will say about ME means nothing; with --me-weight 0 it does not help to choose the epoch."
         )
-    if data.dr_grades[-1] < (referable := Contract().referable_from):
+    if data.dr_grades and data.dr_grades[-1] < (referable := Contract().referable_from):
         notes.append(f"Warning: {train.annotations}: no DR grade is {referable} or more; nobody will be referred")
     return notes
 

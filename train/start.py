@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..runtime.contract import HEADS, default_thresholds
+from ..runtime.contract import HEADS, Contract, default_thresholds
 from ..runtime.errors import ModelFileError
 from .checkpoint import Checkpoint, has_heads, parse_checkpoint
 from .config import TrainConfig
@@ -43,14 +43,17 @@ def open_start(backbone: str, weights: str) -> Checkpoint | None:
 def grades_from(start: Checkpoint | None, weights: str, of_data: tuple[int, ...]) -> tuple[int, ...]:
     """The DR grades of the network: those of the data, or of the starting checkpoint if it has these and others.
 
-    Of a bare state_dict, only the number of grades is known, which must be that of the data.
+    Of a bare state_dict, only the number of grades is known, which must be that of the data. For data without any, all
+    grades of the scale.
 
     Raises:
         ModelFileError: the checkpoint lacks a grade of the data.
     """
     if start is None:
-        return of_data
+        return of_data or Contract().dr_grades
     known = start.contract.dr_grades
+    if not of_data:
+        return known
     if start.is_bare and len(known) == len(of_data):
         return of_data
     if start.is_bare or not set(of_data) <= set(known):

@@ -95,7 +95,7 @@ def survey_data(
     if faults:
         raise AnnotationError(fault_report(data.root, faults, "nothing was trained. Fix and run again"))
     counts = ", ".join(f"{name} {len(data.splits[name].photos)}" for name in SPLITS)
-    say(f"Photographs: {counts}. DR grades {list(data.dr_grades)}.")
+    say(f"Photographs: {counts}. DR grades {list(data.dr_grades) or 'none'}.")
     for note in label_notes(data, config):
         say(note)
     if note := unnamed_patients(data):
