@@ -14,6 +14,7 @@ from retina.runtime.errors import ModelFileError, OutputError, UsageError
 from retina.runtime.output_file import write_atomically
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.model import RetinaNet, backbone_names, load_backbone_weights
+from retina.train.start import open_start
 from small_backbone import RESNET10
 
 CONTRACT = Contract(Preprocessing(image_size=64), dr_grades=(0, 2, 4))
@@ -71,6 +72,24 @@ def test_bare_state_dict_of_the_notebook(net: RetinaNet, tmp_path: Path) -> None
     assert (read.contract.preprocessing.framing, read.contract.preprocessing.image_size) == ("squash", 384)
     other = load_checkpoint(tmp_path / "retina_multitask_best.pth", framing="field", image_size=256)
     assert (other.contract.preprocessing.framing, other.contract.preprocessing.image_size) == ("field", 256)
+
+
+def test_weights_are_found_in_what_wraps_them(net: RetinaNet, tmp_path: Path) -> None:
+    path, weights = tmp_path / "w.pth", net.state_dict()
+    parallel = torch.nn.DataParallel(net).state_dict()
+    assert not parallel.keys() & weights.keys()
+    compiled = torch.compile(net).state_dict()
+    assert not compiled.keys() & weights.keys()
+    for content in (parallel, compiled, {"epoch": 3, "model_state_dict": parallel}, {"state_dict": weights}):
+        torch.save(content, path)
+        read = load_checkpoint(path)
+        assert read.is_bare and read.weights.keys() == weights.keys()
+        assert all(torch.equal(read.weights[name], weights[name]) for name in weights)
+        start = open_start(RESNET10, str(path))
+        assert start is not None and start.weights.keys() == weights.keys()
+    torch.save({**parallel, "odd": torch.zeros(1)}, path)
+    with pytest.raises(ModelFileError, match=r"found the entries module\.backbone"):
+        load_checkpoint(path)
 
 
 def test_a_checkpoint_knows_how_it_was_trained(net: RetinaNet, tmp_path: Path) -> None:

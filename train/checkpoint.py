@@ -17,7 +17,7 @@ from torch import Tensor
 from ..runtime.contract import Contract, Framing, Preprocessing
 from ..runtime.errors import ModelFileError, UsageError
 from ..runtime.output_file import write_atomically
-from .model import RetinaNet, backbone_names, read_state_dict
+from .model import RetinaNet, backbone_names, read_state_dict, unwrapped
 from .options import BARE_FRAMING, BARE_IMAGE_SIZE
 from .run import BEST
 
@@ -108,7 +108,7 @@ def assumption(path: Path, checkpoint: Checkpoint, framing: Framing | None, imag
 
 def has_heads(body: Mapping[str, Any]) -> bool:
     """Whether a torch file's content is a checkpoint of this project or of the original notebook."""
-    return body.get("kind") == _KIND or "dr_head.3.weight" in body
+    return body.get("kind") == _KIND or "dr_head.3.weight" in unwrapped(body)
 
 
 def parse_checkpoint(
@@ -120,7 +120,7 @@ def parse_checkpoint(
         ModelFileError: see ``load_checkpoint``.
     """
     if body.get("kind") != _KIND:
-        return _from_bare(path, body, framing, image_size)
+        return _from_bare(path, unwrapped(body), framing, image_size)
     try:
         checkpoint = Checkpoint(
             weights=body["weights"],
@@ -139,7 +139,7 @@ def parse_checkpoint(
     return checkpoint
 
 
-def _from_bare(path: Path, body: dict[str, Any], framing: Framing, image_size: int) -> Checkpoint:
+def _from_bare(path: Path, body: Mapping[str, Any], framing: Framing, image_size: int) -> Checkpoint:
     last_layer = body.get("dr_head.3.weight")
     if not isinstance(last_layer, Tensor) or last_layer.ndim != 2 or "me_head.3.weight" not in body:
         found = ", ".join(str(key) for key in list(body)[:4]) or "nothing"
@@ -153,7 +153,7 @@ def _from_bare(path: Path, body: dict[str, Any], framing: Framing, image_size: i
         with torch.device("meta"):
             shapes = {name: tensor.shape for name, tensor in RetinaNet(len(grades), backbone).state_dict().items()}
         if shapes == {name: getattr(tensor, "shape", None) for name, tensor in body.items()}:
-            checkpoint = Checkpoint(weights=body, backbone=backbone, contract=contract, is_bare=True)
+            checkpoint = Checkpoint(weights=dict(body), backbone=backbone, contract=contract, is_bare=True)
             _check_fits(path, checkpoint)
             return checkpoint
     raise ModelFileError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
@@ -98,9 +99,7 @@ def load_backbone_weights(model: RetinaNet, backbone: str, weights: str) -> None
                 "or --weights none (random weights)."
             ) from None
     else:
-        state = read_state_dict(Path(weights))
-        for key in ("state_dict", "model"):  # in which many training programs put it beside other things
-            state = state[key] if isinstance(state.get(key), dict) else state
+        state = unwrapped(read_state_dict(Path(weights)))
     state = {str(key): value for key, value in state.items() if not str(key).startswith("fc.")}
     own = model.backbone.state_dict()
     # Older files lack batch-norm's count of batches, which torch then starts at 0.
@@ -117,6 +116,20 @@ def load_backbone_weights(model: RetinaNet, backbone: str, weights: str) -> None
         if not state[name].isfinite().all():
             raise ModelFileError(f"{weights}: {name}: expected finite weights, found others")
     model.backbone.load_state_dict(state, strict=False)
+
+
+def unwrapped(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The weights in a torch file's content, by their own names.
+
+    Many training programs put them beside other things, under one of three keys; DataParallel and torch.compile put a
+    prefix before each name.
+    """
+    for key in ("state_dict", "model_state_dict", "model"):
+        body = body[key] if isinstance(body.get(key), dict) else body
+    for prefix in ("module.", "_orig_mod."):
+        if body and all(str(name).startswith(prefix) for name in body):
+            body = {str(name).removeprefix(prefix): weight for name, weight in body.items()}
+    return body
 
 
 def _listed(names: list[str]) -> str:
