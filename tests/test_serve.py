@@ -29,8 +29,9 @@ from PIL import Image
 from retina.runtime import RetinaModel
 from retina.runtime.envelope import CLIENT_GONE, DRAINED, Envelope
 from retina.runtime.errors import MissingExtraError, ModelFileError, UsageError, require_extra
+from retina.runtime.json_log import JsonLines
 from retina.runtime.limits import MIB, Limits
-from retina.runtime.server import JsonLines, main
+from retina.runtime.server import main
 from retina.runtime.service import create_app
 from serving import COMMAND, Service, serving
 from tiny_model import CONTRACT, RAMP, expected_probs, write_tiny_model
