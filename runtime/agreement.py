@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import yardsticks
-from .annotations import MAX_DR_GRADE, Annotation, NameIndex, fault_report, me_label, scan_annotations
+from .annotations import Annotation, NameIndex, dr_fault, fault_report, me_label, scan_annotations
 from .errors import AnnotationError
 from .folder import Listing
 
@@ -56,10 +56,7 @@ def read_truth(path: str | Path, listing: Listing, me_positive_from: int | None 
         else:
             label, fault = me_label(row, me_positive_from)
             by_name[name] = replace(row, me_grade=label)
-            if row.dr_grade is not None and row.dr_grade > MAX_DR_GRADE:
-                faults.append(f"line {row.line}: Retinopathy grade: expected 0 to {MAX_DR_GRADE}, found {row.dr_grade}")
-            if fault:
-                faults.append(f"line {row.line}: {fault}")
+            faults += [f"line {row.line}: {each}" for each in (dr_fault(row), fault) if each]
     if not faults and not by_name:
         such = f"{len(unmatched)} rows, such as {unmatched[0]!r}"
         faults.append(f"expected names of files in {listing.root}, found none among {such}")

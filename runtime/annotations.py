@@ -130,6 +130,13 @@ def fault_report(path: Path, faults: list[str], so: str = "fix and run again") -
     return "\n  ".join([head, *shown, *([f"... and {left} more"] if left else [])])
 
 
+def dr_fault(row: Annotation) -> str:
+    """The fault in a row's DR grade; empty if there is none."""
+    if row.dr_grade is None or row.dr_grade <= MAX_DR_GRADE:
+        return ""
+    return f"Retinopathy grade: expected 0 to {MAX_DR_GRADE}, found {row.dr_grade} ({row.image})"
+
+
 def me_label(row: Annotation, positive_from: int | None) -> tuple[int | None, str]:
     """The binary ME label of a row, and the fault in its ME grade.
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.annotations import MAX_DR_GRADE, NameIndex, fault_report, me_label, scan_annotations
+from ..runtime.annotations import NameIndex, dr_fault, fault_report, me_label, scan_annotations
 from ..runtime.digest import sha256_of
 from ..runtime.errors import AnnotationError
 from ..runtime.folder import UTF16_MARKS
@@ -143,13 +143,11 @@ def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: l
             faults.append(f"{where}: {err}")
             continue
         me, me_fault = me_label(row, me_positive_from)
-        problems = [me_fault] if me_fault else []
+        problems = [fault for fault in (dr_fault(row), me_fault) if fault]
         if file is None:
             problems.append(f"expected a photograph named {row.image!r} in {images}, found none")
         elif file in owner:
             problems.append(f"{row.image!r} means {file}, which line {owner[file]} already labels")
-        if row.dr_grade is not None and row.dr_grade > MAX_DR_GRADE:
-            problems.append(f"Retinopathy grade: expected 0 to {MAX_DR_GRADE}, found {row.dr_grade} ({row.image})")
         faults += [f"{where}: {problem}" for problem in problems]
         if file is not None:
             owner.setdefault(file, row.line)
