@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from ..runtime.contract import HEADS, Head
+from ..runtime.contract import HEAD_NAMES, HEADS, Head
 from ..runtime.output_file import write_text_atomically
 from ..train.figure import BLUE, GREY, ORANGE, write_png
 from .deletion import FRACTIONS
@@ -19,8 +19,6 @@ from .faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Figure
 from .interval import Interval
 from .lesions import KIND_NAMES
 from .randomisation import ALIKE_BELOW, DRAWS, STAGE_NAMES
-
-HEAD_NAMES: dict[Head, str] = {"dr": "DR grade", "me": "ME risk"}
 
 
 def write_table(path: Path, found: Faithfulness) -> None:

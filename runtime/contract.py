@@ -33,6 +33,8 @@ MIN_SIDE = 32
 
 Head = Literal["dr", "me"]
 HEADS: tuple[Head, Head] = ("dr", "me")
+HEAD_NAMES = {"dr": "DR grade", "me": "ME risk"}
+"""What each head answers, for people."""
 Framing = Literal["field", "squash"]
 Surround = Literal["black", "kept"]
 Precision = Literal["fp32", "int8"]

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..runtime import yardsticks
-from ..runtime.contract import Contract
+from ..runtime.contract import HEAD_NAMES, Contract
 from ..runtime.yardsticks import UNLABELLED
 from .figure import BLUE, GREEN, GREY, ORANGE, write_png
 from .metrics import Decisions, Predictions
@@ -36,7 +36,7 @@ def learning_curves(history: pd.DataFrame, out_png: Path) -> None:
     """
     figure, axes = _figure(2, 3, (11.5, 6.2))
     epoch = history["epoch"]
-    for row, (head, title) in enumerate((("dr", "DR grade"), ("me", "ME risk"))):
+    for row, (head, title) in enumerate(HEAD_NAMES.items()):
         for column, (measure, label) in enumerate((("loss", "cross-entropy"), ("accuracy", "accuracy"))):
             ax = axes[row, column]
             for split, marker in (("train", "o"), ("valid", "s")):

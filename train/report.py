@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..runtime.contract import Contract
+from ..runtime.contract import HEAD_NAMES, Contract
 from ..runtime.errors import RetinaError
 from ..runtime.output_file import write_text_atomically
 from ..runtime.panel import percent
@@ -145,7 +145,7 @@ def write_report(
 
 def rule_text(contract: Contract, task: str) -> str:
     """A contract's decision rule for one of its tasks, in words."""
-    names = {"dr": "DR grade", "me": "ME risk", "referable_dr": "referable DR", "referable_me": "referable ME risk"}
+    names = {**HEAD_NAMES, "referable_dr": "referable DR", "referable_me": "referable ME risk"}
     rule, name = contract.thresholds[task], names[task]
     if rule.rule == "argmax":
         return f"{name}: the most probable answer"
@@ -164,7 +164,7 @@ def _write_pictures(
     plots.roc_curves(predictions, contract, run_dir / "roc.png")
     for split, p in predictions.items():
         plots.reliability_diagrams(p, run_dir / f"reliability_{split}.png")
-        for task, title in (("dr", "DR grade"), ("me", "ME risk")):
+        for task, title in HEAD_NAMES.items():
             body = metrics["splits"][split]["all"][task]
             out_png = run_dir / f"confusion_{task}_{split}.png"
             plots.confusion_matrix(body["confusion_matrix"], body["labels"], f"{title}, {split}", out_png)
@@ -265,7 +265,7 @@ def _split(run_dir: Path, split: str, figures: Mapping[str, Any], *, heads_the_p
     name = escape(split)
     table = "" if heads_the_page else _figures_table(figures)
     columns = ""
-    for task, title in (("dr", "DR grade"), ("me", "ME risk")):
+    for task, title in HEAD_NAMES.items():
         shown = _NO_LABELS
         if figures["all"][task]["n"]:
             path = run_dir / f"confusion_{task}_{split}.png"
