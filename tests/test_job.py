@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from retina.runtime.folder import gather
 from retina.runtime.job import Job
 from retina.runtime.table import Row
 from tiny_model import write_tiny_model
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.fixture
@@ -97,6 +100,22 @@ def test_what_cannot_work_is_refused_before_the_work(place: Path) -> None:
     with pytest.raises(UsageError, match="empty: expected photographs, found none"):
         score_folder("empty", "t.csv", model="m.onnx")
     assert sorted(path.name for path in place.iterdir()) == ["empty", "eyes", "m.onnx", "truth.csv"]
+
+
+def test_readmes_program_makes_the_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (block,) = [block for block in blocks if "score_folder" in block]
+    Path("eyes").rename("photographs")
+    Path("truth.csv").rename("annotations.csv")
+    Path("artifacts").mkdir()
+    Path("m.onnx").rename("artifacts/retina_multitask.onnx")
+    exec(block, {})
+    scored, failed, accuracy, _ = capsys.readouterr().out.split()
+    assert (scored, failed) == ("4", "1")
+    with Path("scores.csv").open(newline="") as file:
+        rows = {row["Image name"]: row for row in csv.DictReader(file)}
+    right = [rows[name]["Pred DR grade (orig)"] == grade for name, grade in (("a.png", "0"), ("b.png", "3"))]
+    assert float(accuracy) == sum(right) / 2
 
 
 def test_two_at_once_do_not_write_one_table(place: Path) -> None:
