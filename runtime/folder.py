@@ -46,33 +46,34 @@ class Listing:
         return f"{self.ignored.total()} other files" + (f": {', '.join(kinds)}" if kinds else "")
 
 
-def gather(arguments: Sequence[str]) -> Listing:
+def gather(arguments: Sequence[str], *, lists: bool = True) -> Listing:
     """List the photographs that the arguments of a command name.
 
     One folder: its photographs, named relative to it. Otherwise folders, files of any ending, and lists of paths
-    (``@FILE``, or ``-`` for standard input; one per line, or separated by NUL), all named as given. A photograph that
-    does not exist is listed too, so that its row says so.
+    (``@FILE``, or ``-`` for standard input; one per line, or separated by NUL; unless ``lists`` is False), all named as
+    given. A photograph that does not exist is listed too, so that its row says so.
 
     Raises:
         UsageError: there are no photographs, a folder or list cannot be read, or an argument does not exist and is
             either the only one or has no photograph's ending (probably a mistyped folder).
     """
     alone = len(arguments) == 1 and os.path.isdir(arguments[0])
-    listing = find_pictures(Path(arguments[0])) if alone else _gather_each(arguments)
+    listing = find_pictures(Path(arguments[0])) if alone else _gather_each(arguments, lists)
     if not listing.names:
         raise UsageError(
-            f"{' '.join(arguments)}: expected photographs, found none ({listing.ignored_text}). A folder's need an "
-            f"ending of {' '.join(sorted(ENDINGS))}; name or list others:  find DIR -type f | retina-score -"
+            f"{' '.join(arguments) or 'nothing named'}: expected photographs, found none ({listing.ignored_text}). A "
+            f"folder's need an ending of {' '.join(sorted(ENDINGS))}; name or list others:  "
+            "find DIR -type f | retina-score -"
         )
     return listing
 
 
-def _gather_each(arguments: Sequence[str]) -> Listing:
+def _gather_each(arguments: Sequence[str], lists: bool) -> Listing:
     names: set[str] = set()
     folders: list[Path] = []
     ignored: Counter[str] = Counter()
     for argument in arguments:
-        is_list = argument == "-" or argument.startswith("@")
+        is_list = lists and (argument == "-" or argument.startswith("@"))
         if not is_list and not os.path.exists(argument) and not (len(arguments) > 1 and is_picture(argument)):
             raise UsageError(f"{argument!r}: expected a folder, a photograph or a list of them, found nothing there")
         for path in _listed(argument) if is_list else [argument]:

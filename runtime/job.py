@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 from .agreement import read_truth
-from .annotations import Annotation
+from .annotations import MAX_ME_GRADE, Annotation
 from .errors import UsageError
 from .folder import Listing, gather
 from .journal import ENDING as JOURNAL
@@ -18,7 +19,8 @@ from .summary import Summary
 from .table import Row, Table, cells, columns
 from .workers import usable_cores
 
-Seen = Callable[[Row, "Annotation | None", bool], None]
+StrPath: TypeAlias = "str | os.PathLike[str]"
+Seen = Callable[[Row, Annotation | None, bool], None]
 """Called with each row once it is written, its annotation, and whether it comes from an earlier run."""
 
 
@@ -55,7 +57,7 @@ class Job:
             listing: one photograph or more.
             out: the table.
             annotations: grades of human readers, for the two True columns and the summary.
-            me_positive_from: ME grades of this value and above count as risk; None accepts 0 and 1 only.
+            me_positive_from: ME grades of this value, 1 to 3, and above count as risk; None accepts 0 and 1 only.
             referral: whether the table has the referral decisions.
             overlays: a folder to draw Grad-CAM maps into.
             workers: photographs scored at once; None: the cores that this process may use.
@@ -63,10 +65,15 @@ class Job:
             inputs: further files that must not be overwritten.
 
         Raises:
-            UsageError: ``me_positive_from`` without annotations, or see ``require_maps``.
+            UsageError: ``workers`` or ``me_positive_from`` out of range, the latter without annotations, or see
+                ``require_maps``.
             AnnotationError: see ``read_truth``.
             OutputError: see ``destination``, ``require_room`` and ``Journal``.
         """
+        if workers is not None and workers < 1:
+            raise UsageError(f"workers: expected a number from 1, found {workers}")
+        if me_positive_from is not None and not 1 <= me_positive_from <= MAX_ME_GRADE:
+            raise UsageError(f"me_positive_from: expected 1 to {MAX_ME_GRADE}, found {me_positive_from}")
         if me_positive_from is not None and annotations is None:
             raise UsageError("--me-positive-from: expected --annotations CSV, whose grades it reads, found none")
         self.model, self.listing, self.out = model, listing, destination(out)
@@ -74,7 +81,7 @@ class Job:
         self._referral = referral
         kept = [Path(os.path.realpath(path)) for path in (model.path, annotations, *inputs) if path is not None]
         require_room(self.out, len(listing.names), [*kept, *(listing.root / name for name in listing.names)])
-        self.truth = read_truth(annotations, listing, me_positive_from) if annotations else None
+        self.truth = None if annotations is None else read_truth(annotations, listing, me_positive_from)
         if overlays is not None:
             require_maps(model, listing, overlays)
         place = self.out.with_name(self.out.name + JOURNAL)
@@ -87,7 +94,7 @@ class Job:
         self.journal.close()
 
     def run(self, seen: Seen = lambda *_: None) -> Summary:
-        """Score the photographs and write the table, which gets its name only when it is complete.
+        """Score the photographs and write the table, which gets its name only when it is complete. Once, in the block.
 
         Whatever ends the work before, an exception of ``seen`` included, leaves the journal for the next job.
 
@@ -108,25 +115,25 @@ class Job:
 
 
 def score_folder(
-    photographs: str | Path | Sequence[str | Path],
-    out: str | Path = "test_predictions.csv",
+    photographs: StrPath | Iterable[StrPath],
+    out: StrPath = "test_predictions.csv",
     *,
     model: RetinaModel | str | Path | None = None,
-    annotations: str | Path | None = None,
+    annotations: StrPath | None = None,
     me_positive_from: int | None = None,
     referral: bool = False,
-    overlays: str | Path | None = None,
+    overlays: StrPath | None = None,
     workers: int | None = None,
     resume: bool = True,
 ) -> Summary:
     """Score photographs into a table, as ``retina-score`` does; stopped, the same call continues where it was.
 
     Args:
-        photographs: a folder, or several folders and files (see ``gather``).
+        photographs: a folder, a file, or several of them; a file may have any ending.
         out: the table to write.
         model: an open model, or a file; None: see ``find_model``.
         annotations: a table of human readers' grades, with which the summary compares.
-        me_positive_from: ME grades of this value and above count as risk; None accepts 0 and 1 only.
+        me_positive_from: ME grades of this value, 1 to 3, and above count as risk; None accepts 0 and 1 only.
         referral: whether the table also says whom to refer.
         overlays: a folder to draw Grad-CAM maps into, if the model has them.
         workers: photographs scored at once; None: the cores that this process may use.
@@ -139,11 +146,11 @@ def score_folder(
         RetinaError: nothing could be done, or not everything (see ``Job``); what was scored is kept. A photograph that
             cannot be read raises nothing: it has its row in the table.
     """
-    named = [photographs] if isinstance(photographs, str | Path) else photographs
+    named = [photographs] if isinstance(photographs, str | os.PathLike) else photographs
     opened = model if isinstance(model, RetinaModel) else RetinaModel(model)
     with Job(
         opened,
-        gather([str(path) for path in named]),
+        gather([os.fspath(path) for path in named], lists=False),
         Path(out),
         annotations=None if annotations is None else Path(annotations),
         me_positive_from=me_positive_from,

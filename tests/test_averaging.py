@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from eyes import write_set, write_split
+from eyes import write_annotations, write_set, write_split
 from PIL import Image
 from retina.runtime.contract import Contract, Preprocessing
 from retina.runtime.errors import UsageError
@@ -146,6 +146,34 @@ def test_saved_mean_is_calibrated_on_valid(tmp_path: Path) -> None:
     for task, sick, prob in (("dr", true >= 2, referable_prob), ("me", true > 1, me.softmax(1)[:, 1])):
         expected = screening_threshold(sick.long().numpy(), prob.numpy())
         assert rules[f"referable_{task}"].threshold == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("lacking", ["dr", "me"])
+def test_mean_of_a_head_without_labels(tmp_path: Path, lacking: str) -> None:
+    data = write_set(tmp_path / "data", train=GRADES, others=GRADES)
+    for name in ("train", "valid", "test"):
+        labels = [("NA", n % 2) if lacking == "dr" else (grade, "NA") for n, grade in enumerate(GRADES)]
+        write_annotations(data / name, [[f"eye_{n}.jpg", *both, "", "", ""] for n, both in enumerate(labels)])
+    contract = contract_of(data)
+    branch(1, contract.with_(provenance={**contract.provenance, "untrained_heads": [lacking]})).save(tmp_path / "1.pth")
+    result = CliRunner().invoke(main, [str(data), str(tmp_path / "1.pth"), "--out", str(tmp_path / "mean.pth")])
+    assert result.exit_code == 0, result.output
+    assert f"{lacking.upper()} accuracy no photograph has a label" in result.output
+    assert f"; not {lacking.upper()}, which was never trained. There:" in result.output
+    assert f"{lacking}_temperature" not in load_checkpoint(tmp_path / "mean.pth").contract.provenance
+
+
+def test_a_head_that_was_never_trained_is_not_calibrated(tmp_path: Path) -> None:
+    """Valid may have labels for it all the same."""
+    data = write_set(tmp_path / "data", train=GRADES, others=GRADES)
+    contract = contract_of(data)
+    branch(1, contract.with_(provenance={**contract.provenance, "untrained_heads": ["dr"]})).save(tmp_path / "1.pth")
+    result = CliRunner().invoke(main, [str(data), str(tmp_path / "1.pth"), "--out", str(tmp_path / "mean.pth")])
+    assert result.exit_code == 0, result.output
+    mean = load_checkpoint(tmp_path / "mean.pth")
+    assert torch.equal(mean.weights["dr_head.3.weight"], branch(1).weights["dr_head.3.weight"])
+    assert mean.contract.thresholds["referable_dr"] == CONTRACT.thresholds["referable_dr"]
+    assert mean.contract.thresholds["referable_me"] != CONTRACT.thresholds["referable_me"]
 
 
 def test_faults_are_named(tmp_path: Path) -> None:

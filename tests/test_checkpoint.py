@@ -80,7 +80,14 @@ def test_weights_are_found_in_what_wraps_them(net: RetinaNet, tmp_path: Path) ->
     assert not parallel.keys() & weights.keys()
     compiled = torch.compile(net).state_dict()
     assert not compiled.keys() & weights.keys()
-    for content in (parallel, compiled, {"epoch": 3, "model_state_dict": parallel}, {"state_dict": weights}):
+    both = (
+        torch.compile(torch.nn.DataParallel(net)).state_dict(),
+        torch.nn.DataParallel(torch.compile(net)).state_dict(),
+    )
+    for content in (
+        parallel, compiled, *both, {"epoch": 3, "model_state_dict": parallel}, {"state_dict": weights},
+        {"model": {"state_dict": weights}},
+    ):  # fmt: skip
         torch.save(content, path)
         read = load_checkpoint(path)
         assert read.is_bare and read.weights.keys() == weights.keys()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from retina.runtime.cli import main as retina_score
 from retina.runtime.folder import gather
 from retina.runtime.job import Job
 from retina.runtime.table import Row
+from retina.runtime.workers import ordered_map
 from tiny_model import write_tiny_model
 
 README = Path(__file__).parents[1] / "README.md"
@@ -83,6 +85,36 @@ def test_stopped_it_goes_on(place: Path) -> None:
     assert run()[0].known == 0
 
 
+def test_its_options_are_heard(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("truth.csv").write_text("Image name,Retinopathy grade,Risk of macular edema\na.png,0,1\nb.png,3,2\n")
+    workers: list[int] = []
+
+    def watched(work: Any, items: Any, number: int) -> Any:
+        workers.append(number)
+        return ordered_map(work, items, number)
+
+    monkeypatch.setattr("retina.runtime.scoring.ordered_map", watched)
+    summary = score_folder("eyes", "t.csv", model="m.onnx", annotations="truth.csv", me_positive_from=2, workers=3)
+    assert sorted(true for true, _ in summary.me.counts.elements()) == [0, 1]
+    assert workers == [3]
+    with pytest.raises(RuntimeError), Job(RetinaModel("m.onnx"), gather(["eyes"]), Path("t.csv")) as job:
+        job.run(stop)
+    assert Path("t.csv.journal").read_text().count("\n") > 1
+    assert score_folder("eyes", "t.csv", model="m.onnx", resume=False).known == 0
+
+
+def stop(*_: object) -> None:
+    raise RuntimeError("stopped")
+
+
+def test_names_that_the_command_would_take_for_lists_are_names(place: Path) -> None:
+    for name in ("@left.png", "-"):
+        Path("eyes/a.png").rename(name)
+        assert score_folder(Path(name), "t.csv", model="m.onnx").scored == 1
+        Path(name).rename("eyes/a.png")
+    assert score_folder((path for path in sorted(Path("eyes").iterdir())), "t.csv", model="m.onnx").scored == 4
+
+
 def test_what_cannot_work_is_refused_before_the_work(place: Path) -> None:
     with pytest.raises(UsageError, match="expected --annotations"):
         score_folder("eyes", "t.csv", model="m.onnx", me_positive_from=2)
@@ -90,12 +122,17 @@ def test_what_cannot_work_is_refused_before_the_work(place: Path) -> None:
         score_folder("no", "t.csv", model="m.onnx")
     with pytest.raises(UsageError, match="expected a model file with Grad-CAM maps"):
         score_folder("eyes", "t.csv", model="m.onnx", overlays="maps")
+    for input_ in ("truth.csv", "m.onnx", "eyes/a.png"):
+        with pytest.raises(OutputError, match="found one that is to be read"):
+            score_folder("eyes", input_, model="m.onnx", annotations="truth.csv")
+    for options in ({"workers": 0}, {"workers": -1}, {"me_positive_from": 0}, {"me_positive_from": 4}):
+        with pytest.raises(UsageError, match=r"(workers|me_positive_from): expected .* found (-1|0|4)"):
+            score_folder("eyes", "t.csv", model="m.onnx", annotations="truth.csv", **options)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="nothing named: expected photographs"):
+        score_folder([], "t.csv", model="m.onnx")
     Path("truth.csv").write_text("Image name,Retinopathy grade,Risk of macular edema\na.png,seven,0\n")
     with pytest.raises(AnnotationError, match="seven"):
         score_folder("eyes", "t.csv", model="m.onnx", annotations="truth.csv")
-    for input_ in ("truth.csv", "m.onnx", "eyes/a.png"):
-        with pytest.raises(OutputError, match="expected"):
-            score_folder("eyes", input_, model="m.onnx", annotations="truth.csv")
     Path("empty").mkdir()
     with pytest.raises(UsageError, match="empty: expected photographs, found none"):
         score_folder("empty", "t.csv", model="m.onnx")

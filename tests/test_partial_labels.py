@@ -272,6 +272,11 @@ def test_calibration_and_the_int8_gate_use_each_heads_labels() -> None:
     found = judge(Contract(), unlabelled, unlabelled)
     assert (found.int8.me_accuracy, found.int8.me_auc, found.faults) == (None, None, [])
     assert screening_rules(Contract(), unlabelled)["referable_me"] == Contract().thresholds["referable_me"]
+    for head in HEADS:
+        never = Contract(provenance={"untrained_heads": [head]})
+        kept, fitted = ("dr", "me") if head == "dr" else ("me", "dr")
+        assert screening_rules(never, p)[f"referable_{kept}"] == Contract().thresholds[f"referable_{kept}"]
+        assert screening_rules(never, p)[f"referable_{fitted}"] == rules[f"referable_{fitted}"]
 
 
 def test_the_int8_gate_does_not_ask_what_a_head_says_that_was_never_trained() -> None:
@@ -451,7 +456,7 @@ def test_retina_train_from_the_first_photograph_to_the_report(
         assert f'<p class="warning">{caution}</p>' in page
         for published in (artifacts / "retina_multitask_best.pth", artifacts / "retina_multitask_final.pth"):
             assert load_checkpoint(published).contract.untrained_heads == (never,)
-        assert f"; not {named}, for which it has no labels." in result.output
+        assert f"; not {named}, which was never trained." in result.output
         assert contract.thresholds[f"referable_{never}"] == Contract().thresholds[f"referable_{never}"]
         assert page.count("<p>No photograph has a label.</p>") == 4  # for the confusion of each split, and for mistakes
         assert ("no DR grade" in page) == (never == "dr")

@@ -11,16 +11,27 @@ import torch
 import torchvision
 from click.testing import CliRunner, Result
 from eyes import write_set
-from retina.runtime.contract import Contract, Preprocessing, Rule, default_thresholds
+from retina.runtime.contract import HEADS, Contract, Preprocessing, Rule, default_thresholds
 from retina.runtime.errors import ModelFileError
 from retina.train import cli, pipeline
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.config import TrainConfig
+from retina.train.data import DataSet, Photo, Split
 from retina.train.model import RetinaNet, load_backbone_weights
-from retina.train.start import grades_from, open_start, start_notes
+from retina.train.start import grades_of_network, open_start, start_notes
 from small_backbone import RESNET10
 
 CONTRACT = Contract(Preprocessing(image_size=64), dr_grades=(0, 2, 4))
+
+
+def graded(*train: int, test: tuple[int, ...] = ()) -> DataSet:
+    """Data with these DR grades in train, or ME labels alone, and with those in test."""
+
+    def split(name: str, grades: tuple[int, ...]) -> Split:
+        photos = tuple(Photo(Path(f"{n}.jpg"), f"{n}.jpg", n, grade, 0) for n, grade in enumerate(grades, 2))
+        return Split(name, Path(name), photos)
+
+    return DataSet(Path(), {"train": split("train", train), "test": split("test", test or train)}, train)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +52,7 @@ def test_training_goes_on_from_a_checkpoint(net: RetinaNet, tmp_path: Path, bare
     assert start is not None
     assert start.is_bare == bare
     of_data = (1, 2, 3) if bare else (0, 2, 4)
-    assert grades_from(start, str(path), of_data) == of_data
+    assert grades_of_network(start, str(path), graded(*of_data)) == of_data
     for name, tensor in net.state_dict().items():
         assert torch.equal(start.weights[name], tensor), name
 
@@ -49,7 +60,7 @@ def test_training_goes_on_from_a_checkpoint(net: RetinaNet, tmp_path: Path, bare
 def test_training_goes_on_from_torchvisions_weights_with_new_heads(net: RetinaNet, tmp_path: Path) -> None:
     torch.save(torchvision.models.get_model(RESNET10).state_dict(), tmp_path / "imagenet.pth")
     assert open_start(RESNET10, str(tmp_path / "imagenet.pth")) is None
-    assert grades_from(None, "imagenet", (0, 2, 4)) == (0, 2, 4)
+    assert grades_of_network(None, "imagenet", graded(0, 2, 4)) == (0, 2, 4)
     fresh = RetinaNet(3, RESNET10)
     head = fresh.dr_head[3].weight.clone()
     load_backbone_weights(fresh, RESNET10, str(tmp_path / "imagenet.pth"))
@@ -73,13 +84,13 @@ def test_training_does_not_go_on_from_other_grades(net: RetinaNet, tmp_path: Pat
     ours, bare = (open_start(RESNET10, str(tmp_path / name)) for name in ("a.pth", "bare.pth"))
     expected = rf"expected a checkpoint with the DR grades {re.escape(str(list(grades)))} .* found"
     with pytest.raises(ModelFileError, match=rf"{expected} \[0, 2, 4\]") as caught:
-        grades_from(ours, "a.pth", grades)
+        grades_of_network(ours, "a.pth", graded(*grades))
     assert "--backbone" not in str(caught.value)
     if len(grades) == 3:
-        assert grades_from(bare, "bare.pth", grades) == grades
+        assert grades_of_network(bare, "bare.pth", graded(*grades)) == grades
     else:
         with pytest.raises(ModelFileError, match=rf"{expected} 3 of them"):
-            grades_from(bare, "bare.pth", grades)
+            grades_of_network(bare, "bare.pth", graded(*grades))
 
 
 def test_who_goes_on_from_a_checkpoint_is_told_what_will_differ(net: RetinaNet, tmp_path: Path) -> None:
@@ -88,15 +99,34 @@ def test_who_goes_on_from_a_checkpoint_is_told_what_will_differ(net: RetinaNet, 
     Checkpoint(net.state_dict(), RESNET10, fitted).save(tmp_path / "a.pth")
     start = open_start(RESNET10, str(tmp_path / "a.pth"))
     config = TrainConfig(data="d", weights="a.pth", image_size=64, framing=CONTRACT.preprocessing.framing)
-    assert grades_from(start, "a.pth", (0, 2)) == (0, 2, 4)
-    notes = start_notes(start, config, (0, 2))
+    assert grades_of_network(start, "a.pth", graded(0, 2)) == (0, 2, 4)
+    notes = start_notes(start, config, (0, 2), HEADS)
     assert len(notes) == 2
     assert "thresholds fitted to it (DR 0.406, ME 0.500); this run will have 0.5" in notes[0]
     assert "No DR grade 4 in train" in notes[1]
     calibrating = replace(config, image_size=384, calibrate="valid")
-    (size,) = start_notes(start, calibrating, (0, 2, 4))
+    (size,) = start_notes(start, calibrating, (0, 2, 4), HEADS)
     assert "trained with --framing field --image-size 64; this run has field and 384" in size
-    assert start_notes(None, config, (0, 2)) == []
+    assert start_notes(None, config, (0, 2), HEADS) == []
+
+
+def test_data_with_me_labels_alone_keep_the_grades_of_the_checkpoint(net: RetinaNet, tmp_path: Path) -> None:
+    Checkpoint(net.state_dict(), RESNET10, CONTRACT).save(tmp_path / "a.pth")
+    torch.save(net.state_dict(), tmp_path / "bare.pth")
+    ours, bare = (open_start(RESNET10, str(tmp_path / name)) for name in ("a.pth", "bare.pth"))
+    assert grades_of_network(None, "imagenet", graded()) == (0, 1, 2, 3, 4)
+    assert grades_of_network(ours, "a.pth", graded(test=(0, 4))) == (0, 2, 4)
+    assert grades_of_network(bare, "bare.pth", graded()) == (0, 1, 2)
+    for start, known in ((ours, "[0, 2, 4]"), (bare, "[0, 1, 2]")):
+        with pytest.raises(
+            ModelFileError, match=re.escape(f"DR grades [3] of valid and test to start from, found {known}")
+        ):
+            grades_of_network(start, "w.pth", graded(test=(0, 3)))
+    config = TrainConfig(data="d", weights="a.pth", image_size=64, framing=CONTRACT.preprocessing.framing)
+    (stale,) = start_notes(ours, config, (), ("me",))
+    assert stale.startswith("The DR head stays that of a.pth while the features that it reads change")
+    never = replace(ours, contract=CONTRACT.with_(provenance={"untrained_heads": ["dr"]})) if ours else None
+    assert start_notes(never, config, (), ("me",)) == []
 
 
 def retina_train(*arguments: object) -> Result:

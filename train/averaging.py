@@ -26,6 +26,7 @@ from ..runtime.terminal import Refused, tell
 from .calibration import calibrated, calibration_line
 from .checkpoint import Checkpoint, current_versions, load_checkpoint
 from .data import DataSet, fingerprint_of_files, sound_dataset
+from .evaluation import brief
 from .frames import DecodedFrames
 from .framing import Normalize
 from .items import EvalItems, collate
@@ -153,7 +154,7 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
     dr, me = figures["all"]["dr"], figures["all"]["me"]
     tell(
         f"{out}: {mean.contract.provenance['run']}. Calibrated on valid: {calibration_line(mean)}. There: DR accuracy "
-        f"{dr['accuracy']['value']:.3f}, kappa {dr['kappa']['value']:.3f}, ME accuracy {me['accuracy']['value']:.3f}."
+        f"{brief(dr['accuracy'])}, kappa {brief(dr['kappa'])}, ME accuracy {brief(me['accuracy'])}."
     )
 
 

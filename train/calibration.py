@@ -41,7 +41,7 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
     """The checkpoint with a temperature folded into each head, and referral thresholds for screening.
 
     See ``fit_temperature`` and ``screening_rules``. The temperatures are also recorded in the provenance. A head for
-    which no photograph has a label stays as it is.
+    which no photograph has a label, or which was never trained, stays as it is.
 
     Args:
         best: the checkpoint.
@@ -54,7 +54,8 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
     """
     raw, weights = as_predictions(items, dr_logits, me_logits), best.weights
     logits, true = {"dr": dr_logits, "me": me_logits}, {"dr": raw.dr_true, "me": raw.me_true}
-    fitted = {head: fit_temperature(logits[head], torch.from_numpy(true[head])) for head in raw.labelled_heads}
+    heads = [head for head in raw.labelled_heads if head not in best.contract.untrained_heads]
+    fitted = {head: fit_temperature(logits[head], torch.from_numpy(true[head])) for head in heads}
     for head, temperature in fitted.items():
         weights = scale_head(weights, f"{head}_head", temperature)
     p = as_predictions(items, dr_logits / fitted.get("dr", 1.0), me_logits / fitted.get("me", 1.0))
@@ -71,7 +72,9 @@ def calibration_line(best: Checkpoint) -> str:
     fitted = [head for head in HEADS if f"{head}_temperature" in facts]
     temperatures = ", ".join(f"{head.upper()} {_in_words(facts[f'{head}_temperature'])}" for head in fitted)
     referral = ", ".join(f"{head.upper()} {rules[f'referable_{head}'].threshold:.3f}" for head in fitted)
-    others = "".join(f"; not {head.upper()}, for which it has no labels" for head in HEADS if head not in fitted)
+    why = dict.fromkeys(HEADS, "for which it has no labels")
+    why |= dict.fromkeys(best.contract.untrained_heads, "which was never trained")
+    others = "".join(f"; not {head.upper()}, {why[head]}" for head in HEADS if head not in fitted)
     return f"temperatures {temperatures}; referral from {referral}{others}"
 
 

@@ -234,20 +234,20 @@ def _run(
 
 
 def _interrupted(artifacts: Path, name: str | None) -> Any:
-    from .run import Run
+    from .run import FINAL, RESUME, Run
 
     if name is not None:
         run = Run(artifacts, name)
         if run.has_finished:
             raise UsageError(
                 f"{run.folder}: expected an interrupted run, found one that has finished. To train on from its end, "
-                f"start a new run with  --weights {run.folder / 'final.pth'}"
+                f"start a new run with  --weights {run.folder / FINAL}"
             )
         for file in (run.resume_file, run.config_file, run.facts_file):
             if not os.path.isfile(file):
                 raise UsageError(f"{run.folder}: expected an interrupted run, found no {file.name} there")
         return run
-    files = sorted(artifacts.glob("runs/*/resume.pth"), key=lambda file: file.stat().st_mtime)
+    files = sorted(artifacts.glob(f"runs/*/{RESUME}"), key=lambda file: file.stat().st_mtime)
     if not files:
         raise UsageError(f"{artifacts / 'runs'}: expected an interrupted run, found none. Start one: retina-train DATA")
     return Run(artifacts, files[-1].parent.name)

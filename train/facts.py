@@ -73,7 +73,7 @@ def check_same(run: Run, survey: Survey, fabric: Fabric) -> None:
 
 
 def grades_of_run(run: Run, of_data: tuple[int, ...]) -> tuple[int, ...]:
-    """The network's DR grades as the run began, which may be more than the data's: see ``start.grades_from``.
+    """The network's DR grades as the run began, which may be more than the data's: see ``start.grades_of_network``.
 
     Raises:
         ModelFileError: the run's record is damaged.

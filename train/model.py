@@ -125,10 +125,11 @@ def unwrapped(body: Mapping[str, Any]) -> Mapping[str, Any]:
     prefix before each name.
     """
     for key in ("state_dict", "model_state_dict", "model"):
-        body = body[key] if isinstance(body.get(key), dict) else body
+        if isinstance(body.get(key), dict):
+            return unwrapped(body[key])
     for prefix in ("module.", "_orig_mod."):
         if body and all(str(name).startswith(prefix) for name in body):
-            body = {str(name).removeprefix(prefix): weight for name, weight in body.items()}
+            return unwrapped({str(name).removeprefix(prefix): weight for name, weight in body.items()})
     return body
 
 

@@ -38,7 +38,7 @@ from .loop import Trainer, as_predictions, fit, load_resume
 from .metrics import Predictions, evaluate, write_metrics
 from .model import RetinaNet, load_backbone_weights
 from .run import BEST, CONFIG, FACTS, FINAL, HISTORY, METRICS, Run
-from .start import grades_from, open_start, start_notes
+from .start import grades_of_network, open_start, start_notes
 from .survey import Survey, survey_data
 from .tracking import NoTracker, Tracker
 
@@ -124,15 +124,15 @@ def _train(
         config, preprocessing, run.artifacts / "cache", allow_leakage or resume, say_once, fabric, quiet
     )
     of_data = survey.data.dr_grades
-    grades = grades_of_run(run, of_data) if resume else grades_from(start, config.weights, of_data)
-    for note in start_notes(start, config, of_data):
-        say_once(f"Note: {note}")
+    grades = grades_of_run(run, of_data) if resume else grades_of_network(start, config.weights, survey.data)
     data = replace(survey.data, dr_grades=grades)
     survey = replace(survey, data=data)
     contract = Contract(preprocessing, dr_grades=data.dr_grades)
     train_items = TrainItems(data, survey.frames["train"], make_augment(config.augment), config.seed)
     valid_items = EvalItems(data, "valid", survey.frames["valid"])
     heads = trained_heads(data, config)
+    for note in start_notes(start, config, of_data, heads):
+        say_once(f"Note: {note}")
     trainer = _new_trainer(config, fabric, contract, train_items, heads, start, resume)
     if resume:
         untrained = run.facts().get("untrained_heads", [])

@@ -43,15 +43,16 @@ def screening_threshold(true: NDArray[np.integer], prob: NDArray[np.floating]) -
 def screening_rules(contract: Contract, valid: Predictions) -> dict[str, Rule]:
     """The contract's rules by task, with both referral rules at the screening operating point on these predictions.
 
-    That of a head for which no photograph has a label stays as it is.
+    That of a head for which no photograph has a label, or which was never trained, stays as it is.
 
     Raises:
         UsageError: photographs have DR grades but none is referable, or ME labels but no risk.
     """
     decisions, rules = Decisions.of(valid, contract), dict(contract.thresholds)
-    if "dr" in valid.labelled_heads:
+    heads = set(valid.labelled_heads) - set(contract.untrained_heads)
+    if "dr" in heads:
         threshold = screening_threshold(decisions.referable_true, decisions.referable_prob)
         rules["referable_dr"] = replace(rules["referable_dr"], threshold=threshold)
-    if "me" in valid.labelled_heads:
+    if "me" in heads:
         rules["referable_me"] = Rule("at_least", screening_threshold(valid.me_true, valid.me_probs[:, 1]))
     return rules

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
-from ..runtime.contract import HEADS, Contract, default_thresholds
+from ..runtime.contract import HEADS, Contract, Head, default_thresholds
 from ..runtime.errors import ModelFileError
 from .checkpoint import Checkpoint, has_heads, parse_checkpoint
 from .config import TrainConfig
+from .data import DataSet, unknown_grades
 from .model import RetinaNet, load_backbone_weights, read_state_dict
 
 
@@ -40,19 +42,26 @@ def open_start(backbone: str, weights: str) -> Checkpoint | None:
     return None
 
 
-def grades_from(start: Checkpoint | None, weights: str, of_data: tuple[int, ...]) -> tuple[int, ...]:
+def grades_of_network(start: Checkpoint | None, weights: str, data: DataSet) -> tuple[int, ...]:
     """The DR grades of the network: those of the data, or of the starting checkpoint if it has these and others.
 
     Of a bare state_dict, only the number of grades is known, which must be that of the data. For data without any, all
-    grades of the scale.
+    grades of the scale, or those of the checkpoint.
 
     Raises:
         ModelFileError: the checkpoint lacks a grade of the data.
     """
+    of_data = data.dr_grades
     if start is None:
         return of_data or Contract().dr_grades
     known = start.contract.dr_grades
-    if not of_data:
+    if not of_data:  # train has none, but valid and test may
+        photos = [photo for split in data.splits.values() for photo in split.photos]
+        if unknown := unknown_grades(photos, known):
+            raise ModelFileError(
+                f"{weights}: expected a checkpoint with the DR grades {unknown} of valid and test to start from, found "
+                f"{list(known)}. Start from a torchvision state_dict, or leave those photographs out."
+            )
         return known
     if start.is_bare and len(known) == len(of_data):
         return of_data
@@ -64,12 +73,21 @@ def grades_from(start: Checkpoint | None, weights: str, of_data: tuple[int, ...]
     return known
 
 
-def start_notes(start: Checkpoint | None, config: TrainConfig, of_data: tuple[int, ...]) -> list[str]:
-    """What a user should know who goes on from a checkpoint: how this run differs from the one that made it."""
-    if start is None or start.is_bare:
+def start_notes(
+    start: Checkpoint | None, config: TrainConfig, of_data: tuple[int, ...], heads: Collection[Head]
+) -> list[str]:
+    """What a user should know who goes on from a checkpoint: how this run differs from the one that made it.
+
+    Args:
+        start: the checkpoint; None: there is nothing to say.
+        config: the run's options.
+        of_data: the DR grades in train.
+        heads: those that are trained.
+    """
+    if start is None:
         return []
     prep, notes = start.contract.preprocessing, []
-    if (config.framing, config.image_size) != (prep.framing, prep.image_size):
+    if not start.is_bare and (config.framing, config.image_size) != (prep.framing, prep.image_size):
         notes.append(
             f"{config.weights} was trained with --framing {prep.framing} --image-size {prep.image_size}; this run has "
             f"{config.framing} and {config.image_size}, for which its features are not made."
@@ -81,6 +99,13 @@ def start_notes(start: Checkpoint | None, config: TrainConfig, of_data: tuple[in
             f"{config.weights} has referral thresholds fitted to it ({referral}); this run will have 0.5. To fit new "
             "ones on valid:  --calibrate valid"
         )
-    if missing := sorted(set(start.contract.dr_grades) - set(of_data)):
+    notes += [
+        f"The {head.upper()} head stays that of {config.weights} while the features that it reads change: measure it "
+        "again before you use it."
+        for head in HEADS
+        if head not in heads and head not in start.contract.untrained_heads
+    ]
+    missing = sorted(set(start.contract.dr_grades) - set(of_data))
+    if "dr" in heads and missing:
         notes.append(f"No DR grade {', '.join(map(str, missing))} in train: the network keeps what it knows of them.")
     return notes
