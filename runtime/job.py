@@ -30,9 +30,12 @@ class Job:
     A context manager: until the end of its block it holds the lock on the table's journal.
 
     Attributes:
+        model: the model that scores.
+        listing: the photographs.
         out: the file that the table will be; if it is a link, its target.
         journal: the rows of an earlier run.
         truth: the annotations of the photographs, or None.
+        overlays: the folder that Grad-CAM maps are drawn into, or None.
         workers: photographs scored at once.
     """
 
