@@ -478,7 +478,7 @@ def test_what_the_model_was_never_trained_for_is_said(
     never = EXPLAIN.with_(provenance={"untrained_heads": ["me"]})
     page.set_input_files("#other-model", write_tiny_model(tmp_path / "never.onnx", contract=never))
     expect(page.locator("#caution")).to_be_visible()
-    expect(page.locator("#caution")).to_have_text(never.caution)
+    expect(page.locator("#caution")).to_have_text(f"Caution. {never.caution}")
     page.set_input_files("#other-model", write_tiny_model(tmp_path / "plain.onnx"))
     expect(page.locator("#model-facts")).to_contain_text("plain.onnx")
     expect(page.locator("#caution")).to_be_hidden()

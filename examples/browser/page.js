@@ -114,7 +114,7 @@ function ready(privacy, how) {
   $("choose").hidden = false;
   begun(rows.length > 0);
   const { precision, preprocessing, caution = "" } = contract;
-  $("caution").textContent = caution;
+  $("caution-text").textContent = caution;
   $("caution").hidden = !caution;
   $("model-facts").textContent = `${how} ${precision}, ${preprocessing.image_size} pixels.`;
   say("Ready.");
