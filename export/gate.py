@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from ..runtime import yardsticks
 from ..runtime.contract import Contract
-from ..runtime.yardsticks import UNLABELLED, Floats, Indices
+from ..runtime.yardsticks import Floats, Indices
 from ..train.metrics import Decisions, Predictions, accuracy
 
 ACCURACY_LOSS = 0.005
@@ -89,10 +89,7 @@ def judge(contract: Contract, fp32: Predictions, int8: Predictions) -> Gate:
     Both predictions must be for the same photographs, in the same order.
     """
     # What a head says that was never trained is compared with nothing.
-    without: dict[str, Any] = {
-        f"{head}_true": np.full(len(fp32.paths), UNLABELLED) for head in contract.untrained_heads
-    }
-    fp32, int8 = replace(fp32, **without), replace(int8, **without)
+    fp32, int8 = (p.without_labels(contract.untrained_heads) for p in (fp32, int8))
     before, after = Decisions.of(fp32, contract), Decisions.of(int8, contract)
     return Gate(
         len(fp32.paths),

@@ -9,7 +9,10 @@ for scored in model.score(paths):          # in order, on all cores, in bounded 
 score_folder("photographs/", "scores.csv") # the table of retina-score; stopped, the same call goes on
 """
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING, Any
 
 from .contract import Contract, Preprocessing, Rule
 from .errors import (
@@ -22,9 +25,10 @@ from .errors import (
     RetinaError,
     UsageError,
 )
-from .job import score_folder
 from .model import Prediction, RetinaModel, Scored
-from .summary import Summary
+
+if TYPE_CHECKING:
+    from .job import score_folder
 
 __all__ = [
     "AnnotationError",
@@ -40,7 +44,6 @@ __all__ = [
     "RetinaModel",
     "Rule",
     "Scored",
-    "Summary",
     "UsageError",
     "score_folder",
 ]
@@ -48,3 +51,12 @@ __all__ = [
 # onnxruntime's official builds report to Microsoft which model file was opened, how it ran and on what machine, unless
 # told not to before they are loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use what only ``score_folder`` needs, so that all else starts sooner."""
+    if name != "score_folder":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .job import score_folder
+
+    return score_folder

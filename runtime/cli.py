@@ -146,7 +146,6 @@ def _run(
     from .table import record
 
     listing = gather(paths)
-    lists = [Path(path[1:]) for path in paths if path.startswith("@")]
     with Job(
         open_model(model, artifacts, verify, provider, exact=exact),
         listing,
@@ -157,7 +156,7 @@ def _run(
         overlays=overlays,
         workers=workers,
         resume=resume,
-        inputs=[*lists, *([verify] if verify else [])],
+        inputs=[] if verify is None else [verify],
     ) as job:
         _tell_start(job)
         _tell_rows(job)

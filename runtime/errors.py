@@ -17,9 +17,6 @@ from __future__ import annotations
 
 import importlib.util
 
-NO_MEMORY = "too large for the memory at hand"
-"""The reason given for a photograph that does not fit into memory."""
-
 
 class RetinaError(Exception):
     """Root of every error that a user can cause and fix."""

@@ -36,6 +36,8 @@ class Listing:
     """Number of files left out, by their ending in lower case (empty if there is none) or as ``hidden``."""
     folders: tuple[Path, ...] = ()
     """The folders that were named and searched, without their subfolders."""
+    lists: tuple[Path, ...] = ()
+    """The files that names were read from."""
 
     @property
     def ignored_text(self) -> str:
@@ -72,10 +74,13 @@ def _gather_each(arguments: Sequence[str], lists: bool) -> Listing:
     names: set[str] = set()
     folders: list[Path] = []
     ignored: Counter[str] = Counter()
+    read: list[Path] = []
     for argument in arguments:
         is_list = lists and (argument == "-" or argument.startswith("@"))
         if not is_list and not os.path.exists(argument) and not (len(arguments) > 1 and is_picture(argument)):
             raise UsageError(f"{argument!r}: expected a folder, a photograph or a list of them, found nothing there")
+        if is_list and argument != "-":
+            read.append(Path(argument[1:]))
         for path in _listed(argument) if is_list else [argument]:
             name = Path(path).as_posix()
             if os.path.isdir(path):
@@ -86,7 +91,7 @@ def _gather_each(arguments: Sequence[str], lists: bool) -> Listing:
                 ignored += below.ignored
             else:
                 names.add(name)
-    return Listing(Path(), tuple(sorted(names)), ignored, tuple(folders))
+    return Listing(Path(), tuple(sorted(names)), ignored, tuple(folders), tuple(read))
 
 
 def is_picture(name: str) -> bool:

@@ -82,7 +82,8 @@ class Job:
         self.model, self.listing, self.out = model, listing, destination(out)
         self.overlays, self.workers = overlays, workers or usable_cores()
         self._referral = referral
-        kept = [Path(os.path.realpath(path)) for path in (model.path, annotations, *inputs) if path is not None]
+        read = (model.path, annotations, *listing.lists, *inputs)
+        kept = [Path(os.path.realpath(path)) for path in read if path is not None]
         require_room(self.out, len(listing.names), [*kept, *(listing.root / name for name in listing.names)])
         self.truth = None if annotations is None else read_truth(annotations, listing, me_positive_from)
         if overlays is not None:

@@ -18,7 +18,7 @@ from PIL import WebPImagePlugin as WebPPlugin
 from PIL.ImageFile import ImageFile
 
 from .contract import MIN_SIDE
-from .errors import NO_MEMORY, MissingExtraError, PictureError, RetinaError, require_extra
+from .errors import MissingExtraError, PictureError, RetinaError, require_extra
 from .jpeg import endless_fault, is_unfinished, silent_fault
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _STRIP = 256
 
 _log = logging.getLogger(__name__)
 
+NO_MEMORY = "too large for the memory at hand"
 _UNFINISHED = "cut short: the JPEG's data end before its last block"
 _JPEG = b"\xff\xd8\xff"
 # Formats are recognised by their first bytes instead of by Image.open, whose limit on pixels is a process-wide setting

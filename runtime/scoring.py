@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from .contract import HEADS
-from .errors import NO_MEMORY, OutputError, PictureError, UsageError
+from .errors import OutputError, PictureError, UsageError
 from .file_state import Stamp, stamp
 from .folder import Listing
 from .journal import ENDING as JOURNAL
 from .journal import Journal
 from .model import Prediction, RetinaModel
 from .output_file import free_bytes
+from .picture import NO_MEMORY
 from .table import NOTEBOOK_COLUMNS, PARTIAL, Row
 from .versions import decoder_versions
 from .workers import ordered_map

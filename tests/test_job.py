@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from retina.runtime import AnnotationError, OutputError, RetinaModel, Summary, UsageError, score_folder
+from retina.runtime import AnnotationError, OutputError, RetinaModel, UsageError, score_folder
 from retina.runtime.annotations import Annotation
 from retina.runtime.cli import main as retina_score
 from retina.runtime.folder import gather
 from retina.runtime.job import Job
+from retina.runtime.summary import Summary
 from retina.runtime.table import Row
 from retina.runtime.workers import ordered_map
 from tiny_model import write_tiny_model

@@ -52,10 +52,10 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
     Raises:
         UsageError: ``items`` have DR grades but none is referable, or ME labels but no risk.
     """
-    raw, weights = as_predictions(items, dr_logits, me_logits), best.weights
+    raw = as_predictions(items, dr_logits, me_logits).without_labels(best.contract.untrained_heads)
+    weights = best.weights
     logits, true = {"dr": dr_logits, "me": me_logits}, {"dr": raw.dr_true, "me": raw.me_true}
-    heads = [head for head in raw.labelled_heads if head not in best.contract.untrained_heads]
-    fitted = {head: fit_temperature(logits[head], torch.from_numpy(true[head])) for head in heads}
+    fitted = {head: fit_temperature(logits[head], torch.from_numpy(true[head])) for head in raw.labelled_heads}
     for head, temperature in fitted.items():
         weights = scale_head(weights, f"{head}_head", temperature)
     p = as_predictions(items, dr_logits / fitted.get("dr", 1.0), me_logits / fitted.get("me", 1.0))

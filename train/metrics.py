@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,12 @@ class Predictions:
         """The heads for which at least one photograph has a label."""
         true = {"dr": self.dr_true, "me": self.me_true}
         return tuple(head for head in HEADS if (true[head] != UNLABELLED).any())
+
+    def without_labels(self, heads: Collection[Head]) -> Predictions:
+        """The same predictions without labels for these heads, so that what they say is neither fitted nor judged."""
+        none = np.full(len(self.paths), UNLABELLED)
+        labels: dict[str, Any] = {f"{head}_true": none for head in heads}
+        return replace(self, **labels)
 
     def of_source(self, source: str) -> Predictions:
         """The photographs of one source, in the same order."""

@@ -48,11 +48,11 @@ def screening_rules(contract: Contract, valid: Predictions) -> dict[str, Rule]:
     Raises:
         UsageError: photographs have DR grades but none is referable, or ME labels but no risk.
     """
+    valid = valid.without_labels(contract.untrained_heads)
     decisions, rules = Decisions.of(valid, contract), dict(contract.thresholds)
-    heads = set(valid.labelled_heads) - set(contract.untrained_heads)
-    if "dr" in heads:
+    if "dr" in valid.labelled_heads:
         threshold = screening_threshold(decisions.referable_true, decisions.referable_prob)
         rules["referable_dr"] = replace(rules["referable_dr"], threshold=threshold)
-    if "me" in heads:
+    if "me" in valid.labelled_heads:
         rules["referable_me"] = Rule("at_least", screening_threshold(valid.me_true, valid.me_probs[:, 1]))
     return rules
