@@ -9,7 +9,6 @@ import random
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -48,7 +47,7 @@ from retina.train.tracking import NoTracker
 from small_backbone import RESNET10
 from small_set import SMALL, items, small_set
 from torch import Tensor
-from without_pictures import as_process, replace_pictures, started
+from without_pictures import replace_pictures, started
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 RECIPE = TrainConfig("", epochs=3, batch_size=4, image_size=32, backbone=RESNET10, workers=0, precision="fp32")
@@ -407,15 +406,13 @@ def on_two_devices(data: DataSet, tmp_path_factory: pytest.TempPathFactory) -> t
     artifacts = tmp_path_factory.mktemp("two")
     runs = {"twice": TWICE_THE_BATCH, "still": STANDING_STILL}
     commands = [command(data, artifacts, name, *options, *EXACT) for name, options in runs.items()]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--local-addr", "127.0.0.1"]
+    torchrun = ["--nproc-per-node", "2", "--local-addr", "127.0.0.1"]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    two = subprocess.run(
-        [sys.executable, *torchrun, *as_process(*commands)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        check=False, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
-    assert two.returncode == 0, two.stderr
-    return artifacts, two.stdout + two.stderr
+    said = artifacts / "said"
+    two = started(*commands, out=said, torchrun=torchrun)
+    two.join(280)
+    assert two.exitcode == 0, said.read_text()
+    return artifacts, said.read_text()
 
 
 @pytest.mark.slow

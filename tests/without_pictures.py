@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,6 +13,8 @@ import small_backbone  # noqa: F401 - for the runs' --backbone
 from PIL import Image
 from retina.train import plots, report
 from retina.train.cli import main
+from torch.distributed import run
+from torch.distributed.launcher.api import elastic_launch
 
 # Forked from a process that has loaded PyTorch once for all, and not from pytest's, which has threads.
 FORKS = multiprocessing.get_context("forkserver")
@@ -32,25 +32,33 @@ def _draw_nothing(*arguments: Any) -> None:
     Image.new("L", (1, 1)).save(arguments[-1], "PNG")
 
 
-def as_process(*commands: list[str]) -> list[str]:
-    """What the interpreter is to run: commands one after another, since each start of a process costs seconds too."""
-    return [__file__, json.dumps(commands)]
+def started(*commands: list[str], out: Path, err: Path | None = None, torchrun: Sequence[str] = ()) -> BaseProcess:
+    """A process that leads its own group and runs commands one after another, since each start costs too.
 
-
-def started(*commands: list[str], out: Path, err: Path | None = None) -> BaseProcess:
-    """A process that leads its own group and runs commands one after another; ``err``: ``out`` unless given."""
-    process = FORKS.Process(target=_run_detached, args=(commands, out, err or out))
+    Args:
+        commands: arguments of ``retina-train``.
+        out: the file for standard output.
+        err: the file for standard error; None: the same.
+        torchrun: options of ``torchrun``; with any, the commands run in its processes.
+    """
+    process = FORKS.Process(target=_run_detached, args=(commands, out, err or out, torchrun))
     process.start()
     return process
 
 
-def _run_detached(commands: Sequence[list[str]], out: Path, err: Path) -> None:
+def _run_detached(commands: Sequence[list[str]], out: Path, err: Path, torchrun: Sequence[str]) -> None:
     os.setpgrp()
     for stream, path in ((1, out), (2, err)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, stream)
         os.close(descriptor)
-    _run(commands)
+    if not torchrun:
+        _run(commands)
+        return
+    # As torchrun does it, but its processes are forks as well, and need not load PyTorch.
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    config, *_ = run.config_from_args(run.parse_args(["--start-method", "fork", *torchrun, __file__]))
+    elastic_launch(config, _run)(commands)
 
 
 def _run(commands: Sequence[list[str]]) -> None:
@@ -63,7 +71,3 @@ def _run(commands: Sequence[list[str]]) -> None:
             if ended.code:
                 raise
     main(last)
-
-
-if __name__ == "__main__":
-    _run(json.loads(sys.argv[1]))
