@@ -13,6 +13,9 @@ import click
 from ..runtime.contract import Framing, Precision
 from ..runtime.errors import RetinaError, require_extra
 from ..runtime.file_state import stamp
+from ..runtime.options import require_alone
+from ..runtime.output_file import require_place
+from ..runtime.signature import signature_of
 from ..runtime.terminal import answer
 from ..train.options import bare_options
 
@@ -70,7 +73,8 @@ if TYPE_CHECKING:
     "--sign",
     type=click.Path(path_type=Path),
     metavar="KEY",
-    help="Sign with an elliptic-curve private key (PEM) into FILE.sig; retina-score --verify checks it.",
+    help="Sign with an elliptic-curve private key (PEM) into FILE.sig; retina-score --verify checks it. With "
+    "--inspect, signs that file.",
 )
 @click.option(
     "--conformance",
@@ -89,11 +93,15 @@ if TYPE_CHECKING:
     help="Where retina-train wrote its checkpoint and exports are written; also RETINA_ARTIFACTS.",
 )
 @click.option(
-    "--inspect", type=click.Path(path_type=Path), metavar="FILE", help="Print a model file's contract, and stop."
+    "--inspect",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Print a model file's contract, and export nothing.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @click.version_option(package_name="retina-edge")
-def main(**options: Any) -> None:
+@click.pass_context
+def main(context: click.Context, **options: Any) -> None:
     """Export a checkpoint to one self-contained file: decoded pixels in, probabilities out.
 
     CHECKPOINT is one of retina-train, or a state_dict of the original notebook; by default
@@ -113,7 +121,7 @@ def main(**options: Any) -> None:
     clinical use.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
     try:
-        _run(**options)
+        _run(context, **options)
     except RetinaError as err:
         click.echo(f"retina-export: {err}", err=True)
         sys.exit(2)
@@ -123,6 +131,7 @@ def main(**options: Any) -> None:
 
 
 def _run(
+    context: click.Context,
     checkpoint: Path | None,
     format: Format,
     precision: Precision,
@@ -141,17 +150,8 @@ def _run(
     as_json: bool,
 ) -> None:
     if inspect is not None:
-        from .inspection import inspect_file
-
-        inspection = inspect_file(inspect)
-        if conformance is not None:
-            from ..runtime.model import RetinaModel
-            from .conformance import write_kit
-
-            write_kit(RetinaModel(inspect), conformance)
-        answer(
-            json.dumps(inspection.to_dict(), indent=1) if as_json else "\n".join(inspection.lines()), "retina-export"
-        )
+        require_alone(context, "--inspect", "inspect", "sign", "conformance", "as_json", "artifacts")
+        answer(_inspected(inspect, sign, conformance, as_json=as_json), "retina-export")
         return
     require_extra("export", "torch", "torchvision", "onnx", "onnxscript")
     from ..train.config import BEST_NAME
@@ -184,6 +184,26 @@ def _run(
         raise KeyboardInterrupt(f"; {told}") from None
     text = json.dumps(exported.to_dict(), indent=1) if as_json else "\n".join(_lines(exported, conformance))
     answer(text, "retina-export")
+
+
+def _inspected(file: Path, key: Path | None, kit: Path | None, *, as_json: bool) -> str:
+    from .inspection import inspect_file
+
+    if key is not None:
+        from .signature import require_key, sign
+
+        require_key(key)
+        require_place(signature_of(file), [key])
+    inspection = inspect_file(file)
+    if kit is not None:
+        from ..runtime.model import RetinaModel
+        from .conformance import write_kit
+
+        write_kit(RetinaModel(file), kit)
+    lines = inspection.lines()
+    if key is not None:
+        lines.append(f"signed: {sign(file, key)}")
+    return json.dumps(inspection.to_dict(), indent=1) if as_json else "\n".join(lines)
 
 
 def _lines(exported: Exported, kit: Path | None) -> list[str]:

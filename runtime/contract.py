@@ -37,6 +37,8 @@ HEAD_NAMES = {"dr": "DR grade", "me": "ME risk"}
 """What each head answers, for people."""
 Framing = Literal["field", "squash"]
 Surround = Literal["black", "kept"]
+Resize = Literal["bilinear-antialias"]
+Orientation = Literal["applied"]
 Precision = Literal["fp32", "int8"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -50,19 +52,20 @@ class Preprocessing:
     """What the graph does to the decoded pixels. For information: callers must not repeat it.
 
     Raises:
-        ModelFileError: an unknown ``framing`` or ``surround``, or an ``image_size`` that is not a whole number from 32.
+        ModelFileError: an unknown ``framing``, ``resize``, ``exif_orientation`` or ``surround``, an ``image_size`` that
+            is not a whole number from 32, or a ``mean`` or ``std`` that is not three numbers, those of ``std`` above 0.
     """
 
     framing: Framing = "field"
     """``field``: find the lit field and centre it in a square. ``squash``: the whole picture, aspect ratio ignored."""
     image_size: int = 384
     """Side of the square that the network sees, in pixels."""
-    resize: str = "bilinear-antialias"
+    resize: Resize = "bilinear-antialias"
     """Pillow's BILINEAR, but without its rounding to whole grey levels."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     """Normalisation of R, G and B, of pixel values divided by 255: ``(value / 255 - mean) / std``."""
-    exif_orientation: str = "applied"
+    exif_orientation: Orientation = "applied"
     """The decoder applies it, before the graph sees the pixels."""
     surround: Surround = "black"
     """What becomes of the pixels around the field. ``black``: they are blackened, so that noise and captions there are
@@ -78,8 +81,15 @@ class Preprocessing:
         return math.ceil(1.5 * self.image_size) if self.framing == "field" else self.image_size
 
     def __post_init__(self) -> None:
-        _expect("preprocessing.framing", self.framing in get_args(Framing), "field or squash", self.framing)
-        _expect("preprocessing.surround", self.surround in get_args(Surround), "black or kept", self.surround)
+        for name, choices in (
+            ("framing", Framing), ("surround", Surround), ("resize", Resize), ("exif_orientation", Orientation)
+        ):  # fmt: skip
+            known, found = get_args(choices), getattr(self, name)
+            _expect(f"preprocessing.{name}", found in known, " or ".join(known), found)
+        for name, least in (("mean", -math.inf), ("std", 0.0)):
+            values = getattr(self, name)
+            ok = len(values) == 3 and all(type(v) in (int, float) and math.isfinite(v) and v > least for v in values)
+            _expect(f"preprocessing.{name}", ok, f"three numbers{' above 0' if name == 'std' else ''}", list(values))
         if self.framing == "squash":
             object.__setattr__(self, "surround", "kept")
         size_ok = isinstance(self.image_size, int) and self.image_size >= MIN_SIDE
@@ -164,7 +174,12 @@ class Contract:
         grades = self.dr_grades
         ok = len(grades) >= 2 and all(isinstance(g, int) for g in grades) and list(grades) == sorted(set(grades))
         _expect("dr_grades", ok, "two or more whole numbers in rising order", list(grades))
-        _expect("me_labels", len(self.me_labels) == 2, "two labels", list(self.me_labels))
+        ok = len(self.me_labels) == 2 and all(isinstance(label, str) for label in self.me_labels)
+        _expect("me_labels", ok, "two labels", list(self.me_labels))
+        _expect("explain", isinstance(self.explain, bool), "true or false", self.explain)
+        for name in ("provenance", "parity"):
+            found = getattr(self, name)
+            _expect(name, isinstance(found, Mapping), "an object", found)
         _expect("precision", self.precision in get_args(Precision), "fp32 or int8", self.precision)
         tasks = sorted(default_thresholds())
         _expect(
@@ -172,6 +187,9 @@ class Contract:
         )
         for task, kind in (("dr", "argmax"), ("referable_dr", "at_least"), ("referable_me", "at_least")):
             _expect(f"thresholds.{task}", (rule := self.thresholds[task].rule) == kind, f"the rule {kind}", rule)
+        for task in ("me", "referable_me"):
+            found = self.thresholds[task].from_grade
+            _expect(f"thresholds.{task}.from_grade", found is None, "none", found)
 
     @property
     def outputs(self) -> list[dict[str, Any]]:
@@ -254,8 +272,9 @@ class Contract:
             # Graphs exported before the surround was blackened keep it.
             prep = {"surround": "kept", **_like(body.pop("preprocessing"), asdict(Preprocessing()))}
             prep["mean"], prep["std"] = tuple(prep["mean"]), tuple(prep["std"])
-            grades, labels = tuple(body.pop("dr_grades")), tuple(body.pop("me_labels"))
-            contract = cls(Preprocessing(**prep), grades, labels, thresholds, **body)
+            grades, labels = body.pop("dr_grades"), body.pop("me_labels")
+            _expect("me_labels", isinstance(labels, list), "two labels", labels)
+            contract = cls(Preprocessing(**prep), tuple(grades), tuple(labels), thresholds, **body)
             named = [_like(output, contract.outputs[0]) for output in outputs or []]
             promised = [output for output in named if output["name"] in contract.output_names]
             _expect("outputs", promised == contract.outputs, contract.outputs, outputs)

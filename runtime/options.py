@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from .errors import UsageError
+
 if TYPE_CHECKING:
     from .model import RetinaModel
 
@@ -23,6 +25,27 @@ def require_artifacts(context: click.Context, folder: str | Path) -> None:
     """
     if context.get_parameter_source("artifacts") is not ParameterSource.DEFAULT and not os.path.isdir(folder):
         raise click.BadParameter(f"expected a folder, found none: {folder}", context, param_hint="--artifacts")
+
+
+def require_alone(context: click.Context, option: str, *obeyed: str) -> None:
+    """Refuse whatever stands beside an option that makes the command do something else, and would not be obeyed.
+
+    Args:
+        context: the command's.
+        option: the option, as typed.
+        obeyed: names of the parameters that have a meaning with it.
+
+    Raises:
+        UsageError: another parameter was given on the command line.
+    """
+    given = [
+        parameter.get_error_hint(context)
+        for parameter in context.command.params
+        if parameter.name not in obeyed
+        and context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(f"{option}: found beside it {', '.join(given)}, which it does not obey. Run two commands.")
 
 
 def _asked_for(context: click.Context, _: click.Parameter, folder: str) -> str:

@@ -227,6 +227,12 @@ def test_inspect_prints_for_a_person_and_a_program(plain: Path, checkpoint: Path
     )
 
 
+def test_what_inspect_does_not_obey_is_refused(plain: Path, tmp_path: Path) -> None:
+    result = export("c.pth", "--inspect", plain, "--precision", "fp32", "--out", tmp_path / "x.onnx", "--json")
+    assert result.exit_code == 2
+    assert "--inspect: found beside it '[CHECKPOINT]', '--precision', '--out', which it does not obey" in result.output
+
+
 class Trap:
     """Unpickling this creates a file."""
 

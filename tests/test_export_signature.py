@@ -84,6 +84,22 @@ def test_an_export_is_signed(keys: tuple[Path, Path], small_export: SmallExport,
         verify(Path(shutil.copy(small_export.model, tmp_path / "m.pt")), public)
 
 
+def test_a_file_that_exists_is_signed(keys: tuple[Path, Path], tmp_path: Path) -> None:
+    private, public = keys
+    model = write_tiny_model(tmp_path / "m.onnx")
+
+    def inspect(*options: object) -> Result:
+        return CliRunner().invoke(export, ["--inspect", str(model), *map(str, options)])
+
+    refused = inspect("--sign", tmp_path / "none.pem")
+    assert refused.exit_code == 2 and "none.pem: expected a private key file" in refused.output
+    assert not (tmp_path / "m.onnx.sig").exists()
+    result = inspect("--sign", private)
+    assert result.exit_code == 0, result.output
+    assert f"signed: {tmp_path / 'm.onnx.sig'}" in result.output
+    verify(model, public)
+
+
 def test_score_verifies_before_it_opens(keys: tuple[Path, Path], tmp_path: Path) -> None:
     private, public = keys
     model = write_tiny_model(tmp_path / "m.onnx")

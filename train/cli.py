@@ -18,6 +18,7 @@ import click
 from click.core import ParameterSource
 
 from ..runtime.errors import ModelFileError, RetinaError, UsageError, require_extra
+from ..runtime.options import require_alone
 from ..runtime.terminal import answer, tell
 from .config import BOUNDS, TrainConfig
 
@@ -183,6 +184,7 @@ def _run(
     **recipe: Any,
 ) -> bool:
     if list_only:
+        require_alone(context, "--list", "list_only", "artifacts")
         from .runs import format_table, list_runs
 
         answer(format_table(list_runs(artifacts)), "retina-train")
