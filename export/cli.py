@@ -101,7 +101,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @click.version_option(package_name="retina-edge")
 @click.pass_context
-def main(context: click.Context, **options: Any) -> None:
+def main(context: click.Context, /, **options: Any) -> None:
     """Export a checkpoint to one self-contained file: decoded pixels in, probabilities out.
 
     CHECKPOINT is one of retina-train, or a state_dict of the original notebook; by default

@@ -98,6 +98,12 @@ def test_calibration_error_by_hand() -> None:
     np.testing.assert_allclose(right[n > 0], [1.0, 0.5])
 
 
+def test_bins_are_fifteen() -> None:
+    """.62 wrong and .68 right are in two of fifteen bins (from .6 and from .667 on), and would be in one of ten."""
+    probs = np.array([[0.62, 0.38], [0.68, 0.32]])
+    assert yardsticks.calibration_error(probs, np.array([1, 0]), ONE[:, :2])[0] == pytest.approx((0.62 + 0.32) / 2)
+
+
 def test_calibration_chance_by_hand() -> None:
     # One answer at .75: right in 3 of 4 draws, with an error of .25, else wrong, with an error of .75.
     draws = yardsticks.calibration_chance(np.array([[0.75, 0.25]]), 4000, 0)
@@ -336,9 +342,12 @@ def test_referral_of_me_is_judged_by_its_own_rule() -> None:
 
 
 def test_photographs_go_by_their_patient_where_one_is_named() -> None:
-    photos = [Photo(Path(f"{i}.png"), f"{i}.png", 2, 0, i, patient=patient) for i, patient in enumerate(("p", ""))]
-    p = Predictions.of(photos, range(5), np.eye(5, dtype=np.float32)[:2], np.eye(2, dtype=np.float32))
-    assert (p.patients, p.image_names, p.me_true.tolist()) == (("p", "1.png"), ("0.png", "1.png"), [0, 1])
+    """A photograph without one is a patient of its own, even if somebody else has its name."""
+    named = ("p", "", "p", "1.png")
+    photos = [Photo(Path(f"{i}.png"), f"{i}.png", 2, 0, i % 2, patient=patient) for i, patient in enumerate(named)]
+    p = Predictions.of(photos, range(5), np.eye(5, dtype=np.float32)[:4], np.eye(2, dtype=np.float32)[[0, 1, 0, 1]])
+    assert (p.image_names, p.me_true.tolist()) == (("0.png", "1.png", "2.png", "3.png"), [0, 1, 0, 1])
+    assert p.patients[0] == p.patients[2] and len(set(p.patients)) == 3
 
 
 def test_each_source_is_judged_by_itself() -> None:

@@ -35,7 +35,7 @@ from retina.train.device import make_fabric
 from retina.train.frames import look_through
 from retina.train.framing import Normalize
 from retina.train.items import Batch, EpochPlan, class_weights
-from retina.train.labels import label_faults, label_notes, trained_heads
+from retina.train.labels import label_faults, label_notes, trained_heads, untrained_heads
 from retina.train.leakage import find_copies
 from retina.train.loader import make_loader
 from retina.train.loop import Trainer
@@ -151,9 +151,14 @@ def test_labels_without_which_a_run_makes_no_sense(tmp_path: Path) -> None:
     assert label_faults(data, replace(RECIPE, dr_weight=0.0)) == []
     assert calibration_faults(data, Contract()) == [], "a head without labels is not calibrated"
     relabel(tmp_path / "valid", [0, 1, NA], [0, NA, 0])
-    faults = calibration_faults(read_dataset(tmp_path)[0], Contract())
+    data, _ = read_dataset(tmp_path)
+    faults = calibration_faults(data, Contract())
     for what, fault in zip(("ME risk", "DR grade of 2 or more"), faults, strict=True):
         assert f"expected photographs with {what} to calibrate on, found none" in fault
+    (fault,) = calibration_faults(data, Contract(provenance={"untrained_heads": ["me"]}))
+    assert "expected photographs with DR grade of 2 or more" in fault, "a head that was never trained is not calibrated"
+    assert untrained_heads(data, replace(RECIPE, me_weight=0.0), HEADS) == ["me"]
+    assert untrained_heads(data, replace(RECIPE, me_weight=0.0), ("dr",)) == [], "trained by what it starts from"
 
     relabel(tmp_path / "train", [0, 1, 2] * 2, [NA] * 6)
     relabel(tmp_path / "valid", [0, 1, 2], [NA, NA, NA])
@@ -222,6 +227,8 @@ def test_each_heads_figures_are_those_of_its_labelled_photographs() -> None:
                 found = body[task][name]
                 if name == "calibration_chance" or not (isinstance(expected, dict) and "low" in expected):
                     assert found == expected, (task, name)
+                elif name == "calibration_error":
+                    assert (found["value"], found["low"]) == (pytest.approx(expected["value"], rel=1e-12), None)
                 else:  # other patients are drawn, because those without a label are drawn too
                     assert found["value"] == pytest.approx(expected["value"], rel=1e-12), (task, name)
                     assert found["low"] < found["value"] < found["high"]
@@ -478,6 +485,21 @@ def test_the_command_refuses_labels_that_make_no_sense(tmp_path: Path) -> None:
     result = invoke(train_cli.main, tmp_path / "data", *options)
     assert "rename the one that holds it, or add it with NA in every row if there is none" in result.stderr
     assert "a head that is trained" not in result.stderr, "what no row says cannot be told"
+
+
+def test_a_head_that_is_not_trained_needs_no_positives_to_calibrate_on(tmp_path: Path) -> None:
+    write_set(tmp_path / "data")
+    for name, n in (("train", 6), ("valid", 3), ("test", 3)):
+        relabel(tmp_path / "data" / name, [0, 1, 2] * (n // 3), [0] * n)
+    options = ["--image-size", 32, "--backbone", RESNET10, "--weights", "none", "--workers", 0, "--epochs", 1]
+    options += ["--batch-size", 3, "--calibrate", "valid", "--artifacts", tmp_path / "artifacts"]
+    refused = invoke(train_cli.main, tmp_path / "data", *options)
+    assert refused.exit_code == 2 and "expected photographs with ME risk to calibrate on" in refused.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        replace_pictures(patch.setattr)
+        result = invoke(train_cli.main, tmp_path / "data", *options, "--me-weight", 0)
+    assert result.exit_code == 0, result.output
+    assert "; not ME, which was never trained." in result.output
 
 
 def test_shares_of_risk_by_source_are_of_the_labelled(tmp_path: Path) -> None:

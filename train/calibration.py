@@ -18,17 +18,18 @@ from .temperature import LIMITS, fit_temperature, scale_head
 def calibration_faults(data: DataSet, contract: Contract) -> list[str]:
     """What the valid split lacks for calibration, one line each, so that a command can refuse before its work.
 
-    A head for which it has no labels at all is not calibrated, which is no fault.
+    A head for which it has no labels at all, or which was never trained, is not calibrated, which is no fault.
     """
     valid, referable = data.splits["valid"], contract.referable_from
+    what = {"me": "ME risk", "dr": f"DR grade of {referable} or more"}
     has_it = {
-        "ME risk": [photo.me_label == 1 for photo in valid.photos if photo.me_label is not None],
-        f"DR grade of {referable} or more": [p.dr_grade >= referable for p in valid.photos if p.dr_grade is not None],
+        "me": [photo.me_label == 1 for photo in valid.photos if photo.me_label is not None],
+        "dr": [p.dr_grade >= referable for p in valid.photos if p.dr_grade is not None],
     }
     return [
-        f"{valid.annotations}: expected photographs with {what} to calibrate on, found none"
-        for what, found in has_it.items()
-        if found and not any(found)
+        f"{valid.annotations}: expected photographs with {what[head]} to calibrate on, found none"
+        for head, found in has_it.items()
+        if found and not any(found) and head not in contract.untrained_heads
     ]
 
 

@@ -127,6 +127,8 @@ def main(
         opened = RetinaModel(model)
         if out is not None:
             require_place(out, [opened.path, *(data / name / "annotations.csv" for name in SPLITS)])
+        if opened.contract.caution:
+            tell(f"Caution: {opened.contract.caution}")
         figures = evaluate_file(opened, data, splits, me_positive_from=me_positive_from)
         for name in splits:
             tell(

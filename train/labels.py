@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ..runtime.annotations import NOT_GRADED
 from ..runtime.contract import HEADS, Contract, Head
 from .config import TrainConfig
@@ -34,6 +36,12 @@ def trained_heads(data: DataSet, config: TrainConfig) -> tuple[Head, ...]:
     found = _labelled(data, "train")
     weight = {"dr": config.dr_weight, "me": config.me_weight}
     return tuple(head for head in HEADS if weight[head] and found[head])
+
+
+def untrained_heads(data: DataSet, config: TrainConfig, before: Collection[Head]) -> list[Head]:
+    """The heads that will have seen no label after training: those of ``before``, until then, that it does not train."""
+    heads = trained_heads(data, config)
+    return [head for head in HEADS if head in before and head not in heads]
 
 
 def label_notes(data: DataSet, config: TrainConfig) -> list[str]:

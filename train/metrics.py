@@ -58,6 +58,7 @@ _WHY_UNDEFINED = {
     "f1": "never true and never predicted",
 }
 NO_LABEL = "no photograph has a label"
+_BY_CHANCE_ALONE = "no interval: compare it with what chance alone makes"
 
 UNKNOWN = "unknown"
 """Name of the source of photographs whose annotations give none."""
@@ -83,7 +84,7 @@ class Predictions:
     sources: tuple[str, ...]
     """Camera or collection of each photograph; an empty string if unknown."""
     patients: tuple[str, ...]
-    """Patient of each photograph; its image name if unknown."""
+    """Patient of each photograph; if unknown, one of its own, whose name no patient has."""
 
     @classmethod
     def of(
@@ -109,7 +110,7 @@ class Predictions:
             dr_probs=dr_probs,
             me_probs=me_probs,
             sources=tuple(photo.source for photo in photos),
-            patients=tuple(photo.patient or photo.image_name for photo in photos),
+            patients=tuple(photo.patient or f"\0{photo.image_name}" for photo in photos),
         )
 
     @property
@@ -228,8 +229,9 @@ def evaluate(p: Predictions, contract: Contract, *, n_bootstrap: int = 1000, see
     A figure is ``{"value", "low", "high"}``: its value and its 95% interval, the 2.5th and 97.5th percentiles over
     ``n_bootstrap`` resamples of patients with replacement (a patient's photographs stay together, because they resemble
     each other). A value or interval that is undefined, for example for lack of a class, is None, and ``why`` gives the
-    reason. ``calibration_chance`` is the mean and the 95% interval of ``calibration_error`` if the probabilities were
-    perfectly calibrated and photographs independent of each other: see ``yardsticks.calibration_chance``.
+    reason. ``calibration_error`` has no interval, because resampling adds to it what chance adds to it anyway. Compare
+    it with ``calibration_chance``, its mean and 95% interval if the probabilities were perfectly calibrated and
+    photographs independent of each other: see ``yardsticks.calibration_chance``.
 
     Returns:
         ``{"all": body, "sources": {source: body}, "bootstrap": {...}}`` of JSON values, without sources if all
@@ -311,6 +313,8 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
     ):
         known = true != UNLABELLED
         body[task]["n"] = int(known.sum())
+        error = float(yardsticks.calibration_error(probs, true, weights)[0])
+        body[task]["calibration_error"] = _without_interval(error, _BY_CHANCE_ALONE if known.any() else NO_LABEL)
         chance = yardsticks.calibration_chance(probs[known], n_bootstrap, seed)
         body[task]["calibration_chance"] = _with_interval(float(chance.mean()), chance, body[task]["n"], NO_LABEL)
         counts = yardsticks.confusion(true, pred, len(labels), weights)[0]
@@ -345,7 +349,6 @@ def _figures(p: Predictions, d: Decisions, weights: Floats) -> dict[_Key, Floats
         ("dr", "accuracy"): yardsticks.accuracy(dr),
         ("dr", "balanced_accuracy"): yardsticks.balanced_accuracy(dr),
         ("dr", "kappa"): yardsticks.quadratic_kappa(dr, d.dr_grades),
-        ("dr", "calibration_error"): yardsticks.calibration_error(p.dr_probs, p.dr_true, weights),
         ("referable_dr", "auc"): yardsticks.auc(d.referable_true, d.referable_prob, weights),
         ("referable_dr", "sensitivity"): yardsticks.share(referable[:, 1, 1], referable[:, 1].sum(axis=1)),
         ("referable_dr", "specificity"): yardsticks.share(referable[:, 0, 0], referable[:, 0].sum(axis=1)),
@@ -356,7 +359,6 @@ def _figures(p: Predictions, d: Decisions, weights: Floats) -> dict[_Key, Floats
         ("me", "auc"): yardsticks.auc(p.me_true, p.me_probs[:, 1], weights),
         ("me", "sensitivity"): yardsticks.share(me[:, 1, 1], me[:, 1].sum(axis=1)),
         ("me", "specificity"): yardsticks.share(me[:, 0, 0], me[:, 0].sum(axis=1)),
-        ("me", "calibration_error"): yardsticks.calibration_error(p.me_probs, p.me_true, weights),
         **_class_figures("dr", dr),
         **_class_figures("me", me),
     }
@@ -387,19 +389,22 @@ def _bootstrap(p: Predictions, d: Decisions, n_bootstrap: int, seed: int) -> dic
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
+def _without_interval(value: float, why: str) -> dict[str, Any]:
+    return {"value": None if math.isnan(value) else value, "low": None, "high": None, "why": why}
+
+
 def _with_interval(value: float, resampled: Floats, n_patients: int, why_undefined: str) -> dict[str, Any]:
     if math.isnan(value):
-        return {"value": None, "low": None, "high": None, "why": why_undefined}
+        return _without_interval(value, why_undefined)
     defined = resampled[~np.isnan(resampled)]
-    figure = {"value": value, "low": None, "high": None}
     if n_patients < 2:
-        return {**figure, "why": "no interval: one patient only"}
+        return _without_interval(value, "no interval: one patient only")
     if defined.size < resampled.size / 2:
-        return {**figure, "why": f"no interval: defined on {defined.size} of {resampled.size} resamples only"}
+        return _without_interval(value, f"no interval: defined on {defined.size} of {resampled.size} resamples only")
     low, high = np.quantile(defined, [0.025, 0.975])
-    if low == high:
-        return {**figure, "why": "no interval: resamples all agree"}  # 15 of 15 correct says little about the next
-    figure |= {"low": float(low), "high": float(high)}
+    if low == high:  # 15 of 15 correct says little about the next
+        return _without_interval(value, "no interval: resamples all agree")
+    figure = {"value": value, "low": float(low), "high": float(high)}
     if defined.size < resampled.size:
         return {**figure, "why": f"interval from the {defined.size} of {resampled.size} resamples where it is defined"}
     return figure

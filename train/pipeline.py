@@ -32,7 +32,7 @@ from .facts import check_same, grades_of_run, run_facts
 from .frames import DecodedFrames
 from .framing import Normalize
 from .items import EvalItems, TrainItems, class_weights
-from .labels import trained_heads
+from .labels import trained_heads, untrained_heads
 from .loader import eval_loader
 from .loop import Trainer, as_predictions, fit, load_resume
 from .metrics import Predictions, evaluate, write_metrics
@@ -120,8 +120,9 @@ def _train(
     torch.manual_seed(config.seed)
     preprocessing = Preprocessing(framing=config.framing, image_size=config.image_size)
     # A resumed run's leakage was accepted when it began.
+    before = HEADS if start is None else start.contract.untrained_heads
     survey = survey_data(
-        config, preprocessing, run.artifacts / "cache", allow_leakage or resume, say_once, fabric, quiet
+        config, preprocessing, run.artifacts / "cache", allow_leakage or resume, say_once, fabric, before, quiet
     )
     of_data = survey.data.dr_grades
     grades = grades_of_run(run, of_data) if resume else grades_of_network(start, config.weights, survey.data)
@@ -134,11 +135,7 @@ def _train(
     for note in start_notes(start, config, of_data, heads):
         say_once(f"Note: {note}")
     trainer = _new_trainer(config, fabric, contract, train_items, heads, start, resume)
-    if resume:
-        untrained = run.facts().get("untrained_heads", [])
-    else:
-        before = HEADS if start is None else start.contract.untrained_heads
-        untrained = [head for head in before if head not in heads]
+    untrained = run.facts().get("untrained_heads", []) if resume else untrained_heads(data, config, before)
     contract = contract.with_(provenance={"untrained_heads": untrained} if untrained else {})
     if contract.caution:
         say_once(f"Warning: {contract.caution}")

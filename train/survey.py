@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from lightning_fabric import Fabric
 
 from ..runtime.annotations import fault_report
-from ..runtime.contract import Contract, Preprocessing
+from ..runtime.contract import Contract, Head, Preprocessing
 from ..runtime.errors import AnnotationError
 from ..runtime.progress import progress
 from .calibration import calibration_faults
@@ -17,7 +18,7 @@ from .config import TrainConfig
 from .console import Say
 from .data import SPLITS, DataSet, fingerprint, read_dataset
 from .frames import Frames, Look, look_through
-from .labels import label_faults, label_notes
+from .labels import label_faults, label_notes, untrained_heads
 from .leakage import Leak, find_copies, find_leaks, unnamed_patients
 
 
@@ -40,6 +41,7 @@ def survey_data(
     allow_leakage: bool,
     say: Say,
     fabric: Fabric,
+    untrained: Collection[Head],
     quiet: bool = False,
 ) -> Survey:
     """Read annotations, decode every photograph once, and look for leakage.
@@ -51,6 +53,7 @@ def survey_data(
         allow_leakage: accept copies of one photograph in two splits.
         say: called with each line to print.
         fabric: of the run; its first device fills the cache.
+        untrained: heads that had seen no label before the run.
         quiet: no progress bar.
 
     Raises:
@@ -85,7 +88,8 @@ def survey_data(
     if not faults:
         faults += label_faults(data, config)
     if config.calibrate == "valid":
-        faults += calibration_faults(data, Contract())
+        left_alone = untrained_heads(data, config, untrained)
+        faults += calibration_faults(data, Contract(provenance={"untrained_heads": left_alone}))
     leaks = find_leaks(data, looks)
     copies = [leak for leak in leaks if leak.kind == "same bytes"]
     twice = find_copies(data, looks)
