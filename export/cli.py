@@ -16,7 +16,7 @@ from ..runtime.file_state import stamp
 from ..runtime.options import require_alone
 from ..runtime.output_file import require_place
 from ..runtime.signature import signature_of
-from ..runtime.terminal import answer
+from ..runtime.terminal import answer, warn
 from ..train.options import bare_options
 
 if TYPE_CHECKING:
@@ -123,10 +123,10 @@ def main(context: click.Context, /, **options: Any) -> None:
     try:
         _run(context, **options)
     except RetinaError as err:
-        click.echo(f"retina-export: {err}", err=True)
+        warn(f"retina-export: {err}")
         sys.exit(2)
     except KeyboardInterrupt as err:
-        click.echo(f"\nretina-export: stopped{err}", err=True)
+        warn(f"\nretina-export: stopped{err}")
         sys.exit(130)
 
 
@@ -173,7 +173,7 @@ def _run(
         bare_image_size=image_size,
     )
     what = f"{format}, {precision}{', explain' if explain else ''}"
-    click.echo(f"{job.checkpoint} to {job.out} ({what}): exporting, then comparing with PyTorch", err=True)
+    warn(f"{job.checkpoint} to {job.out} ({what}): exporting, then comparing with PyTorch")
     before = stamp(job.out)
     try:
         exported = run_export(job)

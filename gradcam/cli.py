@@ -14,7 +14,7 @@ from ..runtime.errors import MissingExtraError, RetinaError, UsageError, require
 from ..runtime.options import require_artifacts
 from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.progress import progress
-from ..runtime.terminal import tell
+from ..runtime.terminal import tell, warn
 from ..train.config import BEST_NAME
 from ..train.options import bare_options
 
@@ -95,11 +95,11 @@ def main(
         else:
             code = _evaluate(evaluate, inputs, head, out, artifacts, **options)
     except RetinaError as err:
-        click.echo(f"retina-gradcam: {err}", err=True)
+        warn(f"retina-gradcam: {err}")
         sys.exit(2)
     except KeyboardInterrupt:
         left = "what was drawn stays, without a new gradcam.csv and index.html" if evaluate is None else "no new tables"
-        click.echo(f"\nretina-gradcam: stopped; {left}", err=True)
+        warn(f"\nretina-gradcam: stopped; {left}")
         sys.exit(130)
     sys.exit(code)
 
@@ -123,13 +123,13 @@ def _explain(
     require_apart(out, inputs)
     explainer = _open(head, artifacts, **source)
     if explainer.contract.caution:
-        click.echo(f"Caution: {explainer.contract.caution}", err=True)
+        warn(f"Caution: {explainer.contract.caution}")
     gallery = Gallery(out, scale, npy, image_format)
     with progress(2 * len(photographs), "Grad-CAM") as advance:
         done = gallery.make(explainer, photographs, advance)
     failed = [photograph for photograph in done if photograph.undone]
     for photograph in failed:
-        click.echo(f"{photograph.name}: {photograph.error}", err=True)
+        warn(f"{photograph.name}: {photograph.error}")
     tell(f"{len(done) - len(failed)} photographs drawn, {len(failed)} failed: {out / INDEX}")
     return 1 if failed else 0
 
@@ -184,12 +184,12 @@ def _open(head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | 
     }
     given = ", ".join(option for option, is_given in of_checkpoints.items() if is_given)
     if model is None:
-        if given or os.path.exists(artifacts / BEST_NAME):
+        if given or os.path.lexists(artifacts / BEST_NAME):
             return _open_checkpoint(head, artifacts, checkpoint=checkpoint, **how)
         require_artifacts(click.get_current_context(), artifacts)
         model = find_model(None, artifacts)
         which = "the model that ships with this package" if model == RELEASED else str(model)
-        click.echo(f"{artifacts / BEST_NAME}: no checkpoint there; explaining {which}", err=True)
+        warn(f"{artifacts / BEST_NAME}: no checkpoint there; explaining {which}")
     elif given:
         raise UsageError(
             f"{given}: expected without --model, whose file holds Grad-CAM of layer4. Explain from the checkpoint "
@@ -213,7 +213,7 @@ def _open_checkpoint(head: str, artifacts: Path, *, checkpoint: Path | None, **h
 
     explainer = CheckpointExplainer(path, _heads(head), **how)
     for line in explainer.assumed:
-        click.echo(line, err=True)
+        warn(line)
     return explainer
 
 

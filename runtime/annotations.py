@@ -84,7 +84,7 @@ def scan_annotations(path: str | Path) -> tuple[Annotations, list[str]]:
     first_line: dict[str, int] = {}
     # Spreadsheets separate columns with ';' in locales where the comma is the decimal separator.
     # Excel's own mark of the separator, which it hides.
-    text = re.sub(r"^sep=[,;\t]\r?\n", "\n", text)
+    text = re.sub(r"^sep=[,;\t]\r?\n", "\n", text, flags=re.IGNORECASE)
     header_line = text.lstrip().split("\n", 1)[0]
     delimiter = max(",;\t", key=header_line.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import model_options, open_model
-from .terminal import drop_output, spell_out_what_is_lacking, stop_without_output
+from .terminal import drop_output, spell_out_what_is_lacking, stop_without_output, warn
 
 if TYPE_CHECKING:
     from .annotations import Annotation
@@ -108,10 +108,10 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
         with _one_stop():
             failed, told = _run(paths, **options)
     except RetinaError as err:
-        click.echo(f"retina-score: {err}", err=True)
+        warn(f"retina-score: {err}")
         sys.exit(2)
     except KeyboardInterrupt:
-        click.echo("\nretina-score: stopped; the same command goes on from here", err=True)
+        warn("\nretina-score: stopped; the same command goes on from here")
         sys.exit(130)
     except OSError as err:  # from standard output: all other OSErrors became RetinaErrors where they occurred
         stop_without_output("retina-score", "stopped", err, "; the same command goes on from here")
@@ -217,30 +217,28 @@ def _tell_start(job: Job) -> None:
     model, workers = job.model, f"{job.workers} {'worker' if job.workers == 1 else 'workers'}"
     which = "the model that ships with this package" if model.path == RELEASED else str(model.path)
     checked = "" if model.digest_known else ", no .sha256 beside it to check"
-    click.echo(
+    warn(
         f"{len(job.listing.names)} photographs, {workers}, {which} "
         f"({model.contract.precision}, sha256 {model.sha256[:12]}{checked})",
-        err=True,
     )
     if model.contract.caution:
-        click.echo(f"Caution: {model.contract.caution}", err=True)
+        warn(f"Caution: {model.contract.caution}")
     if job.truth is not None and job.truth.unmatched:
         such = f"{len(job.truth.unmatched)} (such as {utf8(job.truth.unmatched[0])!r})"
-        click.echo(f"annotations that name no photograph scored here: {such}", err=True)
+        warn(f"annotations that name no photograph scored here: {such}")
 
 
 def _tell_rows(job: Job) -> None:
     from .scoring import rows_at_hand
 
     if job.journal.changed:
-        click.echo(f"scoring all again: {', '.join(job.journal.changed)} changed since the last run", err=True)
+        warn(f"scoring all again: {', '.join(job.journal.changed)} changed since the last run")
         return
     known, usable = len(job.journal), rows_at_hand(job.listing, job.journal)
     if usable:
-        click.echo(f"going on: {usable} rows of an earlier run", err=True)
+        warn(f"going on: {usable} rows of an earlier run")
     if usable < known:
-        click.echo(
+        warn(
             f"not used: {known - usable} rows of an earlier run, of other photographs or of ones that have changed. "
             "The finished table drops them; to keep them, stop now and name another --out",
-            err=True,
         )

@@ -60,10 +60,24 @@ class UsageError(RetinaError):
 
 
 def require_extra(extra: str, *modules: str) -> None:
-    """Raise MissingExtraError with the pip command to run, unless all ``modules`` are installed."""
+    """Check that a command's optional libraries can be loaded.
+
+    Raises:
+        MissingExtraError: some of ``modules`` are not installed; the message has the pip command to run.
+        OutputError: PyTorch is among them and there is no folder for temporary files, without which it does not load.
+    """
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         hint = (
             "\n(README, 'Install', says how to take PyTorch's CPU build and save 5 GB.)" if "torch" in missing else ""
         )
         raise MissingExtraError(f"{', '.join(missing)} not installed. Run:  pip install 'retina-edge[{extra}]'{hint}")
+    if "torch" in modules:
+        import tempfile
+
+        try:
+            tempfile.gettempdir()
+        except FileNotFoundError as err:
+            raise OutputError(
+                f"expected a writable folder for temporary files, found none ({err.strerror}). Name one in TMPDIR."
+            ) from None

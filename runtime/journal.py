@@ -19,6 +19,7 @@ FORMAT = 2
 """Part of what the rows depend on: journals of another format are discarded."""
 ENDING = ".journal"
 """Appended to the name of the table."""
+_START = b'{"format": '
 SYNC_SECONDS = 2.0
 """Interval between syncs to disk. A killed process loses no row; a power cut, at most the rows of this interval."""
 
@@ -36,7 +37,7 @@ class Journal:
             resume: False discards existing rows.
 
         Raises:
-            OutputError: the file cannot be written, or another process is writing it.
+            OutputError: the file cannot be written, is no journal, or another process is writing it.
         """
         self.path = path
         self.changed: list[str] = []
@@ -52,6 +53,7 @@ class Journal:
                     self._file.fileno(),
                     f"{path}: another retina-score is writing this table; wait for it, or name another --out",
                 )
+                self._require_journal()
                 keep = self._read(head) if resume else 0
                 self._file.truncate(keep)
                 if not keep:
@@ -113,6 +115,15 @@ class Journal:
         left = json.dumps(line).encode("ascii") + b"\n"
         while left:
             left = left[self._file.write(left) or 0 :]
+
+    def _require_journal(self) -> None:
+        """Refuse to empty a file that somebody else wrote under this name."""
+        with open(self._file.fileno(), "rb", closefd=False) as file:
+            file.seek(0)
+            start = file.read(len(_START))
+        if not _START.startswith(start):
+            expected = "expected an earlier run's journal or no file, found another file"
+            raise OutputError(f"{self.path}: {expected}; name another --out")
 
     def _read(self, head: Mapping[str, Any]) -> int:
         """Take over the rows; returns the length in bytes of the intact part of the file."""

@@ -247,8 +247,11 @@ class RetinaModel:
 
         Raises:
             ModelFileError: the model's output is not finite.
+            UsageError: ``workers`` below 1, or more than the system allows.
             TypeError: a single path.
         """
+        if workers is not None and workers < 1:
+            raise UsageError(f"workers: expected a number from 1, found {workers}")
         if isinstance(paths, str | Path):
             raise TypeError(f"expected several paths, found one: {paths}; use predict")
         return ordered_map(lambda path: self.score_one(path, maps=maps), paths, workers or usable_cores())
@@ -276,14 +279,21 @@ def find_model(path: str | Path | None = None, artifacts: str | Path | None = No
     """
     if path is not None:
         return Path(path)
-    folder = Path(artifacts or os.environ.get("RETINA_ARTIFACTS") or "artifacts")
+    asked_for = None if artifacts else os.environ.get("RETINA_ARTIFACTS")
+    if asked_for and not os.path.isdir(asked_for):
+        raise ModelFileError(f"{asked_for}: expected the folder that RETINA_ARTIFACTS names, found none")
+    folder = Path(artifacts or asked_for or "artifacts")
     for candidate in (folder / MODEL_NAME, folder / INT8_NAME, RELEASED):
+        # Where something else is, such as a link to a share that is not mounted, another model would be a silent
+        # substitute.
         try:
             if stat.S_ISREG(os.stat(candidate).st_mode):  # noqa: PTH116
                 return candidate
+            raise ModelFileError(f"{candidate}: expected a model file or none, found something else")
         except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as err:  # do not silently fall back to another model
+            if os.path.islink(candidate):
+                raise ModelFileError(f"{candidate}: expected a model file or none, found a link to none") from None
+        except OSError as err:
             raise ModelFileError(f"{candidate}: expected a model file or none, found: {err.strerror}") from None
     raise ModelFileError(
         f"{folder / MODEL_NAME}: expected a model file, found none, and none ships with this installation. Make one "

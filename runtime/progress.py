@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
+from .terminal import warn
+
 BAR_SECONDS, LINE_SECONDS = 0.1, 10.0
 """Interval at which the bar is drawn, and at which a line is written without a terminal."""
 
@@ -77,7 +79,7 @@ def progress(total: int, label: str = "") -> Iterator[Advance]:
             elif now - told >= LINE_SECONDS:
                 told = now
                 left = (total - done) / max(rate(), 1e-9)
-                click.echo(f"{name}{done} of {total}, {rate():.1f} per second, {left:.0f} s left", err=True)
+                warn(f"{name}{done} of {total}, {rate():.1f} per second, {left:.0f} s left")
 
     with bar:
         yield advance

@@ -214,15 +214,17 @@ def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
     """
     if os.path.isdir(out):
         raise OutputError(f"{out}: expected a file to write, found a folder")
-    if os.path.exists(out) and not os.path.isfile(out):
-        raise OutputError(f"{out}: {_NO_FILE}")
     places = {place.name: place for place in (out, *(out.with_name(out.name + end) for end in (JOURNAL, PARTIAL)))}
+    for place in places.values():
+        if os.path.exists(place) and not os.path.isfile(place):
+            raise OutputError(f"{place}: {_NO_FILE}")
     for path in inputs:
-        place = places.get(path.name)
-        if place is not None and os.path.exists(path) and os.path.exists(place) and path.samefile(place):
-            raise OutputError(f"{place}: expected a file to write, found one that is to be read; name another --out")
-    if os.path.isfile(out):
-        _require_table(out)
+        meant = places.get(path.name)
+        if meant is not None and os.path.exists(path) and os.path.exists(meant) and path.samefile(meant):
+            raise OutputError(f"{meant}: expected a file to write, found one that is to be read; name another --out")
+    for table in (out, out.with_name(out.name + PARTIAL)):
+        if os.path.isfile(table):
+            _require_table(table)
     if not os.path.isdir(out.absolute().parent):
         raise OutputError(f"{out}: expected an existing folder to write to, found none: {out.absolute().parent}")
     needed, free = rows * BYTES_PER_ROW, free_bytes(out.absolute().parent)

@@ -16,7 +16,7 @@ import click
 
 from .limits import MIB, Limits
 from .options import model_options, open_model
-from .terminal import tell
+from .terminal import tell, warn
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 """The names by which this machine addresses itself, as they are written in a URL."""
@@ -91,7 +91,7 @@ def main(**options: Any) -> None:
     try:
         _serve(**options)
     except RetinaError as err:
-        click.echo(f"retina-serve: {err}", err=True)
+        warn(f"retina-serve: {err}")
         sys.exit(2)
 
 

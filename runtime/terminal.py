@@ -1,11 +1,10 @@
-"""Standard output that may be closed or full: work continues without it, but an undelivered result is a failure."""
+"""Streams that may be closed or full: work continues without them, but an undelivered result is a failure."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from contextlib import suppress
 from typing import NoReturn, TextIO
 
 import click
@@ -22,6 +21,14 @@ def tell(line: str) -> None:
     try:
         spell_out_what_is_lacking(sys.stdout)
         click.echo(line)
+    except OSError:
+        drop_output()
+
+
+def warn(line: str) -> None:
+    """Print a line on standard error; if that is impossible, continue without it."""
+    try:
+        click.echo(line, err=True)
     except OSError:
         drop_output()
 
@@ -52,8 +59,7 @@ def stop_without_output(command: str, what: str, err: OSError, then: str = "") -
     """
     drop_output()
     why = "was closed" if isinstance(err, BrokenPipeError) else f"cannot be written: {err.strerror}"
-    with suppress(OSError):
-        click.echo(f"{command}: {what}, its output {why}{then}", err=True)
+    warn(f"{command}: {what}, its output {why}{then}")
     sys.exit(2)
 
 

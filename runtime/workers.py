@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from .errors import UsageError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -37,15 +39,27 @@ def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], workers: 
 
     At most ``AHEAD`` results per worker are held, so neither items nor results pile up. If the iterator is closed or
     ``work`` raises, items that have not started are dropped, and those in progress are waited for.
+
+    Raises:
+        UsageError: the system does not allow as many threads.
     """
+
+    def submit(item: Item) -> Future[Result]:
+        try:
+            return pool.submit(work, item)
+        except RuntimeError as err:  # a limit on processes, such as systemd's TasksMax
+            raise UsageError(
+                f"--workers {workers}: expected to start as many threads, found: {err}; ask for fewer"
+            ) from None
+
     source = iter(items)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="score")
     waiting: deque[Future[Result]] = deque()
     try:
-        waiting.extend(pool.submit(work, item) for item in islice(source, AHEAD * workers))
+        waiting.extend(submit(item) for item in islice(source, AHEAD * workers))
         while waiting:
             result = waiting.popleft().result()
-            waiting.extend(pool.submit(work, item) for item in islice(source, 1))
+            waiting.extend(submit(item) for item in islice(source, 1))
             yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

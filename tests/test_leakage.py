@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from eyes import write_annotations, write_set
@@ -14,7 +15,7 @@ from retina.runtime.contract import Preprocessing
 from retina.train.cli import main
 from retina.train.data import SPLITS, read_dataset
 from retina.train.frames import Look, look_through
-from retina.train.leakage import find_leaks, unnamed_patients
+from retina.train.leakage import _near, find_leaks, unnamed_patients
 from retina.train.synthetic import photograph
 from small_backbone import RESNET10
 
@@ -27,6 +28,13 @@ def leaks_of(root: Path) -> list[str]:
         paths = [photo.path for photo in data.splits[name].photos]
         _, looks[name] = look_through(paths, Preprocessing(image_size=128), "uint8", "off", root)
     return [str(leak) for leak in find_leaks(data, looks)]
+
+
+def test_near_is_up_to_sixteen_bits_of_256() -> None:
+    one = np.ones((1, 256), np.float32)
+    other = np.ones((2, 256), np.float32)
+    other[0, :16] = other[1, :17] = -1
+    assert list(_near(one, other)) == [(0, 0)]
 
 
 def test_splits_of_different_eyes_and_patients_have_no_leak(tmp_path: Path) -> None:

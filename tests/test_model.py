@@ -284,7 +284,9 @@ def test_the_model_is_looked_for_where_export_puts_it(tmp_path: Path, monkeypatc
     assert find_model() == Path("artifacts/retina_multitask.int8.onnx")
     write_tiny_model(tmp_path / "artifacts" / "retina_multitask.onnx")
     monkeypatch.setenv("RETINA_ARTIFACTS", "elsewhere")
-    assert find_model() == find_model(None, "nowhere") == tmp_path / "released.onnx"
+    assert find_model(None, "nowhere") == tmp_path / "released.onnx"
+    with pytest.raises(ModelFileError, match="elsewhere: expected the folder that RETINA_ARTIFACTS names, found none"):
+        find_model()
     (tmp_path / "elsewhere").mkdir()
     write_tiny_model(tmp_path / "elsewhere" / "retina_multitask.onnx")
     monkeypatch.setenv("RETINA_ARTIFACTS", "elsewhere")
@@ -294,6 +296,13 @@ def test_the_model_is_looked_for_where_export_puts_it(tmp_path: Path, monkeypatc
     Path("circle/retina_multitask.onnx").symlink_to("retina_multitask.onnx")
     with pytest.raises(ModelFileError, match=r"circle/retina_multitask\.onnx: expected a model file or none, found: "):
         find_model(None, "circle")
+    for name in ("dangling", "folder"):
+        Path(name).mkdir()
+    Path("dangling/retina_multitask.onnx").symlink_to("unmounted/model.onnx")
+    Path("folder/retina_multitask.onnx").mkdir()
+    for name, found in (("dangling", "a link to none"), ("folder", "something else")):
+        with pytest.raises(ModelFileError, match=rf"{name}/retina_multitask\.onnx: expected .* none, found {found}"):
+            find_model(None, name)
     assert find_model(None, "artifacts") == Path("artifacts/retina_multitask.onnx")
 
 

@@ -9,7 +9,9 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +27,7 @@ from PIL import Image
 from retina.runtime.contract import Contract, Rule, decide
 from retina.runtime.errors import UsageError
 from retina.runtime.picture import decode
+from retina.train import cameras
 from retina.train.augment import augment_with_seed, make_augment
 from retina.train.calibration import calibration_faults, calibration_line
 from retina.train.cameras import _blurred, _other_mask, _other_sharpness, _specks, recompressed
@@ -289,6 +292,34 @@ def test_cameras_sometimes_leave_dust_on_a_photograph() -> None:
         middle = augment_with_seed(make_augment("cameras"), plain, seed)[:, 40:120, 40:120].float().numpy().mean(axis=0)
         darkest.append((uniform_filter(middle, 3) - uniform_filter(middle, 21))[11:-11, 11:-11].min())
     assert 5 <= (np.array(darkest) < -8.0).sum() <= 30
+
+
+def middles_of_only(branch: int, monkeypatch: pytest.MonkeyPatch) -> np.ndarray[Any, Any]:
+    """Middles, (20, 80, 80, 3), of a uniform field to which ``cameras`` does just the branch of this number."""
+    plain, middles = torch.full((3, 160, 160), 140, dtype=torch.uint8), []
+    for seed in range(20):
+        asked = count()
+        monkeypatch.setattr(cameras, "_chance", lambda _probability, asked=asked: next(asked) == branch)
+        middles.append(augment_with_seed(cameras.as_another_camera, plain, seed)[:, 40:120, 40:120])
+    return torch.stack(middles).permute(0, 2, 3, 1).double().numpy()
+
+
+def test_haze_is_a_smooth_warm_veil(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its light, (0.70, 0.55, 0.40), has more red and less blue than the field's 140 / 255."""
+    middles = middles_of_only(3, monkeypatch)
+    red, green, blue = middles.mean(axis=(0, 1, 2))
+    assert red > 143 and green == pytest.approx(140, abs=4) and blue < 137
+    assert np.abs(np.diff(middles, axis=1)).max() <= 3
+
+
+def test_a_sensors_noise_is_independent_and_changes_no_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    middles = middles_of_only(6, monkeypatch)
+    spread = middles.std(axis=(1, 2, 3))
+    assert 255 * 0.005 <= spread.min() < 255 * 0.012 and 255 * 0.03 < spread.max() <= 255 * 0.041
+    np.testing.assert_allclose(middles.mean(axis=(1, 2)), 140, atol=0.5)
+    loudest = middles[spread.argmax()].reshape(-1, 3) - 140
+    assert abs(np.corrcoef(loudest, rowvar=False)[0, 1]) < 0.05
+    assert abs(np.corrcoef(loudest[1:, 0], loudest[:-1, 0])[0, 1]) < 0.05
 
 
 def test_a_recompressed_picture_is_pillows_jpeg_of_a_quality_in_the_range() -> None:

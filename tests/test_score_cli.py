@@ -524,8 +524,6 @@ def test_a_full_output_is_told_and_gone_on_from(score: Score) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([*COMMAND, "eyes", "--json"], stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 2 and b"Traceback" not in done.stderr
-    with Path("/dev/full").open("wb") as full:
-        assert subprocess.run([*COMMAND, "eyes"], stdout=subprocess.DEVNULL, stderr=full, check=False).returncode == 2
     assert b"stopped, its output cannot be written: No space left on device; the same command goes on" in done.stderr
     journal = Path("test_predictions.csv.journal").read_bytes()
     assert "going on: " in score("eyes").stderr
@@ -537,6 +535,31 @@ def test_a_full_output_is_told_and_gone_on_from(score: Score) -> None:
     # "CPU" is the same provider as "cpu", but as different a word as a build with one provider knows.
     told = score("eyes", "--exact", "--provider", "CPU").stderr
     assert "scoring all again: exact, provider changed since the last run" in told
+
+
+@pytest.mark.parametrize("ending", ["journal", "partial"])
+def test_a_file_of_somebody_elses_beside_the_table_is_kept(score: Score, ending: str) -> None:
+    photographs(Path("eyes"), 1)
+    theirs = Path(f"test_predictions.csv.{ending}")
+    theirs.write_text("my notes")
+    done = score("eyes")
+    assert done.returncode == 2
+    assert f"{theirs}: expected an earlier" in done.stderr and "found another file; name another --out" in done.stderr
+    assert theirs.read_text() == "my notes"
+    theirs.unlink()
+    os.mkfifo(theirs)  # writing to it would wait for a reader
+    assert f"{theirs}: expected a file to write, found a device or a pipe" in score("eyes").stderr
+
+
+@pytest.mark.usefixtures("score")
+def test_a_full_log_changes_neither_the_work_nor_the_exit_code() -> None:
+    photographs(Path("eyes"), 2)
+    with Path("/dev/full").open("wb") as full:
+        codes = [
+            subprocess.run([*COMMAND, folder], stdout=subprocess.DEVNULL, stderr=full, check=False).returncode
+            for folder in ("eyes", "none")
+        ]
+    assert (codes, len(table())) == ([0, 2], 2)
 
 
 def test_standard_output_that_goes_to_a_file_is_not_replaced(score: Score) -> None:

@@ -65,6 +65,21 @@ def test_an_error_ends_the_work_and_leaves_no_thread() -> None:
     assert threading.active_count() == before
 
 
+def test_a_limit_on_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python does where systemd's TasksMax or a container's limit on processes is reached."""
+    before, start = threading.active_count(), threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if threading.active_count() > before:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(UsageError, match="--workers 4: expected to start as many threads, found: can't start new"):
+        list(ordered_map(lambda i: time.sleep(0.01), range(60), 4))
+    assert threading.active_count() == before
+
+
 def test_files_that_cannot_be_listed_to_their_end_leave_no_thread_behind() -> None:
     def files() -> Iterator[int]:
         yield 1

@@ -36,7 +36,7 @@ from retina.train.data import DataSet, read_dataset
 from retina.train.device import make_fabric
 from retina.train.framing import Normalize, make_preprocess
 from retina.train.items import EpochPlan, TrainItems, class_weights
-from retina.train.loader import make_loader, workers_for
+from retina.train.loader import make_loader, require_shared_memory, workers_for
 from retina.train.loop import Trainer, fit, load_resume, save_resume, saved_progress
 from retina.train.model import RetinaNet
 from retina.train.pipeline import train
@@ -383,6 +383,21 @@ def test_bf16_is_for_training_only(data: DataSet) -> None:
     assert set(of_features) == {torch.float32}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's")
+def test_too_little_shared_memory_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    fabric = Fabric(accelerator="cpu")
+    require_shared_memory(replace(RECIPE, workers=2), fabric)
+    much = replace(RECIPE, workers=10**6, batch_size=10**6)
+    # Two batches for each worker and two for the training itself, of 10^6 photographs of 3 x 32 x 32 bytes.
+    expected = f"expected {2_000_002 * 3072} MB of shared memory for what 1000000 workers load, found "
+    with pytest.raises(OutputError, match=expected):
+        require_shared_memory(much, fabric)
+    require_shared_memory(replace(much, workers=0), fabric)
+    monkeypatch.setattr("retina.train.loader.SHARED_MEMORY", Path("/dev/none"))
+    with pytest.raises(OutputError, match="/dev/none: expected shared memory, found: No such file"):
+        require_shared_memory(replace(RECIPE, workers=1), fabric)
+
+
 def test_workers_are_forked_whatever_pythons_default(data: DataSet) -> None:
     """As of Python 3.14 it is a server, which would be the parent of workers and outlive theirs."""
     before = multiprocessing.get_start_method(allow_none=True)
@@ -582,7 +597,10 @@ def test_a_run_that_fails_or_is_interrupted_is_ended_for_its_tracker(data: DataS
         assert tracker.stopped == [failed], name
 
 
-def test_where_runs_are_kept_is_said_only_where_it_is_not_the_default() -> None:
+def test_where_runs_are_kept_is_said_only_where_it_is_not_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETINA_ARTIFACTS", "others")
+    assert Run(Path("artifacts"), "a").resume_command == "retina-train --resume --name a --artifacts artifacts"
+    monkeypatch.delenv("RETINA_ARTIFACTS")
     assert Run(Path("artifacts"), "a b").resume_command == "retina-train --resume --name 'a b'"
     assert Run(Path("/x"), "a").resume_command == "retina-train --resume --name a --artifacts /x"
 

@@ -19,7 +19,7 @@ from click.core import ParameterSource
 
 from ..runtime.errors import ModelFileError, RetinaError, UsageError, require_extra
 from ..runtime.options import require_alone
-from ..runtime.terminal import answer, tell
+from ..runtime.terminal import answer, tell, warn
 from .config import BOUNDS, TrainConfig
 
 DEFAULTS = TrainConfig(data="")
@@ -161,12 +161,10 @@ def main(context: click.Context, /, **options: Any) -> None:
         require_extra("train", *EXTRA_MODULES)
         finished = _run(context, **options)
     except RetinaError as err:
-        click.echo(f"retina-train: {err}", err=True)
+        warn(f"retina-train: {err}")
         sys.exit(2)
     except KeyboardInterrupt:
-        click.echo(
-            "\nretina-train: stopped before training began; nothing is lost. Run the same command again.", err=True
-        )
+        warn("\nretina-train: stopped before training began; nothing is lost. Run the same command again.")
         sys.exit(130)
     sys.exit(0 if finished else 130)
 

@@ -39,7 +39,7 @@ def trained_heads(data: DataSet, config: TrainConfig) -> tuple[Head, ...]:
 
 
 def untrained_heads(data: DataSet, config: TrainConfig, before: Collection[Head]) -> list[Head]:
-    """The heads that will have seen no label after training: those of ``before``, until then, that it does not train."""
+    """The heads that will have seen no label after training: those of ``before`` that it does not train."""
     heads = trained_heads(data, config)
     return [head for head in HEADS if head in before and head not in heads]
 

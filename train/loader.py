@@ -7,12 +7,15 @@ import os
 import signal
 import sys
 from functools import partial
-from multiprocessing import RawValue
+from multiprocessing import Lock, RawValue
+from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
 from torch.utils.data import DataLoader, Dataset
 
+from ..runtime.errors import OutputError
+from ..runtime.output_file import free_bytes
 from ..runtime.workers import usable_cores
 from .config import TrainConfig
 from .items import Batch, EpochPlan, EvalItems, TrainItems, collate
@@ -20,6 +23,11 @@ from .items import Batch, EpochPlan, EvalItems, TrainItems, collate
 MOST_WORKERS = 16
 """As many are started at most if not asked for. At 512 px one core of a 2-core CPU augments about 14 photographs
 a second (``cameras``); an H200 trains on 400."""
+
+READY_BATCHES = 2
+"""Batches that each worker loads ahead: PyTorch's default."""
+SHARED_MEMORY = Path("/dev/shm")
+"""Where Linux keeps the memory in which workers hand over what they loaded."""
 
 
 def workers_for(asked: int | None, device: str, devices_here: int, cores: int) -> int:
@@ -37,9 +45,40 @@ def workers_for(asked: int | None, device: str, devices_here: int, cores: int) -
     return 1 if device == "cpu" else max(1, min(MOST_WORKERS, cores // devices_here))
 
 
+def require_shared_memory(config: TrainConfig, fabric: Fabric) -> None:
+    """Check before any work that the processes that load photographs can hand them over.
+
+    If they cannot, PyTorch waits for them forever.
+
+    Raises:
+        OutputError: shared memory cannot be written or is too small; a container of Docker has 64 MB unless told
+            otherwise.
+    """
+    workers = _workers(config, fabric)
+    if not workers or sys.platform != "linux":
+        return
+    # Each worker's batches that are ready, the one that is trained on and the next, of uint8 pixels.
+    batches = _devices_here() * (workers * READY_BATCHES + 2)
+    needed = batches * config.batch_size * 3 * config.image_size**2
+    remedy = "Give it more (docker run --shm-size), use fewer --workers or none: --workers 0"
+    try:
+        RawValue("b", 0)
+        Lock()
+        free = free_bytes(SHARED_MEMORY)
+    except OSError as err:
+        raise OutputError(f"{SHARED_MEMORY}: expected shared memory, found: {err.strerror}. {remedy}") from None
+    if free < needed:
+        raise OutputError(
+            f"{SHARED_MEMORY}: expected {needed / 1e6:.0f} MB of shared memory for what {workers} workers load, found "
+            f"{free / 1e6:.0f} MB. {remedy}"
+        )
+
+
 def make_loader(items: Dataset[Any], workers: int, fabric: Fabric, **kwargs: Any) -> DataLoader[Batch]:
-    exiting = RawValue("b", 0)  # in memory shared with the workers
-    atexit.register(setattr, exiting, "value", 1)
+    exiting = None
+    if workers:
+        exiting = RawValue("b", 0)  # in memory shared with the workers
+        atexit.register(setattr, exiting, "value", 1)
     return DataLoader(
         items,
         num_workers=workers,
@@ -47,6 +86,7 @@ def make_loader(items: Dataset[Any], workers: int, fabric: Fabric, **kwargs: Any
         # process than this one its parent.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         persistent_workers=workers > 0,
+        prefetch_factor=READY_BATCHES if workers else None,
         pin_memory=fabric.device.type == "cuda",
         collate_fn=collate,
         worker_init_fn=partial(_begin_worker, os.getpid(), exiting),
@@ -68,12 +108,18 @@ def _begin_worker(parent: int, exiting: Any, _worker: int) -> None:
 
 def train_loader(items: TrainItems, plan: EpochPlan, config: TrainConfig, fabric: Fabric) -> DataLoader[Batch]:
     """One device's micro-batches of each epoch, augmented."""
-    devices_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    workers = workers_for(config.workers, fabric.device.type, devices_here, usable_cores())
-    return make_loader(items, workers, fabric, batch_sampler=plan)
+    return make_loader(items, _workers(config, fabric), fabric, batch_sampler=plan)
 
 
 def eval_loader(items: EvalItems, config: TrainConfig, fabric: Fabric) -> DataLoader[Batch]:
     """One device's share of a split: photographs rank, rank + world, ..."""
     share = range(fabric.global_rank, len(items), fabric.world_size)
     return make_loader(items, 0, fabric, batch_size=config.batch_size, sampler=share)
+
+
+def _workers(config: TrainConfig, fabric: Fabric) -> int:
+    return workers_for(config.workers, fabric.device.type, _devices_here(), usable_cores())
+
+
+def _devices_here() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

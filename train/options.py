@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from ..runtime.contract import Framing
+from ..runtime.contract import MIN_SIDE, Framing
 
 BARE_FRAMING: Framing = "squash"
 BARE_IMAGE_SIZE = 384
@@ -19,14 +19,14 @@ _OPTIONS = (
     click.option(
         "--framing",
         type=click.Choice(get_args(Framing)),
-        help="For a bare state_dict, which does not record how it was trained: how pictures were framed  "
-        f"[default: {BARE_FRAMING}],",
+        help="For a bare state_dict, which does not record how it was trained: how pictures were framed.  "
+        f"[default: {BARE_FRAMING}]",
     ),
     click.option(
         "--image-size",
-        type=click.IntRange(32),
+        type=click.IntRange(MIN_SIDE),
         metavar="PIXELS",
-        help=f"and their side  [default: {BARE_IMAGE_SIZE}].",
+        help=f"Likewise: the side of the square that it was trained on.  [default: {BARE_IMAGE_SIZE}]",
     ),
 )
 

@@ -33,7 +33,7 @@ from .frames import DecodedFrames
 from .framing import Normalize
 from .items import EvalItems, TrainItems, class_weights
 from .labels import trained_heads, untrained_heads
-from .loader import eval_loader
+from .loader import eval_loader, require_shared_memory
 from .loop import Trainer, as_predictions, fit, load_resume
 from .metrics import Predictions, evaluate, write_metrics
 from .model import RetinaNet, load_backbone_weights
@@ -106,6 +106,7 @@ def _train(
         )
     device = pick_device(device)
     fabric = make_fabric(device, config.precision)
+    require_shared_memory(config, fabric)
     run = replace(run, name=fabric.broadcast(run.name))  # the processes may have started in different seconds
     say_once = say if fabric.is_global_zero else (lambda _line: None)
     if config.sampler == "weighted" and config.class_weights == "inverse":

@@ -90,7 +90,8 @@ class Run:
     @property
     def resume_command(self) -> str:
         """The command that continues this run."""
-        where = [] if self.artifacts == Path("artifacts") else ["--artifacts", str(self.artifacts)]
+        is_default = self.artifacts == Path("artifacts") and "RETINA_ARTIFACTS" not in os.environ
+        where = [] if is_default else ["--artifacts", str(self.artifacts)]
         return shlex.join(["retina-train", "--resume", "--name", self.name, *where])
 
     def facts(self) -> dict[str, Any]:
