@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -94,7 +95,9 @@ class Summary:
                 graded = f" ({self.dr.total} with a DR grade, {self.me.total} with an ME label)"
             yield f"against {self.truths} annotations{graded}:"
         if self.dr.total:
-            yield f"DR accuracy {self.dr.accuracy():.4f}, quadratic weighted kappa {self.dr.quadratic_kappa():.4f}"
+            kappa = self.dr.quadratic_kappa()
+            told = "undefined: only one grade occurs" if math.isnan(kappa) else f"{kappa:.4f}"
+            yield f"DR accuracy {self.dr.accuracy():.4f}, quadratic weighted kappa {told}"
             yield from _grid("DR", self.dr)
         if self.me.total:
             yield f"ME accuracy {self.me.accuracy():.4f}"

@@ -45,6 +45,13 @@ def test_figures_are_scikit_learns_on_the_files_own_answers(data: Path, tmp_path
     assert "| DR grade 2 | 2 |" in result.output
 
 
+def test_what_the_model_was_never_trained_for_is_said(data: Path, tmp_path: Path) -> None:
+    contract = CONTRACT.with_(provenance={"untrained_heads": ["me"]})
+    model = write_tiny_model(tmp_path / "tiny.onnx", contract=contract)
+    result = CliRunner().invoke(main, [str(data), "--model", str(model)])
+    assert result.output.startswith(f"Caution: {contract.caution}\n")
+
+
 def test_the_splits_asked_for_are_evaluated(data: Path, tmp_path: Path) -> None:
     shutil.rmtree(data / "valid")
     write_split(data / "valid", [4, 0, 3], seed=9)

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from crowd import FORM, JPEG, besiege, bodies, form
 from PIL import Image
 from retina.runtime import RetinaModel
 from retina.runtime.envelope import CLIENT_GONE, DRAINED, Envelope
-from retina.runtime.errors import MissingExtraError, ModelFileError, UsageError, require_extra
+from retina.runtime.errors import MissingExtraError, ModelFileError, OutputError, UsageError, require_extra
 from retina.runtime.json_log import JsonLines
 from retina.runtime.limits import MIB, Limits
 from retina.runtime.server import main
@@ -451,6 +452,17 @@ def test_pytorch_is_spoken_of_where_it_is_missing(monkeypatch: pytest.MonkeyPatc
         require_extra("export", "torch", "onnx")
     with pytest.raises(MissingExtraError, match=r"\[sign\]'$"):
         require_extra("sign", "model_signing")
+
+
+def test_pytorch_is_not_loaded_where_it_has_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with --read-only and no TMPDIR; its own traceback has a hundred lines."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
+    require_extra("serve", "fastapi")
+    with pytest.raises(
+        OutputError, match=r"folder for temporary files, found none \(.*\['/proc'\]\)\. Name one in TMPDIR"
+    ):
+        require_extra("export", "torch")
 
 
 # What it logs
