@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..runtime.contract import HEADS, Contract, Framing, Head
 from ..runtime.errors import UsageError
 from ..runtime.model import Prediction, RetinaModel, least_side
-from ..runtime.overlay import HeadMap
+from ..runtime.overlay import HeadMap, head_maps
 from ..runtime.picture import decode
 from ..runtime.workers import usable_cores
 
@@ -52,11 +52,10 @@ class Answer:
             asked: by head, the class index that the map explains if it is not the most probable one.
             sums_to_logit: of the maps; see ``HeadMap``.
         """
-        labels = {"dr": contract.dr_grades, "me": (0, 1)}
         maps = {}
         for head, of_head in values.items():
             index = (asked or {}).get(head, int(probs[head].argmax()))
-            maps[head] = HeadMap(head, of_head, labels[head][index], float(probs[head][index]), sums_to_logit)
+            maps[head] = HeadMap(head, of_head, contract.classes(head)[index], float(probs[head][index]), sums_to_logit)
         return cls(Prediction.of(contract, probs["dr"], probs["me"]), maps)
 
 
@@ -123,8 +122,9 @@ class CheckpointExplainer:
         """Makes the same network with random weights, as before training."""
         self.preprocess = make_preprocess(self.contract.preprocessing)
         self.heads = heads
-        self._asked = _asked_for(self.contract, heads, target)
-        self._targets = [head_logit(head, self._asked.get(head)) for head in heads]
+        targets = _targets(self.contract, heads, target)
+        self._asked = {head: self.contract.classes(head).index(label) for head, label in targets.items()}
+        self._logits = [head_logit(head, self._asked.get(head)) for head in heads]
         self.cam = GradCAM(self.model, layers, method)
         last = self.model.backbone.layer4
         explained = [find_layer(self.model, layer) for layer in layers]
@@ -140,7 +140,7 @@ class CheckpointExplainer:
 
         # The photographs may differ in size until each is framed.
         x = torch.cat([self.preprocess(torch.from_numpy(pixels).unsqueeze(0)) for pixels in photographs])
-        maps = self.cam(x, self._targets)  # for each head (N, h, w)
+        maps = self.cam(x, self._logits)  # for each head (N, h, w)
         probs = [logits.softmax(dim=1).numpy() for logits in self.cam.output]  # (N, K), (N, 2)
         return [
             Answer.of(
@@ -172,7 +172,7 @@ class OnnxExplainer:
                 f"{path}: expected a model that gives maps, found one that gives probabilities alone. "
                 "Make one with:  retina-export --explain"
             )
-        self._asked = _asked_for(self.contract, heads, target)
+        self._targets = _targets(self.contract, heads, target)
 
     def decode(self, path: Path, *, whole: bool = False) -> Pixels:
         """See Explainer."""
@@ -180,26 +180,22 @@ class OnnxExplainer:
 
     def explain(self, photographs: Sequence[Pixels]) -> list[Answer]:
         """See Explainer; one photograph after the other, because sizes may differ."""
-        labels = self.contract.dr_grades
-        of: dict[Head, int] = {h: labels[i] if h == "dr" else i for h, i in self._asked.items()}
         answers = []
         for pixels in photographs:
-            said = self._model.predict_pixels(pixels, of=of)
-            probs: dict[Head, Floats] = {
-                "dr": np.array(list(said.dr_probs.values()), np.float32),
-                "me": np.array([1.0 - said.me_prob, said.me_prob], np.float32),
-            }
-            values = {head: said.maps[head] for head in self.heads} if said.maps else {}
-            answers.append(Answer.of(self.contract, probs, values, self._asked))
+            said = self._model.predict_pixels(pixels, of=self._targets)
+            maps = head_maps(said, self._targets)
+            answers.append(Answer(said, {head: maps[head] for head in self.heads}))
         return answers
 
 
-def _asked_for(contract: Contract, heads: Sequence[Head], target: int | None) -> dict[Head, int]:
-    """The class index that ``--target`` names, by its head: the DR head, or the ME head if only that is explained."""
+def _targets(contract: Contract, heads: Sequence[Head], target: int | None) -> dict[Head, int]:
+    """The class that ``--target`` names, by its head: the DR head, or the ME head if only that is explained."""
     if target is None:
         return {}
     head: Head = "dr" if "dr" in heads else "me"
-    labels = contract.dr_grades if head == "dr" else (0, 1)
-    if target not in labels:
-        raise UsageError(f"--target: expected one of {', '.join(map(str, labels))} for the {head} head, found {target}")
-    return {head: labels.index(target)}
+    classes = contract.classes(head)
+    if target not in classes:
+        raise UsageError(
+            f"--target: expected one of {', '.join(map(str, classes))} for the {head} head, found {target}"
+        )
+    return {head: target}

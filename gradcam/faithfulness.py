@@ -136,8 +136,8 @@ def _curves(
     followed = deletion.curves(explainer.model, x, lit, maps)
     found = {}
     for head, head_map in answer.maps.items():
-        grades = explainer.contract.dr_grades
-        column = grades.index(head_map.target) if head == "dr" else len(grades) + head_map.target
+        contract = explainer.contract
+        column = contract.classes(head).index(head_map.target) + (len(contract.dr_grades) if head == "me" else 0)
         for of, name in ((MAP, head), (CHANCE, CHANCE), (CENTRE, CENTRE)):
             deleted, inserted = followed[name]
             found["deletion", head, of] = deleted[:, column]
@@ -183,9 +183,8 @@ def _on_curves(head: Head, curves: Mapping[tuple[str, Head, str], NDArray[np.flo
 def _on_redrawn(
     explainer: CheckpointExplainer, x: Tensor, answers: Sequence[Answer], on_step: Callable[[], object]
 ) -> list[Figure]:
-    grades = explainer.contract.dr_grades
     indices = {
-        head: [grades.index(a.maps[head].target) if head == "dr" else a.maps[head].target for a in answers]
+        head: [explainer.contract.classes(head).index(answer.maps[head].target) for answer in answers]
         for head in explainer.heads
     }
     originals = {head: np.stack([answer.maps[head].values for answer in answers]) for head in explainer.heads}

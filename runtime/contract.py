@@ -214,6 +214,10 @@ class Contract:
         from_grade = self.thresholds["referable_dr"].from_grade
         return 2 if from_grade is None else from_grade
 
+    def classes(self, head: Head) -> tuple[int, ...]:
+        """What each index of a head's probabilities stands for: an original DR grade, or 0 or 1 for the ME risk."""
+        return self.dr_grades if head == "dr" else (0, 1)
+
     @property
     def untrained_heads(self) -> tuple[Head, ...]:
         """Heads that never saw a label, as training recorded it: their answers mean nothing."""

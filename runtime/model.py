@@ -18,6 +18,7 @@ from . import memory
 from .contract import (
     DR_CAM_PER_GRADE,
     DR_PROBS,
+    HEADS,
     INPUT_NAME,
     ME_CAM_PER_LABEL,
     ME_PROBS,
@@ -213,9 +214,10 @@ class RetinaModel:
             ModelFileError: the model's output is not finite.
         """
         for head, label in (of or {}).items():
-            labels = self.contract.dr_grades if head == "dr" else (0, 1)
-            if label not in labels:
-                raise UsageError(f"of: expected one of {', '.join(map(str, labels))} for {head}, found {label}")
+            if head not in HEADS:
+                raise UsageError(f"of: expected the heads {' and '.join(HEADS)}, found {head}")
+            if label not in (classes := self.contract.classes(head)):
+                raise UsageError(f"of: expected one of {', '.join(map(str, classes))} for {head}, found {label}")
         pixels = _checked_pixels(pixels)
         with_maps = maps and self.contract.explain
         names = [DR_PROBS, ME_PROBS, *([DR_CAM_PER_GRADE, ME_CAM_PER_LABEL] if with_maps else [])]

@@ -74,15 +74,20 @@ def colours() -> NDArray[np.uint8]:
     return np.stack([*channels, opacity], axis=1).round().astype(np.uint8)
 
 
-def head_maps(prediction: Prediction) -> dict[Head, HeadMap]:
-    """The maps of a prediction, each with its target, the most probable grade or label; empty if it has no maps."""
+def head_maps(prediction: Prediction, of: Mapping[Head, int] | None = None) -> dict[Head, HeadMap]:
+    """The maps of a prediction, each with its target; empty if it has no maps.
+
+    Args:
+        prediction: the prediction.
+        of: as it was given to ``RetinaModel.predict_pixels``: targets other than the most probable grade or label.
+    """
     probs: dict[Head, Mapping[int, float]] = {
         "dr": prediction.dr_probs,
         "me": {0: 1.0 - prediction.me_prob, 1: prediction.me_prob},
     }
     maps = {}
     for head in HEADS if prediction.maps else ():
-        target = max(probs[head], key=probs[head].__getitem__)
+        target = (of or {}).get(head, max(probs[head], key=probs[head].__getitem__))
         maps[head] = HeadMap(head, (prediction.maps or {})[head], target, probs[head][target])
     return maps
 

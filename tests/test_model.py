@@ -471,6 +471,10 @@ def test_a_map_of_no_known_label_is_refused(tmp_path: Path, of: dict[Head, int])
     model = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=CONTRACT.with_(explain=True)))
     with pytest.raises(UsageError, match=rf"of: expected one of 0, 1.* found {next(iter(of.values()))}"):
         model.predict_pixels(pixels(1, 40, 40), of=of)
+    with pytest.raises(UsageError, match="of: expected the heads dr and me, found grade"):
+        model.predict_pixels(pixels(1, 40, 40), of={"grade": 1})  # type: ignore[dict-item]
+    with pytest.raises(UsageError, match="workers: expected a number from 1, found 0"):
+        model.score([], workers=0)
 
 
 @pytest.mark.parametrize("side", [-1, 1])
