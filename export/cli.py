@@ -59,7 +59,8 @@ if TYPE_CHECKING:
     "--check",
     type=click.Path(path_type=Path),
     metavar="IMAGES",
-    help="Photographs on which to compare with PyTorch.  [default: 32 of the run's validation split, else drawn ones]",
+    help="Photographs on which to compare with PyTorch.  "
+    "[default: 32 of the run's validation split, else synthetic ones]",
 )
 @click.option(
     "--out",

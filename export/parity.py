@@ -58,7 +58,7 @@ class Parity:
     """What was compared, and the differences found."""
 
     photographs: int
-    """Number of photographs, real or drawn; further pictures are made from the first: batches, sizes, black."""
+    """Number of photographs, real or synthetic; further pictures are made from the first: batches, sizes, black."""
     source: str
     """Where the photographs came from."""
     pictures: int

@@ -1,4 +1,4 @@
-"""The photographs on which an export is checked: given ones, the run's validation split, or drawn ones."""
+"""The photographs on which an export is checked: given ones, the run's validation split, or synthetic ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAMPLE = 32
 
 @dataclass(frozen=True)
 class Photographs:
-    """Photographs from files or, if ``paths`` is empty, drawn ones, one of each grade."""
+    """Photographs from files or, if ``paths`` is empty, synthetic ones, one of each grade."""
 
     paths: tuple[Path, ...]
     source: str
@@ -39,7 +39,8 @@ class Photographs:
         """
         if not self.paths:
             for grade in range(5):
-                yield f"drawn photograph of grade {grade}", photograph(grade, int(grade > 2), 384, seed=grade).picture
+                made = photograph(grade, int(grade > 2), 384, seed=grade)
+                yield f"synthetic photograph of grade {grade}", made.picture
             return
         for path in tracked(self.paths, "Comparing"):
             yield path.name, decode(path)
@@ -52,7 +53,7 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def choose_photographs(given: Path | None, checkpoint: Checkpoint) -> Photographs:
-    """All photographs under ``given``; else a sample of the validation split of the checkpoint's run; else drawn ones.
+    """All photographs under ``given``; else a sample of the validation split of the checkpoint's run; else synthetic.
 
     Raises:
         UsageError: ``given`` has no photographs, or cannot be listed.
@@ -70,4 +71,4 @@ def choose_photographs(given: Path | None, checkpoint: Checkpoint) -> Photograph
         chosen = spread(find_pictures(valid).names, SAMPLE)
         if chosen:
             return Photographs(tuple(valid / name for name in chosen), "validation split of the run")
-    return Photographs((), "drawn photographs")
+    return Photographs((), "synthetic photographs")
