@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,5 +242,13 @@ def _require_table(out: Path) -> None:
         raise OutputError(f"{out}: expected an earlier table or no file, found: {err.strerror}") from None
     if header and not all(column.encode() in header for column in NOTEBOOK_COLUMNS):
         raise OutputError(f"{out}: expected an earlier table or no file, found another file; name another --out")
-    if not os.access(out, os.W_OK):
+    if not os.access(out, os.W_OK) or _belongs_to_another(out):
         raise OutputError(f"{out}: expected a table that may be replaced, found it write-protected; name another --out")
+
+
+def _belongs_to_another(file: Path) -> bool:
+    """Whether its folder, such as /tmp, lets nobody replace other people's files, whatever these themselves permit."""
+    if not hasattr(os, "geteuid"):
+        return False
+    folder, owner, user = file.parent.stat(), file.stat().st_uid, os.geteuid()
+    return bool(folder.st_mode & stat.S_ISVTX) and user not in (0, owner, folder.st_uid)

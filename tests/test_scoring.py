@@ -25,7 +25,7 @@ from retina.runtime.file_state import lock, stamp
 from retina.runtime.folder import Listing, find_pictures, gather
 from retina.runtime.journal import Journal
 from retina.runtime.scoring import depends_on, overlay_base, require_maps, require_room, score_one, score_rows
-from retina.runtime.table import Row
+from retina.runtime.table import Row, columns
 from retina.runtime.workers import AHEAD, ordered_map, usable_cores
 from tiny_model import CONTRACT, write_tiny_model
 
@@ -78,6 +78,20 @@ def test_a_limit_on_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--workers 4: expected to start as many threads, found: can't start new"):
         list(ordered_map(lambda i: time.sleep(0.01), range(60), 4))
     assert threading.active_count() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="other systems have no such folders")
+def test_another_users_table_in_a_sticky_folder_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(",".join(columns(range(5))) + "\n")
+    scoring.require_room(table, 1)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    scoring.require_room(table, 1)
+    tmp_path.chmod(0o1777)
+    with pytest.raises(OutputError, match=r"t\.csv: expected a table that may be replaced, found it write-protected"):
+        scoring.require_room(table, 1)
 
 
 def test_files_that_cannot_be_listed_to_their_end_leave_no_thread_behind() -> None:
