@@ -187,9 +187,6 @@ class Contract:
         )
         for task, kind in (("dr", "argmax"), ("referable_dr", "at_least"), ("referable_me", "at_least")):
             _expect(f"thresholds.{task}", (rule := self.thresholds[task].rule) == kind, f"the rule {kind}", rule)
-        for task in ("me", "referable_me"):
-            found = self.thresholds[task].from_grade
-            _expect(f"thresholds.{task}.from_grade", found is None, "none", found)
 
     @property
     def outputs(self) -> list[dict[str, Any]]:

@@ -68,10 +68,6 @@ def test_json_both_ways() -> None:
             {"thresholds": RULES | {"referable_dr": AT_LEAST | {"from_grade": True}}},
             "from_grade: expected a whole number",
         ),
-        (
-            {"thresholds": RULES | {"referable_me": AT_LEAST | {"from_grade": 2}}},
-            "thresholds.referable_me.from_grade: expected none, found 2",
-        ),
         ({"thresholds": RULES | {"me": {"rule": "argmax", "threshold": "0.5"}}}, "threshold: expected a number"),
         ({"thresholds": RULES | {"me": AT_LEAST | {"threshold": True}}}, "threshold: expected a number"),
         ({"thresholds": RULES | {"me": AT_LEAST | {"threshold": 2}}}, "threshold: expected a number"),

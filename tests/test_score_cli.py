@@ -537,15 +537,6 @@ def test_a_full_output_is_told_and_gone_on_from(score: Score) -> None:
     assert "scoring all again: exact, provider changed since the last run" in told
 
 
-def test_a_kappa_that_is_undefined_is_said_to_be(score: Score) -> None:
-    photographs(Path("eyes"), 1)
-    score("eyes")
-    grade = table()[0]["Pred DR grade (orig)"]
-    Path("a.csv").write_text(f"Image name,Retinopathy grade,Risk of macular edema\n00000.png,{grade},NA\n")
-    told = score("eyes", "--annotations", "a.csv").stdout
-    assert "DR accuracy 1.0000, quadratic weighted kappa undefined: only one grade occurs" in told
-
-
 @pytest.mark.parametrize("ending", ["journal", "partial"])
 def test_a_file_of_somebody_elses_beside_the_table_is_kept(score: Score, ending: str) -> None:
     photographs(Path("eyes"), 1)

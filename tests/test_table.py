@@ -153,7 +153,7 @@ def test_summary_counts_and_tells() -> None:
         "ME risk 3 (100.0%)",
         "failed 1: empty file (such as 'bad\\\\udcff')",
         "against 3 annotations:",
-        "DR accuracy 1.0000, quadratic weighted kappa nan",
+        "DR accuracy 1.0000, quadratic weighted kappa undefined: only one grade occurs",
         "ME accuracy 0.0000",
     ):
         assert line in text
