@@ -17,7 +17,7 @@ from .model import RetinaModel
 from .scoring import depends_on, destination, require_maps, require_room, score_rows
 from .summary import Summary
 from .table import Row, Table, cells, columns
-from .workers import usable_cores
+from .workers import workers_or_cores
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 Seen = Callable[[Row, Annotation | None, bool], None]
@@ -73,15 +73,13 @@ class Job:
             AnnotationError: see ``read_truth``.
             OutputError: see ``destination``, ``require_room`` and ``Journal``.
         """
-        if workers is not None and workers < 1:
-            raise UsageError(f"workers: expected a number from 1, found {workers}")
+        self.workers = workers_or_cores(workers)
         if me_positive_from is not None and not 1 <= me_positive_from <= MAX_ME_GRADE:
             raise UsageError(f"me_positive_from: expected 1 to {MAX_ME_GRADE}, found {me_positive_from}")
         if me_positive_from is not None and annotations is None:
             raise UsageError("--me-positive-from: expected --annotations CSV, whose grades it reads, found none")
         self.model, self.listing, self.out = model, listing, destination(out)
-        self.overlays, self.workers = overlays, workers or usable_cores()
-        self._referral = referral
+        self.overlays, self._referral = overlays, referral
         read = (model.path, annotations, *listing.lists, *inputs)
         kept = [Path(os.path.realpath(path)) for path in read if path is not None]
         require_room(self.out, len(listing.names), [*kept, *(listing.root / name for name in listing.names)])

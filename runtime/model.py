@@ -32,7 +32,7 @@ from .contract import (
 )
 from .digest import check_digest
 from .errors import ModelFileError, PictureError, UsageError
-from .workers import ordered_map, usable_cores
+from .workers import ordered_map, workers_or_cores
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, RunOptions
@@ -252,11 +252,9 @@ class RetinaModel:
             UsageError: ``workers`` below 1, or more than the system allows.
             TypeError: a single path.
         """
-        if workers is not None and workers < 1:
-            raise UsageError(f"workers: expected a number from 1, found {workers}")
         if isinstance(paths, str | Path):
             raise TypeError(f"expected several paths, found one: {paths}; use predict")
-        return ordered_map(lambda path: self.score_one(path, maps=maps), paths, workers or usable_cores())
+        return ordered_map(lambda path: self.score_one(path, maps=maps), paths, workers_or_cores(workers))
 
     def score_one(self, source: str | Path | Buffer, *, maps: bool = False) -> Scored:
         """Score one file, given by its path or as bytes (the result's ``source`` is then empty).

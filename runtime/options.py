@@ -27,6 +27,11 @@ def require_artifacts(context: click.Context, folder: str | Path) -> None:
         raise click.BadParameter(f"expected a folder, found none: {folder}", context, param_hint="--artifacts")
 
 
+def is_given(context: click.Context, name: str) -> bool:
+    """Whether a parameter was given on the command line, and not by its default or the environment."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def require_alone(context: click.Context, option: str, *obeyed: str) -> None:
     """Refuse whatever stands beside an option that makes the command do something else, and would not be obeyed.
 
@@ -41,8 +46,7 @@ def require_alone(context: click.Context, option: str, *obeyed: str) -> None:
     given = [
         parameter.get_error_hint(context)
         for parameter in context.command.params
-        if parameter.name not in obeyed
-        and context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if parameter.name not in obeyed and is_given(context, parameter.name or "")
     ]
     if given:
         raise UsageError(f"{option}: found beside it {', '.join(given)}, which it does not obey. Run two commands.")

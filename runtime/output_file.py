@@ -23,6 +23,24 @@ def free_bytes(folder: Path) -> float:
     return disk.free if disk.total else math.inf
 
 
+def require_free(folder: Path, needed: float, what: str, then: str) -> None:
+    """Check before any work that a folder's disk has room for ``needed`` bytes.
+
+    Args:
+        folder: the folder.
+        needed: in bytes.
+        what: for the message, what they are of, such as ``free space for the cache``.
+        then: appended to the message: what to do.
+
+    Raises:
+        OutputError: there is less.
+        OSError: as ``free_bytes``.
+    """
+    free = free_bytes(folder)
+    if free < needed:
+        raise OutputError(f"{folder}: expected {needed / 1e6:.0f} MB of {what}, found {free / 1e6:.0f} MB{then}")
+
+
 def require_place(out: Path, inputs: Iterable[Path] = ()) -> None:
     """Check before any work that ``out`` can be written without overwriting an input; creates its folder.
 

@@ -111,7 +111,7 @@ def _serve(
     page: Path | None,
 ) -> None:
     from .errors import UsageError, require_extra
-    from .workers import usable_cores
+    from .workers import workers_or_cores
 
     require_extra("serve", "fastapi", "uvicorn", "python_multipart")
     token = _token(token_file)
@@ -134,7 +134,7 @@ def _serve(
 
     opened = open_model(model, artifacts, verify, provider, exact=exact)
     limits = Limits(requests=queue, photographs=max_photographs, body=round(max_mib * MIB))
-    app = create_app(opened, workers=workers or usable_cores(), limits=limits, token=token, page=page)
+    app = create_app(opened, workers=workers_or_cores(workers), limits=limits, token=token, page=page)
     listening = _listen(host, port)
     config = uvicorn.Config(
         Envelope(app, limits, LOOPBACK if local else None),

@@ -34,6 +34,17 @@ def usable_cores(process: Path = Path("/proc/self"), cgroups: Path = Path("/sys/
     return max(1, math.ceil(min(cores, _quota(process, cgroups))))
 
 
+def workers_or_cores(asked: int | None) -> int:
+    """The number of workers asked for, or the cores that this process may use.
+
+    Raises:
+        UsageError: fewer than one was asked for.
+    """
+    if asked is not None and asked < 1:
+        raise UsageError(f"workers: expected a number from 1, found {asked}")
+    return asked or usable_cores()
+
+
 def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """Yield ``work(item)`` in the order of ``items``, computed by ``workers`` threads.
 

@@ -35,7 +35,7 @@ def clinic(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pip(environment: Path, *arguments: str) -> str:
-    """What this environment's pip says of another one."""
+    """Run this environment's pip on another one; returns what it prints."""
     return run([sys.executable, "-m", "pip", "--python", str(environment / "bin/python"), *arguments]).stdout
 
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
-from click.core import ParameterSource
 
 from ..runtime.errors import ModelFileError, RetinaError, UsageError, require_extra
-from ..runtime.options import require_alone
+from ..runtime.options import is_given, require_alone
 from ..runtime.terminal import answer, tell, warn
 from .config import BOUNDS, TrainConfig
 
@@ -203,13 +202,13 @@ def _run(
         run = _interrupted(artifacts, name)
         config = _config_of(run.config_file)
         _refuse_changes(context, config, recipe)
-        config = replace(config, **{key: recipe[key] for key in MAY_CHANGE if _is_given(context, key)})
+        config = replace(config, **{key: recipe[key] for key in MAY_CHANGE if is_given(context, key)})
         if data is not None:  # it may have moved; check_same compares its fingerprint
             config = replace(config, data=os.path.realpath(data))
     else:
         if data is None:
             raise UsageError("name the data folder, for example:  retina-train data/   (retina-train --help)")
-        asked = {key: value for key, value in recipe.items() if _is_given(context, key)}
+        asked = {key: value for key, value in recipe.items() if is_given(context, key)}
         config = TrainConfig.of_recipe(recipe["recipe"], {**asked, "data": os.path.realpath(data)})
         run = Run(artifacts, name or f"{datetime.now():%Y%m%d-%H%M%S}")
     tracker = make_tracker(track, artifacts)
@@ -260,12 +259,8 @@ def _config_of(file: Path) -> TrainConfig:
         raise ModelFileError(f"{file}: expected the options of a run, found damage: {err}. Start a new run.") from None
 
 
-def _is_given(context: click.Context, key: str) -> bool:
-    return context.get_parameter_source(key) is ParameterSource.COMMANDLINE
-
-
 def _refuse_changes(context: click.Context, config: TrainConfig, recipe: dict[str, Any]) -> None:
-    given = [key for key in recipe if _is_given(context, key) and key not in MAY_CHANGE]
+    given = [key for key in recipe if is_given(context, key) and key not in MAY_CHANGE]
     changes = [(key, getattr(config, key), recipe[key]) for key in given if recipe[key] != getattr(config, key)]
     if changes:
         listed = "; ".join(f"{key}: expected {old} as the run began, found {new}" for key, old, new in changes)

@@ -27,7 +27,7 @@ from ..runtime.contract import Preprocessing
 from ..runtime.digest import sha256_of
 from ..runtime.errors import OutputError, PictureError
 from ..runtime.file_state import Stamp, stamp
-from ..runtime.output_file import free_bytes, write_atomically, write_text_atomically
+from ..runtime.output_file import require_free, write_atomically, write_text_atomically
 from ..runtime.picture import decode
 from ..runtime.versions import decoder_versions
 from . import framing
@@ -186,14 +186,9 @@ def _expect_room(folder: Path, needed: int) -> None:
     """Raise OutputError if ``needed`` bytes do not fit: a full disk kills a process that writes to a mapped file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        free = free_bytes(folder)
+        require_free(folder, needed, "free space for the cache", "; make room, or try --cache memory")
     except OSError as err:
         raise OutputError(f"{folder}: cannot keep the cache: {err.strerror or err}; try --cache memory") from None
-    if free < needed:
-        raise OutputError(
-            f"{folder}: expected {needed / 1e6:.0f} MB of free space for the cache, found {free / 1e6:.0f} MB; "
-            "make room, or try --cache memory"
-        )
 
 
 def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: str) -> str:

@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch.utils.data import DataLoader, Dataset
 
 from ..runtime.errors import OutputError
-from ..runtime.output_file import free_bytes
+from ..runtime.output_file import require_free
 from ..runtime.workers import usable_cores
 from .config import TrainConfig
 from .items import Batch, EpochPlan, EvalItems, TrainItems, collate
@@ -60,18 +60,13 @@ def require_shared_memory(config: TrainConfig, fabric: Fabric) -> None:
     # Each worker's batches that are ready, the one that is trained on and the next, of uint8 pixels.
     batches = _devices_here() * (workers * READY_BATCHES + 2)
     needed = batches * config.batch_size * 3 * config.image_size**2
-    remedy = "Give it more (docker run --shm-size), use fewer --workers or none: --workers 0"
+    remedy = ". Give it more (docker run --shm-size), use fewer --workers or none: --workers 0"
     try:
         RawValue("b", 0)
         Lock()
-        free = free_bytes(SHARED_MEMORY)
+        require_free(SHARED_MEMORY, needed, f"shared memory for what {workers} workers load", remedy)
     except OSError as err:
-        raise OutputError(f"{SHARED_MEMORY}: expected shared memory, found: {err.strerror}. {remedy}") from None
-    if free < needed:
-        raise OutputError(
-            f"{SHARED_MEMORY}: expected {needed / 1e6:.0f} MB of shared memory for what {workers} workers load, found "
-            f"{free / 1e6:.0f} MB. {remedy}"
-        )
+        raise OutputError(f"{SHARED_MEMORY}: expected shared memory, found: {err.strerror}{remedy}") from None
 
 
 def make_loader(items: Dataset[Any], workers: int, fabric: Fabric, **kwargs: Any) -> DataLoader[Batch]:
