@@ -21,9 +21,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from retina.runtime import RetinaModel
+from retina.runtime import RELEASED, RetinaModel
 from retina.runtime.errors import RetinaError
-from retina.runtime.model import RELEASED
 from retina.runtime.picture import load
 from retina.train.data import SPLITS, Photo, sound_dataset
 from retina.train.evaluation import brief, score_split

@@ -26,7 +26,7 @@ from retina.export.parity import answer_of_module
 from retina.export.to_onnx import OnnxFile
 from retina.export.to_torchscript import TorchScriptFile
 from retina.runtime.contract import INPUT_NAME, Contract, Preprocessing
-from retina.runtime.model import open_session
+from retina.runtime.session import open_session
 from retina.train.checkpoint import load_checkpoint
 from retina.train.model import RetinaNet
 from retina.train.synthetic import photograph

@@ -226,7 +226,7 @@ def _lines(exported: Exported, kit: Path | None) -> list[str]:
 
 
 def _unseen(written: Path) -> list[str]:
-    from ..runtime.model import INT8_NAME, MODEL_NAME
+    from ..runtime.model_file import INT8_NAME, MODEL_NAME
 
     first = written.with_name(MODEL_NAME)
     if written.name != INT8_NAME or not os.path.isfile(first):

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..runtime.contract import DR_PROBS, INPUT, ME_PROBS, MIN_SIDE, Precision
-from ..runtime.model import Prediction, RetinaModel, is_close_call
+from ..runtime.model import RetinaModel
 from ..runtime.output_file import write_atomically, write_text_atomically
+from ..runtime.prediction import Prediction
+from ..runtime.second_look import is_close_call
 from ..train.synthetic import photograph
 
 Pixels = NDArray[np.uint8]

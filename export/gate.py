@@ -11,7 +11,8 @@ import numpy as np
 from ..runtime import yardsticks
 from ..runtime.contract import Contract
 from ..runtime.yardsticks import Floats, Indices
-from ..train.metrics import Decisions, Predictions, accuracy
+from ..train.metrics import accuracy
+from ..train.predictions import Decisions, Predictions
 
 ACCURACY_LOSS = 0.005
 """Largest accepted fall of either head's accuracy: half a percentage point."""

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from ..runtime.annotations import fault_report
 from ..runtime.contract import DR_PROBS, INPUT_NAME, ME_PROBS, Contract, Rule
 from ..runtime.errors import AnnotationError, ParityError, UsageError
-from ..runtime.model import open_session
 from ..runtime.picture import decode
 from ..runtime.progress import tracked
+from ..runtime.session import open_session
 from ..train.calibration import calibration_faults, is_calibrated
 from ..train.data import DataSet, Photo, fingerprint_of_files, sound_dataset, unknown_grades
-from ..train.metrics import Predictions
+from ..train.predictions import Predictions
 from ..train.screening import screening_rules
 from .gate import Gate, judge
 from .photographs import spread

@@ -14,7 +14,8 @@ from typing import Any, Literal, Protocol
 from ..runtime.contract import Contract, Framing, Precision
 from ..runtime.digest import digest_of, sha256_of
 from ..runtime.errors import UsageError
-from ..runtime.model import MODEL_NAME, RetinaModel
+from ..runtime.model import RetinaModel
+from ..runtime.model_file import MODEL_NAME
 from ..runtime.output_file import require_place, write_atomically, write_text_atomically
 from ..runtime.signature import signature_of
 from ..train.checkpoint import Checkpoint, assumption, load_checkpoint

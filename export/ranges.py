@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ..runtime.contract import INPUT_NAME
-from ..runtime.model import open_session
+from ..runtime.session import open_session
 
 METHODS = ("mean", "widest")
 """How one range is made from many photographs: the mean of each photograph's extremes, or the extremes over all.

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..runtime.contract import INPUT_NAME, METADATA_KEY, Contract
-from ..runtime.model import RetinaModel, open_session
+from ..runtime.model import RetinaModel
+from ..runtime.session import open_session
 from .graph import DeployedModel, example_input
 from .parity import Answer, Pixels
 

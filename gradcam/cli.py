@@ -172,7 +172,7 @@ def _evaluate(
 
 
 def _open(head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | None, **how: Any) -> Explainer:
-    from ..runtime.model import RELEASED, find_model
+    from ..runtime.model_file import RELEASED, find_model
     from .explainer import OnnxExplainer
 
     of_checkpoints = {
@@ -199,7 +199,7 @@ def _open(head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | 
 
 
 def _open_checkpoint(head: str, artifacts: Path, *, checkpoint: Path | None, **how: Any) -> CheckpointExplainer:
-    from ..runtime.model import RELEASED
+    from ..runtime.model_file import RELEASED
 
     path = checkpoint or artifacts / BEST_NAME
     try:

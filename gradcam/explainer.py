@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from ..runtime.contract import HEADS, Contract, Framing, Head
 from ..runtime.errors import UsageError
-from ..runtime.model import Prediction, RetinaModel, least_side
+from ..runtime.model import RetinaModel
 from ..runtime.overlay import HeadMap, head_maps
 from ..runtime.picture import decode
+from ..runtime.prediction import Prediction
+from ..runtime.second_look import least_side
 from ..runtime.workers import usable_cores
 
 if TYPE_CHECKING:

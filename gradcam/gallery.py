@@ -20,11 +20,11 @@ from ..runtime.errors import OutputError, PictureError, UsageError
 from ..runtime.field import Field
 from ..runtime.folder import find_pictures
 from ..runtime.image_file import ImageFormat, fault_of_picture, write_image
-from ..runtime.model import needs_second_look
 from ..runtime.output_file import require_place, write_atomically
 from ..runtime.overlay import overlay_path, peak_at, write_overlays
 from ..runtime.panel import draw_panel
 from ..runtime.picture import NO_MEMORY, load
+from ..runtime.second_look import needs_second_look
 from ..runtime.workers import usable_cores
 from .explainer import Answer, Explainer, Pixels
 from .index import write_index, write_rows

@@ -25,12 +25,15 @@ from .errors import (
     RetinaError,
     UsageError,
 )
-from .model import Prediction, RetinaModel, Scored
+from .model import RetinaModel
+from .model_file import RELEASED
+from .prediction import Prediction, Scored
 
 if TYPE_CHECKING:
     from .job import score_folder
 
 __all__ = [
+    "RELEASED",
     "AnnotationError",
     "Contract",
     "MissingExtraError",

@@ -211,7 +211,7 @@ def _hush() -> None:
 
 
 def _tell_start(job: Job) -> None:
-    from .model import RELEASED
+    from .model_file import RELEASED
     from .table import utf8
 
     model, workers = job.model, f"{job.workers} {'worker' if job.workers == 1 else 'workers'}"

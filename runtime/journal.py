@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import OutputError
 from .file_state import Stamp, lock
-from .model import Prediction
+from .prediction import Prediction
 from .table import Row
 
 FORMAT = 2

@@ -1,13 +1,10 @@
-"""Open a model file, check it against its contract, and predict."""
+"""An open model file that predicts: a photograph is decoded, goes through the graph, and is decided by the contract."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,85 +19,22 @@ from .contract import (
     INPUT_NAME,
     ME_CAM_PER_LABEL,
     ME_PROBS,
-    METADATA_KEY,
     MIN_SIDE,
-    Contract,
-    Decision,
     Head,
-    Preprocessing,
-    decide,
 )
 from .digest import check_digest
 from .errors import ModelFileError, PictureError, UsageError
+from .model_file import find_model, read_model
+from .prediction import Prediction, Scored
+from .second_look import least_side, needs_second_look
+from .session import first_line, handing_back, open_model
 from .workers import ordered_map, workers_or_cores
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, RunOptions
     from PIL.Image import Image
-
-MODEL_NAME = "retina_multitask.onnx"
-INT8_NAME = "retina_multitask.int8.onnx"
-"""Default names of retina-export's files; the first that exists is used."""
-RELEASED = Path(__file__).with_name("released.onnx")
-"""The model that ships with the package."""
-
-DECODE_MARGIN = 1.8
-"""Smallest side of a picture decoded at reduced size, as a multiple of the square that the graph first resizes it to;
-measured in docs/scoring.md."""
-
-CLOSE_CALL = 0.025
-"""If a change of a probability by less than this would change a decision, the photograph is predicted again at full
-size. It is larger than any change that decoding at half size was seen to cause in fp32 (docs/scoring.md). Changes due
-to int8's own rounding need no margin: a second prediction would only round differently."""
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Source: TypeAlias = "str | Path | Buffer | NDArray[np.uint8] | Image"
-
-_PROVIDER_PACKAGES = {
-    "cuda": "onnxruntime-gpu",
-    "tensorrt": "onnxruntime-gpu",
-    "openvino": "onnxruntime-openvino",
-    "dml": "onnxruntime-directml",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction(Decision):
-    """What the model says about one photograph: the decisions, and the probabilities that they were made from."""
-
-    dr_probs: Mapping[int, float]
-    """Probability of each DR grade, in [0, 1], summing to 1."""
-    me_prob: float
-    """Probability of macular edema risk, in [0, 1]."""
-    maps: Mapping[str, NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
-    """Grad-CAM maps over the framed square, under the keys ``dr`` and ``me``: (h, w) float32, at least 0, in logits, of
-    the most probable class or the one asked for. None if the file has no maps or they were not requested."""
-
-    @classmethod
-    def of(
-        cls,
-        contract: Contract,
-        dr_probs: NDArray[np.floating],
-        me_probs: NDArray[np.floating],
-        maps: Mapping[str, NDArray[np.float32]] | None = None,
-    ) -> Prediction:
-        """Apply a contract's rules to one photograph's probabilities, dr_probs (K,) and me_probs (2,)."""
-        return cls(
-            **vars(decide(contract, dr_probs, me_probs)),
-            dr_probs={grade: float(p) for grade, p in zip(contract.dr_grades, dr_probs, strict=True)},
-            me_prob=float(me_probs[1]),
-            maps=maps,
-        )
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One photograph of a sequence: a prediction, or the reason why there is none."""
-
-    source: str | Path
-    prediction: Prediction | None
-    error: str | None
-    """Without the file's name; None if there is a prediction."""
 
 
 class RetinaModel:
@@ -133,13 +67,10 @@ class RetinaModel:
         """
         self.path = find_model(path)
         self.provider, self.exact = provider, exact
-        content = _read(self.path)
+        content = read_model(self.path)
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.digest_known = check_digest(self.path, self.sha256)
-        _check_single_file(self.path, content)
-        self._session = _open(self.path, content, threads, provider)
-        self.contract = _contract(self.path, self._session)
-        _check_graph(self.path, self._session, self.contract)
+        self._session, self.contract = open_model(self.path, content, threads, provider)
         self._second_look = threading.Lock()
         self._at_least = None if exact else least_side(self.contract.preprocessing)
 
@@ -149,7 +80,7 @@ class RetinaModel:
         Raises:
             ModelFileError: the file cannot be read, or has changed since it was opened.
         """
-        content = _read(self.path)
+        content = read_model(self.path)
         found = hashlib.sha256(content).hexdigest()
         if found != self.sha256:
             raise ModelFileError(f"{self.path}: expected sha256 {self.sha256} as opened, found {found}. Start again.")
@@ -222,9 +153,9 @@ class RetinaModel:
         with_maps = maps and self.contract.explain
         names = [DR_PROBS, ME_PROBS, *([DR_CAM_PER_GRADE, ME_CAM_PER_LABEL] if with_maps else [])]
         try:
-            outputs = self._session.run(names, {INPUT_NAME: pixels[None]}, _handing_back() if hand_back else None)
+            outputs = self._session.run(names, {INPUT_NAME: pixels[None]}, handing_back() if hand_back else None)
         except Exception as err:  # noqa: BLE001 - onnxruntime's exceptions share no other root
-            reason = f"the model could not take this picture of {pixels.shape}: {_first_line(err)}"
+            reason = f"the model could not take this picture of {pixels.shape}: {first_line(err)}"
             raise PictureError(f"{self.path}: {reason}", reason) from None
         dr, me = outputs[0][0], outputs[1][0]
         if not (np.isfinite(dr).all() and np.isfinite(me).all()):
@@ -268,145 +199,6 @@ class RetinaModel:
             return Scored(name, None, err.reason)
 
 
-def find_model(path: str | Path | None = None, artifacts: str | Path | None = None) -> Path:
-    """The model file to use: ``path``, else the export in ``artifacts``, else the one shipped in the package.
-
-    ``artifacts`` defaults to the environment variable RETINA_ARTIFACTS, else to ``artifacts`` in the working directory.
-    An fp32 export takes precedence over an int8 one. A given ``path`` is returned unchecked.
-
-    Raises:
-        ModelFileError: there is none, or one of these places cannot be examined.
-    """
-    if path is not None:
-        return Path(path)
-    asked_for = None if artifacts else os.environ.get("RETINA_ARTIFACTS")
-    if asked_for and not os.path.isdir(asked_for):
-        raise ModelFileError(f"{asked_for}: expected the folder that RETINA_ARTIFACTS names, found none")
-    folder = Path(artifacts or asked_for or "artifacts")
-    for candidate in (folder / MODEL_NAME, folder / INT8_NAME, RELEASED):
-        # Where something else is, such as a link to a share that is not mounted, another model would be a silent
-        # substitute.
-        try:
-            if stat.S_ISREG(os.stat(candidate).st_mode):  # noqa: PTH116
-                return candidate
-            raise ModelFileError(f"{candidate}: expected a model file or none, found something else")
-        except (FileNotFoundError, NotADirectoryError):
-            if os.path.islink(candidate):
-                raise ModelFileError(f"{candidate}: expected a model file or none, found a link to none") from None
-        except OSError as err:
-            raise ModelFileError(f"{candidate}: expected a model file or none, found: {err.strerror}") from None
-    raise ModelFileError(
-        f"{folder / MODEL_NAME}: expected a model file, found none, and none ships with this installation. Make one "
-        "with  retina-train DATA and retina-export, or name one (retina-score --model FILE)."
-    )
-
-
-def open_session(content: bytes, threads: int = 1, provider: str = "CPUExecutionProvider") -> InferenceSession:
-    """Open an ONNX model with the settings used wherever this project runs one, including export's parity check.
-
-    ``threads`` share the work of one prediction. Idle threads sleep, because spinning ones would take cores away from
-    the photographs being decoded at the same time. Any exception of onnxruntime may be raised.
-    """
-    import onnxruntime as ort
-
-    # For Windows, and where onnxruntime was loaded before this package (__init__.py).
-    if os.environ.get("ORT_DISABLE_TELEMETRY") != "0":
-        ort.disable_telemetry_events()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Memory plans are cached per input shape, and every photograph may have its own: memory would grow with the folder.
-    options.enable_mem_pattern = False
-    options.log_severity_level = 4  # fatal messages only: errors arrive as exceptions
-    return ort.InferenceSession(content, options, providers=[provider])
-
-
-def _handing_back() -> RunOptions:
-    import onnxruntime as ort
-
-    options = ort.RunOptions()
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    return options
-
-
-def _read(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as err:
-        raise ModelFileError(f"{path}: expected a model file, found: {err.strerror}") from None
-    if not content:
-        raise ModelFileError(f"{path}: expected a model file, found an empty one. Export it again.")
-    return content
-
-
-def _check_single_file(path: Path, content: bytes) -> None:
-    # An external tensor names its file under the key "location". These are the protobuf bytes of that key: they cannot
-    # occur in text, and in weights only with a probability of 2^-80. onnxruntime would look for the named file in the
-    # working directory.
-    if b"\x0a\x08location\x12" in content:
-        raise ModelFileError(f"{path}: expected a single file, found weights kept in another one. Export it again.")
-
-
-def _open(path: Path, content: bytes, threads: int, provider: str) -> InferenceSession:
-    import onnxruntime as ort
-
-    available = {name.removesuffix("ExecutionProvider").lower(): name for name in ort.get_available_providers()}
-    available.pop("azure", None)  # in every build, but it calls a remote service instead of running the model here
-    key = provider.lower().removesuffix("executionprovider")
-    if key not in available:
-        package = _PROVIDER_PACKAGES.get(key)
-        hint = f" Install it in place of onnxruntime:  pip install {package}" if package else ""
-        raise UsageError(f"--provider {provider}: expected one of {', '.join(sorted(available))}.{hint}")
-    try:
-        session = open_session(content, threads, available[key])
-    except Exception as err:  # noqa: BLE001 - onnxruntime's exceptions share no other root
-        found = _first_line(err)
-        if content.startswith(b"PK"):
-            found = "a file of PyTorch's. Of a checkpoint make an ONNX file:  retina-export CHECKPOINT --out FILE.onnx"
-        raise ModelFileError(f"{path}: expected an ONNX model, found: {found}") from None
-    if session.get_providers()[0] != available[key]:
-        raise UsageError(f"--provider {provider}: installed, but it could not be started on this machine")
-    return session
-
-
-def _contract(path: Path, session: InferenceSession) -> Contract:
-    metadata = session.get_modelmeta().custom_metadata_map
-    if METADATA_KEY not in metadata:
-        raise ModelFileError(
-            f"{path}: expected a contract under the metadata key {METADATA_KEY}, found {sorted(metadata) or 'none'}. "
-            "Only files made by retina-export can be used."
-        )
-    return Contract.from_json(metadata[METADATA_KEY], source=str(path))
-
-
-def _check_graph(path: Path, session: InferenceSession, contract: Contract) -> None:
-    """Check names, types and shapes of inputs and outputs: output sizes as in the contract, and no fixed input size."""
-
-    def expect(what: str, expected: list[Any], found: list[Any]) -> None:
-        if expected != found:
-            raise ModelFileError(f"{path}: {what}: expected {expected}, found {found}. Export the model again.")
-
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    expect("inputs", [INPUT_NAME], [node.name for node in inputs])
-    # A later version may add outputs without raising the schema.
-    promised = [node for node in outputs if node.name in contract.output_names]
-    if contract.output_names != [node.name for node in promised]:
-        expect("outputs", contract.output_names, [node.name for node in outputs])
-    outputs = promised
-    expect("input type", ["tensor(uint8)"], [node.type for node in inputs])
-    expect("output types", ["tensor(float)"] * len(outputs), [node.type for node in outputs])
-    shapes = [["N", "H", "W", 3], *(output["shape"] for output in contract.outputs)]
-    for node, expected in zip([*inputs, *outputs], shapes, strict=True):
-        expect(f"axes of {node.name}", [len(expected)], [len(node.shape)])
-        numbers = [(wanted, axis) for wanted, axis in zip(expected, node.shape, strict=True) if isinstance(axis, int)]
-        free = node in inputs
-        if any(wanted != axis for wanted, axis in numbers if free or isinstance(wanted, int)):
-            expect(f"shape of {node.name}", expected, list(node.shape))
-
-
 def _pixels(source: Source, at_least: int | None) -> NDArray[np.uint8]:
     if isinstance(source, np.ndarray):
         return _checked_pixels(source)
@@ -423,33 +215,6 @@ def _pixels(source: Source, at_least: int | None) -> NDArray[np.uint8]:
     raise TypeError(f"expected a path, bytes, an array or a Pillow image, found {type(source).__name__}")
 
 
-def least_side(preprocessing: Preprocessing) -> int:
-    """Smallest side in pixels of a picture decoded at reduced size: see ``picture.decode``."""
-    return round(DECODE_MARGIN * preprocessing.intermediate_size)
-
-
-def is_close_call(contract: Contract, prediction: Prediction, margin: float = CLOSE_CALL) -> bool:
-    """Whether a change of less than ``margin`` could change a decision.
-
-    That is a change in a probability, or in the difference between the two most probable DR grades.
-    """
-    second, first = sorted(prediction.dr_probs.values())[-2:]
-    me, referable_me, referable_dr = (
-        contract.thresholds[task].level for task in ("me", "referable_me", "referable_dr")
-    )
-    to_me = min(abs(prediction.me_prob - me), abs(prediction.me_prob - referable_me))
-    to_referable = abs(prediction.referable_prob - referable_dr)
-    return min(first - second, to_me, to_referable) < margin
-
-
-def needs_second_look(contract: Contract, prediction: Prediction, pixels: NDArray[np.uint8]) -> bool:
-    """Whether a prediction for a photograph as it was decoded is to be made again at full size.
-
-    That is for a close call, unless the pixels are too few to come from decoding at reduced size.
-    """
-    return min(pixels.shape[:2]) >= least_side(contract.preprocessing) and is_close_call(contract, prediction)
-
-
 def _checked_pixels(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     fits = pixels.ndim == 3 and pixels.shape[2] == 3 and min(pixels.shape[:2]) >= MIN_SIDE
     if not fits or pixels.dtype != np.uint8:
@@ -458,7 +223,3 @@ def _checked_pixels(pixels: NDArray[Any]) -> NDArray[np.uint8]:
             f"{pixels.dtype}"
         )
     return np.ascontiguousarray(pixels)
-
-
-def _first_line(err: Exception) -> str:
-    return str(err).strip().split("\n", 1)[0][:300]

@@ -114,7 +114,8 @@ def open_model(model: Path | None, artifacts: str, verify: Path | None, provider
     Raises:
         RetinaError: see ``find_model``, ``signature.verify`` and ``RetinaModel``.
     """
-    from .model import RetinaModel, find_model
+    from .model import RetinaModel
+    from .model_file import find_model
 
     path = find_model(model, artifacts)
     if verify is not None:

@@ -22,7 +22,7 @@ from .field import Field
 from .image_file import ENDING_OF, ImageFormat, write_image
 
 if TYPE_CHECKING:
-    from .model import Prediction
+    from .prediction import Prediction
 
 BLANK_BELOW = 0.01
 """In logits. A map whose cells sum to less moves a probability by less than 0.25 percentage points. It is drawn blank,

@@ -16,9 +16,10 @@ from .file_state import Stamp, stamp
 from .folder import Listing
 from .journal import ENDING as JOURNAL
 from .journal import Journal
-from .model import Prediction, RetinaModel
+from .model import RetinaModel
 from .output_file import free_bytes
 from .picture import NO_MEMORY
+from .prediction import Prediction
 from .table import NOTEBOOK_COLUMNS, PARTIAL, Row
 from .versions import decoder_versions
 from .workers import ordered_map

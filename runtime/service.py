@@ -21,7 +21,8 @@ from starlette.types import Receive, Scope, Send
 from .browser_page import add_page, find_page
 from .envelope import CLIENT_GONE, Entry
 from .limits import Limits
-from .model import RetinaModel, Scored
+from .model import RetinaModel
+from .prediction import Scored
 from .schema import BINARY, Health, ModelFacts, Scores, body_of, refusals_of
 from .table import Row, record
 from .upload import OCTETS, Photograph, read_photographs

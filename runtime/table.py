@@ -13,7 +13,7 @@ from typing import Any
 
 from .annotations import Annotation
 from .errors import OutputError
-from .model import Prediction
+from .prediction import Prediction
 
 NOTEBOOK_COLUMNS = (
     "Image name",

@@ -25,10 +25,9 @@ import pytest
 from eyes import eye
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
-from retina.runtime import RetinaModel
+from retina.runtime import RELEASED, RetinaModel
 from retina.runtime.contract import Preprocessing, Rule, Surround, decide, default_thresholds
 from retina.runtime.field import Field
-from retina.runtime.model import RELEASED
 from retina.runtime.overlay import HeadMap, colours, draw
 from retina.runtime.picture import decode
 from retina.runtime.scoring import score_one

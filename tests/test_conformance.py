@@ -15,7 +15,8 @@ from retina.export.cli import main
 from retina.export.conformance import pictures, write_kit
 from retina.export.graph import DeployedModel
 from retina.runtime.contract import Precision, Rule
-from retina.runtime.model import Prediction, RetinaModel
+from retina.runtime.model import RetinaModel
+from retina.runtime.prediction import Prediction
 from retina.train.checkpoint import load_checkpoint
 from small_export import SmallExport
 from tiny_model import CONTRACT, expected_probs, write_tiny_model

@@ -21,9 +21,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from retina.export.conformance import write_kit
+from retina.runtime import RELEASED
 from retina.runtime.cli import main as retina_score
 from retina.runtime.contract import Rule, default_thresholds
-from retina.runtime.model import RELEASED, RetinaModel
+from retina.runtime.model import RetinaModel
 from retina.train.synthetic import photograph
 from small_export import SmallExport
 from telemetry import bare_environment

@@ -25,13 +25,15 @@ from retina.gradcam.cli import main
 from retina.gradcam.explainer import Answer, CheckpointExplainer, OnnxExplainer
 from retina.gradcam.gallery import Photograph, _tops, list_photographs
 from retina.gradcam.index import write_index
+from retina.runtime import RELEASED
 from retina.runtime.contract import Contract, Head, Preprocessing, Rule
 from retina.runtime.errors import PictureError, UsageError
 from retina.runtime.field import Field
-from retina.runtime.model import RELEASED, Prediction, RetinaModel
+from retina.runtime.model import RetinaModel
 from retina.runtime.overlay import HeadMap, peak_at
 from retina.runtime.panel import TILE
 from retina.runtime.picture import NO_MEMORY, decode
+from retina.runtime.prediction import Prediction
 from retina.train.checkpoint import Checkpoint
 from retina.train.framing import make_preprocess
 from retina.train.model import RetinaNet

@@ -18,8 +18,10 @@ from onnx import TensorProto, helper
 from PIL import Image, ImageFilter
 from retina.runtime import ModelFileError, PictureError, Prediction, RetinaModel, UsageError
 from retina.runtime.contract import METADATA_KEY, Contract, Head, Preprocessing, Rule, default_thresholds
-from retina.runtime.model import _handing_back, find_model, is_close_call, least_side, open_session
+from retina.runtime.model_file import find_model
 from retina.runtime.picture import decode
+from retina.runtime.second_look import is_close_call, least_side
+from retina.runtime.session import handing_back, open_session
 from telemetry import bare_environment
 from tiny_model import CONTRACT, RAMP, expected_probs, tiny_model, write_tiny_model
 
@@ -259,7 +261,9 @@ def test_a_provider_that_computes_elsewhere_or_cannot_start_is_refused(
     path = write_tiny_model(tmp_path / "m.onnx")
     built_in = [f"{name}ExecutionProvider" for name in ("CUDA", "Azure", "CPU")]
     monkeypatch.setattr(ort, "get_available_providers", lambda: built_in)
-    monkeypatch.setattr("retina.runtime.model.open_session", lambda content, threads, _: open_session(content, threads))
+    monkeypatch.setattr(
+        "retina.runtime.session.open_session", lambda content, threads, _: open_session(content, threads)
+    )
     with pytest.raises(UsageError, match=r"--provider azure: expected one of cpu, cuda\."):
         RetinaModel(path, provider="azure")
     with pytest.raises(UsageError, match="--provider cuda: installed, but it could not be started on this machine"):
@@ -270,7 +274,7 @@ def test_a_provider_that_computes_elsewhere_or_cannot_start_is_refused(
 def test_the_model_is_looked_for_where_export_puts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RETINA_ARTIFACTS", raising=False)
-    monkeypatch.setattr("retina.runtime.model.RELEASED", tmp_path / "released.onnx")
+    monkeypatch.setattr("retina.runtime.model_file.RELEASED", tmp_path / "released.onnx")
     with pytest.raises(ModelFileError, match="retina-train DATA and retina-export"):
         find_model()
     write_tiny_model(tmp_path / "released.onnx")
@@ -424,11 +428,11 @@ def test_a_close_call_is_decided_on_the_whole_picture(tmp_path: Path, monkeypatc
     given_back: list[str] = []
 
     def options_of_run() -> ort.RunOptions:
-        options = _handing_back()
+        options = handing_back()
         given_back.append(options.get_run_config_entry("memory.enable_memory_arena_shrinkage"))
         return options
 
-    monkeypatch.setattr("retina.runtime.model._handing_back", options_of_run)
+    monkeypatch.setattr("retina.runtime.model.handing_back", options_of_run)
     plain = CONTRACT.with_(preprocessing=Preprocessing("squash", 64))
     smooth = Image.fromarray(pixels(3, 600, 900)).filter(ImageFilter.GaussianBlur(9))
     path = tmp_path / "eye.jpg"

@@ -17,10 +17,10 @@ from retina.runtime.contract import Decision, Preprocessing, Surround
 from retina.runtime.errors import OutputError
 from retina.runtime.field import Field
 from retina.runtime.image_file import fault_of_picture, write_image
-from retina.runtime.model import Prediction
 from retina.runtime.overlay import HeadMap, colours, draw, head_maps, peak_at, place, write_overlays
 from retina.runtime.panel import TILE, draw_panel, in_words, percent
 from retina.runtime.picture import decode
+from retina.runtime.prediction import Prediction
 from retina.train.framing import field_mask, lit_box, make_frame
 from retina.train.synthetic import photograph
 

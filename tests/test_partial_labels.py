@@ -38,13 +38,14 @@ from retina.train.items import Batch, EpochPlan, class_weights
 from retina.train.labels import label_faults, label_notes, trained_heads, untrained_heads
 from retina.train.leakage import find_copies
 from retina.train.loader import make_loader
-from retina.train.loop import Trainer
-from retina.train.metrics import Decisions, Predictions, classification_report, epoch_scores, evaluate
+from retina.train.metrics import classification_report, epoch_scores, evaluate
 from retina.train.model import RetinaNet
+from retina.train.predictions import Decisions, Predictions
 from retina.train.report import _source_note, worst_mistakes
 from retina.train.screening import screening_rules, screening_threshold
 from retina.train.stop import StopRequest
 from retina.train.temperature import fit_temperature
+from retina.train.trainer import Trainer
 from small_backbone import RESNET10
 from small_set import SMALL, items
 from tiny_model import CONTRACT, write_tiny_model

@@ -26,7 +26,7 @@ from retina.runtime.model import RetinaModel
 from retina.runtime.picture import decode
 from retina.train.checkpoint import load_checkpoint
 from retina.train.data import Photo
-from retina.train.metrics import Predictions
+from retina.train.predictions import Predictions
 from small_export import SmallExport
 from small_set import small_set
 

@@ -37,13 +37,15 @@ from retina.train.data import DataSet
 from retina.train.framing import Normalize, make_preprocess
 from retina.train.items import EpochPlan
 from retina.train.loader import make_loader
-from retina.train.loop import WARM_UP, Trainer, fit, load_resume
+from retina.train.loop import fit
 from retina.train.model import RetinaNet
+from retina.train.resume import load_resume
 from retina.train.screening import screening_threshold
 from retina.train.stop import StopRequest
 from retina.train.targets import dr_targets
 from retina.train.temperature import fit_temperature, scale_head
 from retina.train.totals import Totals
+from retina.train.trainer import WARM_UP, Trainer
 from scipy.ndimage import find_objects, label, uniform_filter
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_curve

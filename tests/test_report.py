@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from retina.runtime.contract import Contract
 from retina.train import plots
-from retina.train.metrics import Predictions, evaluate
+from retina.train.metrics import evaluate
+from retina.train.predictions import Predictions
 from retina.train.report import Mistake, _gallery, worst_mistakes, write_report
 
 CONTRACT = Contract(provenance={"run": "r", "data_fingerprint": "f00d" * 16})

@@ -13,8 +13,9 @@ from retina.runtime.contract import Contract, Preprocessing
 from retina.runtime.errors import OutputError, UsageError
 from retina.train.checkpoint import Checkpoint
 from retina.train.framing import make_preprocess
-from retina.train.metrics import Predictions, evaluate, write_metrics
+from retina.train.metrics import evaluate, write_metrics
 from retina.train.model import RetinaNet
+from retina.train.predictions import Predictions
 from retina.train.tracking import EXPERIMENT, REGISTERED_MODEL, NoTracker, make_tracker
 from small_backbone import RESNET10
 from telemetry import bare_environment

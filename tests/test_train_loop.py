@@ -37,13 +37,15 @@ from retina.train.device import make_fabric
 from retina.train.framing import Normalize, make_preprocess
 from retina.train.items import EpochPlan, TrainItems, class_weights
 from retina.train.loader import make_loader, require_shared_memory, workers_for
-from retina.train.loop import Trainer, fit, load_resume, save_resume, saved_progress
+from retina.train.loop import fit
 from retina.train.model import RetinaNet
 from retina.train.pipeline import train
+from retina.train.resume import load_resume, save_resume, saved_progress
 from retina.train.run import Run
 from retina.train.stop import StopRequest
 from retina.train.totals import Totals
 from retina.train.tracking import NoTracker
+from retina.train.trainer import Trainer
 from small_backbone import RESNET10
 from small_set import SMALL, items, small_set
 from torch import Tensor

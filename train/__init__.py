@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from .frames import DecodedFrames, look_through
     from .framing import Normalize, make_frame, make_preprocess
     from .items import EpochPlan, EvalItems, TrainItems, class_weights
-    from .loop import Trainer, fit
+    from .loop import fit
     from .model import RetinaNet
     from .pipeline import train
     from .run import Run
+    from .trainer import Trainer
 
 _HOME = {
     "augment": ["make_augment"],
@@ -29,10 +30,11 @@ _HOME = {
     "frames": ["DecodedFrames", "look_through"],
     "framing": ["Normalize", "make_frame", "make_preprocess"],
     "items": ["EpochPlan", "EvalItems", "TrainItems", "class_weights"],
-    "loop": ["Trainer", "fit"],
+    "loop": ["fit"],
     "model": ["RetinaNet"],
     "pipeline": ["train"],
     "run": ["Run"],
+    "trainer": ["Trainer"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [

@@ -30,7 +30,6 @@ from .evaluation import brief
 from .frames import DecodedFrames
 from .framing import Normalize
 from .items import EvalItems, collate
-from .loop import as_predictions
 from .metrics import evaluate
 
 
@@ -108,7 +107,7 @@ def predict_logits(checkpoint: Checkpoint, items: EvalItems) -> tuple[Tensor, Te
 
 def judged(checkpoint: Checkpoint, items: EvalItems) -> dict[str, Any]:
     """All metrics on a split (``metrics.evaluate``), by the checkpoint's own decision rules."""
-    return evaluate(as_predictions(items, *predict_logits(checkpoint, items)), checkpoint.contract)
+    return evaluate(items.predictions(*predict_logits(checkpoint, items)), checkpoint.contract)
 
 
 def items_of(checkpoint: Checkpoint, data: DataSet, split: str) -> EvalItems:

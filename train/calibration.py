@@ -10,7 +10,6 @@ from ..runtime.contract import HEADS, Contract
 from .checkpoint import Checkpoint
 from .data import DataSet
 from .items import EvalItems
-from .loop import as_predictions
 from .screening import screening_rules
 from .temperature import LIMITS, fit_temperature, scale_head
 
@@ -53,13 +52,13 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
     Raises:
         UsageError: ``items`` have DR grades but none is referable, or ME labels but no risk.
     """
-    raw = as_predictions(items, dr_logits, me_logits).without_labels(best.contract.untrained_heads)
+    raw = items.predictions(dr_logits, me_logits).without_labels(best.contract.untrained_heads)
     weights = best.weights
     logits, true = {"dr": dr_logits, "me": me_logits}, {"dr": raw.dr_true, "me": raw.me_true}
     fitted = {head: fit_temperature(logits[head], torch.from_numpy(true[head])) for head in raw.labelled_heads}
     for head, temperature in fitted.items():
         weights = scale_head(weights, f"{head}_head", temperature)
-    p = as_predictions(items, dr_logits / fitted.get("dr", 1.0), me_logits / fitted.get("me", 1.0))
+    p = items.predictions(dr_logits / fitted.get("dr", 1.0), me_logits / fitted.get("me", 1.0))
     contract = best.contract.with_(
         thresholds=screening_rules(best.contract, p),
         provenance={**best.contract.provenance, **{f"{head}_temperature": value for head, value in fitted.items()}},

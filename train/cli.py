@@ -186,8 +186,8 @@ def _run(
 
         answer(format_table(list_runs(artifacts)), "retina-train")
         return True
-    from .loop import saved_progress
     from .pipeline import train
+    from .resume import saved_progress
     from .run import Run
     from .tracking import make_tracker
 

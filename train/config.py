@@ -71,7 +71,7 @@ class TrainConfig:
     dr_targets: Literal["hard", "ordinal"] = "hard"
     """``ordinal``: a grade's neighbours get a share of its target, so that near misses cost less (targets.py)."""
     optimizer: Literal["adam", "adamw"] = "adam"
-    """``adamw``: with ``loop.WEIGHT_DECAY``."""
+    """``adamw``: with ``trainer.WEIGHT_DECAY``."""
     schedule: Literal["plateau", "cosine"] = "plateau"
     """``plateau``: halve the rates if the loss on valid has not fallen for more than two epochs. ``cosine``: a short
     warm-up, then half a cosine down to 0, updated every step."""

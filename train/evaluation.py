@@ -21,7 +21,8 @@ from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.progress import progress
 from ..runtime.terminal import Refused, tell
 from .data import SPLITS, Photo, sound_dataset, unknown_grades
-from .metrics import FIGURES, Predictions, evaluate, label_counts
+from .metrics import FIGURES, evaluate, label_counts
+from .predictions import Predictions
 
 
 def score_split(model: RetinaModel, photos: tuple[Photo, ...]) -> Predictions:

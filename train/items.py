@@ -16,6 +16,7 @@ from ..runtime.yardsticks import UNLABELLED
 from .augment import Augment, augment_with_seed, draw_seed
 from .data import DataSet
 from .frames import Frames
+from .predictions import Predictions
 
 
 class Item(NamedTuple):
@@ -90,6 +91,10 @@ class EvalItems(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         photo = self.photos[index]
         return Item(self.frames[index].float(), self.dr_index[index], photo.me_index, photo.image_name, photo.caption)
+
+    def predictions(self, dr_logits: Tensor, me_logits: Tensor) -> Predictions:
+        """From logits (N, K) and (N, 2) on the CPU, in the order of the items."""
+        return Predictions.of(self.photos, self.dr_grades, dr_logits.softmax(1).numpy(), me_logits.softmax(1).numpy())
 
 
 class EpochPlan(Sampler[list[Draw]]):

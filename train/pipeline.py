@@ -16,8 +16,8 @@ from lightning_fabric import Fabric
 from ..runtime.annotations import Annotation
 from ..runtime.contract import HEADS, Contract, Head, Preprocessing
 from ..runtime.errors import OutputError, UsageError
-from ..runtime.model import Prediction
 from ..runtime.output_file import write_atomically
+from ..runtime.prediction import Prediction
 from ..runtime.progress import tracked
 from ..runtime.table import Row, Table, cells, columns
 from . import plots, report
@@ -34,13 +34,16 @@ from .framing import Normalize
 from .items import EvalItems, TrainItems, class_weights
 from .labels import trained_heads, untrained_heads
 from .loader import eval_loader, require_shared_memory
-from .loop import Trainer, as_predictions, fit, load_resume
-from .metrics import Predictions, evaluate, write_metrics
+from .loop import fit
+from .metrics import evaluate, write_metrics
 from .model import RetinaNet, load_backbone_weights
+from .predictions import Predictions
+from .resume import load_resume
 from .run import BEST, CONFIG, FACTS, FINAL, HISTORY, METRICS, Run
 from .start import grades_of_network, open_start, start_notes
 from .survey import Survey, survey_data
 from .tracking import NoTracker, Tracker
+from .trainer import Trainer
 
 TEST_PREDICTIONS = "test_predictions.csv"
 
@@ -238,7 +241,7 @@ def _evaluate_best(
         best = calibrated(best, *predict("valid"))
         trainer.judged.load_state_dict(best.weights)
         say(f"Calibrated on valid: {calibration_line(best)}.")
-    return best, {name: as_predictions(*predict(name)) for name in SPLITS}
+    return best, {name: EvalItems.predictions(*predict(name)) for name in SPLITS}
 
 
 def _finish(

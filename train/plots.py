@@ -21,7 +21,7 @@ from ..runtime import yardsticks
 from ..runtime.contract import HEAD_NAMES, Contract
 from ..runtime.yardsticks import UNLABELLED
 from .figure import BLUE, GREEN, GREY, ORANGE, write_png
-from .metrics import Decisions, Predictions
+from .predictions import Decisions, Predictions
 
 SPLIT_LINES = {"train": (GREY, ":"), "valid": (ORANGE, "--"), "test": (BLUE, "-")}
 _DPI = 150

@@ -24,8 +24,9 @@ from ..runtime.yardsticks import CALIBRATION_BINS, UNLABELLED
 from . import plots
 from .checkpoint import current_versions
 from .flat import flatten
-from .metrics import FIGURES, HEADLINES, NO_LABEL, Decisions, Predictions, classification_report, label_counts
+from .metrics import FIGURES, HEADLINES, NO_LABEL, classification_report, label_counts
 from .page import PAGE, STYLE
+from .predictions import Decisions, Predictions
 
 REPORT_NAME = "report.html"
 MISTAKES_SHOWN = 12

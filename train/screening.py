@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..runtime.contract import Contract, Rule
 from ..runtime.errors import UsageError
 from ..runtime.yardsticks import UNLABELLED
-from .metrics import Decisions, Predictions
+from .predictions import Decisions, Predictions
 
 SENSITIVITY = 0.90
 """Share of the photographs with the condition that screening should find: above the 0.80 that the British Diabetic
