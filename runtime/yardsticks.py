@@ -2,13 +2,15 @@
 
 A bootstrap resample is a weighting: how often each photograph was drawn. Functions therefore take weights (B, N), one
 row per resample, or confusion matrices (B, K, K) made from them, and return (B,): a thousand resamples cost a few
-matrix products. Weights of one give the plain figure. An undefined figure is NaN. The definitions are scikit-learn's,
-and tested against it, except that quadratic kappa's weights go by the grades themselves instead of by their positions
-among those that occur. Photographs whose true label is ``UNLABELLED`` are left out, as if their weights were 0.
+matrix products. Weights of one give the plain figure. Only calibration is measured without: resampling would distort
+it. An undefined figure is NaN. The definitions are scikit-learn's, and tested against it, except that quadratic kappa's
+weights go by the grades themselves instead of by their positions among those that occur. Photographs whose true label
+is ``UNLABELLED`` are left out, as if their weights were 0.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -78,21 +80,17 @@ def auc(true: Indices, score: NDArray[np.floating], weights: Floats) -> Floats:
     return share((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
 
 
-def calibration_error(probs: NDArray[np.floating], true: Indices, weights: Floats) -> Floats:
-    """Expected calibration error of the most probable class (Guo et al. 2017): (B,) in [0, 1].
+def calibration_error(probs: NDArray[np.floating], true: Indices) -> float:
+    """Expected calibration error of the most probable class (Guo et al. 2017), in [0, 1]; NaN without a label.
 
     The mean over photographs of ``|accuracy - mean confidence|`` in their bin of confidence.
 
     Args:
         probs: (N, K) in [0, 1].
-        true: (N,) indices of the true classes.
-        weights: (B, N).
+        true: (N,) indices of the true classes, or ``UNLABELLED``.
     """
-    true, weights = _labelled(true, weights)
-    confidence, right, bin_of = _by_confidence(probs, true)
-    gap = np.zeros((true.size, CALIBRATION_BINS))
-    gap[np.arange(true.size), bin_of] = right - confidence
-    return share(np.abs(weights @ gap).sum(axis=1), weights.sum(axis=1))
+    n, confidence, right = reliability(probs, true)
+    return float(np.nansum(n * np.abs(right - confidence)) / n.sum()) if n.any() else math.nan
 
 
 def calibration_chance(probs: NDArray[np.floating], n_draws: int, seed: int) -> Floats:

@@ -191,7 +191,7 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
     ):
         known = true != UNLABELLED
         body[task]["n"] = int(known.sum())
-        error = float(yardsticks.calibration_error(probs, true, weights)[0])
+        error = yardsticks.calibration_error(probs, true)
         body[task]["calibration_error"] = _without_interval(error, _BY_CHANCE_ALONE if known.any() else NO_LABEL)
         chance = yardsticks.calibration_chance(probs[known], n_bootstrap, seed)
         body[task]["calibration_chance"] = _with_interval(float(chance.mean()), chance, body[task]["n"], NO_LABEL)

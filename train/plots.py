@@ -133,7 +133,7 @@ def reliability_diagrams(p: Predictions, out_png: Path) -> None:
         (axes[0, 1], "ME risk", p.me_probs, p.me_true),
     ):
         n, confidence, right = yardsticks.reliability(probs, true)
-        error = yardsticks.calibration_error(probs, true, np.ones((1, true.size)))[0]
+        error = yardsticks.calibration_error(probs, true)
         shares = n / max(n.sum(), 1)
         ax.bar((np.arange(n.size) + 0.5) * width, shares, width * 0.92, color="#cccccc", label="share of photographs")
         ax.plot([0, 1], [0, 1], color=GREY, lw=0.8, label="perfect calibration")
