@@ -45,10 +45,12 @@ def workers_or_cores(asked: int | None) -> int:
     return asked or usable_cores()
 
 
-def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def ordered_map(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int = AHEAD
+) -> Iterator[Result]:
     """Yield ``work(item)`` in the order of ``items``, computed by ``workers`` threads.
 
-    At most ``AHEAD`` results per worker are held, so neither items nor results pile up. If the iterator is closed or
+    At most ``ahead`` results per worker are held, so neither items nor results pile up. If the iterator is closed or
     ``work`` raises, items that have not started are dropped, and those in progress are waited for.
 
     Raises:
@@ -67,7 +69,7 @@ def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], workers: 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="score")
     waiting: deque[Future[Result]] = deque()
     try:
-        waiting.extend(submit(item) for item in islice(source, AHEAD * workers))
+        waiting.extend(submit(item) for item in islice(source, ahead * workers))
         while waiting:
             result = waiting.popleft().result()
             waiting.extend(submit(item) for item in islice(source, 1))

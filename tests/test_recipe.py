@@ -124,6 +124,20 @@ def test_adamw_decays_weights_by_hand(optimizer: str, decay: float) -> None:
     torch.testing.assert_close(weight.detach(), before * (1 - 1e-2 * decay), rtol=1e-6, atol=0)
 
 
+def test_a_head_that_does_not_learn_does_not_decay(data: DataSet) -> None:
+    """Its loss counts for nothing, so that its gradients are 0, which AdamW takes for a reason to shrink it."""
+    train, _ = items(data)
+    t = trainer(replace(RELEASED, me_weight=0.0, ema=0.0, lr_heads=1e-2))
+    t = Trainer(t.fabric, t.config, t.net, t.normalize, t.dr_grades, t.dr_weights, ("dr",))
+    before = {name: tensor.clone() for name, tensor in t.net.state_dict().items()}
+    plan = EpochPlan(train.dr_index, t.config.batch_size, "shuffle", 0)
+    loader = make_loader(train, 0, t.fabric, batch_sampler=plan)
+    t.train_epoch(loader, StopRequest(), lambda n, totals: None, plan.n_batches)
+    for name, tensor in t.net.state_dict().items():
+        if "_head." in name:
+            assert torch.equal(tensor, before[name]) == name.startswith("me_head."), name
+
+
 def test_average_is_the_exponential_one_and_is_what_is_judged(data: DataSet) -> None:
     t = trainer(replace(RELEASED, ema=0.5))
     train, _ = items(data)

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -22,7 +23,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from eyes import write_set
 from lightning_fabric import Fabric
 from retina.runtime.errors import ModelFileError, NonFiniteLossError, OutputError
@@ -36,7 +37,7 @@ from retina.train.data import DataSet, read_dataset
 from retina.train.device import make_fabric
 from retina.train.framing import Normalize, make_preprocess
 from retina.train.items import EpochPlan, TrainItems, class_weights
-from retina.train.loader import make_loader, require_shared_memory, workers_for
+from retina.train.loader import EvalBatches, make_loader, require_shared_memory, workers_for
 from retina.train.loop import fit
 from retina.train.model import RetinaNet
 from retina.train.pipeline import train
@@ -486,24 +487,78 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_device
     assert {name: split["all"]["n"] for name, split in metrics["splits"].items()} == counts
 
 
-def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(
-    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    artifacts = tmp_path / "of mine"
-
+def stopped_while_it_is_evaluated(data: DataSet, artifacts: Path, *options: str) -> Result:
     def interrupted(line: str) -> None:
         tell(line)
         if line.startswith("Evaluating"):
             signal.raise_signal(signal.SIGINT)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("retina.train.cli.tell", interrupted)
-        result = CliRunner().invoke(main, command(data, artifacts, "h", "--epochs", "1", "--workers", "0"))
+        result = CliRunner().invoke(main, command(data, artifacts, "h", "--epochs", "1", "--workers", "0", *options))
     assert result.exit_code == 130, result.output
+    return result
+
+
+def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(data: DataSet, tmp_path: Path) -> None:
+    artifacts = tmp_path / "of mine"
+    result = stopped_while_it_is_evaluated(data, artifacts)
     go_on = f"retina-train --resume --name h --artifacts '{artifacts}'"
     assert result.output.strip().endswith(f"Go on with:  {go_on}")
     result = CliRunner().invoke(main, shlex.split(go_on)[1:])
     assert result.exit_code == 0, result.output
+
+
+def test_a_resumed_run_keeps_its_precision_on_a_machine_that_would_choose_another(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+
+    def made(device: str, precision: str) -> Fabric:
+        fabric = make_fabric(device, precision)
+        used.append(fabric._precision.precision)
+        return fabric
+
+    monkeypatch.setattr("retina.train.pipeline.make_fabric", made)
+    for is_faster in (True, False):
+        monkeypatch.setattr("retina.train.device.bf16_is_faster", lambda _, is_faster=is_faster: is_faster)
+        assert make_fabric("cpu", "auto")._precision.precision == ("bf16-mixed" if is_faster else "32-true")
+        if is_faster:
+            stopped_while_it_is_evaluated(data, tmp_path)
+        else:
+            resumed = CliRunner().invoke(main, ["--resume", "--artifacts", str(tmp_path)])
+            assert resumed.exit_code == 0, resumed.output
+    assert used == ["bf16-mixed", "bf16-mixed"]
+
+
+def test_a_run_is_not_resumed_on_photographs_with_other_names(tmp_path: Path) -> None:
+    """The files and labels are the same, but an epoch draws them in the order of their names."""
+    torch.save(torchvision.models.get_model(RESNET10).state_dict(), pretrained(tmp_path))
+    data = small_set(tmp_path, train=[0, 0, 1, 2], others=[0, 1, 2])
+    stopped_while_it_is_evaluated(data, tmp_path)
+    images = tmp_path / "train" / "images"
+    first, *_, last = sorted(path.name for path in images.iterdir())
+    for old, new in ((first, "aside"), (last, first), ("aside", last)):
+        (images / old).rename(images / new)
+    csv = tmp_path / "train" / "annotations.csv"
+    names = {first: last, last: first}
+    csv.write_text(re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], csv.read_text()))
+    resumed = CliRunner().invoke(main, ["--resume", "--artifacts", str(tmp_path)])
+    assert resumed.exit_code == 2
+    assert "expected the training photographs under the names that they had when the run was started" in resumed.stderr
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_devices_share_a_split_in_its_order(data: DataSet, world: int) -> None:
+    _, valid = items(data)
+    for rank in range(world):
+        batches = EvalBatches(valid, 2, rank, world)
+        expected = [valid[index] for index in range(rank, len(valid), world)]
+        found = list(batches)
+        assert [len(batch.filenames) for batch in found] == [2] * (len(expected) // 2) + [1] * (len(expected) % 2)
+        assert len(batches) == len(found)
+        assert [name for batch in found for name in batch.filenames] == [item.filename for item in expected]
+        assert torch.equal(torch.cat([batch.image for batch in found]), torch.stack([item.image for item in expected]))
 
 
 @pytest.mark.slow

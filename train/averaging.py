@@ -16,7 +16,6 @@ from typing import Any
 import click
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ..runtime.contract import HEADS
 from ..runtime.errors import RetinaError, UsageError
@@ -29,7 +28,8 @@ from .data import DataSet, fingerprint_of_files, sound_dataset
 from .evaluation import brief
 from .frames import DecodedFrames
 from .framing import Normalize
-from .items import EvalItems, collate
+from .items import EvalItems
+from .loader import EvalBatches
 from .metrics import evaluate
 
 
@@ -98,8 +98,7 @@ def predict_logits(checkpoint: Checkpoint, items: EvalItems) -> tuple[Tensor, Te
     """Logits of the DR grades (N, K) and of the ME risk (N, 2), float32, for a split in its order; runs on the CPU."""
     prep = checkpoint.contract.preprocessing
     normalize, net = Normalize(prep.mean, prep.std), checkpoint.build_model().to(memory_format=torch.channels_last)
-    batches = DataLoader(items, batch_size=16, collate_fn=collate)
-    images = (normalize(batch.image) for batch in tracked(batches, "Judging"))
+    images = (normalize(batch.image) for batch in tracked(EvalBatches(items, 16), "Judging"))
     rows = [net(image.contiguous(memory_format=torch.channels_last)) for image in images]
     dr, me = zip(*rows, strict=True)
     return torch.cat(dr), torch.cat(me)

@@ -17,7 +17,7 @@ def make_fabric(device: str, precision: str) -> Fabric:
 
     Args:
         device: as ``pick_device`` returns it.
-        precision: ``fp32``, ``bf16``, or ``auto`` for bf16 where it is faster.
+        precision: ``fp32``, ``bf16``, ``auto`` for bf16 where it is faster, or as Fabric names it.
     """
     accelerator = device.split(":", maxsplit=1)[0]
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -30,7 +30,7 @@ def make_fabric(device: str, precision: str) -> Fabric:
         num_nodes=max(world // local, 1),
         # Each device keeps the batch-norm statistics of its own share; ``Trainer`` averages them.
         strategy=DDPStrategy(broadcast_buffers=False) if world > 1 else "auto",
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
+        precision={"bf16": "bf16-mixed", "fp32": "32-true"}.get(precision, precision),  # type: ignore[arg-type]
     )
     fabric.launch()
     # PyTorch's default, True, computes convolutions with a mantissa of 10 bits, but fp32 is promised.

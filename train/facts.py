@@ -34,6 +34,7 @@ def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor, untraine
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "data_fingerprint": survey.fingerprint,
+        "train_order": survey.train_order,
         "dr_grades": list(survey.data.dr_grades),
         "counts": counts,
         "dr_class_weights": [round(float(weight), 6) for weight in dr_weights],
@@ -52,10 +53,10 @@ def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor, untraine
 
 
 def check_same(run: Run, survey: Survey, fabric: Fabric) -> None:
-    """Refuse to resume a run with another number of devices or other data.
+    """Refuse to resume a run with another number of devices, other data, or data in another order.
 
     Raises:
-        UsageError: either differs from what the run recorded when it began.
+        UsageError: one of them differs from what the run recorded when it began.
         ModelFileError: that record is damaged.
     """
     facts = run.facts()
@@ -69,6 +70,12 @@ def check_same(run: Run, survey: Survey, fabric: Fabric) -> None:
         raise UsageError(
             f"{run.folder}: expected the photographs and labels the run was started with (fingerprint {before[:12]}), "
             f"found others ({survey.fingerprint[:12]}). Restore them, or start a new run without --resume."
+        )
+    if facts.get("train_order", survey.train_order) != survey.train_order:
+        raise UsageError(
+            f"{run.folder}: expected the training photographs under the names that they had when the run was started, "
+            "found others: what an epoch has already drawn follows their order. Rename them back, or start a new run "
+            "without --resume."
         )
 
 

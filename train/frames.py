@@ -30,6 +30,7 @@ from ..runtime.file_state import Stamp, stamp
 from ..runtime.output_file import require_free, write_atomically, write_text_atomically
 from ..runtime.picture import decode
 from ..runtime.versions import decoder_versions
+from ..runtime.workers import usable_cores
 from . import framing
 from .checkpoint import current_versions
 from .framing import make_frame
@@ -178,7 +179,7 @@ def _look_at_each(frames: DecodedFrames, array: Pixels | None, progress: Callabl
             array[index] = whole if array.dtype == np.uint8 else frame.numpy()
         return Look(digest, str(imagehash.phash(Image.fromarray(whole.transpose(1, 2, 0)), PHASH_SIDE)))
 
-    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(look, range(len(frames))))
 
 

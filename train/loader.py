@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from multiprocessing import Lock, RawValue
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..runtime.errors import OutputError
 from ..runtime.output_file import require_free
-from ..runtime.workers import usable_cores
+from ..runtime.workers import ordered_map, usable_cores
 from .config import TrainConfig
 from .items import Batch, EpochPlan, EvalItems, TrainItems, collate
 
@@ -26,6 +29,8 @@ a second (``cameras``); an H200 trains on 400."""
 
 READY_BATCHES = 2
 """Batches that each worker loads ahead: PyTorch's default."""
+READY_PHOTOGRAPHS = 8
+"""Photographs that each thread loads ahead for evaluation: float32, so 3 MB each at 512 px."""
 SHARED_MEMORY = Path("/dev/shm")
 """Where Linux keeps the memory in which workers hand over what they loaded."""
 
@@ -106,10 +111,30 @@ def train_loader(items: TrainItems, plan: EpochPlan, config: TrainConfig, fabric
     return make_loader(items, _workers(config, fabric), fabric, batch_sampler=plan)
 
 
-def eval_loader(items: EvalItems, config: TrainConfig, fabric: Fabric) -> DataLoader[Batch]:
-    """One device's share of a split: photographs rank, rank + world, ..."""
-    share = range(fabric.global_rank, len(items), fabric.world_size)
-    return make_loader(items, 0, fabric, batch_size=config.batch_size, sampler=share)
+class EvalBatches:
+    """A split's photographs in batches, for one device of several: photographs rank, rank + world, ...
+
+    Threads load them while the network works. Unlike processes they need no shared memory, and decoding, framing and
+    reading a mapped file leave Python to other threads anyway.
+    """
+
+    def __init__(self, items: EvalItems, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.items, self.batch_size = items, batch_size
+        self.share = range(rank, len(items), world)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.share) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        threads = max(1, min(MOST_WORKERS, usable_cores() // _devices_here()))
+        loaded = ordered_map(self.items.__getitem__, self.share, threads, READY_PHOTOGRAPHS)
+        while batch := list(islice(loaded, self.batch_size)):
+            yield collate(batch)
+
+
+def eval_loader(items: EvalItems, config: TrainConfig, fabric: Fabric) -> EvalBatches:
+    """One device's share of a split."""
+    return EvalBatches(items, config.batch_size, fabric.global_rank, fabric.world_size)
 
 
 def _workers(config: TrainConfig, fabric: Fabric) -> int:

@@ -108,7 +108,9 @@ def _train(
             "batch-norm has no variance of one value"
         )
     device = pick_device(device)
-    fabric = make_fabric(device, config.precision)
+    # auto may choose another on another machine, and a resumed run continues with its own.
+    is_open = config.precision == "auto"
+    fabric = make_fabric(device, run.facts().get("precision", "auto") if resume and is_open else config.precision)
     require_shared_memory(config, fabric)
     run = replace(run, name=fabric.broadcast(run.name))  # the processes may have started in different seconds
     say_once = say if fabric.is_global_zero else (lambda _line: None)
@@ -119,6 +121,12 @@ def _train(
         )
     if config.unfreeze_epoch is not None and config.unfreeze_epoch > config.epochs:
         say_once(f"--unfreeze-epoch {config.unfreeze_epoch} comes after the last of {config.epochs} epochs: no effect.")
+    if (world := fabric.world_size) > 1:
+        alone = config.batch_size * config.accumulate
+        say_once(
+            f"{world} devices: a step sees {alone * world} photographs instead of {alone}. For as many steps as on one "
+            f"device, divide --batch-size by {world}."
+        )
     # To fail now and not after every photograph was read.
     start = None if resume else open_start(config.backbone, config.weights)
     torch.manual_seed(config.seed)

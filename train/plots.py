@@ -56,7 +56,9 @@ def learning_curves(history: pd.DataFrame, out_png: Path) -> None:
     rates = axes[1, 2]
     for name, colour, dash in (("backbone", BLUE, "-"), ("heads", ORANGE, "--")):
         rates.plot(epoch, history[f"lr_{name}"], dash, color=colour, marker="o", ms=3, label=name)
-    rates.set(title="Learning rates", ylabel="rate", yscale="log")
+    rates.set(title="Learning rates", ylabel="rate")
+    if (history[["lr_backbone", "lr_heads"]] > 0).any(axis=None):
+        rates.set(yscale="log")
 
     best = _best_row(history)
     for ax in axes.flat:

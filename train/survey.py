@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import hashlib
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lightning_fabric import Fabric
 
@@ -17,7 +19,7 @@ from .calibration import calibration_faults
 from .config import TrainConfig
 from .console import Say
 from .data import SPLITS, DataSet, fingerprint, read_dataset
-from .frames import Frames, Look, look_through
+from .frames import DecodedFrames, Frames, Look, look_through
 from .labels import label_faults, label_notes, untrained_heads
 from .leakage import Leak, find_copies, find_leaks, unnamed_patients
 
@@ -30,6 +32,8 @@ class Survey:
     frames: dict[str, Frames]
     fingerprint: str
     """See ``data.fingerprint``."""
+    train_order: str
+    """sha256, in hexadecimal, of the training photographs in the order of their names, which epochs draw from."""
     leaks: list[Leak]
     """All between two splits; a survey with copies in two exists only if they were allowed."""
 
@@ -69,16 +73,15 @@ def survey_data(
     told = nullcontext(lambda: None) if quiet or not fabric.is_global_zero else progress(total, "Reading photographs")
     with told as advance:
         for name in SPLITS:
-            # The first device fills the cache, and the others map what it wrote.
-            with fabric.rank_zero_first(local=True):
-                frames[name], looks[name] = look_through(
-                    data.splits[name].paths,
-                    preprocessing,
-                    "uint8" if name == "train" else "float32",
-                    "off" if name == "test" else config.cache,
-                    cache_folder,
-                    advance,
-                )
+            frames[name], looks[name] = _look_once(
+                data.splits[name].paths,
+                preprocessing,
+                "uint8" if name == "train" else "float32",
+                "off" if name == "test" else config.cache,
+                cache_folder,
+                fabric,
+                advance,
+            )
     for name in SPLITS:
         photos = data.splits[name].photos
         where = data.splits[name].annotations
@@ -107,4 +110,25 @@ def survey_data(
     for leak in leaks + twice:
         say(f"Warning: {leak}")
     digests = {name: [look.sha256 for look in looks[name]] for name in SPLITS}
-    return Survey(data, frames, fingerprint(data, digests), leaks)
+    order = hashlib.sha256("\n".join(digests["train"]).encode()).hexdigest()
+    return Survey(data, frames, fingerprint(data, digests), order, leaks)
+
+
+def _look_once(
+    paths: Sequence[Path],
+    preprocessing: Preprocessing,
+    dtype: Literal["uint8", "float32"],
+    cache: Literal["disk", "memory", "off"],
+    cache_folder: Path,
+    fabric: Fabric,
+    advance: Callable[[], object],
+) -> tuple[Frames, list[Look]]:
+    """``look_through`` on the first device, which fills the cache for the others or tells them what it found."""
+    if cache == "off":
+        frames: Frames = DecodedFrames(paths, preprocessing)
+        looks: list[Look] = []
+        if fabric.is_global_zero:
+            frames, looks = look_through(paths, preprocessing, dtype, cache, cache_folder, advance)
+        return frames, fabric.broadcast(looks)
+    with fabric.rank_zero_first(local=True):
+        return look_through(paths, preprocessing, dtype, cache, cache_folder, advance)

@@ -59,7 +59,8 @@ class Trainer:
         self.normalize.to(self.fabric.device)
         self.dr_weights = self.dr_weights.to(self.fabric.device)
         self.dr_targets = dr_targets(self.config.dr_targets, self.dr_grades).to(self.fabric.device)
-        heads = [*self.net.dr_head.parameters(), *self.net.me_head.parameters()]
+        # Not those of a head that does not learn: AdamW's weight decay would shrink them.
+        heads = [parameter for head in self.heads for parameter in getattr(self.net, f"{head}_head").parameters()]
         groups = [
             {"params": list(self.net.backbone.parameters()), "lr": self.config.lr_backbone},
             {"params": heads, "lr": self.config.lr_heads},
@@ -250,7 +251,7 @@ class Trainer:
         both = shards.transpose(0, 1).reshape(-1, width)[:n].cpu()  # device r has photographs r, r + world, ...
         return both[:, :-2], both[:, -2:]
 
-    def judge(self, items: EvalItems, loader: DataLoader[Batch]) -> dict[str, float]:
+    def judge(self, items: EvalItems, loader: Iterable[Batch]) -> dict[str, float]:
         """Losses and ``epoch_scores`` on a split."""
         dr_logits, me_logits = self.predict(loader, len(items))
         predictions = items.predictions(dr_logits, me_logits)
