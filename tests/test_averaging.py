@@ -197,3 +197,10 @@ def test_faults_are_named(tmp_path: Path) -> None:
     (data / "train/images/eye_3.jpg").unlink()
     (data / "train/images/eye_3.jpg").symlink_to("gone.jpg")
     assert "eye_3.jpg: cannot be read: No such file or directory" in fault(data, tmp_path / "own.pth")
+
+
+def test_a_head_that_one_branch_never_trained_is_untrained_in_the_mean() -> None:
+    never = CONTRACT.with_(provenance={**CONTRACT.provenance, "untrained_heads": ["me"]})
+    for contracts in ((never, CONTRACT), (CONTRACT, never)):
+        branches = [(f"{n}.pth", branch(n, contract)) for n, contract in enumerate(contracts, 1)]
+        assert average(branches).contract.untrained_heads == ("me",)

@@ -280,6 +280,7 @@ def test_camera_originals_as_python_decides_them(program: Program, real_data: Pa
     for path in sorted((real_data / "fullsize").glob("*.jpg"))[:2]:
         shutil.copy(path, tmp_path)
     expected = expected_rows(RELEASED, tmp_path)
+    assert len(expected) == 2
     found = rows_of(program(RELEASED, *expected, cwd=tmp_path).stdout)
     for name, row in expected.items():
         for column, cell in row.items():

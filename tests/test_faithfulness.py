@@ -138,6 +138,16 @@ def test_deletion_falls_and_insertion_rises_early_where_the_map_is_right() -> No
     assert deletion.area_under(inserted[:, 1]) > deletion.area_under(inserted_wrong[:, 1]) + 0.2
 
 
+def test_pixels_are_ranked_in_the_lit_field_alone_and_equal_ones_at_random() -> None:
+    lit = torch.zeros(32, 32, dtype=torch.bool)
+    lit[:, 8:24] = True
+    rank = deletion._rank(np.ones((4, 4), np.float32), lit)
+    assert (rank[~lit] > 1).all()
+    np.testing.assert_allclose(np.sort(rank[lit].numpy()), np.arange(512) / 512)
+    assert 96 < (rank[:16] < 0.5).sum() < 160, "as many above as below"
+    assert torch.equal(rank, deletion._rank(np.ones((4, 4), np.float32), lit))
+
+
 def test_the_area_under_a_straight_line_is_half() -> None:
     assert deletion.area_under(deletion.FRACTIONS) == pytest.approx(0.5)
 

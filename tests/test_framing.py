@@ -220,7 +220,9 @@ def test_any_pixels_give_finite_frames_within_range(height: int, width: int, see
 
 
 def test_camera_original_and_its_square_frame_alike(real_data: Path) -> None:
-    for original in sorted((real_data / "fullsize").glob("*.jpg")):
+    originals = sorted((real_data / "fullsize").glob("*.jpg"))
+    assert len(originals) == 12
+    for original in originals:
         square = real_data / "retina/test/images" / original.name
         a, b = framed(decode(original), size=256), framed(decode(square), size=256)
         assert np.abs(a - b).mean() < 4.0, original.name

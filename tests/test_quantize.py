@@ -113,7 +113,7 @@ def test_head_weights_round_to_the_nearest_of_255_steps(fp32: onnx.ModelProto, i
     assert (np.abs(restored - before) <= 0.5001 * step).all() and np.abs(restored - before).max() > 0
 
 
-def test_blocks_in_floats_stay_bit_equal(fp32: onnx.ModelProto) -> None:
+def test_blocks_in_floats_answer_as_fp32(fp32: onnx.ModelProto) -> None:
     """With one block in floats, its output equals fp32's; with none, it does not."""
     ranges = measure_ranges(fp32, tensors_to_measure(fp32), pictures(2))
     body = body_of(fp32)
@@ -126,6 +126,7 @@ def test_blocks_in_floats_stay_bit_equal(fp32: onnx.ModelProto) -> None:
         return run(probe, pictures(1)[0][None], [after_block])[0]
 
     np.testing.assert_allclose(answer(quantize(fp32, ranges, Recipe("mean", 1))), answer(fp32), rtol=1e-4, atol=1e-4)
+    assert np.abs(answer(quantize(fp32, ranges, Recipe("mean"))) - answer(fp32)).max() > 0.01
 
 
 def test_rounding_keeps_each_kernels_sum() -> None:
@@ -369,3 +370,10 @@ def test_each_bound_of_the_gate() -> None:
     me = np.eye(2, dtype=np.float32)
     gate = judge(Contract(), answers(truth, dr, me), answers(truth, dr, me[[1, 1]]))
     assert (gate.dr_agreement, gate.me_agreement) == (1.0, 0.5)
+
+
+def test_the_gate_compares_answers_and_not_referrals() -> None:
+    contract = Contract(thresholds={**default_thresholds(), "referable_me": Rule("at_least", 0.2)})
+    truth, dr = [(0, 0), (2, 1)], np.eye(5, dtype=np.float32)[[0, 2]]
+    fp32, int8 = (answers(truth, dr, np.array([[1 - p, p], [0.1, 0.9]], np.float32)) for p in (0.1, 0.4))
+    assert judge(contract, fp32, int8).me_agreement == 1.0

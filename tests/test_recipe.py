@@ -36,7 +36,7 @@ from retina.train.config import RECIPES, TrainConfig
 from retina.train.data import DataSet
 from retina.train.framing import Normalize, make_preprocess
 from retina.train.items import EpochPlan
-from retina.train.loader import make_loader
+from retina.train.loader import EvalBatches, make_loader
 from retina.train.loop import fit
 from retina.train.model import RetinaNet
 from retina.train.resume import load_resume
@@ -140,7 +140,7 @@ def test_a_head_that_does_not_learn_does_not_decay(data: DataSet) -> None:
 
 def test_average_is_the_exponential_one_and_is_what_is_judged(data: DataSet) -> None:
     t = trainer(replace(RELEASED, ema=0.5))
-    train, _ = items(data)
+    train, valid = items(data)
     kept: list[dict[str, torch.Tensor]] = []
     update = t.average.update_parameters
 
@@ -158,6 +158,13 @@ def test_average_is_the_exponential_one_and_is_what_is_judged(data: DataSet) -> 
             expected = 0.5 * expected + 0.5 * weights[name]
         torch.testing.assert_close(t.judged.state_dict()[name], expected)
         assert not torch.equal(t.net.state_dict()[name], expected)
+    (batch,) = EvalBatches(valid, len(valid))
+    dr_logits, me_logits = t.predict([batch], len(valid))
+    with torch.inference_mode():
+        of_average = t.average.module.eval()(t.normalize(batch.image))
+        of_network = t.net.eval()(t.normalize(batch.image))
+    torch.testing.assert_close((dr_logits, me_logits), of_average)
+    assert not torch.allclose(dr_logits, of_network[0], atol=1e-4)
 
 
 def test_resumed_average_and_rates_are_those_of_a_run_never_stopped(data: DataSet, tmp_path: Path) -> None:
@@ -468,6 +475,13 @@ def test_recipe_fills_in_what_was_not_asked_for(tmp_path: Path) -> None:
             _, me = load_checkpoint(tmp_path / f"runs/r/{name}.pth").build_model()(x)
         loss = F.cross_entropy(me * temperature, torch.tensor([0, 0, 1, 1, 1, 1]))
         assert loss.item() == pytest.approx(row["valid_me_loss"], rel=1e-4), name
+    # And the figures and the table are those of the calibrated checkpoint.
+    x = torch.cat([preprocess(torch.from_numpy(decode(root / f"test/images/eye_{n}.jpg"))[None]) for n in range(6)])
+    with torch.inference_mode():
+        dr, me = checkpoint.build_model()(x)
+    table = pd.read_csv(tmp_path / "test_predictions.csv")
+    np.testing.assert_allclose(table[[f"dr_prob_{grade}" for grade in range(5)]], dr.softmax(1), atol=1e-5)
+    np.testing.assert_allclose(table["me_prob"], me.softmax(1)[:, 1], atol=1e-5)
 
 
 def test_a_run_that_failed_while_it_finished_is_calibrated_once(tmp_path: Path) -> None:

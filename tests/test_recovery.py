@@ -155,6 +155,27 @@ def test_a_file_that_answers_otherwise_is_refused(small_export: SmallExport, pho
     assert not (tmp_path / "again.pth").exists()
 
 
+@pytest.mark.parametrize("apart", [(1.0, 0.0), (0.0, 1.0)])
+def test_both_heads_are_compared_on_every_photograph(
+    small_export: SmallExport,
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    apart: tuple[float, float],
+) -> None:
+    compared: list[object] = []
+
+    def differing(_logits: object, _model: object, pixels: object) -> tuple[float, float]:
+        compared.append(pixels)
+        return apart
+
+    monkeypatch.setattr("retina.export.recovery._apart", differing)
+    result = recover(photographs, "--model", small_export.model, "--out", tmp_path / "again.pth")
+    assert result.exit_code == 2
+    assert "expected a checkpoint that answers as the file does, found probabilities" in result.output
+    assert len(compared) == 6
+
+
 def test_another_graph_is_refused(small_export: SmallExport, photographs: Path, tmp_path: Path) -> None:
     model = onnx.load(small_export.model)
     (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == "model.dr_head.3.weight")

@@ -157,3 +157,16 @@ def test_a_network_keeps_the_grades_that_new_data_lack(tmp_path: Path, monkeypat
     assert load_checkpoint(tmp_path / "retina_multitask_best.pth").contract.dr_grades == (0, 1, 2, 3, 4)
     header = (tmp_path / "test_predictions.csv").read_text().splitlines()[0]
     assert "dr_prob_4" in header
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("before", [(), ("me",)])
+def test_a_head_that_is_left_alone_is_as_trained_as_before(tmp_path: Path, before: tuple[str, ...]) -> None:
+    contract = Contract(Preprocessing(image_size=32)).with_(provenance={"untrained_heads": list(before)})
+    Checkpoint(RetinaNet(5, RESNET10).state_dict(), RESNET10, contract).save(tmp_path / "start.pth")
+    data = write_set(tmp_path / "data", train=[0, 1, 2] * 3, others=(0, 1, 2))
+    quick = ["--image-size", "32", "--backbone", RESNET10, "--workers", "0", "--epochs", "1", "--batch-size", "3"]
+    start = ["--weights", tmp_path / "start.pth", "--me-weight", "0", "--artifacts", tmp_path]
+    result = retina_train(data, *quick, *start)
+    assert result.exit_code == 0, result.output
+    assert load_checkpoint(tmp_path / "retina_multitask_best.pth").contract.untrained_heads == before

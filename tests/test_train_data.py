@@ -376,3 +376,10 @@ def test_every_public_name_is_there() -> None:
         assert getattr(retina.train, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'optimise'"):
         _ = retina.train.optimise
+
+
+def test_a_draw_knows_its_epoch_and_place() -> None:
+    plan = EpochPlan([0, 1, 2, 0, 1, 2, 0], 2, "shuffle", 5)
+    for plan.epoch in (1, 3):
+        draws = [draw for batch in plan for draw in batch]
+        assert [(draw.epoch, draw.position) for draw in draws] == [(plan.epoch, place) for place in range(6)]

@@ -30,13 +30,14 @@ from retina.runtime.errors import ModelFileError, NonFiniteLossError, OutputErro
 from retina.runtime.picture import decode
 from retina.runtime.terminal import tell
 from retina.train import pipeline
+from retina.train.augment import augment_with_seed, draw_seed, make_augment
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.cli import main
 from retina.train.config import TrainConfig
 from retina.train.data import DataSet, read_dataset
 from retina.train.device import make_fabric
 from retina.train.framing import Normalize, make_preprocess
-from retina.train.items import EpochPlan, TrainItems, class_weights
+from retina.train.items import Draw, EpochPlan, TrainItems, class_weights
 from retina.train.loader import EvalBatches, make_loader, require_shared_memory, workers_for
 from retina.train.loop import fit
 from retina.train.model import RetinaNet
@@ -276,6 +277,52 @@ def test_stopped_at_a_random_step_and_resumed_a_run_ends_on_the_same_bits(data: 
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_each_micro_batch_of_a_run_drops_other_features(data: DataSet, tmp_path: Path) -> None:
+    t = trainer(items(data)[0], replace(RECIPE, epochs=2, accumulate=2))
+    seeds: list[int] = []
+    t.net.register_forward_pre_hook(lambda net, _: seeds.append(torch.initial_seed()) if net.training else None)
+    run(t, data, tmp_path / "resume.pth")
+    assert len(seeds) == len(set(seeds)) == 8
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("none", [1, 1, 1]), ("inverse", [16 / 27, 16 / 12, 16 / 9])])
+def test_grades_weigh_as_asked(data: DataSet, tmp_path: Path, asked: str, expected: list[float]) -> None:
+    options = ["--workers", "0", "--epochs", "1", "--class-weights", asked]
+    result = CliRunner().invoke(main, command(data, tmp_path, "w", *options))
+    assert result.exit_code == 0, result.output
+    facts = json.loads((tmp_path / "runs" / "w" / "run.json").read_text())
+    assert facts["dr_class_weights"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("sampler", ["shuffle", "weighted"])
+def test_photographs_are_drawn_as_asked(data: DataSet, tmp_path: Path, sampler: str) -> None:
+    train, _ = items(data)
+    t = judged_as(trainer(train, replace(RECIPE, epochs=1, sampler=sampler)), lambda epoch: 1.0)
+    drawn: list[Any] = []
+    t.train_epoch = lambda loader, *_: bool(drawn.extend(loader.batch_sampler))  # type: ignore[method-assign]
+    run(t, data, tmp_path / "resume.pth")
+    assert drawn == list(EpochPlan(train.dr_index, 4, sampler, RECIPE.seed))
+
+
+@pytest.mark.parametrize("augment", ["notebook", "cameras"])
+def test_photographs_are_augmented_as_asked(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: str
+) -> None:
+    pictures: list[Tensor] = []
+
+    def noted(_trainer: Trainer, train_items: TrainItems, *_: object) -> bool:
+        whole = train_items.frames[0].round().to(torch.uint8)
+        pictures.append(train_items[Draw(0, 1, 0)].image)
+        pictures.append(augment_with_seed(make_augment(augment), whole, draw_seed(RECIPE.seed, 1, 0)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "fit", noted)
+    config = replace(RECIPE, data=str(data.root), weights=str(pretrained(data.root)), augment=augment)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Run(tmp_path, "a"), device="cpu", quiet=True)
+    assert torch.equal(*pictures)
+
+
 def test_a_stop_requested_while_devices_agree_is_kept_for_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     fabric = Fabric(accelerator="cpu", devices=1)
     exchange = fabric.all_reduce
@@ -368,7 +415,6 @@ def test_a_worker_whose_parent_was_killed_while_it_started_ends(
     assert worker.exitcode == exit_code
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux changed its default")
 def test_bf16_is_for_training_only(data: DataSet) -> None:
     train, valid = items(data)
     plain, mixed = trainer(train), trainer(train, replace(RECIPE, precision="bf16"))
@@ -401,6 +447,7 @@ def test_too_little_shared_memory_is_told_before_the_work(monkeypatch: pytest.Mo
         require_shared_memory(replace(RECIPE, workers=1), fabric)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux changed its default")
 def test_workers_are_forked_whatever_pythons_default(data: DataSet) -> None:
     """As of Python 3.14 it is a server, which would be the parent of workers and outlive theirs."""
     before = multiprocessing.get_start_method(allow_none=True)
@@ -525,9 +572,11 @@ def test_a_resumed_run_keeps_its_precision_on_a_machine_that_would_choose_anothe
         assert make_fabric("cpu", "auto")._precision.precision == ("bf16-mixed" if is_faster else "32-true")
         if is_faster:
             stopped_while_it_is_evaluated(data, tmp_path)
+            recorded = (tmp_path / "runs" / "h" / "run.json").read_bytes()
         else:
             resumed = CliRunner().invoke(main, ["--resume", "--artifacts", str(tmp_path)])
             assert resumed.exit_code == 0, resumed.output
+            assert (tmp_path / "runs" / "h" / "run.json").read_bytes() == recorded
     assert used == ["bf16-mixed", "bf16-mixed"]
 
 
