@@ -597,11 +597,11 @@ def test_a_run_is_not_resumed_on_photographs_with_other_names(tmp_path: Path) ->
     assert "expected the training photographs under the names that they had when the run was started" in resumed.stderr
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_devices_share_a_split_in_its_order(data: DataSet, world: int) -> None:
+@pytest.mark.parametrize(("world", "threads"), [(1, 0), (1, 2), (2, 2)])
+def test_devices_share_a_split_in_its_order(data: DataSet, world: int, threads: int) -> None:
     _, valid = items(data)
     for rank in range(world):
-        batches = EvalBatches(valid, 2, rank, world)
+        batches = EvalBatches(valid, 2, rank, world, threads)
         expected = [valid[index] for index in range(rank, len(valid), world)]
         found = list(batches)
         assert [len(batch.filenames) for batch in found] == [2] * (len(expected) // 2) + [1] * (len(expected) % 2)

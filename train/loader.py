@@ -114,27 +114,31 @@ def train_loader(items: TrainItems, plan: EpochPlan, config: TrainConfig, fabric
 class EvalBatches:
     """A split's photographs in batches, for one device of several: photographs rank, rank + world, ...
 
-    Threads load them while the network works. Unlike processes they need no shared memory, and decoding, framing and
-    reading a mapped file leave Python to other threads anyway.
+    With ``threads``, they are loaded while the network works. Unlike processes these need no shared memory, and
+    decoding, framing and reading a mapped file leave Python to other threads anyway.
     """
 
-    def __init__(self, items: EvalItems, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.items, self.batch_size = items, batch_size
+    def __init__(self, items: EvalItems, batch_size: int, rank: int = 0, world: int = 1, threads: int = 0) -> None:
+        self.items, self.batch_size, self.threads = items, batch_size, threads
         self.share = range(rank, len(items), world)
 
     def __len__(self) -> int:
         return math.ceil(len(self.share) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        threads = max(1, min(MOST_WORKERS, usable_cores() // _devices_here()))
-        loaded = ordered_map(self.items.__getitem__, self.share, threads, READY_PHOTOGRAPHS)
+        load, share = self.items.__getitem__, self.share
+        loaded = ordered_map(load, share, self.threads, READY_PHOTOGRAPHS) if self.threads else map(load, share)
         while batch := list(islice(loaded, self.batch_size)):
             yield collate(batch)
 
 
 def eval_loader(items: EvalItems, config: TrainConfig, fabric: Fabric) -> EvalBatches:
-    """One device's share of a split."""
-    return EvalBatches(items, config.batch_size, fabric.global_rank, fabric.world_size)
+    """One device's share of a split.
+
+    A CPU loads no photographs beside the network, which would have to wait for the core.
+    """
+    threads = 0 if fabric.device.type == "cpu" else _workers(config, fabric)
+    return EvalBatches(items, config.batch_size, fabric.global_rank, fabric.world_size, threads)
 
 
 def _workers(config: TrainConfig, fabric: Fabric) -> int:
