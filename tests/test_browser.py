@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from eyes import eye
 from numpy.typing import NDArray
@@ -330,11 +331,44 @@ def test_pixels_are_those_of_the_one_decoder(page: Page, tmp_path: Path) -> None
         image.save(tmp_path / name, **options)
         expected = decode(tmp_path / name)
         text = base64.b64encode((tmp_path / name).read_bytes()).decode()
-        decoded = f"m.decode({BLOB}).then((b) => [b.height, b.width, [...m.pixelsOf(b)]])"
+        decoded = f"m.decode({BLOB}, 32).then((b) => [b.height, b.width, [...m.pixelsOf(b)]])"
         found = in_module(page, "picture.js", f"await {decoded}", text)
         pixels = np.array(found[2], np.int16).reshape(found[0], found[1], 3)
         assert pixels.shape == expected.shape, name
         assert np.abs(pixels - expected).max() <= most, name
+
+
+def test_a_webp_that_is_turned_is_refused(page: Page, tmp_path: Path) -> None:
+    """Chromium shows it as stored, which changes answers."""
+    for orientation, order in product((1, 6), (b"II", b"MM")):
+        exif = Image.Exif()
+        exif.endian = "<" if order == b"II" else ">"
+        exif[0x010F], exif[0x0112] = "maker", orientation
+        eye(7, 96).save(tmp_path / "eye.webp", lossless=True, exif=exif.tobytes())
+        content = (tmp_path / "eye.webp").read_bytes()
+        assert re.search(rb"EXIF....(Exif\0\0)?" + order, content, re.DOTALL)
+        told = f"await m.decode({BLOB}, 32).then(() => 'read', (err) => err.message)"
+        found = in_module(page, "picture.js", told, base64.b64encode(content).decode())
+        assert found.startswith("read" if orientation == 1 else "WebP with an EXIF orientation"), (orientation, order)
+
+
+@pytest.mark.parametrize(
+    ("task", "rule", "found"),
+    [
+        ("dr", {"rule": "cumulative"}, "dr: expected the rule argmax, found cumulative"),
+        ("me", {"rule": "between"}, "me: expected the rule argmax or at_least, found between"),
+        ("referable_dr", None, "referable_dr: expected the rule at_least, found none"),
+        ("referable_me", {"rule": "argmax"}, "referable_me: expected the rule at_least, found argmax"),
+        ("referable_me", None, ""),
+    ],
+)
+def test_a_rule_that_is_not_known_is_refused(page: Page, task: str, rule: dict[str, str] | None, found: str) -> None:
+    contract = json.loads(CONTRACT.to_json())
+    del contract["thresholds"][task]
+    contract["thresholds"] |= {} if rule is None else {task: rule}
+    told = "(() => { try { m.checked(a); return ''; } catch (err) { return err.message; } })()"
+    said = in_module(page, "contract.js", told, contract)
+    assert said == (f"contract thresholds.{found}" if found else "")
 
 
 # Where the maps are drawn
@@ -463,6 +497,8 @@ def test_a_file_that_is_no_model_takes_nothing_away(
     page.set_input_files("#other-model", tmp_path / "other.onnx")
     expect(page.locator("#trouble")).to_contain_text("other.onnx: expected an ONNX model, found a damaged file")
     expect(page.locator("#rows tr")).to_have_count(2)
+    drop(page, [eyes[0]])
+    expect(page.locator("#trouble")).to_be_hidden()
     drop(page, [write_tiny_model(tmp_path / "plain.onnx"), eyes[0]])
     expect(page.locator("#model-facts")).to_contain_text("plain.onnx")
     expect(page.locator("#rows tr")).to_have_count(1)
@@ -483,7 +519,70 @@ def test_what_the_model_was_never_trained_for_is_said(
     expect(page.locator("#caution")).to_be_hidden()
 
 
+def test_outputs_that_a_later_version_adds_are_ignored(
+    photographs: list[Path], static: tuple[str, Path], open_page: Open, tmp_path: Path
+) -> None:
+    model = onnx.load(write_tiny_model(tmp_path / "plain.onnx"))
+    model.graph.node.append(onnx.helper.make_node("Identity", ["me_probs"], ["added"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("added", onnx.TensorProto.FLOAT, ["N", 2]))
+    onnx.save(model, tmp_path / "later.onnx")
+    page = open_page(static[0])
+    page.set_input_files("#other-model", tmp_path / "later.onnx")
+    expect(page.locator("#model-facts")).to_contain_text("later.onnx")
+    drop(page, [path for path in photographs if path.name == "b.png"])
+    expect(page.locator("#status")).to_have_text("1 of 1 scored")
+
+
+def test_a_referral_for_edema_that_is_no_risk_is_seen_in_the_table(
+    photographs: list[Path], static: tuple[str, Path], open_page: Open, tmp_path: Path
+) -> None:
+    page = open_page(static[0])
+    for risk, referral, word in ((1.0, 1.0, "no"), (1.0, 0.0, "refer"), (0.0, 0.0, "yes")):
+        rules = {"me": Rule("at_least", risk), "referable_me": Rule("at_least", referral)}
+        contract = CONTRACT.with_(thresholds={**default_thresholds(), **rules})
+        model = write_tiny_model(tmp_path / f"{word}.onnx", contract=contract)
+        drop(page, [model, *(path for path in photographs if path.name == "b.png")])
+        expect(page.locator("#rows td").nth(2)).to_have_text(word)
+        expect(page.locator("#rows td").nth(2).locator(".raised")).to_have_count(int(word != "no"))
+
+
+def test_cleared_it_says_so_where_the_next_photograph_is_chosen(photographs: list[Path], page: Page) -> None:
+    drop(page, [path for path in photographs if path.name == "b.png"])
+    page.locator("#clear").press("Enter")
+    expect(page.locator("#status")).to_have_text("Cleared.")
+    assert page.evaluate("() => document.activeElement.id") == "files"
+
+
+def test_of_many_photographs_asked_for_in_a_row_the_last_is_shown(photographs: list[Path], page: Page) -> None:
+    drop(page, [path for path in photographs if path.name in ("b.png", "ü.png")])
+    page.evaluate(
+        "() => { const seen = (window.seen = []); const post = Worker.prototype.postMessage;"
+        "Worker.prototype.postMessage = function (message, ...rest) {"
+        "  if (message.task === 'look') seen.push(message.given.name); return post.call(this, message, ...rest); }; }"
+    )
+    last = page.locator("#rows button").nth(1).inner_text()
+    page.evaluate(
+        "() => { const [one, other] = document.querySelectorAll('#rows tr');"
+        "for (let n = 0; n < 5; n += 1) { one.click(); other.click(); } }"
+    )
+    expect(page.locator("#tile-photograph")).to_have_attribute("aria-label", f"{last}, as the model frames it")
+    assert page.evaluate("() => window.seen") in ([last], [last, last])
+
+
 # Error messages
+
+
+def test_what_cannot_be_loaded_is_said(open_page: Open, static: tuple[str, Path]) -> None:
+    for file, said in (
+        ("worker.js", "worker.js could not be loaded from beside this page. Reload the page."),
+        ("model.onnx", "The model beside this page (model.onnx) could not be loaded. Reload the page, or choose"),
+    ):
+        page = open_page("about:blank", "html")
+        page.context.route(f"**/{file}", lambda route: route.abort())
+        page.goto(static[0])
+        expect(page.locator("#trouble")).to_contain_text(said)
+        expect(page.locator("#loading")).to_be_hidden()
+        expect(page.locator("#model-choice")).to_be_visible(visible=file == "model.onnx")
 
 
 def test_without_a_model_one_can_be_chosen(open_page: Open, static: tuple[str, Path], tmp_path: Path) -> None:

@@ -17,13 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 from retina.export.conformance import write_kit
 from retina.runtime import RELEASED
 from retina.runtime.cli import main as retina_score
-from retina.runtime.contract import Rule, default_thresholds
+from retina.runtime.contract import METADATA_KEY, Rule, default_thresholds
+from retina.runtime.errors import ModelFileError
 from retina.runtime.model import RetinaModel
 from retina.train.synthetic import photograph
 from small_export import SmallExport
@@ -166,6 +168,39 @@ def test_decisions_are_by_the_files_own_thresholds(program: Program, tmp_path: P
     assert turned == {"me_risk", "referable", "referable_me"}
 
 
+def test_a_rule_that_is_not_known_is_refused(program: Program, tmp_path: Path) -> None:
+    """As retina-score does: any decision would be a guess. Only ME's referral had no rule in the oldest files."""
+    Image.fromarray(photograph(3, 1, 64, seed=6, source="ronda").picture).save(tmp_path / "eye.jpg")
+    known = write_tiny_model(tmp_path / "known.onnx")
+    for number, (task, rule) in enumerate(
+        (
+            ("dr", {"rule": "cumulative"}),
+            ("me", {"rule": "between"}),
+            ("referable_dr", {"rule": "argmax"}),
+            ("referable_me", {"rule": "argmax"}),
+            ("referable_dr", None),
+            ("referable_me", None),
+        )
+    ):
+        model = onnx.load(known)
+        (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
+        contract = json.loads(entry.value)
+        del contract["thresholds"][task]
+        contract["thresholds"] |= {} if rule is None else {task: rule}
+        entry.value = json.dumps(contract)
+        file = tmp_path / f"{number}.onnx"
+        onnx.save(model, file)
+        result = program(file, tmp_path / "eye.jpg")
+        if (task, rule) == ("referable_me", None):
+            assert result.returncode == 0, result.stderr
+            RetinaModel(file)
+            continue
+        assert (result.returncode, result.stdout) == (2, ""), (task, rule, result)
+        assert "rule" in result.stderr
+        with pytest.raises(ModelFileError, match="thresholds"):
+            RetinaModel(file)
+
+
 def test_what_the_model_was_never_trained_for_is_said(program: Program, tmp_path: Path) -> None:
     never = CONTRACT.with_(provenance={"untrained_heads": ["me"]})
     model = write_tiny_model(tmp_path / "never.onnx", contract=never)
@@ -228,6 +263,23 @@ def test_tiff_of_12_bits_or_with_0_for_white(program: Program, small_export: Sma
         for column, cell in row.items():
             if "prob" in column:
                 assert float(cell) == pytest.approx(float(expected[name][column]), abs=1e-3), (name, column)
+
+
+def test_colours_and_depths_that_libvips_converts_otherwise_are_refused(
+    program: Program, small_export: SmallExport, tmp_path: Path
+) -> None:
+    if program.language != "node":  # type: ignore[attr-defined]
+        pytest.skip("of libvips")
+    eye = Image.fromarray(photograph(3, 1, 320, seed=6, source="ronda").picture)
+    eye.convert("CMYK").save(tmp_path / "a cmyk.jpg")
+    for mode in ("I", "F"):
+        eye.convert("L").convert(mode).save(tmp_path / f"b {mode}.tif")
+    eye.save(tmp_path / "c eye.tif")
+    result = program(small_export.model, *sorted(path.name for path in tmp_path.iterdir()), cwd=tmp_path)
+    rows = rows_of(result.stdout)
+    assert [row["error"].partition(", found ")[2] for row in rows.values()] == [
+        "cmyk of uchar", "b-w of float", "b-w of int", "",
+    ]  # fmt: skip
 
 
 def test_names_that_the_console_lacks_are_written(program: Program, small_export: SmallExport, tmp_path: Path) -> None:

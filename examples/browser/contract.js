@@ -4,7 +4,8 @@
 
 const METADATA_KEY = "retina.contract";
 const SCHEMA = 1;
-export const MIN_SIDE = 32;
+/** The rules that this page knows for each decision. */
+const RULES = { dr: ["argmax"], me: ["argmax", "at_least"], referable_dr: ["at_least"], referable_me: ["at_least"] };
 /** Names of the grades 0 to 4 of the International Clinical Diabetic Retinopathy scale. */
 const GRADE_NAMES = ["no retinopathy", "mild", "moderate", "severe", "proliferative"];
 
@@ -42,11 +43,14 @@ export function checked(contract) {
   if (contract.schema !== SCHEMA) {
     throw new ModelFileError(`contract schema: expected ${SCHEMA}, found ${contract.schema}`);
   }
-  const { dr, me, referable_dr: referable } = contract.thresholds;
-  if (dr.rule !== "argmax" || !["argmax", "at_least"].includes(me.rule) || referable.rule !== "at_least") {
-    throw new ModelFileError("contract thresholds: expected the rules argmax and at_least, found others");
+  const thresholds = { referable_me: { rule: "at_least", threshold: 0.5 }, ...contract.thresholds }; // not in the oldest
+  for (const [task, known] of Object.entries(RULES)) {
+    const found = thresholds[task]?.rule;
+    if (!known.includes(found)) {
+      throw new ModelFileError(`contract thresholds.${task}: expected the rule ${known.join(" or ")}, found ${found ?? "none"}`);
+    }
   }
-  return contract;
+  return { ...contract, thresholds };
 }
 
 /**
@@ -76,7 +80,7 @@ export function decide(contract, drProbs, meProbs) {
 /** The probabilities from which ME counts as a risk, and from which it is referred. */
 export const meThresholds = ({ thresholds: { me, referable_me: referred } }) => ({
   risk: me.threshold ?? 0.5,
-  referral: referred?.threshold ?? 0.5,
+  referral: referred.threshold ?? 0.5,
 });
 
 /** Side in pixels of the square that the graph first resizes a photograph to. */

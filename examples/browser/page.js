@@ -20,6 +20,8 @@ let contract = null;
 let byService = false;
 let headers = {};
 let running = false;
+/** The last photograph asked for, one at a time. */
+let looking = Promise.resolve();
 
 // ---- the worker
 
@@ -34,7 +36,17 @@ worker.onmessage = ({ data: { id, result, error } }) => {
   else resolve(result);
 };
 
+/** Rejects all that is asked of a worker that cannot be loaded. */
+let broken = null;
+
+worker.onerror = () => {
+  broken = Object.assign(new Error("worker.js could not be loaded from beside this page. Reload the page."), { kind: "NoWorker" });
+  for (const { reject } of waiting.values()) reject(broken);
+  waiting.clear();
+};
+
 function ask(task, given, transfer = []) {
+  if (broken) return Promise.reject(broken);
   return new Promise((resolve, reject) => {
     waiting.set(++asked, { resolve, reject });
     worker.postMessage({ id: asked, task, given }, transfer);
@@ -47,18 +59,23 @@ async function begin() {
   $("trouble").hidden = true;
   loading("Loading");
   try {
-    const runtime = await ask("start").catch(() => null);
+    const runtime = await ask("start").catch((err) => {
+      if (err === broken) throw err;
+      return null;
+    });
     if (runtime) await openModel(await fetchModel(), `${runtime.threads} ${runtime.threads === 1 ? "thread" : "threads"}`);
     else await useService();
   } catch (err) {
     loading(null);
     if (err instanceof ServiceError && err.status === 401) return askForToken();
-    trouble(err.message, { model: !byService && err.kind !== "NoRuntime" });
+    trouble(err.message, { model: !byService && !["NoRuntime", "NoWorker"].includes(err.kind) });
   }
 }
 
 async function fetchModel() {
-  const response = await fetch(MODEL, { headers });
+  const response = await fetch(MODEL, { headers }).catch(() => {
+    throw new Error(`The model beside this page (${MODEL}) could not be loaded. Reload the page, or choose a model file.`);
+  });
   if (response.status === 401) throw new ServiceError(401, "");
   if (!response.ok) throw new Error(`There is no model beside this page (${MODEL}). Choose one made by retina-export.`);
   const total = Number(response.headers.get("content-length"));
@@ -132,6 +149,7 @@ async function add(files) {
   const model = byService ? undefined : files.find(isModel);
   const photographs = files.filter((file) => byService || !isModel(file)); // the service says what is none
   if ((model && !(await openFile(model.file))) || !contract || !photographs.length) return;
+  $("trouble").hidden = true;
   rows.push(...photographs.map(({ name, file }) => ({ name, file, state: "waiting", answer: null, error: "" })));
   drawRows();
   await run();
@@ -233,7 +251,8 @@ function drawRow(row) {
     cells.push(cell(text("b", answer.grade)));
     cells[0].append(" ", text("span", gradeName(answer.grade), "quiet wide"));
     cells.push(cell(mark(answer.referable ? "yes" : "no", answer.referable)));
-    cells.push(cell(mark(answer.meRisk ? "yes" : "no", answer.meRisk === 1)));
+    const onlyReferred = answer.referableMe && !answer.meRisk;
+    cells.push(cell(mark(onlyReferred ? "refer" : answer.meRisk ? "yes" : "no", onlyReferred || answer.meRisk === 1)));
   }
   while (line.cells.length > 1) line.deleteCell(1);
   line.append(...cells);
@@ -285,7 +304,9 @@ async function select(row, { focus = false } = {}) {
   if (focus) $("detail-name").focus();
   if (!answer) return;
   drawFindings(answer);
-  const seen = await ask("look", row.file).catch(() => null); // the service reads formats that browsers do not
+  // Rejected for the formats that the service reads and browsers do not.
+  looking = looking.then(() => (row === selected ? ask("look", row.file) : null)).catch(() => null);
+  const seen = await looking;
   if (row !== selected) return;
   $("pictures").hidden = !seen;
   if (seen) drawPictures(answer, seen, name);
@@ -444,7 +465,11 @@ $("token-form").onsubmit = (event) => {
   begin();
 };
 $("download").onclick = download;
-$("clear").onclick = clear;
+$("clear").onclick = () => {
+  clear();
+  $("files").focus();
+  say("Cleared.");
+};
 $("previous").onclick = () => step(-1);
 $("next").onclick = () => step(1);
 $("opacity").value = USUAL_OPACITY;

@@ -3,8 +3,6 @@
  * transparent parts black, and no incomplete pictures.
  */
 
-import { MIN_SIDE } from "./contract.js";
-
 const MAX_PIXELS = 100_000_000;
 
 /** A file that is not a photograph this browser can read; the message is shown in its row. */
@@ -37,10 +35,11 @@ const ELSEWHERE = [
 
 /**
  * @param {Blob} file
+ * @param {number} minSide of the contract
  * @returns {Promise<ImageBitmap>} upright, in full size; the caller closes it
  * @throws {PictureError} not a file of these formats, cut short, damaged, too small or too large
  */
-export async function decode(file) {
+export async function decode(file, minSide) {
   const bytes = new Uint8Array(await file.arrayBuffer().catch(() => refuse("cannot be read")));
   if (!bytes.length) refuse("empty file");
   const format = FORMATS.find(({ is }) => is(bytes));
@@ -51,13 +50,16 @@ export async function decode(file) {
     refuse(`not a photograph that this browser reads: expected JPEG, PNG, WebP or BMP, found ${found}${hint}`);
   }
   if (!format.isWhole(bytes)) refuse(`damaged ${format.name} file: cut short`);
+  if (format.name === "WebP" && isTurned(bytes)) {
+    refuse("WebP with an EXIF orientation, which browsers may not apply: convert it, or use retina-score, which does");
+  }
   const options = { imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none" };
   const bitmap = await createImageBitmap(new Blob([bytes]), options).catch(() =>
     refuse(`damaged ${format.name} file, or one that this browser cannot read`),
   );
   const { width, height } = bitmap;
   const found = `found ${width} x ${height}`;
-  if (Math.min(width, height) < MIN_SIDE) refuse(`too small: expected at least ${MIN_SIDE} pixels a side, ${found}`);
+  if (Math.min(width, height) < minSide) refuse(`too small: expected at least ${minSide} pixels a side, ${found}`);
   if (width * height > MAX_PIXELS) refuse(`too large: expected at most ${MAX_PIXELS} pixels, ${found}`);
   return bitmap;
 }
@@ -93,6 +95,34 @@ function refuse(reason) {
 }
 
 const hex = (bytes) => [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
+
+/** Whether a WebP has an EXIF orientation other than upright. */
+function isTurned(bytes) {
+  const riff = new DataView(bytes.buffer, bytes.byteOffset);
+  for (let at = 12; at + 8 <= bytes.length; ) {
+    const size = riff.getUint32(at + 4, true);
+    if (word(bytes, at) === "EXIF") return orientation(bytes.subarray(at + 8, at + 8 + size)) !== 1;
+    at += 8 + size + (size % 2);
+  }
+  return false;
+}
+
+/** The orientation in EXIF data, 1 to 8; 1 if it has none, or is damaged. */
+function orientation(exif) {
+  const tiff = exif.subarray(word(exif, 0) === "Exif" ? 6 : 0);
+  const view = new DataView(tiff.buffer, tiff.byteOffset, tiff.length);
+  const little = word(tiff, 0).startsWith("II");
+  try {
+    const first = view.getUint32(4, little);
+    for (let entry = 0; entry < view.getUint16(first, little); entry += 1) {
+      const at = first + 2 + 12 * entry;
+      if (view.getUint16(at, little) === 0x0112) return view.getUint16(at + 8, little);
+    }
+  } catch (err) {
+    if (!(err instanceof RangeError)) throw err;
+  }
+  return 1;
+}
 
 /** The last position of a sequence of bytes; -1 if it does not occur. */
 function last(bytes, ...sought) {

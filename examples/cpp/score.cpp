@@ -8,25 +8,25 @@
 #include <iomanip>
 #include <iostream>
 #include <nlohmann/json.hpp>
-using nlohmann::json;
-using Bytes = std::vector<unsigned char>;
+using nlohmann::json; using Bytes = std::vector<unsigned char>;
 struct Picture { int64_t height, width; Bytes rgb; };
-
+[[noreturn]] static void fail(const std::string& reason) { throw std::runtime_error(reason); }
 static Bytes read(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error(path + ": cannot be read");
-  return {std::istreambuf_iterator<char>(file), {}};
+  if (std::ifstream file{path, std::ios::binary}) return {std::istreambuf_iterator<char>(file), {}};
+  fail(path + ": cannot be read");
 }
 
 struct Model {  // an open model file and the contract inside it
-  Ort::Env env{ORT_LOGGING_LEVEL_FATAL};
-  Ort::Session session;
-  Ort::AllocatorWithDefaultOptions memory;
-  json contract;
+  Ort::Env env{ORT_LOGGING_LEVEL_FATAL}; Ort::Session session;
+  Ort::AllocatorWithDefaultOptions memory; json contract;
   explicit Model(const char* path) : session(env, path, Ort::SessionOptions()) {
     const auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated("retina.contract", memory);
     contract = json::parse(text ? text.get() : "{}");
-    if (contract["schema"] != 1) throw std::runtime_error("expected a retina.contract of schema 1, found none");
+    if (contract["schema"] != 1) fail("expected a retina.contract of schema 1, found " + contract["schema"].dump());
+    const auto is = [&](const std::string& task, const std::string& rule, const char* absent = "") {
+      return rule == contract.value(json::json_pointer("/thresholds/" + task + "/rule"), absent); };
+    if (!is("dr", "argmax") || !(is("me", "argmax") || is("me", "at_least")) || !is("referable_dr", "at_least") ||
+        !is("referable_me", "at_least", "at_least")) fail("unknown rules: " + contract["thresholds"].dump());
     if (contract.contains("caution")) std::cerr << "Caution: " << contract["caution"].get<std::string>() << "\n";
   }
   json answer(Picture picture) {  // probabilities, and the decisions that the contract's rules make of them
@@ -50,10 +50,10 @@ struct Model {  // an open model file and the contract inside it
 static Picture decode(const std::string& path, int min_side) {  // a JPEG's pixels, upright, nothing resized
   const Bytes jpeg = read(path);
   const std::shared_ptr<void> turbo(tjInitDecompress(), tjDestroy);
-  const auto check = [&](int failed) { if (failed) throw std::runtime_error(tjGetErrorStr2(turbo.get())); };
+  const auto check = [&](int failed) { if (failed) fail(tjGetErrorStr2(turbo.get())); };
   int w = 0, h = 0, chroma = 0, colours = 0;
   check(tjDecompressHeader3(turbo.get(), jpeg.data(), jpeg.size(), &w, &h, &chroma, &colours));
-  if (std::min(w, h) < min_side || int64_t(w) * h > 100'000'000) throw std::runtime_error("too small or too large");
+  if (std::min(w, h) < min_side || int64_t(w) * h > 100'000'000) fail("too small or too large");
   Bytes stored(size_t(w) * h * 3);  // for a file cut short the decoder gives a warning, which is an error here
   check(tjDecompress2(turbo.get(), jpeg.data(), jpeg.size(), stored.data(), w, 0, h, TJPF_RGB, TJFLAG_STOPONWARNING));
   const std::shared_ptr<ExifData> exif(exif_data_new_from_data(jpeg.data(), jpeg.size()), exif_data_unref);
@@ -110,11 +110,11 @@ static int conform(Model& model, const std::string& kit) {
 }
 
 int main(int argc, char** argv) try {
-  if (argc < 3) throw std::runtime_error("usage: score MODEL.onnx PICTURE... | score MODEL.onnx --conformance DIR");
+  const bool kit = argc > 2 && argv[2] == std::string("--conformance");
+  if (argc < 3 || (kit && argc != 4)) fail("usage: score MODEL.onnx PICTURE... | score MODEL.onnx --conformance DIR");
   setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // before onnxruntime starts: it would report to Microsoft
   Model model(argv[1]);
-  if (argv[2] == std::string("--conformance")) return conform(model, argc > 3 ? argv[3] : "");
-  return score(model, {argv + 2, argv + argc});
+  return kit ? conform(model, argv[3]) : score(model, {argv + 2, argv + argc});
 } catch (const std::exception& err) {
   return std::cerr << "score: " << (argc > 1 ? argv[1] : "") << ": " << err.what() << "\n", 2;
 }

@@ -2,18 +2,16 @@
  * Score photographs in Node: the rows of retina-score, from the model file alone.
  *     node score.js MODEL.onnx eye.jpg ...           the table, on standard output
  *     node score.js MODEL.onnx --conformance kit/    checks this program against a kit of retina-export --conformance
- *
- * Exit code 0: all done; 1: a photograph could not be read, or an answer is not the kit's; 2: nothing could be done.
- * For research and demonstration. Not a medical device: not for clinical use.
+ * Exit code 0: all done; 1: a photograph not readable, or an answer not the kit's; 2: failed. Not for clinical use.
  */
 
 import { readFile } from "node:fs/promises";
-import { join } from "node:path";
 import sharp from "sharp";
 
 process.env.ORT_DISABLE_TELEMETRY ??= "1"; // before onnxruntime is loaded: it would report to Microsoft
 const { default: ort } = await import("onnxruntime-node");
 
+const RULES = { dr: ["argmax"], me: ["argmax", "at_least"], referable_dr: ["at_least"], referable_me: ["at_least"] };
 const NAMED = ["Image name", "Pred DR grade (orig)", "True DR grade (orig)", "Pred ME risk", "True ME risk"];
 
 /** The contract in a model file's bytes (key, 0x12, length, JSON), which onnxruntime-node does not expose. */
@@ -32,6 +30,9 @@ class Model {
   static async open(path) {
     const contract = readContract(await readFile(path));
     if (contract.schema !== 1) throw new Error(`contract schema: expected 1, found ${contract.schema}`);
+    contract.thresholds.referable_me ??= { rule: "at_least", threshold: 0.5 }; // not in the oldest files
+    for (const [task, known] of Object.entries(RULES))
+      if (!known.includes(contract.thresholds[task]?.rule)) throw new Error(`contract thresholds.${task}: new rule`);
     if (contract.caution) console.error(`Caution: ${contract.caution}`);
     return Object.assign(new Model(), { contract, session: await ort.InferenceSession.create(path) });
   }
@@ -51,7 +52,7 @@ class Model {
       dr_grade: grades[dr.indexOf(Math.max(...dr))],
       me_risk: Number(rules.me.rule === "argmax" ? me[1] > me[0] : me[1] >= (rules.me.threshold ?? 0.5)),
       referable: referred >= (rules.referable_dr.threshold ?? 0.5),
-      referable_me: me[1] >= (rules.referable_me?.threshold ?? 0.5),
+      referable_me: me[1] >= (rules.referable_me.threshold ?? 0.5),
     };
   }
 }
@@ -59,6 +60,10 @@ class Model {
 /** Upright RGB as stored: no colour profile applied, transparent parts black, nothing resized. */
 async function decode(path, minSide) {
   const picture = sharp(path, { ignoreIcc: true, failOn: "warning", limitInputPixels: 1e8 });
+  const { space, depth } = await picture.metadata();
+  // libvips would convert the one by a profile of its own, and cut the others off at 255.
+  if (space === "cmyk" || !["uchar", "ushort"].includes(depth))
+    throw new Error(`expected RGB or grey of 8 or 16 unsigned bits, found ${space} of ${depth}`);
   const upright = picture.autoOrient().flatten({ background: "#000" }).toColourspace("srgb");
   const { data, info } = await upright.raw({ depth: "uchar" }).toBuffer({ resolveWithObject: true });
   if (Math.min(info.width, info.height) < minSide) throw new Error(`too small: ${info.width} x ${info.height}`);
@@ -85,10 +90,9 @@ async function score(model, paths) {
 }
 
 async function conform(model, kit) {
-  const index = JSON.parse(await readFile(join(kit, "index.json")));
-  let [faults, worst] = [[], 0];
+  let [index, faults, worst] = [JSON.parse(await readFile(`${kit}/index.json`)), [], 0];
   for (const { name, file, shape: [height, width], decisions, dr_probs, me_probs } of index.pictures) {
-    const answer = await model.probabilities({ data: await readFile(join(kit, file)), height, width });
+    const answer = await model.probabilities({ data: await readFile(`${kit}/${file}`), height, width });
     for (const [output, expected, found] of [["dr_probs", dr_probs, answer.dr], ["me_probs", me_probs, answer.me]])
       expected.forEach((value, i) => {
         worst = Math.max(worst, Math.abs(value - found[i]));
@@ -99,21 +103,18 @@ async function conform(model, kit) {
     for (const [what, value] of Object.entries(decisions ?? {}))
       if (decided[what] !== value) faults.push(`${name}: ${what}: expected ${value}, found ${decided[what]}`);
   }
-  faults.forEach((fault) => console.log(fault));
-  console.log(`${index.pictures.length} pictures, largest difference ${worst}, ${faults.length} faults`);
+  const summary = `${index.pictures.length} pictures, largest difference ${worst}, ${faults.length} faults`;
+  console.log([...faults, summary].join("\n"));
   return faults.length ? 1 : 0;
 }
 
 const [path, first, ...rest] = process.argv.slice(2);
-if (!first || (first === "--conformance" && rest.length !== 1)) {
-  console.error("usage: node score.js MODEL.onnx PICTURE... | node score.js MODEL.onnx --conformance DIR");
+try {
+  if (!first || (first === "--conformance" && rest.length !== 1))
+    throw new Error("usage: node score.js MODEL.onnx PICTURE... | node score.js MODEL.onnx --conformance DIR");
+  const model = await Model.open(path);
+  process.exitCode = await (first === "--conformance" ? conform(model, rest[0]) : score(model, [first, ...rest]));
+} catch (err) {
+  console.error(`score.js: ${path}: ${err.message}`);
   process.exitCode = 2;
-} else {
-  try {
-    const model = await Model.open(path);
-    process.exitCode = await (first === "--conformance" ? conform(model, rest[0]) : score(model, [first, ...rest]));
-  } catch (err) {
-    console.error(`score.js: ${path}: ${err.message}`);
-    process.exitCode = 2;
-  }
 }

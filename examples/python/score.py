@@ -3,11 +3,8 @@
     python score.py MODEL.onnx eye.jpg ...           the table, on standard output
     python score.py MODEL.onnx --conformance kit/    checks this program against a kit of retina-export --conformance
 
-Exit code 0: all done; 1: a photograph could not be read, or an answer is not the kit's; 2: nothing could be done.
-For research and demonstration. Not a medical device: not for clinical use.
+Exit code 0: all done; 1: a photograph was not readable, or an answer is not the kit's; 2: failed. Not for clinical use.
 """
-
-from __future__ import annotations
 
 import csv
 import json
@@ -22,6 +19,7 @@ import onnxruntime as ort
 from PIL import Image, ImageOps, TiffImagePlugin
 
 Image.MAX_IMAGE_PIXELS = None  # decode applies retina-score's limit instead
+RULES = {"dr": ["argmax"], "me": ["argmax", "at_least"], "referable_dr": ["at_least"], "referable_me": ["at_least"]}
 
 
 class Model:
@@ -29,9 +27,13 @@ class Model:
 
     def __init__(self, path: str) -> None:
         self.session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-        self.contract = json.loads(self.session.get_modelmeta().custom_metadata_map["retina.contract"])
-        if self.contract["schema"] != 1:
-            raise ValueError(f"contract schema: expected 1, found {self.contract['schema']}")
+        self.contract = json.loads(self.session.get_modelmeta().custom_metadata_map.get("retina.contract", "{}"))
+        if self.contract.get("schema") != 1:
+            raise ValueError(f"expected a retina.contract of schema 1, found {self.contract.get('schema', 'none')}")
+        # The oldest files have no rule for referring ME.
+        self.rules = {"referable_me": {"rule": "at_least", "threshold": 0.5}, **self.contract["thresholds"]}
+        if any(self.rules.get(task, {}).get("rule") not in known for task, known in RULES.items()):
+            raise ValueError(f"contract thresholds: expected the rules {RULES}, found {self.rules}")
         if "caution" in self.contract:
             print("Caution:", self.contract["caution"], file=sys.stderr)
 
@@ -41,8 +43,8 @@ class Model:
 
     def decide(self, dr: list[float], me: list[float]) -> dict[str, int | bool]:
         """The decisions that the contract's rules make of the probabilities."""
-        grades, rules = self.contract["dr_grades"], self.contract["thresholds"]
-        rule, referable, referable_me = (rules.get(task, {}) for task in ("me", "referable_dr", "referable_me"))
+        grades = self.contract["dr_grades"]
+        rule, referable, referable_me = (self.rules[task] for task in ("me", "referable_dr", "referable_me"))
         referred = [prob for prob, grade in zip(dr, grades, strict=True) if grade >= referable.get("from_grade", 2)]
         return {
             "dr_grade": grades[dr.index(max(dr))],
@@ -79,20 +81,18 @@ def score(model: Model, paths: list[str]) -> int:
     for path in paths:
         try:
             dr, me = model.probabilities(decode(path, model.contract["input"]["min_side"]))
+            grade, risk, *_ = model.decide(dr, me).values()
+            row = [grade, "", risk, "", *(f"{prob:.6f}" for prob in (*dr, me[1])), "ok", ""]
         except Exception as err:  # noqa: BLE001 - Pillow raises anything on damaged files
-            failed = 1
-            table.writerow([path, "", "", "", "", *("" for _ in probs), "", "error", str(err) or type(err).__name__])
-            continue
-        grade, risk, *_ = model.decide(dr, me).values()
-        table.writerow([path, grade, "", risk, "", *(f"{prob:.6f}" for prob in (*dr, me[1])), "ok", ""])
+            failed, row = 1, ["", "", "", "", *("" for _ in probs), "", "error", str(err) or type(err).__name__]
+        table.writerow([path, *row])
     return failed
 
 
 def conform(model: Model, kit: Path) -> int:
     index, faults, worst = json.loads((kit / "index.json").read_text(encoding="utf-8")), [], 0.0
     for picture in index["pictures"]:
-        pixels = np.frombuffer((kit / picture["file"]).read_bytes(), np.uint8).reshape(picture["shape"])
-        dr, me = model.probabilities(pixels)
+        dr, me = model.probabilities(np.fromfile(kit / picture["file"], np.uint8).reshape(picture["shape"]))
         for output, found in (("dr_probs", dr), ("me_probs", me)):
             for i, (expected, value) in enumerate(zip(picture[output], found, strict=True)):
                 worst = max(worst, abs(value - expected))
