@@ -511,6 +511,7 @@ def test_two_processes_keep_the_mean_of_their_batch_norm_statistics(
 def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_devices: tuple[Path, str]) -> None:
     artifacts, said = on_two_devices
     assert said.count("epoch   1 ") == 2  # once per run
+    assert said.count("2 devices: a step sees 8 photographs instead of 4. ") == 2
     assert "deprecated" not in said  # of PyTorch and Lightning to each other
     options = [*TWICE_THE_BATCH, *EXACT, "--accumulate", "2"]
     alone = CliRunner().invoke(main, command(data, artifacts, "one", *options))
