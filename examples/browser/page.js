@@ -20,7 +20,8 @@ let contract = null;
 let byService = false;
 let headers = {};
 let running = false;
-/** The last photograph asked for, one at a time. */
+/** How often a row was selected, and the look at the photograph of one, which the next waits for. */
+let selections = 0;
 let looking = Promise.resolve();
 
 // ---- the worker
@@ -195,6 +196,7 @@ async function run() {
 function clear() {
   rows = [];
   selected = null;
+  selections += 1;
   $("detail").hidden = true;
   $("rows").replaceChildren();
   begun(false);
@@ -289,6 +291,7 @@ function download() {
 
 async function select(row, { focus = false } = {}) {
   const before = selected;
+  const turn = ++selections;
   selected = row;
   for (const each of [before, row]) if (each?.line.isConnected) drawRow(each);
   const { name, answer, error } = row;
@@ -305,9 +308,9 @@ async function select(row, { focus = false } = {}) {
   if (!answer) return;
   drawFindings(answer);
   // Rejected for the formats that the service reads and browsers do not.
-  looking = looking.then(() => (row === selected ? ask("look", row.file) : null)).catch(() => null);
+  looking = looking.then(() => (turn === selections ? ask("look", row.file) : null)).catch(() => null);
   const seen = await looking;
-  if (row !== selected) return;
+  if (turn !== selections) return;
   $("pictures").hidden = !seen;
   if (seen) drawPictures(answer, seen, name);
 }
