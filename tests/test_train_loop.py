@@ -557,6 +557,24 @@ def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(data: DataSet, t
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.parametrize(("every", "expected"), [(0.0, [1, 2, 3, 3]), (999.0, [1, 3])])
+def test_curves_are_drawn_now_and_then_and_at_a_stop(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float, expected: list[int]
+) -> None:
+    monkeypatch.setattr(pipeline, "CURVES_EVERY", every)
+    drawn: list[int] = []
+    monkeypatch.setattr(pipeline.plots, "learning_curves", lambda history, _: drawn.append(len(history)))
+
+    def stopped(*arguments: Any) -> bool:
+        fit(*arguments)
+        return False
+
+    monkeypatch.setattr(pipeline, "fit", stopped)
+    config = replace(RECIPE, data=str(data.root), weights=str(pretrained(data.root)))
+    assert not train(config, Run(tmp_path, "curves"), device="cpu", quiet=True)
+    assert drawn == expected
+
+
 def test_a_resumed_run_keeps_its_precision_on_a_machine_that_would_choose_another(
     data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

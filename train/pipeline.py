@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 import pandas as pd
 import torch
@@ -39,13 +41,16 @@ from .metrics import evaluate, write_metrics
 from .model import RetinaNet, load_backbone_weights
 from .predictions import Predictions
 from .resume import load_resume
-from .run import BEST, CONFIG, FACTS, FINAL, HISTORY, METRICS, Run
+from .run import BEST, CONFIG, CURVES, FACTS, FINAL, HISTORY, METRICS, Run
 from .start import grades_of_network, open_start, start_notes
 from .survey import Survey, survey_data
 from .tracking import NoTracker, Tracker
 from .trainer import Trainer
 
 TEST_PREDICTIONS = "test_predictions.csv"
+CURVES_EVERY = 30.0
+"""Least time in seconds from one drawing of the learning curves to the next in a run; the report draws them at its end.
+Drawing takes about a second, and an epoch on a GPU a few."""
 
 
 def train(
@@ -178,9 +183,15 @@ def _train(
         if fabric.is_global_zero:
             checkpoint(row).save(run.folder / BEST)
 
+    drawn = -math.inf
+
     def on_epoch(history: list[dict[str, float]]) -> None:
+        nonlocal drawn
         if fabric.is_global_zero:
-            plots.learning_curves(_write_history(run, history), run.folder / "learning_curves.png")
+            frame = _write_history(run, history)
+            if perf_counter() - drawn >= CURVES_EVERY:
+                plots.learning_curves(frame, run.folder / CURVES)
+                drawn = perf_counter()
             tracker.epoch(history[-1])
             say_once(epoch_line(history[-1], trainer.progress.best_epoch))
 
@@ -189,6 +200,8 @@ def _train(
         lambda epoch, n: progress_bar(epoch, config.epochs, n, quiet or not fabric.is_global_zero),
     )  # fmt: skip
     if not finished:
+        if fabric.is_global_zero and trainer.progress.history:
+            plots.learning_curves(pd.DataFrame(trainer.progress.history), run.folder / CURVES)
         tracker.stop()
         place = trainer.progress.place(config.epochs)
         say_once(f"Stopped at {place}, everything saved. Go on with:  {run.resume_command}")

@@ -27,6 +27,7 @@ from .flat import flatten
 from .metrics import FIGURES, HEADLINES, NO_LABEL, classification_report, label_counts
 from .page import PAGE, STYLE
 from .predictions import Decisions, Predictions
+from .run import CURVES
 
 REPORT_NAME = "report.html"
 MISTAKES_SHOWN = 12
@@ -128,7 +129,7 @@ def write_report(
         sources=_source_note(figures),
         counts=_counts_table(predictions, contract),
         leaks=_warning(contract.caution) + _warning(config.get("unnamed_patients")) + _leak_list(config.get("leaks")),
-        curves=_picture(run_dir / "learning_curves.png", "Loss, accuracy, agreement and learning rates by epoch"),
+        curves=_picture(run_dir / CURVES, "Loss, accuracy, agreement and learning rates by epoch"),
         roc=_picture(run_dir / "roc.png", "ROC curves of ME risk and referable DR"),
         rules=escape("; ".join(rule_text(contract, task) for task in contract.thresholds if task != "dr")),
         splits="\n".join(
@@ -161,7 +162,7 @@ def _write_pictures(
     predictions: Mapping[str, Predictions],
     contract: Contract,
 ) -> None:
-    plots.learning_curves(history, run_dir / "learning_curves.png")
+    plots.learning_curves(history, run_dir / CURVES)
     plots.roc_curves(predictions, contract, run_dir / "roc.png")
     for split, p in predictions.items():
         plots.reliability_diagrams(p, run_dir / f"reliability_{split}.png")

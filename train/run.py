@@ -18,7 +18,7 @@ from ..runtime.output_file import write_text_atomically
 
 CONFIG, FACTS = "config.json", "run.json"
 """A run's options, and what it began with: its data, its machine."""
-HISTORY, METRICS = "history.csv", "metrics.json"
+HISTORY, METRICS, CURVES = "history.csv", "metrics.json", "learning_curves.png"
 """The figures of each epoch, and those of the best one, by split."""
 BEST, FINAL, RESUME = "best.pth", "final.pth", "resume.pth"
 """The checkpoints of the best epoch and of the last, and the state to resume from, which is removed last."""
