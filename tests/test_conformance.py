@@ -128,3 +128,15 @@ def test_what_cannot_be_done_is_said_first(tmp_path: Path) -> None:
 def test_the_contract_stands_beside_the_file(small_export: SmallExport) -> None:
     beside = small_export.model.with_name(small_export.model.name + ".contract.json").read_text(encoding="utf-8")
     assert beside == RetinaModel(small_export.model).contract.to_json() + "\n"
+
+
+def test_each_picture_is_what_its_name_says() -> None:
+    made = dict(pictures())
+    assert {name: pixels.shape[:2] for name, pixels in made.items()} == {
+        "square": (256, 256), "landscape": (240, 360), "portrait": (360, 240), "large": (640, 960), "odd": (131, 97),
+        "smallest": (32, 32), "strip": (32, 360), "black": (48, 64), "noise": (97, 131),
+    }  # fmt: skip
+    np.testing.assert_array_equal(made["strip"], made["landscape"][100:132])
+    red, green, blue = (made["noise"][..., channel].ravel() for channel in range(3))
+    assert abs(np.corrcoef([red, green, blue]) - np.eye(3)).max() < 0.05, "each pixel and channel by itself"
+    assert min(made["noise"].min(), 255 - made["noise"].max()) == 0

@@ -135,3 +135,17 @@ def test_serve_verifies_before_it_opens(keys: tuple[Path, Path], tmp_path: Path)
     assert "expected its signature in" in refusal()
     sign(model, private)
     assert "--host .. --port 8000: expected an address to listen on" in refusal()
+
+
+def test_a_key_that_is_not_there_is_told_and_nothing_opened(keys: tuple[Path, Path], tmp_path: Path) -> None:
+    """A mistyped --verify must never mean: unverified."""
+    model, none = write_tiny_model(tmp_path / "m.onnx"), str(tmp_path / "none.pub")
+    sign(model, keys[0])
+    Image.new("RGB", (40, 40), "orange").save(tmp_path / "eye.png")
+    options = ["--model", str(model), "--verify", none]
+    score = CliRunner().invoke(main, [str(tmp_path / "eye.png"), *options, "--out", str(tmp_path / "out.csv")])
+    served = CliRunner().invoke(serve, [*options, "--host", ".."], env={"RETINA_TOKEN": "secret"})
+    for refused in (score, served):
+        assert refused.exit_code == 2, refused.output
+        assert f"--verify {none}: expected a public key file" in refused.output
+    assert not (tmp_path / "out.csv").exists()

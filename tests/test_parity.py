@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from retina.export import parity
 from retina.export.parity import FP32, INT8, SIZES, Parity, Reference, check_parity
 from retina.runtime.contract import MIN_SIDE, Contract, Rule
@@ -186,3 +187,24 @@ def test_sizes_reach_from_below_the_network_to_a_camera_original() -> None:
     assert any(side % 2 for side in sides)
     side = Contract().preprocessing.image_size
     assert any(max(size) < side for size in SIZES) and any(min(size) > side for size in SIZES)
+
+
+def test_batches_and_sizes_are_made_from_the_first_photograph(reference: Reference) -> None:
+    """In this order, and the black picture is black: what a bound is exceeded on must be the picture that is named."""
+    asked: list[NDArray[np.uint8]] = []
+
+    def answer(pixels: NDArray[np.uint8]) -> Outputs:
+        asked.append(pixels.copy())
+        return dict(reference(pixels).values)
+
+    check_parity(answer, reference, photographs(), FP32, "here")
+    first = photographs()[0][1]
+    batch = np.stack([first, first[:, ::-1], first[::-1, ::-1], first[::-1], np.zeros_like(first)])
+    two, five = [i for i, pixels in enumerate(asked) if len(pixels) > 1]
+    np.testing.assert_array_equal(asked[two], batch[:2])
+    np.testing.assert_array_equal(asked[five], batch)
+    for number, alone in enumerate(asked[five + 1 : five + 6]):
+        np.testing.assert_array_equal(alone, batch[number : number + 1])
+    for (height, width), pixels in zip(parity.SIZES, asked[five + 6 :], strict=True):
+        expected = Image.fromarray(first).resize((width, height), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(pixels[0], np.asarray(expected))

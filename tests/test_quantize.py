@@ -63,6 +63,17 @@ def test_ranges_are_those_of_the_activations(fp32: onnx.ModelProto) -> None:
     assert ranges.by("mean")[tensor][1] == pytest.approx(np.mean([v.max() for v in values]))
 
 
+def test_a_range_has_the_mean_of_each_end(fp32: onnx.ModelProto) -> None:
+    """The lower end too: a range that is too wide below costs resolution above."""
+    tensors = tensors_to_measure(fp32)
+    each = [measure_ranges(fp32, tensors, [picture]).by("widest") for picture in pictures(3)]
+    mean, widest = (measure_ranges(fp32, tensors, pictures(3)).by(method) for method in ("mean", "widest"))
+    for tensor in tensors:
+        ends = np.array([found[tensor] for found in each])
+        assert mean[tensor] == pytest.approx(tuple(ends.mean(axis=0)), rel=1e-5)
+        assert widest[tensor] == (ends[:, 0].min(), ends[:, 1].max())
+
+
 def test_weights_are_int8_per_channel_and_framing_and_softmax_are_not(int8: onnx.ModelProto) -> None:
     onnx.checker.check_model(int8, full_check=True)
     tensors = {tensor.name: tensor for tensor in int8.graph.initializer}

@@ -585,3 +585,44 @@ def test_overlays_lie_below_their_folder_whatever_the_name() -> None:
     assert overlay_base(maps, "p/a.jpg") == Path("maps/p/a.jpg")
     assert overlay_base(maps, "/archive/a.jpg") == Path("maps/archive/a.jpg")
     assert overlay_base(maps, "../dd/a.jpg") == Path("maps/__/dd/a.jpg")
+
+
+def test_a_write_protected_table_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rename would replace it nevertheless. Not by its mode: root may write to any file."""
+    table = tmp_path / "t.csv"
+    table.write_text(",".join(columns(range(5))) + "\n")
+    monkeypatch.setattr(os, "access", lambda path, mode: (Path(path), mode) != (table, os.W_OK))
+    with pytest.raises(OutputError, match=r"t\.csv: expected a table that may be replaced, found it write-protected"):
+        require_room(table, 1)
+
+
+@pytest.mark.parametrize("why", [errno.EAGAIN, errno.EACCES])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_lock_that_another_holds_is_told_whichever_error_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: int, alone: bool
+) -> None:
+    """fcntl(2): "fails with error EACCES or EAGAIN"; on NFS it is the former."""
+
+    def held(*_: object) -> None:
+        raise OSError(why, os.strerror(why))
+
+    monkeypatch.setattr(fcntl, "lockf" if alone else "flock", held)
+    with (tmp_path / "j").open("w") as file, pytest.raises(OutputError, match="another"):
+        lock(file.fileno(), "another", alone=alone)
+
+
+def test_a_name_that_no_file_can_have_has_no_stamp(tmp_path: Path, model: RetinaModel) -> None:
+    """A list in UTF-16 may hold a zero; the photograph gets a row that says so, and the others are scored."""
+    assert stamp(tmp_path / "a\0b.jpg") is None
+    listing = Listing(tmp_path, ("a\0b.jpg",))
+    with closing(Journal(tmp_path / "j", KEY)) as journal:
+        ((row, known),) = score_rows(model, listing, journal, 1)
+    assert (row.prediction, known) == (None, False) and "null" in row.error
+
+
+@pytest.mark.parametrize(("limit", "cores"), [("125000 100000", 2), ("240000 100000", 3), ("20000 100000", 1)])
+def test_part_of_a_core_counts_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, cores: int) -> None:
+    (tmp_path / "cgroup").write_text("0::/\n")
+    (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert usable_cores(tmp_path, tmp_path) == cores

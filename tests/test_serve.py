@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import hashlib
+import http.client
 import io
 import json
 import logging
@@ -20,6 +21,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from click.testing import CliRunner
 from crowd import FORM, JPEG, besiege, bodies, form
 from PIL import Image
 from retina.runtime import RetinaModel
+from retina.runtime.connection import Connection
 from retina.runtime.envelope import CLIENT_GONE, DRAINED, Envelope
 from retina.runtime.errors import MissingExtraError, ModelFileError, OutputError, UsageError, require_extra
 from retina.runtime.json_log import JsonLines
@@ -174,6 +177,23 @@ def test_refuses(service: Service, body: bytes, headers: dict[str, str], status:
     answer = service.ask("POST", "/score", body, headers)
     assert answer.status == status
     assert said in answer.json["detail"]
+
+
+def test_a_body_of_exactly_the_limit_is_read(service: Service) -> None:
+    assert service.ask("POST", "/score", bytes(MIB), JPEG).status == 422, "read, and no photograph"
+    pieces = iter([bytes(MIB - 1), bytes(1)])
+    chunked = {**JPEG, "Transfer-Encoding": "chunked"}
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+    connection.request("POST", "/score", pieces, chunked, encode_chunked=True)
+    assert connection.getresponse().status == 422
+    connection.close()
+
+
+def test_media_types_and_host_names_are_known_in_any_case(service: Service) -> None:
+    assert service.ask("POST", "/score", png(1), {"Content-Type": "Image/PNG; q=1"}).status == 200
+    upper = FORM["Content-Type"].replace("multipart/form-data", "Multipart/Form-Data")
+    assert service.ask("POST", "/score", form({"a.png": png(1)}), {"Content-Type": upper}).status == 200
+    assert service.ask("GET", "/health", headers={"Host": f"LocalHost:{service.port}"}).status == 200
 
 
 def test_what_is_no_photograph_says_so(service: Service) -> None:
@@ -328,6 +348,23 @@ def test_a_client_that_takes_nothing_is_given_up(model: Path, tmp_path: Path) ->
             assert (taken < 32 * MIB) is is_given_up
 
 
+def test_a_client_that_drains_the_buffer_is_kept_though_as_much_waits_again() -> None:
+    aborted: list[bool] = []
+    connection = Connection.__new__(Connection)
+    connection.cycle = SimpleNamespace(response_complete=False)  # type: ignore[assignment]
+    connection.flow = SimpleNamespace(resume_writing=lambda: None)  # type: ignore[assignment]
+    connection.loop = SimpleNamespace(call_later=lambda *_: None)  # type: ignore[assignment]
+    connection.transport = SimpleNamespace(  # type: ignore[assignment]
+        get_write_buffer_size=lambda: MIB, abort=lambda: aborted.append(True)
+    )
+    before = connection._state()
+    connection.resume_writing()
+    connection._give_up_if_still(before)
+    assert not aborted, "it took what waited"
+    connection._give_up_if_still(connection._state())
+    assert aborted
+
+
 @pytest.mark.parametrize("output", ["/dev/null", "/dev/full"])
 def test_a_stop_at_the_very_start_and_an_address_that_cannot_be_printed(model: Path, output: str) -> None:
     stopped_while_it_prints = (
@@ -355,7 +392,8 @@ def test_a_path_that_the_output_cannot_spell(model: Path, tmp_path: Path, monkey
 
 def test_token(model: Path, tmp_path: Path) -> None:
     with serving(tmp_path, "--model", model, token="a secret ") as service:
-        for given in ({}, {"Authorization": "Bearer another"}, {"Authorization": "a secret"}):
+        refused_tokens = ("another", "A SECRET", "a secre", "a secret s", "a")
+        for given in ({}, {"Authorization": "a secret"}, *({"Authorization": f"Bearer {t}"} for t in refused_tokens)):
             for method, path in (("POST", "/score"), ("GET", "/model"), ("GET", "/model.onnx")):
                 refused = service.ask(method, path, png(1) if method == "POST" else None, {**JPEG, **given})
                 assert (refused.status, refused.headers["www-authenticate"]) == (401, "Bearer")
@@ -416,6 +454,20 @@ def test_the_service_is_made_as_asked_for(
     assert made.pop("model").decode(Image.fromarray(large)).shape == large.shape
     limit = Limits(requests=5, photographs=6, body=MIB // 2)
     assert made == {"workers": 3, "limits": limit, "token": None, "page": tmp_path}
+
+
+def test_a_stop_waits_for_half_a_minute(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As --help says."""
+
+    def config(_app: object, **options: Any) -> None:
+        raise UsageError(f"waits {options['timeout_graceful_shutdown']}")
+
+    monkeypatch.setattr("uvicorn.Config", config)
+    monkeypatch.setattr("retina.runtime.server._listen", lambda *_: None)
+    monkeypatch.delenv("RETINA_TOKEN", raising=False)
+    result = CliRunner().invoke(main, ["--model", str(model), "--port", "0"])
+    assert result.output == "retina-serve: waits 30\n"
+    assert "after 30 seconds at most" in " ".join(CliRunner().invoke(main, ["--help"]).output.split())
 
 
 def test_an_address_in_use_is_told(service: Service, model: Path) -> None:
@@ -552,6 +604,27 @@ def test_a_slow_body_gives_its_place_back(model: Path) -> None:
     assert client.sent[0]["status"] == 408
     assert client.waited == 1, "not once more, to read the rest"
     assert (b"connection", b"close") in client.sent[0]["headers"]
+
+
+def test_photographs_are_never_written_to_disk(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form's files stay in memory: in /tmp, patients' pictures could outlive the answer."""
+    rolled: list[object] = []
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", rolled.append)
+    files = {"a.png": png(1), "large.png": bytes(3 * MIB)}
+    client = Client(RetinaModel(model), Limits())
+    asyncio.run(client.post({"type": "http.request", "body": form(files), "more_body": False}))
+    assert client.sent[0]["status"] == 200
+    assert rolled == []
+
+
+def test_a_refused_client_that_sends_no_more_is_not_waited_for(model: Path) -> None:
+    """The rest of a refused body is read only so long, or such clients would hold connections without end."""
+    client = Client(RetinaModel(model), Limits(body=100, seconds=0.1))
+    part = {"type": "http.request", "body": form({"a.png": png(1)})[:150], "more_body": True}
+    asyncio.run(client.post(part, then=2.0))
+    assert client.sent[0]["status"] == 413
+    assert client.waited == 1
+    assert (b"connection", b"close") in client.sent[0]["headers"], "before the client left"
 
 
 def test_work_for_a_client_that_left_is_dropped(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
