@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from matplotlib.figure import Figure as Canvas
 from PIL import Image
 from retina.gradcam import GradCAM, deletion, faithfulness, head_logit, randomisation
 from retina.gradcam.cli import main
@@ -20,7 +22,7 @@ from retina.gradcam.interval import Interval, bootstrap
 from retina.gradcam.lesions import MaskedPhotograph, read_lesions
 from retina.gradcam.pointing import Pointing, centre_prior, point
 from retina.gradcam.randomisation import ALIKE_BELOW, STAGE_NAMES, redrawn_models, similarity
-from retina.gradcam.verdict import as_markdown
+from retina.gradcam.verdict import _bars, _draw_curves, as_markdown
 from retina.runtime.contract import Contract, Preprocessing
 from retina.runtime.errors import AnnotationError, PictureError
 from retina.runtime.field import Field
@@ -456,3 +458,184 @@ def test_the_sanity_check_is_sure_only_where_the_whole_interval_is() -> None:
 
     assert passes(ALIKE_BELOW - 0.2, ALIKE_BELOW - 0.1)
     assert not passes(ALIKE_BELOW - 0.2, ALIKE_BELOW + 0.1)
+
+
+def test_the_tolerance_is_a_share_of_the_longer_side() -> None:
+    lesion = np.zeros((256, 1024), np.bool_)
+    peak = 1.5 * 128  # centre of the cells of column 1
+    lesion[:, round(peak) + 10 : round(peak) + 30] = True  # 10 of the 15 pixels allowed; of the shorter side 3.75 were
+    assert point(spot(1, 1), WHOLE, lesion).hit == 1
+
+
+def test_chance_is_a_point_of_the_lit_field_alone() -> None:
+    lit = np.zeros((64, 64), np.float32)
+    lit[:, :32] = 1
+    lesion = np.zeros((512, 512), np.bool_)
+    lesion[:, :128] = True
+    found = point(np.ones((8, 8), np.float32), Field(0.0, 0.0, 1.0, 1.0, lit), lesion)
+    assert found.chance_hit == pytest.approx((128 + 7) / 256, abs=0.01)  # of the whole photograph it were half of that
+
+
+def test_each_photographs_own_maps_are_pointed_with(
+    lesions: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the photograph to the table, by hand: each head's own map, the centre prior, and the lit field."""
+    for name, nothing in (("_curves", {}), ("_on_curves", []), ("_on_redrawn", [])):
+        monkeypatch.setattr(faithfulness, name, lambda *_, nothing=nothing: nothing)
+    photographs, explainer = read_lesions(lesions), CheckpointExplainer(checkpoint)
+    found = measure(explainer, photographs)
+    for head in ("dr", "me"):
+        own, centre = [], []
+        for photograph in photographs:
+            pixels = explainer.decode(photograph.path)
+            values = explainer.explain([pixels])[0].maps[head].values
+            field, mask = Field.find(pixels, explainer.contract.preprocessing), photograph.masks["EX"]
+            own.append(point(values, field, mask))
+            centre.append(point(centre_prior(values.shape), field, mask))
+        energy = {MAP: [p.energy for p in own], CENTRE: [p.energy for p in centre]}
+        hits = {MAP: [p.hit for p in own], CENTRE: [p.hit for p in centre], CHANCE: [p.chance_hit for p in own]}
+        assert energy[MAP] != energy[CENTRE]
+        for of, values in energy.items():
+            lift = found.get("lift", "EX", head, of)
+            assert lift and lift.interval.value == pytest.approx(np.mean(values) / np.mean([p.area for p in own]))
+        for of, values in hits.items():
+            pointing = found.get("pointing", "EX", head, of)
+            assert pointing and pointing.interval.value == pytest.approx(np.mean(values))
+
+
+def test_every_figure_of_curves_by_hand() -> None:
+    """Of two photographs whose probability is the same at every step."""
+    levels = {
+        ("deletion", MAP): (0.1, 0.2), ("deletion", CHANCE): (0.4, 0.5), ("deletion", CENTRE): (0.3, 0.3),
+        ("insertion", MAP): (0.9, 0.8), ("insertion", CHANCE): (0.5, 0.3), ("insertion", CENTRE): (0.6, 0.6),
+    }  # fmt: skip
+    curves = {(name, "me", of): np.outer(each, np.ones(len(deletion.FRACTIONS))) for (name, of), each in levels.items()}
+    figures = faithfulness._on_curves("me", curves)  # type: ignore[arg-type]
+    assert {(f.measure, f.of): round(f.interval.value, 9) for f in figures} == {
+        ("deletion", MAP): 0.15, ("deletion", CHANCE): 0.45, ("deletion", CENTRE): 0.3,
+        ("deletion", f"{MAP} - {CHANCE}"): -0.3, ("deletion", f"{MAP} - {CENTRE}"): -0.15,
+        ("insertion", MAP): 0.85, ("insertion", CHANCE): 0.4, ("insertion", CENTRE): 0.6,
+        ("insertion", f"{MAP} - {CHANCE}"): 0.45, ("insertion", f"{MAP} - {CENTRE}"): 0.25,
+    }  # fmt: skip
+
+
+def test_each_photograph_has_a_random_map_of_its_own(
+    lesions: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faithfulness, "_on_redrawn", lambda *_: [])
+    curves = measure(CheckpointExplainer(checkpoint), read_lesions(lesions)[:1] * 2).curves  # the same one twice
+    for of, same in ((MAP, True), (CENTRE, True), (CHANCE, False)):
+        first, second = curves["deletion", "dr", of]
+        assert np.array_equal(first, second) == same, of
+
+
+def test_redrawn_maps_are_compared_photograph_by_photograph(
+    lesions: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More photographs than are explained at once, and the share of maps that are blank."""
+    monkeypatch.setattr(randomisation, "DRAWS", 2)
+    explainer = CheckpointExplainer(checkpoint)
+    pixels = [explainer.decode(photograph.path) for photograph in read_lesions(lesions)[:3]] * 3
+    x = torch.cat([explainer.preprocess(torch.from_numpy(each).unsqueeze(0)) for each in pixels])
+    answers = explainer.explain(pixels)
+    # Blank: the first photograph's trained maps, and of each redrawn model the eighth photograph's.
+    for head_map in answers[0].maps.values():
+        head_map.values[:] = 0
+    explain = GradCAM.__call__
+
+    def blanked(cam: GradCAM, x: Tensor, targets: Any) -> list[np.ndarray]:
+        maps = explain(cam, x, targets)
+        for each in maps if len(x) == 8 else ():
+            each[7] = 0
+        return maps
+
+    monkeypatch.setattr(GradCAM, "__call__", blanked)
+    figures = faithfulness._on_redrawn(explainer, x, answers, lambda: None)
+    monkeypatch.undo()
+    for head in ("dr", "me"):
+        classes = [answer.maps[head].target for answer in answers]
+        rows = np.zeros((9, 3))
+        for seed in range(2):
+            redrawn = next(redrawn_models(explainer.model, explainer.untrained, seed))
+            maps = GradCAM(redrawn)(x, [head_logit(head, classes)])[0]
+            maps[7] = 0
+            for row, answer, other in zip(rows, answers, maps, strict=True):
+                if (own := answer.maps[head].values).any() and other.any():
+                    row[:2] += spearmanr(own.ravel(), other.ravel()).statistic, 1
+                row[2] += not other.any()
+        of = {f.measure: f.interval for f in figures if (f.head, f.of) == (head, STAGE_NAMES[0])}
+        assert of["blank"].value == pytest.approx(rows[:, 2].sum() / 2 / 9)
+        expected = bootstrap(rows, _mean_of_seen)
+        for end in ("value", "low", "high"):
+            assert getattr(of["redrawn"], end) == pytest.approx(getattr(expected, end), abs=1e-5)
+
+
+def test_grades_with_a_gap_are_explained_as_grades(lesions: Path, tmp_path: Path) -> None:
+    contract = Contract(Preprocessing(image_size=64), dr_grades=(0, 2, 4))
+    torch.manual_seed(0)
+    Checkpoint(RetinaNet(3, RESNET10).state_dict(), RESNET10, contract).save(tmp_path / "gap.pth")
+    explainer = CheckpointExplainer(tmp_path / "gap.pth", target=4)
+    photographs = read_lesions(lesions)[:2]
+    pixels = explainer.decode(photographs[0].path)
+    answer = explainer.explain([pixels])[0]
+    (expected,) = GradCAM(explainer.model)(
+        explainer.preprocess(torch.from_numpy(pixels).unsqueeze(0)), [head_logit("dr", 2)]
+    )
+    np.testing.assert_array_equal(answer.maps["dr"].values, expected[0])
+    assert (answer.maps["dr"].target, answer.maps["dr"].probability) == (4, answer.prediction.dr_probs[4])
+    found = measure(explainer, photographs)
+    for head in ("dr", "me"):
+        whole = found.curves["deletion", head, MAP][0][0]
+        assert whole == pytest.approx(answer.maps[head].probability, abs=1e-5)
+
+
+def test_a_mask_without_a_pixel_is_no_kind_of_lesion(tmp_path: Path) -> None:
+    (tmp_path / "lesions.csv").write_text("Image name\na.png\nb.png\n")
+    for name in "ab":
+        Image.new("RGB", (40, 40), "white").save(tmp_path / f"{name}.png")
+        for kind, level in (("EX", 255), ("HE", 0)):
+            Image.new("L", (40, 40), level).save(tmp_path / f"{name}_{kind}.png")
+    assert [photograph.masks.keys() for photograph in read_lesions(tmp_path)] == [{"EX"}, {"EX"}]
+
+
+def test_the_table_tells_each_stage_of_redrawing_for_each_head() -> None:
+    figures = [
+        Figure(measure, "", head, stage, 9, Interval(0.1 * number + shift, np.nan, np.nan))  # type: ignore[arg-type]
+        for number, stage in enumerate(STAGE_NAMES)
+        for measure, head, shift in (
+            ("redrawn", "dr", 0),
+            ("redrawn", "me", -0.6),
+            ("blank", "dr", 0),
+            ("blank", "me", 0.25),
+        )
+    ]
+    table = as_markdown(Faithfulness(figures, {})).splitlines()
+    start = table.index("| redrawn down to | DR grade | ME risk |")
+    assert table[start + 2 : start + 5] == [
+        "| heads | 0.00 | -0.60, 25% blank |",
+        "| layer4 | 0.10, 10% blank | -0.50, 35% blank |",
+        "| layer3 | 0.20, 20% blank | -0.40, 45% blank |",
+    ]
+    assert table[start + 7].startswith("| conv1 | 0.50, 50% blank | -0.10")
+
+
+def test_bars_reach_from_the_value_to_the_ends_of_its_interval() -> None:
+    values, (below, above) = _bars([Interval(0.5, 0.4, 0.8), Interval(0.2, 0.0, 0.3)])
+    assert values == [0.5, 0.2]
+    assert (below, above) == (pytest.approx([0.1, 0.2]), pytest.approx([0.3, 0.1]))
+
+
+def test_the_chart_of_curves_shows_each_map_and_both_directions() -> None:
+    curves = {
+        (name, "dr", of): np.full((2, len(deletion.FRACTIONS)), level + shift)
+        for name, shift in (("deletion", 0.0), ("insertion", 0.5))
+        for of, level in ((MAP, 0.1), (CENTRE, 0.2), (CHANCE, 0.3))
+    }
+    one = Figure("deletion", "", "dr", MAP, 2, Interval(0.1, np.nan, np.nan))
+    axis = Canvas().subplots()
+    _draw_curves(axis, Faithfulness([one], curves))  # type: ignore[arg-type]
+    assert {str(line.get_label()): round(line.get_ydata()[0], 9) for line in axis.get_lines()} == {
+        "Grad-CAM, deletion": 0.1, "Grad-CAM, insertion": 0.6,
+        "centre prior, deletion": 0.2, "centre prior, insertion": 0.7,
+        "random map, deletion": 0.3, "random map, insertion": 0.8,
+    }  # fmt: skip

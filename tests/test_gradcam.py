@@ -24,7 +24,7 @@ from retina.gradcam import GradCAM, find_layer, head_logit
 from retina.gradcam.cli import main
 from retina.gradcam.explainer import Answer, CheckpointExplainer, OnnxExplainer
 from retina.gradcam.gallery import Photograph, _tops, list_photographs
-from retina.gradcam.index import write_index
+from retina.gradcam.index import write_index, write_rows
 from retina.runtime import RELEASED
 from retina.runtime.contract import Contract, Head, Preprocessing, Rule
 from retina.runtime.errors import PictureError, UsageError
@@ -725,3 +725,58 @@ def test_stopped_by_the_user_it_says_so(
     result = CliRunner().invoke(main, [str(folder), "--model", str(explain_file), "--out", str(tmp_path / "out")])
     assert result.exit_code == 130
     assert "retina-gradcam: stopped" in result.stderr
+
+
+def test_more_photographs_than_are_explained_at_once_keep_their_own_answers(tmp_path: Path) -> None:
+    for n in range(18):
+        Image.fromarray(photograph(n % 5, 0, 64, seed=n).picture).save(tmp_path / f"{n:02d}.png")
+    file = write_tiny_model(tmp_path / "tiny.onnx", contract=CONTRACT.with_(explain=True))
+    result = CliRunner().invoke(main, [str(tmp_path), "--model", str(file), "--out", str(tmp_path.with_name("out"))])
+    assert result.exit_code == 0, result.output
+    with (tmp_path.with_name("out") / "gradcam.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["Image name"] for row in rows] == [f"{n:02d}.png" for n in range(18)]
+    model = RetinaModel(file)
+    said = [model.predict(tmp_path / row["Image name"]) for row in rows]
+    assert len({each.me_prob for each in said}) == 18
+    for row, expected in zip(rows, said, strict=True):
+        assert float(row["me_target_prob"]) == pytest.approx(max(expected.me_prob, 1 - expected.me_prob), abs=1e-5)
+
+
+def test_a_panel_is_not_drawn_over_a_photograph_either(explain_file: Path, tmp_path: Path) -> None:
+    """The panel of clinic/clinic/eye.jpg would be clinic/eye_panel.jpg, as its name is relative to the folder given."""
+    (tmp_path / "clinic" / "clinic").mkdir(parents=True)
+    for name in ("clinic/clinic/eye.jpg", "clinic/eye_panel.jpg"):
+        Image.fromarray(photograph(1, 0, 64, seed=6).picture).save(tmp_path / name)
+    before = (tmp_path / "clinic/eye_panel.jpg").read_bytes()
+    args = [str(tmp_path / "clinic"), "--model", str(explain_file), "--out", str(tmp_path)]
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 2
+    assert "eye_panel.jpg: expected a name to write to, found a photograph" in result.stderr
+    assert (tmp_path / "clinic/eye_panel.jpg").read_bytes() == before
+
+
+def test_a_row_says_what_was_decided_and_which_map_is_blank(tmp_path: Path) -> None:
+    """Of a photograph without risk whose risk is enough to refer it."""
+    contract = CONTRACT.with_(thresholds={**CONTRACT.thresholds, "referable_me": Rule("at_least", 0.2)})
+    said = Prediction.of(contract, np.array([0.6, 0.4, 0, 0, 0]), np.array([0.7, 0.3]))
+    maps: dict[Head, HeadMap] = {
+        "dr": HeadMap("dr", np.ones((2, 2), np.float32), 0, 0.6),
+        "me": HeadMap("me", np.zeros((2, 2), np.float32), 0, 0.7),
+    }
+    write_rows(tmp_path / "gradcam.csv", [Photograph(Path("a.jpg"), "a.jpg", "a", Answer(said, maps))])
+    with (tmp_path / "gradcam.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["dr_grade"], row["me_risk"], said.referable_me) == ("0", "0", True)
+    assert (row["dr_blank"], row["me_blank"]) == ("0", "1")
+
+
+def test_links_lead_to_names_that_mean_something_in_an_address(tmp_path: Path) -> None:
+    said = Prediction.of(CONTRACT, np.array([1.0, 0, 0, 0, 0]), np.array([1.0, 0.0]))
+    maps: dict[Head, HeadMap] = {head: HeadMap(head, np.ones((2, 2), np.float32), 0, 1.0) for head in ("dr", "me")}
+    overlays: dict[Head, str] = {"dr": "left#1 50%_dr.jpg", "me": "left#1 50%_me.jpg"}
+    eye = Photograph(Path("left#1 50%.jpg"), "left#1 50%.jpg", "left#1 50%", Answer(said, maps), overlays=overlays)
+    write_index(tmp_path / "index.html", [eye])
+    page = (tmp_path / "index.html").read_text()
+    for name in ('href="left%231%2050%25_dr.jpg', 'href="left%231%2050%25_me.jpg', 'src="left%231%2050%25_panel.jpg'):
+        assert name in page

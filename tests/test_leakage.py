@@ -12,10 +12,11 @@ from click.testing import CliRunner
 from eyes import write_annotations, write_set
 from PIL import Image
 from retina.runtime.contract import Preprocessing
+from retina.train import leakage
 from retina.train.cli import main
 from retina.train.data import SPLITS, read_dataset
 from retina.train.frames import Look, look_through
-from retina.train.leakage import _near, find_leaks, unnamed_patients
+from retina.train.leakage import _near, find_copies, find_leaks, unnamed_patients
 from retina.train.synthetic import photograph
 from small_backbone import RESNET10
 
@@ -120,3 +121,39 @@ def test_copies_in_one_split_are_told_and_stop_the_run_if_their_labels_differ(tm
     assert trained.exit_code == 0, trained.output
     for copies in ("same bytes: train/eye_0.jpg and train/eye_3.jpg\n", conflict):
         assert f"Warning: {copies}" in trained.output
+
+
+def test_pairs_are_found_whichever_portion_they_are_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leakage, "_ROWS_AT_ONCE", 2)
+    left = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), (5, 256))
+    assert list(_near(left, left[[3, 4, 0]])) == [(0, 2), (3, 0), (4, 1)]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_copies_are_found_in_each_split(tmp_path: Path, split: str) -> None:
+    images = write_set(tmp_path) / split / "images"
+    shutil.copy(images / "eye_0.jpg", images / "eye_2.jpg")  # DR 0 ME 0 and DR 2 ME 1
+    data, _ = read_dataset(tmp_path)
+    looks: dict[str, list[Look]] = {}
+    for name in SPLITS:
+        paths = [photo.path for photo in data.splits[name].photos]
+        _, looks[name] = look_through(paths, Preprocessing(image_size=64), "uint8", "off", tmp_path)
+    assert [str(copy) for copy in find_copies(data, looks)] == [
+        f"same bytes: {split}/eye_0.jpg and {split}/eye_2.jpg; DR grade 0 and 2, ME risk 0 and 1"
+    ]
+
+
+def test_what_does_not_stop_a_run_is_told(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "data")
+    header = ["Image name", "Retinopathy grade", "Risk of macular edema", "Patient"]
+    write_annotations(root / "train", [[f"eye_{n}", n % 3, n % 2, "p9" if n < 2 else ""] for n in range(6)], header)
+    write_annotations(root / "test", [[f"eye_{n}", n % 3, n % 2, "p9" if n < 1 else ""] for n in range(3)], header)
+    original = Image.fromarray(photograph(1, 0, 256, seed=3).picture)
+    for quality, name in ((95, "train/images/eye_2.jpg"), (50, "valid/images/eye_2.jpg")):
+        original.save(root / name, quality=quality)
+    quick = ["--image-size", "128", "--backbone", RESNET10, "--weights", "none", "--workers", "0", "--epochs", "1"]
+    result = CliRunner().invoke(main, [str(root), *quick, "--cache", "off", "--artifacts", str(tmp_path / "a")])
+    assert result.exit_code == 0, result.output
+    assert "Warning: near-identical: train/eye_2 and valid/eye_2.jpg" in result.output
+    assert "Warning: same patient: patient p9: train (2 photographs) and test (1 photographs)" in result.output
+    assert "Note: no Patient is named for 6 of 12 photographs." in result.output

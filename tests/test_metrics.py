@@ -16,7 +16,7 @@ from retina.runtime import yardsticks
 from retina.runtime.agreement import Confusion
 from retina.runtime.contract import Contract, Rule, decide, default_thresholds
 from retina.train.data import Photo
-from retina.train.evaluation import figures_table
+from retina.train.evaluation import classes_table, figures_table
 from retina.train.metrics import classification_report, epoch_scores, evaluate, headline, quadratic_kappa, write_metrics
 from retina.train.predictions import Decisions, Predictions
 from retina.train.report import _counts_table, _figures_table
@@ -403,3 +403,18 @@ def test_classification_report_is_scikit_learns() -> None:
         (p.me_true, p.me_probs.argmax(1), ["no risk", "risk"]),
     ):
         assert sk.classification_report(true, pred, target_names=names, digits=3) in text
+
+
+def test_every_column_of_the_figures_is_its_own_sources() -> None:
+    figures = evaluate(predictions(sources=("a", "b", "b")), CONTRACT, n_bootstrap=20)
+    lines = list(figures_table(figures))
+    bodies = [figures["all"], figures["sources"]["a"], figures["sources"]["b"]]
+    accuracy = [body["dr"]["accuracy"] for body in bodies]
+    assert len({figure["value"] for figure in accuracy}) == 3
+    cells = [f"{f['value']:.3f} ({f['low']:.3f} to {f['high']:.3f})" for f in accuracy]
+    assert f"| DR accuracy | {' | '.join(cells)} |" in lines
+    for task, title in (("dr", "DR grade 1"), ("me", "ME risk")):
+        row = figures["all"][task]["classes"][1]
+        numbers = [row[name] for name in ("precision", "recall", "f1")]
+        cells = [f"{f['value']:.3f} ({f['low']:.3f} to {f['high']:.3f})" for f in numbers]
+        assert f"| {title} | {row['support']} | {' | '.join(cells)} |" in list(classes_table(figures))

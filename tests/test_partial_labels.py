@@ -42,7 +42,7 @@ from retina.train.metrics import classification_report, epoch_scores, evaluate
 from retina.train.model import RetinaNet
 from retina.train.predictions import Decisions, Predictions
 from retina.train.report import _source_note, worst_mistakes
-from retina.train.screening import screening_rules, screening_threshold
+from retina.train.screening import SENSITIVITY, screening_rules, screening_threshold
 from retina.train.stop import StopRequest
 from retina.train.temperature import fit_temperature
 from retina.train.trainer import Trainer
@@ -571,3 +571,17 @@ def test_evaluation_of_a_file_on_them(scored: tuple[Path, list[str]], tmp_path: 
     assert "| DR grade 3 | 1 |" in result.output
     assert "| with a DR grade | 4 |" in result.output
     assert "| with an ME label | 3 |" in result.output
+
+
+def test_the_screening_points_find_as_many_as_they_should() -> None:
+    p = split_in_two()
+    rules = screening_rules(Contract(), p)
+    asked = (
+        ("referable_dr", p.dr_true, 2, p.dr_probs[:, 2:].sum(axis=1)),
+        ("referable_me", p.me_true, 1, p.me_probs[:, 1]),
+    )
+    for task, true, ill_from, probs in asked:
+        referred = probs >= rules[task].threshold
+        assert referred[true >= ill_from].mean() >= SENSITIVITY
+        assert referred[(true < ill_from) & (true != UNLABELLED)].mean() < 0.8
+    assert rules["referable_me"].threshold == screening_threshold(p.me_true, p.me_probs[:, 1])

@@ -514,3 +514,44 @@ def test_a_run_that_failed_while_it_finished_is_calibrated_once(tmp_path: Path) 
     again = load_checkpoint(tmp_path / "runs/b/best.pth").contract.provenance
     assert (again["run"], again["dr_temperature"] > 0) == ("b", True)
     assert again["dr_temperature"] != after.contract.provenance["dr_temperature"]
+
+
+def test_cameras_flip_and_recompress_and_light_unevenly_as_often_as_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = dict.fromkeys(("recompressed", "_uneven"), 0)
+    for name in counts:
+        done = getattr(cameras, name)
+
+        def counted(*arguments: Any, name: str = name, done: Any = done) -> Any:
+            counts[name] += 1
+            return done(*arguments)
+
+        monkeypatch.setattr(cameras, name, counted)
+    grey = torch.full((3, 64, 64), 140, dtype=torch.uint8)
+    for seed in range(300):
+        augment_with_seed(cameras.as_another_camera, grey, seed)
+    assert 65 < counts["recompressed"] < 115  # 0.3 of 300
+    assert 150 < counts["_uneven"] < 215  # 0.4 for light and 0.2 for haze
+    # Nothing but the flips.
+    for name, same in (("_POSE", lambda x: x), ("_chance", lambda _: False), ("_other_sharpness", lambda x: x)):
+        monkeypatch.setattr(cameras, name, same)
+    corner = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    corner[:, :8, :8] = 200
+    flipped = [augment_with_seed(cameras.as_another_camera, corner, seed)[0] for seed in range(300)]
+    assert 120 < sum(int(picture[:, 56:].any()) for picture in flipped) < 180  # left and right, 0.5 of 300
+    assert 65 < sum(int(picture[56:].any()) for picture in flipped) < 115  # up and down, 0.3
+
+
+def test_cameras_turn_move_and_scale_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, same in (("_FLIPS", lambda x: x), ("_chance", lambda _: False), ("_other_sharpness", lambda x: x)):
+        monkeypatch.setattr(cameras, name, same)
+    square = torch.zeros(3, 96, 96, dtype=torch.uint8)
+    square[:, 42:54, 66:78] = 200  # its middle is 24 pixels right of the centre
+    places, areas = [], []
+    for seed in range(200):
+        found = augment_with_seed(cameras.as_another_camera, square, seed)[0] > 100
+        places.append(found.nonzero().double().mean(dim=0).tolist())
+        areas.append(float(found.sum()) / 144)
+    down, right = (np.array(places) - 47.5).T
+    assert 4 < down.std() < 10  # up to 25 degrees of 24 pixels, and 5% of 96
+    assert 2 < right.std() < 8 and right.mean() == pytest.approx(24, abs=3)
+    assert 0.5 < min(areas) < 0.75 and 1.3 < max(areas) < 1.6  # (1 - 0.2)^2 and (1 + 0.2)^2

@@ -17,7 +17,16 @@ from retina.runtime.contract import Contract
 from retina.train import plots
 from retina.train.metrics import evaluate
 from retina.train.predictions import Predictions
-from retina.train.report import Mistake, _gallery, worst_mistakes, write_report
+from retina.train.report import (
+    Mistake,
+    _card,
+    _class_table,
+    _counts_table,
+    _figures_table,
+    _gallery,
+    worst_mistakes,
+    write_report,
+)
 
 CONTRACT = Contract(provenance={"run": "r", "data_fingerprint": "f00d" * 16})
 EVIL = '<script>alert("x")</script> & co.png'
@@ -231,3 +240,52 @@ def test_report_of_real_photographs_stays_small(tmp_path: Path) -> None:
     metrics = {"epoch": 1, "splits": {"test": evaluate(p, CONTRACT, n_bootstrap=10)}}
     page = write_report(tmp_path, {}, metrics, HISTORY, {"test": p}, CONTRACT)
     assert page.stat().st_size < 1_000_000
+
+
+def test_each_split_has_its_own_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = {
+        name: predictions(tmp_path, answers)
+        for name, answers in (("train", ANSWERS), ("valid", ANSWERS[:4]), ("test", ANSWERS[2:]))
+    }
+    metrics = {"epoch": 1, "splits": {name: evaluate(p, CONTRACT, n_bootstrap=10) for name, p in splits.items()}}
+    draw, drawn = plots.confusion_matrix, {}
+
+    def confusion_matrix(matrix: list[list[int]], labels: list[str], title: str, path: Path) -> None:
+        drawn[path.name] = matrix
+        draw(matrix, labels, title, path)
+
+    monkeypatch.setattr(plots, "confusion_matrix", confusion_matrix)
+    page = write_report(tmp_path, {}, metrics, HISTORY, splits, CONTRACT).read_text(encoding="utf-8")
+    for name, figures in metrics["splits"].items():
+        section = page.split(f'<section id="split-{name}">')[1].split("</section>")[0]
+        tables = re.findall(r"Classification report</caption>.*?</table>", section, re.DOTALL)
+        for task, table in zip(("dr", "me"), tables, strict=True):
+            body = figures["all"][task]
+            assert drawn[f"confusion_{task}_{name}.png"] == body["confusion_matrix"]
+            assert re.findall(r"<td>(\d+)</td></tr>", table) == [str(row["support"]) for row in body["classes"]]
+
+
+def test_figures_stand_where_their_names_are(tmp_path: Path) -> None:
+    def figure(value: float) -> dict[str, object]:
+        return {"value": value, "low": value - 0.25, "high": value + 0.125, "why": ""}
+
+    card = _card(figure(0.5), "title")
+    assert '<i style="left:25.0%;width:37.5%"></i><b style="left:50.0%"></b>' in card
+    assert '<p class="big">0.500</p>' in card and "(0.250 to 0.625)" in card
+    row = {"label": "2", "precision": figure(0.5), "recall": figure(0.375), "f1": figure(0.75), "support": 7}
+    cells = re.findall(r"<td>(.*?)</td>", _class_table({"classes": [row]}))
+    assert [cell.split("<")[0] for cell in cells] == ["2", "0.500", "0.375", "0.750", "7"]
+    table = _figures_table(evaluate(predictions(tmp_path, ANSWERS), CONTRACT, n_bootstrap=2))
+    numbers = [re.findall(r"<td>(.*?)</td>", row) for row in table.split("<tr>")[2:4]]
+    assert numbers == [["photographs", "8", "4", "4"], ["patients", "4", "4", "4"]]
+
+
+def test_photographs_are_counted_by_split_source_and_label(tmp_path: Path) -> None:
+    table = _counts_table({"test": predictions(tmp_path, ANSWERS)}, CONTRACT)
+    rows = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in table.split("<tr>")[1:]]
+    assert rows == [
+        ["", "photographs", "patients", *(f"DR {grade}" for grade in range(5)), "ME no risk", "ME risk"],
+        ["test", "8", "4", "2", "2", "2", "1", "1", "4", "4"],
+        ["test, new", "4", "4", "1", "2", "0", "0", "1", "0", "4"],
+        ["test, old &lt;cam&gt;", "4", "4", "1", "0", "2", "1", "0", "4", "0"],
+    ]

@@ -13,7 +13,16 @@ from PIL import Image
 from retina.runtime.errors import OutputError, UsageError
 from retina.train.eye import View
 from retina.train.lesions import LESIONS
-from retina.train.synthetic import GRADES, Photograph, main, photograph, write_dataset, write_lesions
+from retina.train.synthetic import (
+    GRADES,
+    ME_SHARES,
+    Photograph,
+    _cases,
+    main,
+    photograph,
+    write_dataset,
+    write_lesions,
+)
 from scipy import ndimage
 
 SIZE = 192
@@ -278,3 +287,29 @@ def test_shell_entry(tmp_path: Path) -> None:
     assert again.exit_code == 2
     assert again.output.startswith("Error: ")
     assert "Traceback" not in again.output
+
+
+def test_every_photograph_of_a_set_is_of_an_eye_of_its_own(dataset: Path) -> None:
+    # The healthy ones of one camera and one eye would be the same picture if all had one seed.
+    files = sorted(dataset.glob("*/images/*.jpg"))
+    hashes = [imagehash.phash(Image.open(file), hash_size=16) for file in files]
+    assert min(a - b for a, b in combinations(hashes, 2)) > 16
+
+
+def test_edema_risk_is_as_frequent_in_each_grade_as_said() -> None:
+    cases = _cases(np.random.default_rng(0), 400)
+    for grade, share in zip(GRADES, ME_SHARES, strict=True):
+        risks = [case.me_risk for case in cases if case.grade == grade]
+        assert sum(risks) == round(share * len(risks))
+
+
+def test_the_lesion_folder_has_every_grade_with_and_without_edema_and_all_blood(tmp_path: Path) -> None:
+    paths = write_lesions(tmp_path / "lesions", 24, size=96, seed=1)
+    rng, preretinal = np.random.default_rng([1, 4]), 0
+    for index, path in enumerate(paths):
+        drawn = photograph((2, 3, 4)[index % 3], int(index // 3 % 2 == 0), 96, seed=int(rng.integers(2**32)))
+        preretinal += int(drawn.masks["PH"].any())
+        for kind, expected in (("EX", drawn.masks["EX"]), ("HE", drawn.masks["HE"] | drawn.masks["PH"])):
+            with Image.open(path.with_name(f"{path.stem}_{kind}.png")) as mask:
+                np.testing.assert_array_equal(np.asarray(mask) == 255, expected)
+    assert preretinal

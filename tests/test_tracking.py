@@ -67,6 +67,7 @@ def finished_folder(folder: Path) -> dict[str, object]:
     )
     (folder / "report.html").write_text("<p>report</p>")
     (folder / "learning_curves.png").write_bytes(b"png")
+    (folder / "history.csv").write_text("epoch\n1\n")
     (folder / "resume.pth").write_bytes(b"large")
     return write_metrics(folder / "metrics.json", 1, {"test": evaluate(predictions, CONTRACT, n_bootstrap=50)})
 
@@ -99,7 +100,7 @@ def test_a_run_is_logged_and_its_best_model_can_be_loaded_from_the_registry(arti
     assert run.data.metrics["test/camera A _old_/dr_accuracy"] == pytest.approx(by_source)
     assert {"test/_clinics_north_/dr_accuracy", "test/_/dr_accuracy"} <= run.data.metrics.keys()
     logged = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert {"report.html", "learning_curves.png", "metrics.json", "model"} <= logged
+    assert {"report.html", "learning_curves.png", "history.csv", "metrics.json", "model"} <= logged
     assert "resume.pth" not in logged
     assert not list(tmp_path.iterdir()), "nothing may land in the working folder"
 
@@ -148,6 +149,21 @@ def test_a_resumed_run_goes_on_and_a_new_run_of_the_same_name_does_not(artifacts
 
     make_tracker("mlflow", artifacts).start("second", {"epochs": 2}, FACTS)
     assert len(runs_named_second()) == 2
+
+
+def test_a_finished_run_is_not_continued_and_what_is_no_number_is_not_logged(artifacts: Path) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{artifacts}/mlflow.db")
+    first, second = make_tracker("mlflow", artifacts), make_tracker("mlflow", artifacts)
+    first.start("third", {"epochs": 1}, FACTS)
+    first.epoch({**ROW, "valid_me_auc": float("nan")})
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    (run,) = client.search_runs([experiment], "attributes.run_name = 'third'")
+    assert run.data.metrics.keys() == ROW.keys() - {"epoch"}
+    client.set_terminated(run.info.run_id, status="FINISHED")
+    second.start("third", {"epochs": 1}, FACTS, resume=True)
+    assert len(client.search_runs([experiment], "attributes.run_name = 'third'")) == 2
 
 
 def test_a_store_that_cannot_be_reached_is_named_without_its_password(

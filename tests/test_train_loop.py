@@ -447,6 +447,15 @@ def test_too_little_shared_memory_is_told_before_the_work(monkeypatch: pytest.Mo
         require_shared_memory(replace(RECIPE, workers=1), fabric)
 
 
+def test_all_devices_of_this_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    fabric = Fabric(accelerator="cpu")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    much = replace(RECIPE, workers=10**6, batch_size=10**6)
+    with pytest.raises(OutputError, match=f"expected {4 * 2_000_002 * 3072} MB of shared memory"):
+        require_shared_memory(much, fabric)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux changed its default")
 def test_workers_are_forked_whatever_pythons_default(data: DataSet) -> None:
     """As of Python 3.14 it is a server, which would be the parent of workers and outlive theirs."""
