@@ -27,7 +27,7 @@ from .errors import ModelFileError, PictureError, UsageError
 from .model_file import find_model, read_model
 from .prediction import Prediction, Scored
 from .second_look import least_side, needs_second_look
-from .session import first_line, handing_back, open_model
+from .session import first_line, handing_back, open_checked
 from .workers import ordered_map, workers_or_cores
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class RetinaModel:
         content = read_model(self.path)
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.digest_known = check_digest(self.path, self.sha256)
-        self._session, self.contract = open_model(self.path, content, threads, provider)
+        self._session, self.contract = open_checked(self.path, content, threads, provider)
         self._second_look = threading.Lock()
         self._at_least = None if exact else least_side(self.contract.preprocessing)
 

@@ -52,7 +52,7 @@ def handing_back() -> RunOptions:
     return options
 
 
-def open_model(path: Path, content: bytes, threads: int, provider: str) -> tuple[InferenceSession, Contract]:
+def open_checked(path: Path, content: bytes, threads: int, provider: str) -> tuple[InferenceSession, Contract]:
     """Open a model file that has been read, and check its graph against its contract.
 
     Args:

@@ -377,17 +377,22 @@ def test_two_runs_never_write_one_table(tmp_path: Path) -> None:
     Journal(tmp_path / "j", KEY).close()
 
 
+def locks_fail(monkeypatch: pytest.MonkeyPatch, why: int, alone: bool) -> None:
+    """As the system would say it, with this number."""
+
+    def fail(*_: object) -> None:
+        raise OSError(why, os.strerror(why))
+
+    monkeypatch.setattr(fcntl, "lockf" if alone else "flock", fail)
+
+
 @pytest.mark.parametrize("why", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_file_system_without_locks_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: int, alone: bool
 ) -> None:
     """flock(2) and fcntl(2) fail so on Lustre without its option flock, and on NFS without a lock service."""
-
-    def no_lock(*_: object) -> None:
-        raise OSError(why, os.strerror(why))
-
-    monkeypatch.setattr(fcntl, "lockf" if alone else "flock", no_lock)
+    locks_fail(monkeypatch, why, alone)
     with (tmp_path / "j").open("w") as file:
         lock(file.fileno(), "another", alone=alone)
 
@@ -602,11 +607,7 @@ def test_a_lock_that_another_holds_is_told_whichever_error_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: int, alone: bool
 ) -> None:
     """fcntl(2): "fails with error EACCES or EAGAIN"; on NFS it is the former."""
-
-    def held(*_: object) -> None:
-        raise OSError(why, os.strerror(why))
-
-    monkeypatch.setattr(fcntl, "lockf" if alone else "flock", held)
+    locks_fail(monkeypatch, why, alone)
     with (tmp_path / "j").open("w") as file, pytest.raises(OutputError, match="another"):
         lock(file.fileno(), "another", alone=alone)
 

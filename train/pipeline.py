@@ -113,9 +113,8 @@ def _train(
             "batch-norm has no variance of one value"
         )
     device = pick_device(device)
-    # auto may choose another on another machine, and a resumed run continues with its own.
-    is_open = config.precision == "auto"
-    fabric = make_fabric(device, run.facts().get("precision", "auto") if resume and is_open else config.precision)
+    # Where auto would choose another precision now, a resumed run continues with its own.
+    fabric = make_fabric(device, run.facts().get("precision", config.precision) if resume else config.precision)
     require_shared_memory(config, fabric)
     run = replace(run, name=fabric.broadcast(run.name))  # the processes may have started in different seconds
     say_once = say if fabric.is_global_zero else (lambda _line: None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -73,15 +74,15 @@ def survey_data(
     told = nullcontext(lambda: None) if quiet or not fabric.is_global_zero else progress(total, "Reading photographs")
     with told as advance:
         for name in SPLITS:
-            frames[name], looks[name] = _look_once(
-                data.splits[name].paths,
-                preprocessing,
-                "uint8" if name == "train" else "float32",
-                "off" if name == "test" else config.cache,
-                cache_folder,
-                fabric,
-                advance,
-            )
+            paths, cache = data.splits[name].paths, "off" if name == "test" else config.cache
+            dtype: Literal["uint8", "float32"] = "uint8" if name == "train" else "float32"
+            read = partial(look_through, paths, preprocessing, dtype, cache, cache_folder, advance)
+            if cache == "off":  # the first device tells the others what it found
+                frames[name] = DecodedFrames(paths, preprocessing)
+                looks[name] = fabric.broadcast(read()[1] if fabric.is_global_zero else [])
+            else:  # the first device fills the cache, and the others map what it wrote
+                with fabric.rank_zero_first(local=True):
+                    frames[name], looks[name] = read()
     for name in SPLITS:
         photos = data.splits[name].photos
         where = data.splits[name].annotations
@@ -112,23 +113,3 @@ def survey_data(
     digests = {name: [look.sha256 for look in looks[name]] for name in SPLITS}
     order = hashlib.sha256("\n".join(digests["train"]).encode()).hexdigest()
     return Survey(data, frames, fingerprint(data, digests), order, leaks)
-
-
-def _look_once(
-    paths: Sequence[Path],
-    preprocessing: Preprocessing,
-    dtype: Literal["uint8", "float32"],
-    cache: Literal["disk", "memory", "off"],
-    cache_folder: Path,
-    fabric: Fabric,
-    advance: Callable[[], object],
-) -> tuple[Frames, list[Look]]:
-    """``look_through`` on the first device, which fills the cache for the others or tells them what it found."""
-    if cache == "off":
-        frames: Frames = DecodedFrames(paths, preprocessing)
-        looks: list[Look] = []
-        if fabric.is_global_zero:
-            frames, looks = look_through(paths, preprocessing, dtype, cache, cache_folder, advance)
-        return frames, fabric.broadcast(looks)
-    with fabric.rank_zero_first(local=True):
-        return look_through(paths, preprocessing, dtype, cache, cache_folder, advance)
