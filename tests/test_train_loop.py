@@ -544,7 +544,7 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_device
     assert {name: split["all"]["n"] for name, split in metrics["splits"].items()} == counts
 
 
-def stopped_while_it_is_evaluated(data: DataSet, artifacts: Path, *options: str) -> Result:
+def stopped_while_it_is_evaluated(data: DataSet, artifacts: Path) -> Result:
     def interrupted(line: str) -> None:
         tell(line)
         if line.startswith("Evaluating"):
@@ -552,7 +552,7 @@ def stopped_while_it_is_evaluated(data: DataSet, artifacts: Path, *options: str)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("retina.train.cli.tell", interrupted)
-        result = CliRunner().invoke(main, command(data, artifacts, "h", "--epochs", "1", "--workers", "0", *options))
+        result = CliRunner().invoke(main, command(data, artifacts, "h", "--epochs", "1", "--workers", "0"))
     assert result.exit_code == 130, result.output
     return result
 
