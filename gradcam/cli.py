@@ -11,8 +11,9 @@ import click
 
 from ..runtime.contract import HEADS, Head
 from ..runtime.errors import MissingExtraError, RetinaError, UsageError, require_extra
-from ..runtime.options import require_artifacts
+from ..runtime.options import require_alone, require_artifacts
 from ..runtime.output_file import require_place, write_text_atomically
+from ..runtime.plural import counted
 from ..runtime.progress import progress
 from ..runtime.terminal import tell, warn
 from ..train.config import BEST_NAME
@@ -20,6 +21,9 @@ from ..train.options import bare_options
 
 if TYPE_CHECKING:
     from .explainer import CheckpointExplainer, Explainer
+
+_OF_MAPS = ("checkpoint", "target", "layers", "method", "framing", "image_size")
+"""Names of the options that say which maps of which checkpoint: those that --evaluate obeys as well."""
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -93,7 +97,8 @@ def main(
         if evaluate is None:
             code = _explain(inputs, head, out, artifacts, **options)
         else:
-            code = _evaluate(evaluate, inputs, head, out, artifacts, **options)
+            require_alone(click.get_current_context(), "--evaluate", "evaluate", "head", "out", "artifacts", *_OF_MAPS)
+            code = _evaluate(evaluate, head, out, artifacts, **{name: options[name] for name in _OF_MAPS})
     except RetinaError as err:
         warn(f"retina-gradcam: {err}")
         sys.exit(2)
@@ -130,29 +135,12 @@ def _explain(
     failed = [photograph for photograph in done if photograph.undone]
     for photograph in failed:
         warn(f"{photograph.name}: {photograph.error}")
-    tell(f"{len(done) - len(failed)} photographs drawn, {len(failed)} failed: {out / INDEX}")
+    tell(f"{counted(len(done) - len(failed), 'photograph')} drawn, {len(failed)} failed: {out / INDEX}")
     return 1 if failed else 0
 
 
-def _evaluate(
-    lesions: Path,
-    inputs: tuple[Path, ...],
-    head: str,
-    out: Path,
-    artifacts: Path,
-    *,
-    model: Path | None,
-    scale: str,
-    npy: bool,
-    image_format: str,
-    **source: Any,
-) -> int:
+def _evaluate(lesions: Path, head: str, out: Path, artifacts: Path, **source: Any) -> int:
     require_extra("gradcam", "torch", "torchvision", "scipy", "matplotlib")
-    if inputs or model is not None or npy or scale != "image" or image_format != "jpeg":
-        raise UsageError(
-            "--evaluate: expected no photographs and no --model, --npy, --scale or --format beside it, since it reads "
-            "LESIONS, draws no overlays and randomises a checkpoint's weights. Run two commands."
-        )
     from .faithfulness import measure, steps
     from .lesions import read_lesions
     from .verdict import as_markdown, write_picture, write_table

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from ..runtime.contract import HEADS
 from ..runtime.output_file import write_text_atomically
 from ..runtime.panel import NOTE, in_words, percent
+from ..runtime.plural import counted
 
 if TYPE_CHECKING:
     from .gallery import Photograph
@@ -77,11 +78,12 @@ def write_index(path: Path, photographs: Sequence[Photograph]) -> None:
         OutputError: as ``write_atomically``.
     """
     failed = Counter(photograph.undone for photograph in photographs if photograph.undone)
-    counts = [f"{len(photographs)} photographs", *(f"{count} not {undone}" for undone, count in failed.items())]
+    of = counted(len(photographs), "photograph")
+    counts = [of, *(f"{count} not {undone}" for undone, count in failed.items())]
     body = "\n".join(_article(photograph) for photograph in photographs)
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Grad-CAM of {len(photographs)} photographs</title><style>{_STYLE}</style></head><body>
+<title>Grad-CAM of {of}</title><style>{_STYLE}</style></head><body>
 <h1>Where the model's answers come from</h1>
 <p>{", ".join(counts)}. Numbers: <a href="gradcam.csv">gradcam.csv</a>.</p>
 <p class="note">{html.escape(NOTE)}</p>

@@ -14,6 +14,7 @@ from . import yardsticks
 from .annotations import Annotation, NameIndex, dr_fault, fault_report, me_label, scan_annotations
 from .errors import AnnotationError
 from .folder import Listing
+from .plural import counted
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def read_truth(path: str | Path, listing: Listing, me_positive_from: int | None 
             by_name[name] = replace(row, me_grade=label)
             faults += [f"line {row.line}: {each}" for each in (dr_fault(row), fault) if each]
     if not faults and not by_name:
-        such = f"{len(unmatched)} rows, such as {unmatched[0]!r}"
+        such = f"{counted(len(unmatched), 'row')}, such as {unmatched[0]!r}"
         faults.append(f"expected names of files in {listing.root}, found none among {such}")
     if faults:
         raise AnnotationError(fault_report(annotations.path, faults))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .errors import AnnotationError
 from .folder import UTF16_MARKS, find_pictures, is_picture
+from .plural import counted
 
 IMAGE_NAME, DR_GRADE, ME_GRADE = "Image name", "Retinopathy grade", "Risk of macular edema"
 """The required columns (IDRiD's spelling); case, extra blanks and a byte order mark are ignored."""
@@ -126,7 +127,7 @@ def fault_report(path: Path, faults: list[str], so: str = "fix and run again") -
     """
     shown = faults[:MAX_FAULTS_SHOWN]
     left = len(faults) - len(shown)
-    head = f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}; {so}:"
+    head = f"{path}: {counted(len(faults), 'fault')}; {so}:"
     return "\n  ".join([head, *shown, *([f"... and {left} more"] if left else [])])
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import model_options, open_model
+from .plural import counted
 from .terminal import drop_output, spell_out_what_is_lacking, stop_without_output, warn
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _run(
     told = list(summary.lines(time.monotonic() - start))
     if overlays is not None:
         told.append(f"wrote overlays into {overlays}")
-    told.append(f"wrote {job.out}: {len(listing.names)} rows; ignored {listing.ignored_text}")
+    told.append(f"wrote {job.out}: {counted(len(listing.names), 'row')}; ignored {listing.ignored_text}")
     return summary.failed, told
 
 
@@ -214,11 +215,11 @@ def _tell_start(job: Job) -> None:
     from .model_file import RELEASED
     from .table import utf8
 
-    model, workers = job.model, f"{job.workers} {'worker' if job.workers == 1 else 'workers'}"
+    model = job.model
     which = "the model that ships with this package" if model.path == RELEASED else str(model.path)
     checked = "" if model.digest_known else ", no .sha256 beside it to check"
     warn(
-        f"{len(job.listing.names)} photographs, {workers}, {which} "
+        f"{counted(len(job.listing.names), 'photograph')}, {counted(job.workers, 'worker')}, {which} "
         f"({model.contract.precision}, sha256 {model.sha256[:12]}{checked})",
     )
     if model.contract.caution:
@@ -236,9 +237,9 @@ def _tell_rows(job: Job) -> None:
         return
     known, usable = len(job.journal), rows_at_hand(job.listing, job.journal)
     if usable:
-        warn(f"going on: {usable} rows of an earlier run")
+        warn(f"going on: {counted(usable, 'row')} of an earlier run")
     if usable < known:
         warn(
-            f"not used: {known - usable} rows of an earlier run, of other photographs or of ones that have changed. "
-            "The finished table drops them; to keep them, stop now and name another --out",
+            f"not used: {counted(known - usable, 'row')} of an earlier run, of other photographs or of ones that have "
+            "changed. The finished table drops them; to keep them, stop now and name another --out",
         )

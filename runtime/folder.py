@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import UsageError
+from .plural import counted
 
 ENDINGS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".j2k", ".jpx", ".dcm"}
@@ -45,7 +46,7 @@ class Listing:
         by_count = sorted(self.ignored.items(), key=lambda kind_count: (-kind_count[1], kind_count[0]))
         kinds = [f"{count} {kind or 'without ending'}" for kind, count in by_count[:KINDS_SHOWN]]
         kinds += ["others"] * (len(by_count) > KINDS_SHOWN)
-        return f"{self.ignored.total()} other files" + (f": {', '.join(kinds)}" if kinds else "")
+        return counted(self.ignored.total(), "other file") + (f": {', '.join(kinds)}" if kinds else "")
 
 
 def gather(arguments: Sequence[str], *, lists: bool = True) -> Listing:
@@ -53,7 +54,8 @@ def gather(arguments: Sequence[str], *, lists: bool = True) -> Listing:
 
     One folder: its photographs, named relative to it. Otherwise folders, files of any ending, and lists of paths
     (``@FILE``, or ``-`` for standard input; one per line, or separated by NUL; unless ``lists`` is False), all named as
-    given. A photograph that does not exist is listed too, so that its row says so.
+    given. What exists under a name that begins with ``@`` is meant itself. A photograph that does not exist is listed
+    too, so that its row says so.
 
     Raises:
         UsageError: there are no photographs, a folder or list cannot be read, or an argument does not exist and is
@@ -76,8 +78,9 @@ def _gather_each(arguments: Sequence[str], lists: bool) -> Listing:
     ignored: Counter[str] = Counter()
     read: list[Path] = []
     for argument in arguments:
-        is_list = lists and (argument == "-" or argument.startswith("@"))
-        if not is_list and not os.path.exists(argument) and not (len(arguments) > 1 and is_picture(argument)):
+        exists = os.path.exists(argument)
+        is_list = lists and (argument == "-" or (argument.startswith("@") and not exists))
+        if not is_list and not exists and not (len(arguments) > 1 and is_picture(argument)):
             raise UsageError(f"{argument!r}: expected a folder, a photograph or a list of them, found nothing there")
         if is_list and argument != "-":
             read.append(Path(argument[1:]))

@@ -19,6 +19,7 @@ from .journal import Journal
 from .model import RetinaModel
 from .output_file import free_bytes
 from .picture import NO_MEMORY
+from .plural import counted
 from .prediction import Prediction
 from .table import NOTEBOOK_COLUMNS, PARTIAL, Row
 from .versions import decoder_versions
@@ -231,7 +232,7 @@ def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
         raise OutputError(f"{out}: expected an existing folder to write to, found none: {out.absolute().parent}")
     needed, free = rows * BYTES_PER_ROW, free_bytes(out.absolute().parent)
     if free < needed:
-        raise OutputError(f"{out}: expected {needed} bytes of room for {rows} rows, found {free}")
+        raise OutputError(f"{out}: expected {needed} bytes of room for {counted(rows, 'row')}, found {free}")
 
 
 def _require_table(out: Path) -> None:

@@ -347,9 +347,13 @@ def test_what_is_refused(lesions: Path, tmp_path: Path) -> None:
     Image.new("L", (40, 50)).save(tmp_path / "x_EX.png")
     with pytest.raises(PictureError, match="expected a mask of 50 x 40, found 40 x 50"):
         read_lesions(tmp_path)
-    refused = CliRunner().invoke(main, ["--evaluate", str(lesions), "--model", "explain.onnx"])
+
+
+def test_evaluation_refuses_what_it_would_not_obey(lesions: Path) -> None:
+    beside = ["--model", "explain.onnx", "--npy", "--scale", "shared", "--format", "png", "eye.jpg"]
+    refused = CliRunner().invoke(main, ["--evaluate", str(lesions), *beside])
     assert refused.exit_code == 2
-    assert "--evaluate: expected no photographs and no --model" in refused.stderr
+    assert "'IMAGE|FOLDER...', '--scale', '--format', '--npy', '--model', which it does not obey" in refused.stderr
 
 
 def test_masks_are_those_of_their_own_photograph(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_the_same_patient_in_two_splits(tmp_path: Path) -> None:
         rows = [[f"eye_{n}", n % 3, 0, patient if n < 2 else ""] for n in range(6)]
         write_annotations(tmp_path / "train", rows, header)
         write_annotations(tmp_path / "test", [["eye_0", 0, 0, ""], ["eye_1", 1, 0, same], ["eye_2", 2, 0, ""]], header)
-        expected = f"same patient: patient {known}: train (2 photographs) and test (1 photographs)"
+        expected = f"same patient: patient {known}: train (2 photographs) and test (1 photograph)"
         assert leaks_of(tmp_path) == [expected]
 
 
@@ -155,5 +155,5 @@ def test_what_does_not_stop_a_run_is_told(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, [str(root), *quick, "--cache", "off", "--artifacts", str(tmp_path / "a")])
     assert result.exit_code == 0, result.output
     assert "Warning: near-identical: train/eye_2 and valid/eye_2.jpg" in result.output
-    assert "Warning: same patient: patient p9: train (2 photographs) and test (1 photographs)" in result.output
+    assert "Warning: same patient: patient p9: train (2 photographs) and test (1 photograph)" in result.output
     assert "Note: no Patient is named for 6 of 12 photographs." in result.output

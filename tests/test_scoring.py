@@ -462,7 +462,7 @@ def test_a_disk_that_does_not_tell_its_size_is_not_taken_for_a_full_one(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=0, used=0, free=0))
     require_room(tmp_path / "t.csv", 10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, used=10**9, free=0))
-    with pytest.raises(OutputError, match="expected 600 bytes of room for 1 rows, found 0"):
+    with pytest.raises(OutputError, match="expected 600 bytes of room for 1 row, found 0"):
         require_room(tmp_path / "t.csv", 1)
 
 
@@ -488,6 +488,10 @@ def test_gathering_folders_files_and_lists(tmp_path: Path, monkeypatch: pytest.M
     assert gather(["@list0"]).names == ("c.scan", "new\nline.jpg")
     with pytest.raises(UsageError, match="@none: expected a list of paths"):
         gather(["@none"])
+    Path("@eaDir").mkdir()
+    for name in ("@eaDir/a.jpg", "@eye.jpg"):
+        Path(name).touch()
+    assert gather(["@eaDir", "@eye.jpg"]).names == ("@eaDir/a.jpg", "@eye.jpg"), "what is there under such a name"
 
 
 def test_what_is_named_and_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.plural import counted
 from .data import SPLITS, DataSet, Photo
 from .frames import PHASH_SIDE, Look
 
@@ -31,7 +32,7 @@ class Leak:
 
     kind: Literal["same bytes", "near-identical", "same patient"]
     first: str
-    """``split/name``, or for a patient ``split (count photographs)``."""
+    """``split/name``, or for a patient ``split (n photographs)``."""
     second: str
     """The same, of the other split."""
     patient: str = ""
@@ -77,7 +78,7 @@ def find_leaks(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]
             leaks.append(_leak(kind, a, photo_a, b, photo_b))
         counts = {split: Counter(p.patient for p in data.splits[split].photos if p.patient) for split in (a, b)}
         for patient in sorted(counts[a].keys() & counts[b].keys()):
-            first, second = (f"{split} ({count[patient]} photographs)" for split, count in counts.items())
+            first, second = (f"{split} ({counted(count[patient], 'photograph')})" for split, count in counts.items())
             leaks.append(Leak("same patient", first, second, patient))
     return leaks
 
