@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
 import click
@@ -78,8 +79,8 @@ def progress(total: int, label: str = "") -> Iterator[Advance]:
                     bar.update(done - bar.pos)
             elif now - told >= LINE_SECONDS:
                 told = now
-                left = (total - done) / max(rate(), 1e-9)
-                warn(f"{name}{done} of {total}, {rate():.1f} per second, {left:.0f} s left")
+                left = f", {timedelta(seconds=round((total - done) / rate()))} left" if done > quick else ""
+                warn(f"{name}{done} of {total}, {rate():.1f} per second{left}")
 
     with bar:
         yield advance

@@ -20,8 +20,8 @@ def test_lines_tell_progress_without_a_terminal(
             advance(known=known)
     # By hand: after 10 s two are done, of which one took time, so 10 s each; after 20 s three took time.
     assert capsys.readouterr().err.splitlines() == [
-        "maps: 2 of 6, 0.1 per second, 40 s left",
-        "maps: 4 of 6, 0.1 per second, 13 s left",
+        "maps: 2 of 6, 0.1 per second, 0:00:40 left",
+        "maps: 4 of 6, 0.1 per second, 0:00:13 left",
     ]
 
 
@@ -35,7 +35,7 @@ def test_items_are_tracked_as_they_are_done(
         seen.append(item)
         now += 11.0
     assert seen == ["a", "b", "c"]
-    assert capsys.readouterr().err.splitlines()[0] == "Judging: 1 of 3, 0.1 per second, 22 s left"
+    assert capsys.readouterr().err.splitlines()[0] == "Judging: 1 of 3, 0.1 per second, 0:00:22 left"
 
 
 def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
