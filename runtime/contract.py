@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
@@ -88,7 +89,9 @@ class Preprocessing:
             _expect(f"preprocessing.{name}", found in known, " or ".join(known), found)
         for name, least in (("mean", -math.inf), ("std", 0.0)):
             values = getattr(self, name)
-            ok = len(values) == 3 and all(type(v) in (int, float) and math.isfinite(v) and v > least for v in values)
+            # Not math.isfinite, which fails on a whole number beyond the floating-point ones.
+            finite = (type(v) in (int, float) and abs(v) <= sys.float_info.max and v > least for v in values)
+            ok = len(values) == 3 and all(finite)
             _expect(f"preprocessing.{name}", ok, f"three numbers{' above 0' if name == 'std' else ''}", list(values))
         if self.framing == "squash":
             object.__setattr__(self, "surround", "kept")
@@ -172,7 +175,7 @@ class Contract:
     def __post_init__(self) -> None:
         _expect("schema", self.schema == SCHEMA, SCHEMA, self.schema)
         grades = self.dr_grades
-        ok = len(grades) >= 2 and all(isinstance(g, int) for g in grades) and list(grades) == sorted(set(grades))
+        ok = len(grades) >= 2 and all(type(g) is int for g in grades) and list(grades) == sorted(set(grades))
         _expect("dr_grades", ok, "two or more whole numbers in rising order", list(grades))
         ok = len(self.me_labels) == 2 and all(isinstance(label, str) for label in self.me_labels)
         _expect("me_labels", ok, "two labels", list(self.me_labels))

@@ -1,12 +1,14 @@
 """The annotation reader, and how names are matched to files."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from retina.runtime.annotations import Annotation, NameIndex, fault_report, me_label, scan_annotations
-from retina.runtime.errors import AnnotationError
+from retina.runtime.errors import AnnotationError, UsageError
 from retina.runtime.folder import find_pictures
 
 HEADER = "Image name,Retinopathy grade,Risk of macular edema,Caption,Patient\n"
@@ -48,6 +50,14 @@ def test_reads_names_grades_and_further_columns(tmp_path: Path) -> None:
 def test_tolerates_what_spreadsheets_write(tmp_path: Path, text: str) -> None:
     (row,) = scan_annotations(write(tmp_path, text))[0].rows
     assert (row.image, row.dr_grade, row.me_grade) == ("a", 2, 1)
+
+
+def test_lines_below_excels_mark_of_the_separator_keep_their_numbers(tmp_path: Path) -> None:
+    """The mark in capitals too, as people write it by hand."""
+    text = "SEP=;\r\nImage name;Retinopathy grade;Risk of macular edema\r\na,b;1;0\r\nc;x;0\r\n"
+    annotations, (fault,) = scan_annotations(write(tmp_path, text))
+    assert [(row.line, row.image) for row in annotations.rows] == [(3, "a,b")]
+    assert fault.startswith("line 4: Retinopathy grade")
 
 
 def test_names_every_fault_at_once_with_file_line_and_value(tmp_path: Path) -> None:
@@ -136,6 +146,21 @@ def test_a_name_finds_its_file(tmp_path: Path, name: str, file: str) -> None:
     assert NameIndex(tmp_path).find(name) == file
 
 
+def test_a_name_as_written_comes_before_any_other_reading(tmp_path: Path) -> None:
+    """A backslash may be part of a name, and names may differ in case alone."""
+    files = ("eye.jpg", "EYE.jpg", "odd\\left.jpg", "odd/left.jpg", "stra\u00dfe.jpg")
+    touch(tmp_path, *files)
+    index = NameIndex(tmp_path)
+    assert [index.find(name) for name in files] == list(files)
+    assert index.find("STRASSE.JPG") == "stra\u00dfe.jpg"
+
+
+def test_an_ambiguous_name_is_an_error_that_names_three_at_most(tmp_path: Path) -> None:
+    touch(tmp_path, "a.bmp", "a.jpg", "a.png", "a.tif")
+    with pytest.raises(AnnotationError, match=r"found 'a\.bmp' and 'a\.jpg' and 'a\.png'; write one of them$"):
+        NameIndex(tmp_path).find("a")
+
+
 def test_an_ambiguous_name_is_an_error_that_names_both(tmp_path: Path) -> None:
     touch(tmp_path, "both.jpg", "both.png", "l/e.jpg", "r/e.jpg")
     index = NameIndex(tmp_path)
@@ -183,6 +208,33 @@ def test_the_walk_is_sorted_and_follows_links_once(tmp_path: Path) -> None:
     assert listing.names == ("a/z.PNG", "b.jpg", "c/d/new\nline.jpg", "link/far.jpg")
     assert listing.ignored == {".txt": 1, "hidden": 1}
     assert listing.ignored_text == "2 other files: 1 .txt, 1 hidden"
+
+
+def test_of_two_links_to_a_folder_the_first_name_counts(tmp_path: Path) -> None:
+    """In whatever order the disk lists them."""
+    touch(tmp_path, "far/x.jpg", "near/y.jpg")
+    for name in ("c", "a", "d", "b"):
+        (tmp_path / "near" / name).symlink_to(tmp_path / "far")
+    assert find_pictures(tmp_path / "near").names == ("a/x.jpg", "y.jpg")
+
+
+def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by its mode: root may list any folder."""
+    touch(tmp_path, "left/a.jpg", "right/b.jpg")
+    with pytest.raises(UsageError, match="none: expected a folder, found nothing there"):
+        find_pictures(tmp_path / "none")
+    with pytest.raises(UsageError, match=r"b\.jpg.*: expected a folder that can be listed, found: Not a directory"):
+        find_pictures(tmp_path / "right/b.jpg")
+    of_any_folder = os.scandir
+
+    def of_left_refused(folder: Path) -> object:
+        if folder.name == "left":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return of_any_folder(folder)
+
+    monkeypatch.setattr(os, "scandir", of_left_refused)
+    with pytest.raises(UsageError, match="left: expected a folder that can be listed, found: Permission denied"):
+        find_pictures(tmp_path)
 
 
 def test_the_most_frequent_kinds_left_out_are_listed(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def test_json_both_ways() -> None:
         ({"schema": None}, "schema: expected 1, found None"),
         ({"dr_grades": [0, 0, 1]}, "dr_grades: expected two or more whole numbers in rising order"),
         ({"dr_grades": "abc"}, "dr_grades"),
+        ({"dr_grades": [False, True, 3]}, "dr_grades: expected two or more whole numbers in rising order"),
         ({"me_labels": ["risk"]}, "me_labels: expected two labels"),
         ({"me_labels": "ab"}, "me_labels: expected two labels, found ab"),
         ({"me_labels": [0, 1]}, "me_labels: expected two labels"),
@@ -97,6 +98,7 @@ def test_what_is_no_contract_is_refused(change: dict[str, Any], message: str) ->
         ({"mean": [0.5, 0.5]}, "mean: expected three numbers"),
         ({"mean": "abc"}, "mean: expected three numbers"),
         ({"mean": [0.5, 0.5, True]}, "mean: expected three numbers"),
+        ({"mean": [0.5, 0.5, 10**400]}, "mean: expected three numbers"),
         ({"std": [0.2, 0.2, 0.0]}, "std: expected three numbers above 0"),
         ({"std": [0.2, 0.2, float("inf")]}, "std: expected three numbers above 0"),
         ({"image_size": 31}, "image_size: expected a whole number from 32, found 31"),
@@ -188,6 +190,12 @@ def test_referable_is_grade_2_or_worse_where_the_rule_names_none() -> None:
     assert (decision.referable, decision.referable_prob) == (False, 0.375)
 
 
+def test_referable_from_grade_0_on_is_everybody() -> None:
+    everybody = Contract(thresholds=default_thresholds() | {"referable_dr": Rule("at_least", 0.5, from_grade=0)})
+    assert everybody.referable_from == 0
+    assert decide(everybody, np.array([0.75, 0.25, 0, 0, 0]), np.array([0.9, 0.1])).referable_prob == 1
+
+
 def test_rule_needs_a_threshold() -> None:
     with pytest.raises(ModelFileError, match="threshold: expected a number from 0 to 1, found None"):
         Rule("at_least")
@@ -198,6 +206,36 @@ def test_a_file_that_says_nothing_of_the_surround_keeps_it() -> None:
     assert body["preprocessing"].pop("surround") == "black"
     assert Contract.from_json(json.dumps(body)).preprocessing == Preprocessing(image_size=256, surround="kept")
     assert Preprocessing(framing="squash").surround == "kept"
+
+
+def test_a_file_of_a_later_version_asks_for_that_version() -> None:
+    body = json.loads(CONTRACT.to_json()) | {"schema": 2}
+    with pytest.raises(ModelFileError, match="A later version of retina-edge made the file: upgrade to it"):
+        Contract.from_json(json.dumps(body))
+    with pytest.raises(ModelFileError, match=r"expected 1, found 0\. Export the model again with this version"):
+        Contract.from_json(json.dumps(body | {"schema": 0}))
+
+
+def test_a_long_value_is_cut_in_a_message() -> None:
+    body = json.loads(CONTRACT.to_json()) | {"precision": "x" * 1000}
+    with pytest.raises(ModelFileError, match=rf"found {'x' * 200}\.{{4}} Export"):
+        Contract.from_json(json.dumps(body))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "caution"),
+    [
+        (["me", "dr"], "The model was never trained for DR and ME: what it says about DR and ME means nothing."),
+        (["me"], "The model was never trained for ME: what it says about ME means nothing."),
+        (["other"], ""),
+        ("dr", ""),
+        (None, ""),
+    ],
+)
+def test_what_a_model_was_never_trained_for_is_said_once_for_each_head(recorded: object, caution: str) -> None:
+    contract = CONTRACT.with_(provenance={"untrained_heads": recorded})
+    assert contract.caution == caution
+    assert json.loads(contract.to_json()).get("caution", "") == caution
 
 
 def test_thresholds_are_compared_in_double_as_other_programs_do() -> None:

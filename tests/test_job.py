@@ -140,6 +140,22 @@ def test_what_cannot_work_is_refused_before_the_work(place: Path) -> None:
     assert sorted(path.name for path in place.iterdir()) == ["empty", "eyes", "m.onnx", "truth.csv"]
 
 
+@pytest.mark.parametrize(("lowest", "risks"), [(1, [1, 1]), (2, [0, 1]), (3, [0, 1])])
+def test_edema_may_count_as_risk_from_each_grade_on(place: Path, lowest: int, risks: list[int]) -> None:
+    Path("truth.csv").write_text("Image name,Retinopathy grade,Risk of macular edema\na.png,0,1\nb.png,3,3\n")
+    summary = score_folder("eyes", "t.csv", model="m.onnx", annotations="truth.csv", me_positive_from=lowest)
+    assert sorted(true for true, _ in summary.me.counts.elements()) == risks
+
+
+def test_a_further_file_that_is_read_is_not_written_over(place: Path) -> None:
+    """Such as a key that the model is verified with, even if it looks like an earlier table."""
+    score_folder("eyes", "key.csv", model="m.onnx")
+    before = Path("key.csv").read_bytes()
+    with pytest.raises(OutputError, match=r"key\.csv: expected a file to write, found one that is to be read"):
+        Job(RetinaModel("m.onnx"), gather(["eyes"]), Path("key.csv"), inputs=[Path("key.csv")])
+    assert Path("key.csv").read_bytes() == before
+
+
 def test_readmes_program_makes_the_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     (block,) = [block for block in blocks if "score_folder" in block]

@@ -72,6 +72,7 @@ def test_auc_by_hand() -> None:
     # The negative at .1 drawn three times, one positive at .4 not at all: 8 pairs, 7 in order, 1 tie.
     assert yardsticks.auc(true, score, np.array([[1.0, 1, 0, 1, 3]]))[0] == pytest.approx(7.5 / 8)
     assert np.isnan(yardsticks.auc(np.ones(5, np.int64), score, np.ones((1, 5)))[0])
+    assert np.isnan(yardsticks.auc(np.zeros(0, np.int64), np.zeros(0), np.ones((2, 0)))).tolist() == [True, True]
 
 
 def test_calibration_error_by_hand() -> None:
@@ -94,6 +95,15 @@ def test_bins_are_fifteen() -> None:
     """.62 wrong and .68 right are in two of fifteen bins (from .6 and from .667 on), and would be in one of ten."""
     probs = np.array([[0.62, 0.38], [0.68, 0.32]])
     assert yardsticks.calibration_error(probs, np.array([1, 0])) == pytest.approx((0.62 + 0.32) / 2)
+
+
+def test_bins_are_closed_at_their_upper_end() -> None:
+    """.6 is 9/15, exactly in binary too, and so not in one bin with .62."""
+    probs = np.array([[0.6, 0.4], [0.62, 0.38]])
+    assert yardsticks.calibration_error(probs, np.array([0, 1])) == pytest.approx((0.4 + 0.62) / 2)
+    n, confidence, right = yardsticks.reliability(np.array([[1.0, 0.0], [0.6, 0.4]]), np.array([0, 0]))
+    assert n.tolist() == [0] * 8 + [1] + [0] * 5 + [1]
+    assert (confidence[14], confidence[8], right[14]) == (1.0, 0.6, 1.0)
 
 
 def test_calibration_chance_by_hand() -> None:

@@ -35,6 +35,12 @@ def disc(height: int, width: int, centre: tuple[int, int], radius: int, level: i
     return np.where(lit[..., None], np.array([level, level // 2, level // 4]), 3).astype(np.uint8)
 
 
+def hot_line(across: bool) -> NDArray[np.uint8]:
+    pixels = np.zeros((150, 150, 3), np.uint8)
+    pixels[70 if across else slice(None), slice(None) if across else 70] = 250
+    return pixels
+
+
 def captioned(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     pixels[5:25, 5:90] = 250
     return pixels
@@ -48,6 +54,8 @@ PICTURES = {
     "lit everywhere": np.full((90, 140, 3), 90, np.uint8),
     "a caption in the corner": captioned(disc(300, 500, (150, 320), 90)),
     "grey around": np.maximum(disc(300, 500, (150, 320), 90), 27),
+    "a row of hot pixels": hot_line(across=True),
+    "a column of hot pixels": hot_line(across=False),
     "drawn, square": photograph(2, 1, 256, seed=1, source="ronda").picture,
     "drawn, 3:2": photograph(3, 0, 301, seed=2, source="larga").picture,
     "much larger than the network's square": photograph(1, 0, 1200, seed=3).picture,
@@ -172,6 +180,30 @@ def test_a_weak_map_is_clear_a_strong_one_half_opaque_and_a_white_line_stands_be
     # The map is bilinear from 0.05 at pixel 50 to 0.55 at 150, so half of the scale is at 140.
     assert len(white) == 1
     assert white[0] == pytest.approx(140, abs=1)
+
+
+@pytest.mark.parametrize("turn", list(Image.Transpose), ids=lambda turn: turn.name)
+def test_a_region_is_outlined_on_every_side(turn: Image.Transpose) -> None:
+    """The line lies where a map of 5 x 5 cells, 20 pixels each, reaches half of its scale, whichever side that is."""
+    values = np.zeros((5, 5), np.float32)
+    values[1, 1:3], values[2, 1] = 1.0, 0.8
+    turned = np.ascontiguousarray(Image.fromarray(values).transpose(turn))
+    flat = Image.new("RGB", (100, 100), (150, 70, 30))
+
+    def white(of: NDArray[np.float32]) -> NDArray[np.uint8]:
+        drawn = np.asarray(draw(flat, HeadMap("dr", of, 2, 0.8), WHOLE))
+        return np.where((drawn == 255).all(axis=2), np.uint8(255), np.uint8(0))
+
+    inside = np.pad(place(values, WHOLE, (100, 100)) >= 127.5 / 255, 1)
+    around = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+    expected = Image.fromarray(np.where(inside[1:-1, 1:-1] & ~around, np.uint8(255), np.uint8(0)))
+    np.testing.assert_array_equal(white(turned), np.asarray(expected.transpose(turn)))
+
+
+def test_no_line_runs_along_the_edge_of_the_photograph() -> None:
+    strong = HeadMap("dr", np.ones((3, 3), np.float32), 2, 0.8)
+    drawn = np.asarray(draw(Image.new("RGB", (90, 60), (150, 70, 30)), strong, WHOLE))
+    assert (drawn == drawn[30, 45]).all()
 
 
 def test_dark_vessels_and_haemorrhages_belong_to_the_field() -> None:
@@ -317,6 +349,63 @@ def test_the_panel_shows_what_the_network_sees_and_what_it_answers(monkeypatch: 
         assert texts[:2] == ["eye.jpg", "Model: DR grade 3 (severe), macular edema: no risk"]
         most = "most of all photographs: 2.5 logits" if tops else "most here: 0.9 logits"
         assert {"Speaks for DR grade 3 (severe)", "probability 91%", "probability 70%", most} < set(texts)
+
+
+def left_tile(panel: Image.Image) -> NDArray[np.uint8]:
+    return np.asarray(panel)[62 : 62 + TILE, 20 : 20 + TILE]
+
+
+NO_RISK = Decision(0, 0, False, 0.1, False)
+
+
+def test_the_panel_centres_a_photograph_that_is_not_square_and_halves_a_large_one() -> None:
+    noise = np.random.default_rng(0).integers(1, 256, (TILE, 2 * TILE, 3), np.uint8)
+    picture = Image.fromarray(noise)
+    shown = left_tile(draw_panel(picture, "eye.jpg", NO_RISK, {}, WHOLE))
+    half = np.asarray(picture.reduce(2))
+    np.testing.assert_array_equal(shown[TILE // 4 : TILE // 4 + TILE // 2], half)
+    assert not shown[: TILE // 4].any() and not shown[-TILE // 4 :].any()
+    shown = left_tile(draw_panel(Image.fromarray(noise.transpose(1, 0, 2)), "eye.jpg", NO_RISK, {}, WHOLE))
+    np.testing.assert_array_equal(shown[:, TILE // 4 : TILE // 4 + TILE // 2], half.transpose(1, 0, 2))
+
+
+def test_the_panel_paints_the_lit_part_of_what_it_shows() -> None:
+    """Of a photograph of 400 x 200, the square from 100 to 300 is seen, and lit up to 150: a quarter of the tile."""
+    lit = np.zeros((64, 64), np.float32)
+    lit[:, :24] = 1
+    field = Field(0.25, 0.0, 0.75, 1.0, lit)
+    maps = {"dr": HeadMap("dr", np.ones((3, 3), np.float32), 0, 0.9)}
+    panel = draw_panel(Image.new("RGB", (400, 200), (150, 70, 30)), "eye.jpg", NO_RISK, maps, field)  # type: ignore[arg-type]
+    tile = np.asarray(panel)[62 : 62 + TILE, 20 + TILE + 20 : 20 + TILE + 20 + TILE]
+    painted = (tile != np.array([150, 70, 30])).any(axis=2)
+    assert painted[:, : TILE // 4 - 16].all() and not painted[:, TILE // 4 + 16 :].any()
+
+
+def test_the_panel_shows_the_scale_as_it_looks_on_a_retina_unless_the_map_is_blank() -> None:
+    picture = Image.new("RGB", (100, 100), (150, 70, 30))
+    x, y = 20 + TILE + 20, 62 + TILE + 8 + 58
+
+    def scale(values: NDArray[np.float32]) -> NDArray[np.float64]:
+        maps = {"dr": HeadMap("dr", values, 0, 0.9)}
+        panel = draw_panel(picture, "eye.jpg", NO_RISK, maps, WHOLE)  # type: ignore[arg-type]
+        return np.asarray(panel)[y : y + 18, x : x + TILE].astype(float)
+
+    shown = scale(np.ones((3, 3), np.float32))[9]
+    for share in (0.05, 0.25, 0.75, 0.95):
+        red, green, blue, alpha = colours()[round(share * 255)].astype(float)
+        expected = [
+            c * alpha / 255 + r * (1 - alpha / 255) for c, r in zip((red, green, blue), (150, 72, 34), strict=True)
+        ]
+        np.testing.assert_allclose(shown[round(share * TILE)], expected, atol=2)
+    assert (shown[TILE // 2] == 255).all()
+    blank = scale(np.zeros((3, 3), np.float32))
+    assert (blank[:, -100:] == 255).all() and (blank < 128).any(), "words instead"
+
+
+def test_a_long_name_is_shortened_in_its_middle() -> None:
+    name = "".join(chr(ord("a") + i % 26) for i in range(91))
+    assert panels._shortened(name[:90]) == name[:90]
+    assert panels._shortened(name) == f"{name[:45]} ... {name[46:]}"
 
 
 def test_the_panel_writes_names_beyond_ascii() -> None:

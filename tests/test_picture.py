@@ -4,6 +4,7 @@ import io
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from retina.runtime.errors import PictureError
-from retina.runtime.jpeg import is_unfinished
+from retina.runtime.jpeg import endless_fault, is_unfinished
 from retina.runtime.picture import MAX_BYTES, decode, from_image
 
 
@@ -33,6 +34,7 @@ LOSSLESS = {
     "png": ("PNG", {}),
     "tiff": ("TIFF", {}),
     "tiff-lzw": ("TIFF", {"compression": "tiff_lzw"}),
+    "tiff-big": ("TIFF", {"big_tiff": True}),
     "bmp": ("BMP", {}),
     "webp": ("WEBP", {"lossless": True}),
     "jp2": ("JPEG2000", {}),
@@ -130,6 +132,19 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
         decode(b"\xff\xda".join([start, *scans[:2], *scans[1:2] * 600, *scans[2:]]))
 
 
+def test_scans_of_any_number_of_components_are_counted_wherever_they_lie() -> None:
+    """Five hundred are the most, also where the pieces that are searched meet within the header of the first."""
+
+    def faulty(count: int, length_and_components: bytes = b"\x08\x01", at: int = 0) -> bool:
+        return bool(endless_fault(io.BytesIO(bytes(at) + (b"\xff\xda\0" + length_and_components) * count)))
+
+    for header in (b"\x08\x01", b"\x0a\x02", b"\x0c\x03", b"\x0e\x04"):
+        assert [faulty(count, header) for count in (500, 501)] == [False, True]
+    assert not faulty(501, b"\x08\x02")
+    for before in range(6):
+        assert [faulty(count, at=(1 << 20) - before) for count in (500, 501)] == [False, True]
+
+
 def test_what_follows_a_jpeg_is_not_taken_for_scans() -> None:
     """Such as a phone's video after its photograph, where scan markers occur by chance, 640 times in 40 MiB."""
     eye = encoded(photograph(), "JPEG")
@@ -212,6 +227,51 @@ def test_fill_bytes_before_a_marker_do_not_hide_damage() -> None:
     np.testing.assert_array_equal(decode(filled), decode(whole))
 
 
+def _written_by_others(jpeg: bytes, way: str) -> bytes:
+    """The same picture from another encoder: the segments up to the scan's data, put together in another way."""
+    segments, at = [], 2
+    while not segments or segments[-1][0] != 0xDA:
+        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+        segments.append((jpeg[at + 1], jpeg[at + 4 : end]))
+        at = end
+    changed: list[tuple[int, bytes]] = []
+    for kind, content in segments:
+        if way == "tables numbered otherwise" and kind == 0xC4:
+            changed.append((kind, bytes([content[0] ^ 1]) + content[1:]))
+        elif way == "tables numbered otherwise" and kind == 0xDA:
+            others = [byte ^ 0x11 if i in (2, 4, 6) else byte for i, byte in enumerate(content)]
+            changed.append((kind, bytes(others)))
+        elif way == "all tables in one segment" and kind == 0xC4 and changed[-1][0] == 0xC4:
+            changed[-1] = kind, changed[-1][1] + content
+        else:
+            changed.append((0xC1 if way == "extended sequential" and kind == 0xC0 else kind, content))
+    whole = [b"\xff%c%b%b" % (kind, (len(content) + 2).to_bytes(2), content) for kind, content in changed]
+    return b"\xff\xd8" + b"".join(whole) + jpeg[at:]
+
+
+@pytest.mark.parametrize("way", ["tables numbered otherwise", "all tables in one segment", "extended sequential"])
+def test_damage_is_found_whichever_way_a_jpeg_is_written(way: str) -> None:
+    """Cameras write all tables in one segment, which Pillow does not."""
+    plain = encoded(photograph().resize((640, 480)), "JPEG", quality=95)
+    whole = _written_by_others(plain, way)
+    assert whole != plain
+    np.testing.assert_array_equal(decode(whole), decode(plain))
+    middle = len(whole) // 2
+    with pytest.raises(PictureError, match="damaged: zeros where the JPEG's data should be"):
+        decode(whole[:middle] + bytes(64) + whole[middle + 64 :])
+    with pytest.raises(PictureError, match="cut short: the JPEG's data end before its last block"):
+        decode(whole[:middle].rstrip(b"\xff") + b"\xff\xd9")
+
+
+def test_a_whole_jpeg_after_a_cut_one_does_not_complete_it() -> None:
+    """Phones append further pictures, such as a preview."""
+    whole = encoded(photograph().resize((640, 480)), "JPEG", quality=95)
+    cut = whole[: len(whole) // 2].rstrip(b"\xff") + b"\xff\xd9"
+    np.testing.assert_array_equal(decode(whole + whole), decode(whole))
+    with pytest.raises(PictureError, match="cut short: the JPEG's data end before its last block"):
+        decode(cut + whole)
+
+
 @pytest.mark.parametrize("gray", [False, True])
 @pytest.mark.parametrize("size", [64, 4096])
 def test_a_jpeg_with_zeros_in_its_middle_is_refused(gray: bool, size: int) -> None:
@@ -229,9 +289,10 @@ def test_zeros_across_the_pieces_that_are_searched_are_found() -> None:
     noise = np.random.default_rng(3).integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
     whole = encoded(Image.fromarray(noise), "JPEG", quality=95)
     scan = whole.index(b"\xff\xda")
-    at = scan + 2 + int.from_bytes(whole[scan + 2 : scan + 4]) + (1 << 20) - 32
-    with pytest.raises(PictureError, match="damaged: zeros"):
-        decode(whole[:at] + bytes(64) + whole[at + 64 :])
+    first = scan + 2 + int.from_bytes(whole[scan + 2 : scan + 4]) + (1 << 20)
+    for at in (first - 63, first - 1, first - 32):
+        with pytest.raises(PictureError, match="damaged: zeros"):
+            decode(whole[:at] + bytes(64) + whole[at + 64 :])
     assert decode(whole[:at] + bytes(32) + whole[at + 32 :]).shape == noise.shape
 
 
@@ -265,6 +326,23 @@ def test_zeros_that_mean_one_colour_are_read(options: dict[str, bool]) -> None:
     data = encoded(square, "JPEG", quality=90, **options)
     assert np.abs(decode(data)[100:].astype(int)).max() <= 2
     assert bytes(448) in data
+
+
+def test_restart_markers_begin_again_after_the_eighth() -> None:
+    square = Image.new("RGB", (1600, 1600))
+    square.paste(photograph().resize((96, 96)), (0, 0))
+    data = encoded(square, "JPEG", quality=90, optimize=True, restart_marker_rows=10)
+    assert bytes(448) in data and data.count(b"\xff\xd0") == 2
+    assert decode(data).shape == (1600, 1600, 3)
+
+
+def test_zeros_that_mean_one_colour_are_read_before_data_of_more_than_a_piece() -> None:
+    """The end of a picture of many passes is looked for in pieces of a megabyte."""
+    square = Image.new("RGB", (1800, 1800))
+    square.paste(Image.fromarray(np.random.default_rng(3).integers(0, 256, (760, 760, 3), dtype=np.uint8)))
+    data = encoded(square, "JPEG", quality=97, subsampling=0, progressive=True)
+    assert bytes(448) in data and len(data) > 1 << 20
+    assert decode(data).shape == (1800, 1800, 3)
 
 
 def test_big_endian_and_twelve_bit_tiff() -> None:
@@ -423,6 +501,22 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
         file.truncate(MAX_BYTES + 1)  # a sparse file
     with pytest.raises(PictureError, match=f"at most {MAX_BYTES} bytes"):
         decode(path)
+
+
+def test_a_file_and_a_picture_of_exactly_the_limits_are_not_too_large(tmp_path: Path) -> None:
+    import zlib
+
+    path = tmp_path / "large.dat"
+    with path.open("wb") as file:
+        file.write(b"hello")
+        file.truncate(MAX_BYTES)  # a sparse file
+    with pytest.raises(PictureError, match="found a file that starts with 68 65 6c 6c"):
+        decode(path)
+    header = bytearray(encoded(Image.new("L", (40, 40)), "PNG"))
+    header[16:24] = (20000).to_bytes(4, "big") + (5000).to_bytes(4, "big")
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    with pytest.raises(PictureError, match="truncated"):
+        decode(bytes(header))
 
 
 @pytest.mark.parametrize("size", [(31, 100), (100, 31), (1, 1)])
@@ -636,6 +730,76 @@ def test_dicom_colours_and_bits(caplog: pytest.LogCaptureFixture) -> None:
     np.testing.assert_array_equal(decode(_dicom(rgb, "RGB", 8, frames=3)), rgb)
     assert "3 frames, only the first is read" in caplog.text
     assert "Secret" not in caplog.text
+
+
+@pytest.mark.parametrize(("bits", "stored"), [(4, np.uint8), (16, np.uint16)])
+def test_dicom_of_few_bits_and_of_all_is_scaled(bits: int, stored: type[np.generic]) -> None:
+    gray = np.linspace(0, 2**bits - 1, 40 * 48).round().reshape(40, 48)
+    expected = np.round(gray * (255 / (2**bits - 1)))
+    np.testing.assert_array_equal(decode(_dicom(gray.astype(stored), "MONOCHROME2", bits))[..., 0], expected)
+
+
+def _changed_dicom(change: Callable[[Any], None], pixels: NDArray[np.generic], photometric: str) -> bytes:
+    import pydicom
+
+    data = pydicom.dcmread(io.BytesIO(_dicom(pixels, photometric, 8)))
+    change(data)
+    buffer = io.BytesIO()
+    data.save_as(buffer)
+    return buffer.getvalue()
+
+
+def test_dicom_that_leaves_out_what_goes_without_saying_is_read() -> None:
+    gray = np.arange(40 * 48, dtype=np.uint16).reshape(40, 48).astype(np.uint8)
+
+    def without_high_bit(data: Any) -> None:
+        del data.HighBit
+
+    def without_number(data: Any) -> None:
+        data.NumberOfFrames = None
+
+    np.testing.assert_array_equal(decode(_changed_dicom(without_high_bit, gray, "MONOCHROME2"))[..., 0], gray)
+    with pytest.warns(UserWarning, match="Number of Frames"):
+        pixels = decode(_changed_dicom(without_number, gray, "MONOCHROME2"))
+    np.testing.assert_array_equal(pixels[..., 0], gray)
+
+
+@pytest.mark.parametrize("lossy", [False, True])
+def test_dicom_of_jpeg_2000_has_its_colours(lossy: bool) -> None:
+    import pydicom
+    from pydicom.encaps import encapsulate
+
+    eye = encoded(photograph(), "JPEG2000", no_jp2=True, irreversible=lossy, mct=1)
+
+    def compress(data: Any) -> None:
+        data.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000 if lossy else pydicom.uid.JPEG2000Lossless
+        data.PixelData = encapsulate([eye])
+
+    dicom = _changed_dicom(compress, np.asarray(photograph()), "YBR_ICT" if lossy else "YBR_RCT")
+    np.testing.assert_array_equal(decode(dicom), decode(eye))
+    np.testing.assert_allclose(decode(dicom), np.asarray(photograph()), atol=2 if lossy else 0)
+
+
+def test_dicom_whose_frames_are_found_by_an_extended_table_is_checked_like_others() -> None:
+    """Where a frame begins is told in the header, and not in the pixels as in most files."""
+    import pydicom
+    from pydicom.encaps import encapsulate_extended
+
+    eye = encoded(photograph().resize((640, 480)), "JPEG", quality=95)
+    middle = len(eye) // 2
+    damaged = eye[:middle] + bytes(64) + eye[middle + 64 :]
+
+    def dicom(*frames: bytes) -> bytes:
+        def compress(data: Any) -> None:
+            data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+            data.PixelData, data.ExtendedOffsetTable, data.ExtendedOffsetTableLengths = encapsulate_extended(frames)
+            data.NumberOfFrames = len(frames)
+
+        return _changed_dicom(compress, np.zeros((480, 640, 3), np.uint8), "YBR_FULL_422")
+
+    np.testing.assert_array_equal(decode(dicom(eye, damaged)), decode(eye))
+    with pytest.raises(PictureError, match="zeros where the JPEG's data should be"):
+        decode(dicom(damaged, eye))
 
 
 def test_dicom_that_cannot_be_read_is_refused_without_naming_the_patient() -> None:

@@ -3,7 +3,9 @@
 import errno
 import fcntl
 import hashlib
+import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -23,7 +25,7 @@ from PIL import Image
 from retina.runtime import OutputError, RetinaModel, UsageError, overlay, scoring
 from retina.runtime.file_state import lock, stamp
 from retina.runtime.folder import Listing, find_pictures, gather
-from retina.runtime.journal import Journal
+from retina.runtime.journal import FORMAT, Journal
 from retina.runtime.scoring import depends_on, overlay_base, require_maps, require_room, score_one, score_rows
 from retina.runtime.table import Row, columns
 from retina.runtime.workers import AHEAD, ordered_map, usable_cores
@@ -238,6 +240,7 @@ def test_a_line_that_is_no_row_is_scored_again(tmp_path: Path, model: RetinaMode
         b"{}\n",
         second.replace(b'"me_prob"', b'"another"'),
         second.replace(b'"stamp": [', b'"stamp": [1, '),
+        re.sub(rb'"dr_probs": {.*?}', b'"dr_probs": [0.5]', second),
     ):
         assert strange != second
         path.write_bytes(head + first + strange + third)
@@ -272,6 +275,40 @@ def test_a_journal_says_all_that_changed_in_order(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j", KEY)
     assert journal.changed == ["format"]
     journal.close()
+
+
+@pytest.mark.parametrize("start", [b"", b"{", b'{"format": ', b'{"format": 2, "mod'])
+def test_a_journal_killed_within_its_first_line_begins_anew(tmp_path: Path, start: bytes) -> None:
+    (tmp_path / "j").write_bytes(start)
+    with closing(Journal(tmp_path / "j", KEY)) as journal:
+        assert (len(journal), journal.changed) == (0, [])
+    assert json.loads((tmp_path / "j").read_text()) == {"format": FORMAT, **KEY}
+
+
+@pytest.mark.parametrize("content", [b"n", b'{"form": 3}', b"notes of somebody else\n"])
+def test_a_file_that_is_no_journal_is_kept_however_short(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "j").write_bytes(content)
+    with pytest.raises(OutputError, match="expected an earlier run's journal or no file, found another file"):
+        Journal(tmp_path / "j", KEY)
+    assert (tmp_path / "j").read_bytes() == content
+
+
+def test_a_row_of_which_the_disk_takes_a_part_is_not_taken_for_kept(tmp_path: Path, model: RetinaModel) -> None:
+    """write(2) then tells how much it wrote, and fails only when it is called again."""
+    import resource
+
+    listing = folder_of(tmp_path / "eyes", 1)
+    row = Row("0000.png", model.predict(listing.root / "0000.png"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with closing(Journal(tmp_path / "j", KEY)) as journal:
+        size = (tmp_path / "j").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, limits[1]))  # only for this process
+        try:
+            with pytest.raises(OutputError, match="cannot be written: File too large"):
+                journal.add(row, (1, 2, 3))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "j").stat().st_size == size + 50
 
 
 def test_a_stamp_by_hand(tmp_path: Path) -> None:
@@ -504,6 +541,33 @@ def test_what_is_named_and_is_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     assert gather(["d", "gone.jpg", 300 * "x" + ".jpg"]).names == ("d/a.jpg", "gone.jpg", 300 * "x" + ".jpg")
     Path("list").write_text("photgraphs/\n")
     assert gather(["@list"]).names == ("photgraphs",)
+
+
+def test_what_is_left_out_of_several_folders_is_counted_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("d/a.jpg", "d/notes.txt", "e/b.jpg", "e/more.txt", "e/c.pdf"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    listing = gather(["d", "e"])
+    assert listing == Listing(
+        Path(), ("d/a.jpg", "e/b.jpg"), Counter({".txt": 2, ".pdf": 1}), (Path("d"), Path("e"))
+    )  # fmt: skip
+
+
+def test_blank_lines_of_a_list_name_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for encoding in ("utf-8", "utf-16"):
+        Path("list").write_bytes(" \r\n\tb.jpg\r\n  \na.jpg\n\n".encode(encoding))
+        assert gather(["@list"]) == Listing(Path(), ("\tb.jpg", "a.jpg"), lists=(Path("list"),))
+
+
+def test_a_list_that_says_it_is_utf_16_and_is_not_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list").write_bytes("a.jpg\n".encode("utf-16") + b"\0")
+    with pytest.raises(UsageError, match="@list: expected a list in UTF-8 or UTF-16, found neither; save it again"):
+        gather(["@list"])
 
 
 def test_a_photograph_named_twice_is_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

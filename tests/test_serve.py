@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from crowd import FORM, JPEG, besiege, bodies, form
+from crowd import BOUNDARY, FORM, JPEG, besiege, bodies, form
 from PIL import Image
 from retina.runtime import RetinaModel
 from retina.runtime.connection import Connection
@@ -105,6 +105,37 @@ def test_many_are_the_rows_of_retina_score(service: Service, model: Path, tmp_pa
         probs = row.get("dr_probs", dict.fromkeys("01234", None))
         assert all(line[f"dr_prob_{grade}"] == ("" if p is None else f"{p:.6f}") for grade, p in probs.items())
         assert "maps" not in row
+
+
+def test_fields_that_are_no_files_are_left_out_up_to_sixteen(service: Service) -> None:
+    files = form({"a.png": png(1)})
+    other = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="note"\r\n\r\nleft eye\r\n'.encode()
+    answer = service.ask("POST", "/score", 16 * other + files, FORM)
+    assert (answer.status, [row["image"] for row in answer.json["photographs"]]) == (200, ["a.png"])
+    assert service.ask("POST", "/score", 17 * other + files, FORM).status == 400
+
+
+def test_files_without_a_name_are_called_by_their_place(service: Service) -> None:
+    part = form({"": png(1)}).removesuffix(f"--{BOUNDARY}--\r\n".encode())
+    answer = service.ask("POST", "/score", part + form({"a.png": png(2), "b.png": png(3)}), FORM)
+    assert [row["image"] for row in answer.json["photographs"]] == ["photograph 1", "a.png", "b.png"]
+    answer = service.ask("POST", "/score", part + part + form({"a.png": png(2)}), FORM)
+    assert [row["image"] for row in answer.json["photographs"]] == ["photograph 1", "photograph 2", "a.png"]
+
+
+def test_every_answer_has_the_headers_that_protect_a_page(service: Service) -> None:
+    """Other pages may neither frame nor embed it, and it may use threads; refusals have them too."""
+    ids = set()
+    for path, name, status in (("/health", "localhost", 200), ("/nothing", "localhost", 404), ("/health", "a.b", 421)):
+        answer = service.ask("GET", path, headers={"Host": name})
+        assert answer.status == status
+        ids.add(answer.headers["x-request-id"])
+        assert answer.headers.items() >= {
+            "x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache",
+            "content-security-policy": "frame-ancestors 'none'", "cross-origin-opener-policy": "same-origin",
+            "cross-origin-embedder-policy": "require-corp", "cross-origin-resource-policy": "same-origin",
+        }.items()  # fmt: skip
+    assert len(ids) == 3
 
 
 def test_model_tells_the_contract_and_gives_the_file(service: Service, model: Path) -> None:
@@ -191,8 +222,11 @@ def test_a_body_of_exactly_the_limit_is_read(service: Service) -> None:
 
 def test_media_types_and_host_names_are_known_in_any_case(service: Service) -> None:
     assert service.ask("POST", "/score", png(1), {"Content-Type": "Image/PNG; q=1"}).status == 200
-    upper = FORM["Content-Type"].replace("multipart/form-data", "Multipart/Form-Data")
-    assert service.ask("POST", "/score", form({"a.png": png(1)}), {"Content-Type": upper}).status == 200
+    for form_data in ("Multipart/Form-Data", "multipart/form-data "):
+        spelled = FORM["Content-Type"].replace("multipart/form-data", form_data)
+        assert service.ask("POST", "/score", form({"a.png": png(1)}), {"Content-Type": spelled}).status == 200
+    for media_type in ("application/dicom", "application/octet-stream"):
+        assert service.ask("POST", "/score", png(1), {"Content-Type": media_type}).status == 200
     assert service.ask("GET", "/health", headers={"Host": f"LocalHost:{service.port}"}).status == 200
 
 
@@ -231,14 +265,22 @@ def test_a_refusal_reaches_a_client_that_sends_first(service: Service) -> None:
         assert client.recv(12) == b"HTTP/1.1 413"
 
 
-def test_a_refusal_instead_of_100_continue_ends_the_connection(service: Service) -> None:
+@pytest.mark.parametrize("expectation", ["100-continue", "100-Continue"])
+def test_a_refusal_instead_of_100_continue_ends_the_connection(service: Service, expectation: str) -> None:
     """The client may still send the body, so what follows could be the body or another request."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as client:
         head = "POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 1000\r\n"
-        client.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        client.sendall(f"{head}Expect: {expectation}\r\n\r\n".encode())
         answer = b"".join(iter(lambda: client.recv(65536), b"")).lower()
     assert answer.startswith(b"http/1.1 415")
     assert b"\r\nconnection: close\r\n" in answer
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(service: Service) -> None:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as client:
+        head = f"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MIB + 1}\r\nExpect: 100-continue\r\n\r\n"
+        client.sendall(head.encode())
+        assert client.recv(12) == b"HTTP/1.1 413"
 
 
 def test_a_body_without_end_is_cut_off(service: Service) -> None:
@@ -552,6 +594,21 @@ def test_log_says_what_the_model_was_never_trained_for(tmp_path: Path) -> None:
         cautions = [line for line in service.lines() if line["level"] == "warning"]
     assert [line["event"] for line in cautions] == [never.caution]
     assert said["contract"]["provenance"] == {"untrained_heads": ["me"]}
+
+
+def test_log_counts_the_bytes_of_all_pieces_and_the_milliseconds(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "retina.runtime.envelope")
+    body, opened = form({"a.png": png(1)}), RetinaModel(model)
+    pieces = [
+        {"type": "http.request", "body": body[at : at + 1000], "more_body": True} for at in range(0, len(body), 1000)
+    ]
+    asyncio.run(Client(opened, Limits()).post(*pieces, {"type": "http.request", "body": b"", "more_body": False}))
+    asyncio.run(Client(opened, Limits(seconds=0.2)).post(pieces[0]))
+    whole, slow = (vars(record)["fields"] for record in caplog.records)
+    assert len(pieces) > 2
+    assert (whole["status"], whole["received"], whole["photographs"]) == (200, len(body), 1)
+    assert (slow["status"], slow["received"]) == (408, 1000)
+    assert 200 <= slow["ms"] < 10_000
 
 
 def test_log_tells_of_an_exception_where_but_not_what() -> None:

@@ -216,6 +216,27 @@ def test_summary_compares_referral_with_the_truth_by_hand() -> None:
     assert f"referral of ME risk: {expected}" in list(healthy.lines(1.0))
 
 
+def test_summary_compares_nothing_where_no_annotated_photograph_was_scored() -> None:
+    summary = Summary(Contract())
+    summary.add(Row("b", None, "empty file"), known=False, truth=Annotation(3, "b", 4, 1, {}))
+    assert list(summary.lines(1.0)) == [
+        "scored 0; failed 1; 1.0 per second",
+        "failed 1: empty file (such as 'b')",
+        "annotated, but not scored and so not compared: 1",
+    ]
+
+
+def test_summary_says_nothing_of_grades_that_the_model_was_never_trained_for() -> None:
+    summary = Summary(Contract(provenance={"untrained_heads": ["dr"]}))
+    summary.add(Row("a", PREDICTION), known=False, truth=None)
+    assert list(summary.lines(1.0)) == [
+        "scored 1; failed 0; 1.0 per second",
+        "ME risk 1 (100.0%)",
+        "to refer (which ones: --referral): ME 0 (0.0%), from 0.500",
+        "Caution: The model was never trained for DR: what it says about DR means nothing.",
+    ]
+
+
 def test_summary_shows_eight_reasons_the_commonest_first() -> None:
     def failures(reasons: int) -> list[str]:
         summary = Summary(Contract())
