@@ -79,7 +79,7 @@ class Preprocessing:
         For ``field`` it is 1.5 times ``image_size``, so that cropping to the lit field loses no detail as long as the
         field spans at least two thirds of each side. A decoder may discard resolution beyond this (picture.decode).
         """
-        return math.ceil(1.5 * self.image_size) if self.framing == "field" else self.image_size
+        return (3 * self.image_size + 1) // 2 if self.framing == "field" else self.image_size
 
     def __post_init__(self) -> None:
         for name, choices in (

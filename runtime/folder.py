@@ -168,7 +168,7 @@ def _listed(argument: str) -> list[str]:
         raise UsageError(f"{argument}: expected a list of paths, found: {err.strerror}") from None
     if content.startswith(UTF16_MARKS):  # as Windows' PowerShell writes it
         try:
-            return [line for line in content.decode("utf-16").splitlines() if line.strip()]
+            content = content.decode("utf-16").encode("utf-8")
         except UnicodeDecodeError:
             raise UsageError(f"{argument}: expected a list in UTF-8 or UTF-16, found neither; save it again") from None
     lines = content.split(b"\0") if b"\0" in content else content.removeprefix(codecs.BOM_UTF8).splitlines()

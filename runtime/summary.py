@@ -116,10 +116,10 @@ class Summary:
         if "dr" not in untrained:
             counts = ", ".join(f"{grade}: {self.grades[grade]}" for grade in sorted(self.grades))
             yield f"DR grades {counts}"
-            to_refer.append(f"DR {_share(self.referable, self.scored)}, from a probability of {dr:.3f} on")
+            to_refer.append(f"DR {_share(self.referable, self.scored)}, from a probability of {dr:.3f}")
         if "me" not in untrained:
             yield f"ME risk {_share(self.me_risks, self.scored)}"
-            to_refer.append(f"ME {_share(self.referable_me, self.scored)}, from {me:.3f}")
+            to_refer.append(f"ME {_share(self.referable_me, self.scored)}, from a probability of {me:.3f}")
         yield f"to refer{'' if self.listed else ' (which ones: --referral)'}: {'; '.join(to_refer)}"
         if self.contract.caution:
             yield f"Caution: {self.contract.caution}"

@@ -115,6 +115,7 @@ def test_preprocessing_that_nobody_does_is_refused(change: dict[str, Any], messa
 def test_the_square_that_a_photograph_is_first_resized_to_by_hand() -> None:
     assert Preprocessing("field", 97).intermediate_size == 146  # 145.5, and never less
     assert Preprocessing("squash", 97).intermediate_size == 97
+    assert Preprocessing("field", 10**400 + 1).intermediate_size == 15 * 10**399 + 2, "also beyond what floats hold"
 
 
 def test_a_number_that_json_lacks_is_not_written() -> None:

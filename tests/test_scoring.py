@@ -579,8 +579,8 @@ def test_a_photograph_named_twice_is_scored_once(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-8"])
 def test_a_list_as_windows_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("list").write_bytes("\ufeffp/\u65e5.jpg\r\np/b.jpg\r\n".encode(encoding))
-    assert gather(["@list"]).names == ("p/b.jpg", "p/\u65e5.jpg")
+    Path("list").write_bytes("\ufeffp/\u65e5.jpg\r\np/b\u2028\x85.jpg\r\n".encode(encoding))
+    assert gather(["@list"]).names == ("p/b\u2028\x85.jpg", "p/\u65e5.jpg")
 
 
 def test_a_link_that_leads_nowhere_does_not_hide_its_folder(tmp_path: Path) -> None:
