@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import zipfile
-import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,8 +105,11 @@ def _zip_contract(path: Path) -> tuple[str, Contract]:
             if size > _MAX_CONTRACT:
                 raise ModelFileError(f"{path}: expected a contract of at most {_MAX_CONTRACT} bytes, found {size}")
             text = archive.read(entry).decode()
-    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, RuntimeError, NotImplementedError) as err:
-        raise ModelFileError(f"{path}: expected a whole file, found damage: {err}. Export it again.") from None
+    except ModelFileError:
+        raise
+    except Exception as err:  # noqa: BLE001 - zipfile passes on exceptions of the file and of each decompressor
+        found = str(err) or type(err).__name__
+        raise ModelFileError(f"{path}: expected a whole file, found damage: {found}. Export it again.") from None
     kind = "torchscript" if any("/code/" in name for name in names) else "pt2"
     return kind, Contract.from_json(text, source=str(path))
 

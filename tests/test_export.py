@@ -20,19 +20,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retina.export import job, to_onnx
 from retina.export.cli import _unseen, main
-from retina.export.graph import DeployedModel
-from retina.export.parity import Answer
+from retina.export.graph import DeployedModel, class_cams
+from retina.export.inspection import inspect_file
+from retina.export.parity import Answer, answer_of_module
+from retina.export.photographs import choose_photographs, spread
+from retina.export.to_onnx import OnnxFile, set_metadata
 from retina.export.to_pt2 import Pt2File
 from retina.export.to_torchscript import TorchScriptFile
 from retina.runtime.contract import METADATA_KEY, Contract
 from retina.runtime.digest import sha256_of
-from retina.runtime.errors import ModelFileError, ParityError
+from retina.runtime.errors import ModelFileError, ParityError, PictureError
 from retina.runtime.model import RetinaModel
+from retina.runtime.picture import decode
 from retina.train.checkpoint import load_checkpoint
 from retina.train.framing import make_preprocess
 from small_backbone import RESNEXT14
 from small_checkpoint import small_checkpoint
 from small_export import SmallExport, small_pictures
+from tiny_model import tiny_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures("few_sizes")
@@ -221,6 +226,8 @@ def test_inspect_prints_for_a_person_and_a_program(plain: Path, checkpoint: Path
     inspected = json.loads(export("--inspect", plain, "--json").output)
     assert inspected["sha256"] == sha256_of(plain) and inspected["operators"]["Conv"] == 12
     assert inspected["size"] == plain.stat().st_size
+    counts = list(inspected["operators"].values())
+    assert counts == sorted(counts, reverse=True) and len(set(counts)) > 3, "the most frequent first"
     assert (
         f"Of a checkpoint make a model file first:  retina-export {checkpoint}"
         in export("--inspect", checkpoint).output
@@ -422,3 +429,124 @@ def test_an_int8_file_that_retina_score_would_pass_over_says_so(tmp_path: Path) 
         == f"retina-score takes {tmp_path / 'retina_multitask.onnx'} beside it unless told otherwise: --model {int8}"
     )
     assert _unseen(tmp_path / "mine.onnx") == []
+
+
+def small_archive(path: Path, compression: int = zipfile.ZIP_DEFLATED) -> bytearray:
+    """Write a file of the format pt2 with nothing in it but its contract; returns its bytes."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("m/extra/retina.contract", Contract().to_json())
+    return bytearray(path.read_bytes())
+
+
+def test_an_archives_digest_is_compared_and_that_it_was_is_said(tmp_path: Path) -> None:
+    file, beside = tmp_path / "m.pt2", tmp_path / "m.pt2.sha256"
+    small_archive(file)
+    assert inspect_file(file).digest_known is False
+    assert inspect_file(file).lines()[0].endswith(f"{sha256_of(file)} (no .sha256 beside it to compare with)")
+    beside.write_text(f"{sha256_of(file)}  m.pt2\n")
+    assert inspect_file(file).digest_known is True
+    assert inspect_file(file).lines()[0].endswith(f"{sha256_of(file)} (as written beside it)")
+    beside.write_text(f"{'0' * 64}  m.pt2\n")
+    with pytest.raises(ModelFileError, match=r"m\.pt2: expected sha256 0{64} .*, found"):
+        inspect_file(file)
+
+
+@pytest.mark.parametrize(
+    ("signature", "at", "value"),
+    [
+        (b"PK\x01\x02", 8, 1),  # encrypted
+        (b"PK\x01\x02", 10, 12),  # bzip2, which it is not
+        (b"PK\x01\x02", 10, 14),  # LZMA, which it is not
+        (b"PK\x01\x02", 10, 99),  # no compression there is
+        (b"PK\x01\x02", 42, 200),  # the data begin elsewhere
+        (b"PK\x05\x06", 17, 200),  # the list of files begins elsewhere
+        (b"retina.contract", 15, 0xFF),  # the data themselves
+    ],
+)
+def test_every_damage_of_an_archive_is_refused(signature: bytes, at: int, value: int, tmp_path: Path) -> None:
+    content = small_archive(tmp_path / "m.pt2")
+    content[content.index(signature) + at] = value
+    (tmp_path / "m.pt2").write_bytes(content)
+    with pytest.raises(ModelFileError, match=r"m\.pt2: expected a whole file, found damage"):
+        inspect_file(tmp_path / "m.pt2")
+
+
+def test_a_hidden_unit_at_zero_passes_no_gradient_as_in_pytorch() -> None:
+    """Both channels have the mean 1, so W1 f = 0 and the logit changes with neither."""
+    feature_map = torch.tensor([[[[2.0, 0.0]], [[0.0, 2.0]]]], requires_grad=True)
+    head = torch.nn.Sequential(
+        torch.nn.Linear(2, 1, bias=False), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(1, 1, bias=False)
+    ).eval()
+    with torch.no_grad():
+        head[0].weight.copy_(torch.tensor([[1.0, -1.0]]))
+        head[3].weight.fill_(1.0)
+    features = feature_map.mean(dim=(2, 3))
+    (gradient,) = torch.autograd.grad(head(features).sum(), feature_map)
+    expected = (gradient.mean((2, 3), keepdim=True) * feature_map).sum(1, keepdim=True).relu()
+    found = class_cams(head, head[0](features), feature_map)
+    assert found.tolist() == expected.tolist() == [[[[0.0, 0.0]]]]
+
+
+def test_photographs_are_spread_evenly_over_the_list() -> None:
+    assert spread(range(10), 5) == [0, 2, 4, 7, 9]  # 0, 2.25, 4.5, 6.75 and 9; a half goes to the even one
+    assert spread(range(40), 3) == [0, 20, 39]
+    assert spread("abc", 5) == ["a", "b", "c"] and spread([], 5) == []
+
+
+def test_without_photographs_given_those_that_the_run_was_validated_on_are_compared(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evenly spread ones; where the folder is gone or empty, synthetic ones, and none that lie about."""
+    trained = load_checkpoint(checkpoint)
+    data = tmp_path / "data"
+    for name, count in (("train", 3), ("valid", 63)):
+        (data / name / "images").mkdir(parents=True)
+        for n in range(count):
+            (data / name / "images" / f"{n:02d}.jpg").touch()
+    chosen = choose_photographs(None, replace(trained, config={"data": str(data)}))
+    assert chosen.paths == tuple(data / "valid/images" / f"{2 * n:02d}.jpg" for n in range(32))
+    assert chosen.source == "validation split of the run"
+    (tmp_path / "empty/valid/images").mkdir(parents=True)
+    monkeypatch.chdir(data)
+    for config in ({"data": str(tmp_path / "empty")}, {"data": str(tmp_path / "gone")}, {"data": ""}, {}):
+        drawn = choose_photographs(None, replace(trained, config=config))
+        assert (drawn.paths, drawn.source) == ((), "synthetic photographs"), config
+    assert [pixels.shape[2] for _, pixels in drawn] == [3] * 5
+
+
+def test_photographs_given_are_named_without_this_machines_path_and_read_before_the_conversion(
+    checkpoint: Path, photographs: Path, tmp_path: Path
+) -> None:
+    trained = replace(load_checkpoint(checkpoint), config={"data": str(tmp_path)})
+    given = choose_photographs(photographs, trained)
+    assert given.source == f"photographs in {photographs.name}" and str(photographs.parent) not in given.source
+    assert [name for name, _ in given] == ["a.png", "b.png"]
+    for (_, pixels), path in zip(given, sorted(photographs.iterdir()), strict=True):
+        np.testing.assert_array_equal(pixels, decode(path))
+    assert choose_photographs(photographs / "b.png", trained).paths == (photographs / "b.png",)
+    for name, content in (("a.png", (photographs / "a.png").read_bytes()), ("b.png", b"torn")):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(PictureError, match=r"b\.png: expected"):
+        choose_photographs(tmp_path, trained)
+
+
+def test_classes_are_named_by_their_grade_and_not_by_their_place() -> None:
+    model = tiny_model(contract=Contract(dr_grades=(0, 1, 3)))
+    set_metadata(model, Contract(dr_grades=(0, 1, 3)))
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["names"]) == {"0": "DR grade 0", "1": "DR grade 1", "2": "DR grade 3"}
+    assert len(metadata) == len(model.metadata_props)
+
+
+def test_what_retina_score_would_refuse_is_not_opened_to_be_compared(tmp_path: Path) -> None:
+    model = tiny_model(contract=None)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelFileError, match=r"m\.onnx: expected"):
+        OnnxFile(model).open(tmp_path / "m.onnx", Contract())
+
+
+def test_a_module_with_another_number_of_outputs_is_refused() -> None:
+    answer = answer_of_module(torch.nn.Flatten(), Contract())
+    assert answer(np.zeros((2, 2), np.uint8)).keys() == {"dr_probs", "me_probs"}
+    with pytest.raises(ParityError, match=r"expected \['dr_probs', 'me_probs'\], found 3 tensors"):
+        answer(np.zeros((3, 2), np.uint8))

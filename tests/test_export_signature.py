@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from retina.export.cli import main as export
 from retina.export.signature import require_key, sign
 from retina.runtime.cli import main
-from retina.runtime.errors import RetinaError, UsageError
+from retina.runtime.errors import MissingExtraError, RetinaError, UsageError
 from retina.runtime.server import main as serve
 from retina.runtime.signature import verify
 from small_export import SmallExport
@@ -149,3 +150,13 @@ def test_a_key_that_is_not_there_is_told_and_nothing_opened(keys: tuple[Path, Pa
         assert refused.exit_code == 2, refused.output
         assert f"--verify {none}: expected a public key file" in refused.output
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_without_its_package_no_work_is_begun_for_a_signature(
+    keys: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = keys
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    for refused in (lambda: require_key(private), lambda: verify(tmp_path / "m.onnx", public)):
+        with pytest.raises(MissingExtraError, match=r"model_signing not installed.* 'retina-edge\[sign\]'"):
+            refused()

@@ -6,6 +6,7 @@ import csv
 import html
 import importlib.util
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -23,11 +24,11 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from retina.gradcam import GradCAM, find_layer, head_logit
 from retina.gradcam.cli import main
 from retina.gradcam.explainer import Answer, CheckpointExplainer, OnnxExplainer
-from retina.gradcam.gallery import Photograph, _tops, list_photographs
+from retina.gradcam.gallery import Gallery, Photograph, _looked_at_again, _tops, list_photographs
 from retina.gradcam.index import write_index, write_rows
 from retina.runtime import RELEASED
 from retina.runtime.contract import Contract, Head, Preprocessing, Rule
-from retina.runtime.errors import PictureError, UsageError
+from retina.runtime.errors import OutputError, PictureError, UsageError
 from retina.runtime.field import Field
 from retina.runtime.model import RetinaModel
 from retina.runtime.overlay import HeadMap, peak_at
@@ -780,3 +781,50 @@ def test_links_lead_to_names_that_mean_something_in_an_address(tmp_path: Path) -
     page = (tmp_path / "index.html").read_text()
     for name in ('href="left%231%2050%25_dr.jpg', 'href="left%231%2050%25_me.jpg', 'src="left%231%2050%25_panel.jpg'):
         assert name in page
+
+
+def test_each_photograph_is_counted_when_it_is_explained_and_when_it_is_drawn(tmp_path: Path) -> None:
+    """Also one that cannot be read: a command's progress reaches its end."""
+    (tmp_path / "eyes").mkdir()
+    for n in range(10):
+        Image.fromarray(photograph(n % 5, 0, 64, seed=n).picture).save(tmp_path / "eyes" / f"{n}.png")
+    (tmp_path / "eyes" / "torn.png").write_bytes(b"torn")
+    file = write_tiny_model(tmp_path / "tiny.onnx", contract=CONTRACT.with_(explain=True))
+    steps: list[None] = []
+    photographs = list_photographs([tmp_path / "eyes"])
+    made = Gallery(tmp_path / "out").make(OnnxExplainer(file), photographs, lambda: steps.append(None))
+    assert [each.name for each in made if each.undone] == ["torn.png"]
+    assert len(steps) == 2 * 11
+
+
+def test_a_full_disk_stops_a_gallery(tmp_path: Path) -> None:
+    """It is not the fault of a picture, which would keep its row."""
+    Image.fromarray(photograph(2, 1, 300, seed=8).picture).save(tmp_path / "eye.png")
+    file = write_tiny_model(tmp_path / "tiny.onnx", contract=CONTRACT.with_(explain=True))
+    explainer, photographs = OnnxExplainer(file), list_photographs([tmp_path / "eye.png"])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="File too large"):
+            Gallery(tmp_path / "out").make(explainer, photographs)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_close_call_that_is_gone_before_its_second_look_was_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "eye.jpg"
+    Image.fromarray(photograph(2, 1, 900, seed=8).picture).save(path, quality=60)
+
+    def opened(contract: Contract) -> OnnxExplainer:
+        return OnnxExplainer(write_tiny_model(tmp_path / "a.onnx", contract=contract.with_(explain=True)))
+
+    plain = opened(CONTRACT)
+    pixels = plain.decode(path)
+    at = plain.explain([pixels])[0].prediction.me_prob
+    explainer = opened(CONTRACT.with_(thresholds={**CONTRACT.thresholds, "me": Rule("at_least", at)}))
+    answer = explainer.explain([pixels])[0]
+    again = _looked_at_again(explainer, path, pixels, answer)
+    assert isinstance(again, Answer) and again.prediction.me_prob != at
+    path.unlink()
+    assert _looked_at_again(explainer, path, pixels, answer) == "no such file"

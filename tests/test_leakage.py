@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from eyes import write_annotations, write_set
+from eyes import eye, write_annotations, write_set
 from PIL import Image
 from retina.runtime.contract import Preprocessing
 from retina.train import leakage
@@ -157,3 +157,28 @@ def test_what_does_not_stop_a_run_is_told(tmp_path: Path) -> None:
     assert "Warning: near-identical: train/eye_2 and valid/eye_2.jpg" in result.output
     assert "Warning: same patient: patient p9: train (2 photographs) and test (1 photograph)" in result.output
     assert "Note: no Patient is named for 6 of 12 photographs." in result.output
+
+
+def test_what_cannot_be_read_is_no_copy(tmp_path: Path) -> None:
+    """Two files damaged alike, and two of which nothing could be read, in one split and in two."""
+    write_set(tmp_path)
+    for name in ("train", "valid"):
+        for n in range(2):
+            (tmp_path / name / "images" / f"eye_{n}.jpg").write_bytes(b"torn")
+    assert leaks_of(tmp_path) == []
+    data, _ = read_dataset(tmp_path)
+    looks: dict[str, list[Look]] = {}
+    for name in SPLITS:
+        paths = [photo.path for photo in data.splits[name].photos]
+        _, looks[name] = look_through(paths, Preprocessing(image_size=64), "uint8", "off", tmp_path)
+    assert [bool(look.fault) for look in looks["valid"]] == [True, True, False]
+    assert find_copies(data, looks) == []
+
+
+def test_the_same_pixels_in_other_bytes_are_near_identical(tmp_path: Path) -> None:
+    """As after saving a photograph again; only the same bytes stop a run."""
+    write_set(tmp_path)
+    for name, level in (("train", 1), ("valid", 9)):
+        place = tmp_path / name / "images" / "eye_0.jpg"
+        eye(7).save(place, "PNG", compress_level=level)
+    assert leaks_of(tmp_path) == ["near-identical: train/eye_0.jpg and valid/eye_0.jpg"]

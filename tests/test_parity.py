@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,8 @@ def test_another_name_is_named(reference: Reference) -> None:
 
     with pytest.raises(ParityError, match=r"outputs for eye0.png: expected .*me_probs.* found .*me_risk"):
         check(reference, spoil, FP32)
+    with pytest.raises(ParityError, match=r"expected \['dr_probs', .*, found \['me_cam_per_label', "):
+        check(reference, lambda out, _pixels: dict(reversed(out.items())), FP32)
 
 
 @pytest.mark.parametrize(
@@ -208,3 +211,47 @@ def test_batches_and_sizes_are_made_from_the_first_photograph(reference: Referen
     for (height, width), pixels in zip(parity.SIZES, asked[five + 6 :], strict=True):
         expected = Image.fromarray(first).resize((width, height), Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(pixels[0], np.asarray(expected))
+
+
+def test_the_largest_differences_are_kept_wherever_they_were(reference: Reference) -> None:
+    """One is in a map at one size, the others in the second picture of the first batch; none is in what comes last."""
+
+    def spoil(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
+        if pixels.shape[1:3] == (32, 32):
+            return out | {"dr_cam": out["dr_cam"] + np.float32(0.25) * reference(pixels).scales["dr_cam"]}
+        if len(pixels) == 2:
+            return out | {"me_probs": out["me_probs"] + np.array([[0], [5e-3]], np.float32)}
+        return out
+
+    found = check(reference, spoil, INT8)
+    assert found.worst_cam == pytest.approx(0.25, rel=1e-3)
+    assert found.batch_against_alone == pytest.approx(5e-3, rel=1e-3)
+    assert found.worst == pytest.approx(5e-3, rel=1e-3)
+    assert (found.worst_output, found.worst_image) == ("me_probs", "the first, mirrored")
+
+
+def test_a_difference_in_a_batch_names_its_picture(reference: Reference) -> None:
+    def spoil(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
+        return out | {"me_probs": out["me_probs"] + np.float32(2e-4) * (np.arange(len(pixels)) == 3)[:, None]}
+
+    with pytest.raises(ParityError, match=r"me_probs of the first, upside down at \[\d\]"):
+        check(reference, spoil, FP32)
+
+
+def test_a_map_that_is_zero_everywhere_is_compared_too(reference: Reference) -> None:
+    """Of a head that says the same of every picture; any difference from it is beyond the bound."""
+    from torch import nn
+
+    model = copy.deepcopy(reference.model)
+    for layer in model.me_head:
+        if isinstance(layer, nn.Linear):
+            nn.init.zeros_(layer.weight)
+    flat = replace(reference, model=model)
+    assert check(flat, lambda out, _pixels: out, FP32).worst_cam == 0.0
+    with pytest.raises(ParityError, match=r"me_cam of eye0.png at .*: expected 0, found 1e-30"):
+        check(flat, lambda out, _pixels: out | {"me_cam": out["me_cam"] + np.float32(1e-30)}, FP32)
+
+
+def test_nothing_to_compare_on_is_refused(reference: Reference) -> None:
+    with pytest.raises(ParityError, match="here: expected at least one photograph to compare on, found none"):
+        check_parity(lambda pixels: reference(pixels).values, reference, [], FP32, "here")

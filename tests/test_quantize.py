@@ -12,13 +12,20 @@ import onnx
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from retina.export import int8 as int8_module
 from retina.export import to_onnx
 from retina.export.gate import Gate, Quality, judge
-from retina.export.int8 import Int8, choose, screening_thresholds, to_int8
+from retina.export.int8 import Int8, _read, choose, screening_thresholds, to_int8
 from retina.export.job import ExportJob, run_export
-from retina.export.quantize import Recipe, body_of, quantize, round_keeping_sums, tensors_to_measure
+from retina.export.quantize import (
+    Recipe,
+    _store_as_int8,
+    body_of,
+    quantize,
+    round_keeping_sums,
+    tensors_to_measure,
+)
 from retina.export.ranges import measure_ranges
 from retina.runtime.contract import Contract, Rule, default_thresholds
 from retina.runtime.errors import AnnotationError, ParityError, UsageError
@@ -321,7 +328,11 @@ def test_int8_is_calibrated_on_train_and_judged_on_valid(
     seen: list[Predictions] = []
     monkeypatch.setattr(int8_module, "judge", lambda rules, *files: seen.extend(files) or judge(rules, *files))
     data = small_set(tmp_path, [0, 1, 2, 3, 4], [0, 3, 1, 2])
-    kept = to_int8(fp32, Contract(), data.root, None, force=True)
+    kept = to_int8(fp32, Contract(provenance={"data_fingerprint": "others"}), data.root, None, force=True)
+    assert kept.trained_on == "others" and "not the photographs and labels" in kept.lines()[-1]
+    ours = to_int8(fp32, Contract(provenance={"data_fingerprint": kept.data_fingerprint}), data.root, None, force=True)
+    assert "not the photographs and labels" not in ours.lines()[-1]
+    seen = seen[:2]
     train, valid = ([decode(photo.path) for photo in data.splits[name].photos] for name in ("train", "valid"))
     by_hand = quantize(fp32, measure_ranges(fp32, tensors_to_measure(fp32), [train[i] for i in (0, 2, 4)]), kept.recipe)
     assert kept.model.SerializeToString() == by_hand.SerializeToString()
@@ -388,3 +399,51 @@ def test_the_gate_compares_answers_and_not_referrals() -> None:
     truth, dr = [(0, 0), (2, 1)], np.eye(5, dtype=np.float32)[[0, 2]]
     fp32, int8 = (answers(truth, dr, np.array([[1 - p, p], [0.1, 0.9]], np.float32)) for p in (0.1, 0.4))
     assert judge(contract, fp32, int8).me_agreement == 1.0
+
+
+def test_as_many_blocks_as_asked_are_in_floats(fp32: onnx.ModelProto) -> None:
+    """Of the small network's 12 convolutions, 3 are before the end of its first block, and 3 in each other block."""
+    ranges = measure_ranges(fp32, tensors_to_measure(fp32), pictures(1))
+
+    def quantised(float_blocks: int) -> int:
+        model = quantize(fp32, ranges, Recipe("widest", float_blocks))
+        floats = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+        return sum(node.op_type == "Conv" and node.input[1] not in floats for node in model.graph.node)
+
+    assert [quantised(float_blocks) for float_blocks in range(4)] == [12, 9, 6, 3]
+
+
+def test_a_row_of_zeros_is_stored_as_zeros() -> None:
+    """By hand: steps of 2 / 127 in the other row, so 1 is 63.5 steps, rounded to the even number."""
+    weight = numpy_helper.from_array(np.array([[0, 0], [1, -2]], np.float32), "w")
+    graph = helper.make_graph([], "g", [], [], [weight])
+    _store_as_int8(graph, "w")
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    np.testing.assert_array_equal(stored["w_int8"], [[0, 0], [64, -127]])
+    assert stored["w_scale"][0] > 0 and stored["w_scale"][1] == pytest.approx(2 / 127)
+    (node,) = graph.node
+    assert (node.op_type, list(node.output)) == ("DequantizeLinear", ["w"])
+
+
+def test_the_referral_of_each_head_is_told() -> None:
+    fp32 = answers([(0, 0), (2, 1)], np.eye(5, dtype=np.float32)[[0, 2]], np.eye(2, dtype=np.float32))
+    passes = judge(Contract(), fp32, fp32)
+    kept = Int8(onnx.ModelProto(), Recipe("mean", 1), 320, 0.0, passes, CALIBRATED.thresholds)
+    assert kept.lines()[0] == (
+        "quantised with mean ranges, 1 residual block in floats, calibrated on 320 photographs of train"
+    )
+    assert kept.lines()[-2] == "  referral from DR 0.400, ME 0.300"
+    assert (kept.to_dict()["calibrated_on"], kept.to_dict()["photographs"]) == (320, 2)
+    assert str(Recipe("widest", 0)) == "widest ranges, 0 residual blocks in floats"
+
+
+def test_only_what_is_judged_must_have_the_models_grades_and_what_is_calibrated_both_answers(tmp_path: Path) -> None:
+    """Grade 3 is in train alone; photographs with ME risk are in valid for the calibrated alone."""
+    data = small_set(tmp_path, [0, 1, 2, 3], [0, 1, 2])
+    contract = Contract(dr_grades=(0, 1, 2))
+    assert [photo.dr_grade for photo in _read(data.root, contract, None).splits["train"].photos] == [0, 1, 2, 3]
+    annotations = data.splits["valid"].annotations
+    annotations.write_text(annotations.read_text().replace(",1,", ",0,"))
+    assert {photo.me_label for photo in _read(data.root, contract, None).splits["valid"].photos} == {0}
+    with pytest.raises(AnnotationError, match="photographs with ME risk to calibrate on, found none"):
+        _read(data.root, CALIBRATED.with_(dr_grades=(0, 1, 2)), None)

@@ -24,6 +24,9 @@ from retina.train.report import (
     _counts_table,
     _figures_table,
     _gallery,
+    _leak_list,
+    _settings,
+    _thumbnail,
     worst_mistakes,
     write_report,
 )
@@ -289,3 +292,47 @@ def test_photographs_are_counted_by_split_source_and_label(tmp_path: Path) -> No
         ["test, new", "4", "4", "1", "2", "0", "0", "1", "0", "4"],
         ["test, old &lt;cam&gt;", "4", "4", "1", "0", "2", "1", "0", "4", "0"],
     ]
+
+
+def test_an_interval_below_zero_begins_where_the_strip_does() -> None:
+    """Only a kappa's can: without it, the strip would be drawn outside of the card."""
+    card = _card({"value": 0.125, "low": -0.25, "high": 0.5, "why": ""}, "kappa")
+    assert '<i style="left:0.0%;width:50.0%"></i><b style="left:12.5%"></b>' in card
+    assert "(-0.250 to 0.500)" in card
+
+
+def test_a_figure_without_an_interval_says_why_and_has_no_strip() -> None:
+    card = _card({"value": 0.5, "low": None, "high": None, "why": "one <patient>"}, "title")
+    assert "strip" not in card and '<p class="big">0.500</p><p>one &lt;patient&gt;</p>' in card
+
+
+def test_a_mistakes_photograph_is_shrunk_to_its_longer_side(tmp_path: Path) -> None:
+    Image.new("RGB", (900, 1200), "orange").save(tmp_path / "eye.png")
+    shown = _thumbnail(Mistake("eye.png", str(tmp_path / "eye.png"), "", "0", "4", 0.9))
+    assert shown.endswith('width="240" height="320">')
+    with Image.open(io.BytesIO(base64.b64decode(shown.split(",", 1)[1].split('"')[0]))) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (240, 320))
+
+
+def test_no_leakage_is_said_only_where_it_was_looked_for() -> None:
+    assert _leak_list(None) == ""
+    assert _leak_list([]) == "<p>No photograph or patient was found in two splits.</p>"
+
+
+def test_settings_leave_out_the_figures_that_the_page_shows() -> None:
+    contract = Contract(provenance={"run": "r", "metrics": {"valid": {"dr_accuracy": 0.125}}})
+    shown = _settings({"leaks": ["a"], "epochs": 3}, contract)
+    assert "<tr><th>provenance · run</th><td>r</td></tr>" in shown and "<tr><th>epochs</th><td>3</td></tr>" in shown
+    assert "0.125" not in shown and "leaks" not in shown
+
+
+def test_without_a_test_split_the_page_is_headed_by_the_last(tmp_path: Path, no_pictures: None) -> None:
+    """With its figures on top, and those of the other split in that split's own section."""
+    splits = {name: predictions(tmp_path, answers) for name, answers in (("train", ANSWERS), ("valid", ANSWERS[:4]))}
+    metrics = {"epoch": 1, "splits": {name: evaluate(p, CONTRACT, n_bootstrap=10) for name, p in splits.items()}}
+    page = write_report(tmp_path, {}, metrics, HISTORY, splits, CONTRACT).read_text(encoding="utf-8")
+    assert "Figures on valid</h2>" in page and "Worst mistakes on valid</h2>" in page
+    assert "<p>4 photographs of 2 patients. In brackets: 95% interval over 10 resamples of patients.</p>" in page
+    assert re.findall(r'<section id="split-(\w+)">', page) == ["valid", "train"]
+    with_table = [part.split('"')[0] for part in page.split('<section id="split-')[1:] if "Over all" in part]
+    assert with_table == ["train"]

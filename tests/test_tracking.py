@@ -206,3 +206,45 @@ def test_mlflow_reports_nothing(artifacts: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", program, str(artifacts)]
     done = subprocess.run(command, env=bare_environment(tmp_path), capture_output=True, text=True, check=False)
     assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("mysql+pymysql://me:secret@here/db", "mysql+pymysql://me:***@here/db"),
+        ("mysql+pymysql://me:se/cret@here/db", "mysql+pymysql://me:***@here/db"),
+        ("postgresql://me:se[cret@here/db", "postgresql://me:***@here/db"),
+    ],
+)
+def test_a_store_without_its_driver_or_with_no_address_is_named_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, address: str, shown: str
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setitem(sys.modules, "pymysql", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(OutputError) as caught:
+        make_tracker("mlflow")
+    assert str(caught.value).startswith(f"{shown}: MLflow cannot write there: ")
+    assert "cret" not in str(caught.value)
+
+
+def test_of_two_runs_of_one_name_the_one_of_the_same_folder_is_resumed(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share a store. What is too long for it is cut, and a run that never began has nothing to stop."""
+    import mlflow
+
+    uri = f"sqlite:///{artifacts}/mlflow.db"
+    make_tracker("mlflow", artifacts).stop()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for place in (artifacts, tmp_path):
+        tracker = make_tracker("mlflow", place)
+        tracker.start("fourth", {"long": "x" * 7000}, FACTS)
+        tracker.stop()
+    make_tracker("mlflow", artifacts).start("fourth", {}, FACTS, resume=True)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    runs = client.search_runs([experiment], "attributes.run_name = 'fourth'")
+    states = {run.data.tags["retina.run_folder"]: run.info.status for run in runs}
+    assert states == {f"{artifacts}/runs/fourth": "RUNNING", f"{tmp_path}/runs/fourth": "KILLED"}
+    assert {len(run.data.params["long"]) for run in runs} == {5000}

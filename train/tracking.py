@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
 
 from ..runtime.errors import OutputError, UsageError, require_extra
 from ..runtime.output_file import require_place
@@ -209,15 +208,16 @@ class MlflowTracker:
 
             try:
                 yield
-            except (MlflowException, SQLAlchemyError, OSError) as err:
+            except (MlflowException, SQLAlchemyError, ImportError, ValueError, OSError) as err:  # a driver, an address
                 said = (str(err).strip() or type(err).__name__).splitlines()[0]
                 message = (
                     f"{self.uri}: MLflow cannot write there: {said}\n"
                     "Correct MLFLOW_TRACKING_URI or repair the server, or train without --track. A run in progress is "
                     "saved up to its last epoch: retina-train --resume"
                 )
-                password = urlsplit(self.uri).password
-                raise OutputError(message.replace(f":{password}@", ":***@") if password else message) from None
+                # Not urlsplit, which does not see a password that has a / and refuses one that has a [.
+                password = re.search(r"://[^:/@]*(:.+@)", self.uri)
+                raise OutputError(message.replace(password[1], ":***@") if password else message) from None
 
 
 class _Scorer:
