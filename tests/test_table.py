@@ -149,7 +149,8 @@ def test_summary_counts_and_tells() -> None:
     for line in (
         "scored 3, 1 of them in an earlier run; failed 1; 2.0 per second",
         "DR grades 2: 3",
-        "to refer (which ones: --referral): DR 3 (100.0%), from a probability of 0.500; ME 0 (0.0%), from a probability of 0.500",
+        "to refer (which ones: --referral): DR 3 (100.0%), from a probability of 0.500; "
+        "ME 0 (0.0%), from a probability of 0.500",
         "ME risk 3 (100.0%)",
         "failed 1: empty file (such as 'bad\\\\udcff')",
         "against 3 annotations:",
@@ -188,7 +189,8 @@ def test_summary_keeps_each_count_in_its_place() -> None:
     lines = list(summary.lines(0.0))
     assert "DR grades 1: 2, 3: 1" in lines
     referred = (
-        "to refer (which ones: --referral): DR 0 (0.0%), from a probability of 0.400; ME 2 (66.7%), from a probability of 0.300"
+        "to refer (which ones: --referral): DR 0 (0.0%), from a probability of 0.400; "
+        "ME 2 (66.7%), from a probability of 0.300"
     )
     assert referred in lines
     assert "ME risk 1 (33.3%)" in lines
