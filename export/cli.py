@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from ..runtime.contract import Framing, Precision
-from ..runtime.errors import RetinaError, require_extra
+from ..runtime.errors import require_extra
 from ..runtime.file_state import stamp
-from ..runtime.options import require_alone
+from ..runtime.options import PathName, require_alone
 from ..runtime.output_file import require_place
 from ..runtime.signature import signature_of
-from ..runtime.terminal import answer, warn
+from ..runtime.terminal import answer, exit_codes, warn
 from ..train.options import bare_options
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path), metavar="[CHECKPOINT]")
+@click.argument("checkpoint", required=False, type=PathName(), metavar="[CHECKPOINT]")
 @click.option(
     "--format",
     type=click.Choice(["onnx", "torchscript", "pt2"]),
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--calibration",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     metavar="DATA",
     help="For int8: the data folder given to retina-train. Calibrates on train/, evaluates on valid/, and fits the "
     "referral thresholds of a calibrated checkpoint to int8's own answers there.",
@@ -57,14 +56,14 @@ if TYPE_CHECKING:
 @click.option("--explain", is_flag=True, help="Add Grad-CAM outputs: dr_cam and me_cam, and a map of every class.")
 @click.option(
     "--check",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     metavar="IMAGES",
     help="Photographs on which to compare with PyTorch.  "
     "[default: 32 of the run's validation split, else synthetic ones]",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     metavar="FILE",
     help="The file to write.  [default: in --artifacts, retina_multitask.onnx, which retina-score looks for; for int8 "
     "retina_multitask.int8.onnx, which it uses if the former is missing; for other formats .pt or .pt2]",
@@ -72,21 +71,21 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Keep an int8 file that fails its accuracy gate, marked in the contract.")
 @click.option(
     "--sign",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     metavar="KEY",
     help="Sign with an elliptic-curve private key (PEM) into FILE.sig; retina-score --verify checks it. With "
     "--inspect, signs that file.",
 )
 @click.option(
     "--conformance",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     metavar="DIR",
     help="Write a conformance kit (ONNX only): raw pixels and the expected answers; with --inspect, for that file.",
 )
 @bare_options
 @click.option(
     "--artifacts",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     envvar="RETINA_ARTIFACTS",
     default=Path("artifacts"),
     show_default=True,
@@ -95,7 +94,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--inspect",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     metavar="FILE",
     help="Print a model file's contract, and export nothing.",
 )
@@ -121,14 +120,8 @@ def main(context: click.Context, /, **options: Any) -> None:
     Exit code 0: exported. 2: refused, with the reason. 130: stopped. Research and demonstration only, not for
     clinical use.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
-    try:
+    with exit_codes("retina-export"):
         _run(context, **options)
-    except RetinaError as err:
-        warn(f"retina-export: {err}")
-        sys.exit(2)
-    except KeyboardInterrupt as err:
-        warn(f"\nretina-export: stopped{err}")
-        sys.exit(130)
 
 
 def _run(

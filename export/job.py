@@ -135,10 +135,11 @@ def run_export(job: ExportJob) -> Exported:
         PictureError, UsageError, AnnotationError: the signing key, the framing or image size for a bare state_dict, or
             the photographs to compare or calibrate on, cannot be used.
     """
+    read = [path for path in (job.checkpoint, job.sign, job.check) if path is not None]
+    require_place(job.out, read)  # before its name is made into others: a folder may have none
     digest_file, contract_file = digest_of(job.out), job.out.with_name(job.out.name + CONTRACT_ENDING)
     signature_file = signature_of(job.out)
-    read = [path for path in (job.checkpoint, job.sign, job.check) if path is not None]
-    for path in (job.out, digest_file, contract_file, signature_file):
+    for path in (digest_file, contract_file, signature_file):
         require_place(path, read)
     if job.conformance is not None:
         require_place(job.conformance / INDEX)

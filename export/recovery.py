@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from ..runtime.errors import ModelFileError, ParityError, RetinaError, UsageError
+from ..runtime.errors import ModelFileError, ParityError, UsageError
 from ..runtime.folder import find_pictures
 from ..runtime.model import RetinaModel
+from ..runtime.options import PathName
 from ..runtime.output_file import require_place
 from ..runtime.picture import decode
 from ..runtime.progress import tracked
-from ..runtime.terminal import Refused, tell
+from ..runtime.terminal import exit_codes, tell
 from ..train.checkpoint import Checkpoint
 from ..train.framing import make_preprocess
 from ..train.model import RetinaNet
@@ -177,16 +178,16 @@ def _give_back_batch_norm(net: RetinaNet, shown: Iterable[Tensor]) -> None:
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("photographs", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Path(path_type=Path), metavar="FILE", help="[default: as for retina-score]")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The checkpoint to write.")
+@click.argument("photographs", type=PathName())
+@click.option("--model", type=PathName(), metavar="FILE", help="[default: as for retina-score]")
+@click.option("--out", required=True, type=PathName(), metavar="FILE", help="The checkpoint to write.")
 def main(photographs: Path, model: Path | None, out: Path) -> None:
     """Write a checkpoint that gives the same answers as an ONNX file of retina-export, such as the one that ships.
 
     `retina-train --weights` trains on from it; retina-gradcam and retina-export accept it too. The batch-norm
     statistics are measured on PHOTOGRAPHS, a folder of photographs like those that training would continue with.
     """
-    try:
+    with exit_codes("retina.export.recovery"):
         opened = RetinaModel(model, exact=True)
         require_place(out, [opened.path])
         names = find_pictures(photographs).names if os.path.isdir(photographs) else []
@@ -195,8 +196,6 @@ def main(photographs: Path, model: Path | None, out: Path) -> None:
         chosen = [photographs / name for name in spread(names, MEASURED_ON)]
         checkpoint, apart = recover(opened, chosen)
         checkpoint.save(out)
-    except RetinaError as err:
-        raise Refused(str(err)) from None
     prep = checkpoint.contract.preprocessing
     like_it = ["--backbone", checkpoint.backbone, "--framing", prep.framing, "--image-size", str(prep.image_size)]
     # A tenth of the notebook's rates, and thresholds fitted anew, as those of the file were.

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..runtime.contract import HEADS, Head
-from ..runtime.errors import MissingExtraError, RetinaError, UsageError, require_extra
-from ..runtime.options import require_alone, require_artifacts
+from ..runtime.errors import MissingExtraError, UsageError, require_extra
+from ..runtime.options import PathName, require_alone, require_artifacts
 from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.plural import counted
 from ..runtime.progress import progress
-from ..runtime.terminal import tell, warn
+from ..runtime.terminal import exit_codes, tell, warn
 from ..train.config import BEST_NAME
 from ..train.options import bare_options
 
@@ -27,7 +27,7 @@ _OF_MAPS = ("checkpoint", "target", "layers", "method", "framing", "image_size")
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("inputs", metavar="IMAGE|FOLDER...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("inputs", metavar="IMAGE|FOLDER...", nargs=-1, type=PathName())
 @click.option("--head", type=click.Choice([*HEADS, "both"]), default="both", help="Which answer to explain.")
 @click.option(
     "--target", type=int, metavar="GRADE", help="DR grade to explain; with --head me: 0 or 1.  [default: the answer]"
@@ -41,7 +41,7 @@ _OF_MAPS = ("checkpoint", "target", "layers", "method", "framing", "image_size")
     default="gradcam",
     help="How to weight the layer's channels.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the overlays.  [default: ARTIFACTS/gradcam]")
+@click.option("--out", type=PathName(), help="Folder for the overlays.  [default: ARTIFACTS/gradcam]")
 @click.option(
     "--scale", type=click.Choice(["image", "shared"]), default="image",
     help="Top of the colour scale: each map's own maximum, or the largest of all photographs of this run.",
@@ -56,20 +56,20 @@ _OF_MAPS = ("checkpoint", "target", "layers", "method", "framing", "image_size")
     help="Also write the raw maps, (h, w) float32: in logits, unless --method or --layer asks for other maps.",
 )
 @click.option(
-    "--checkpoint", type=click.Path(path_type=Path),
+    "--checkpoint", type=PathName(),
     help=f"Trained model.  [default: ARTIFACTS/{BEST_NAME}; if there is none, the file that retina-score uses]",
 )  # fmt: skip
 @bare_options
 @click.option(
-    "--model", type=click.Path(path_type=Path),
+    "--model", type=PathName(),
     help="Instead of a checkpoint: an ONNX file from `retina-export --explain`; needs no torch.",
 )  # fmt: skip
 @click.option(
-    "--evaluate", type=click.Path(path_type=Path), metavar="LESIONS",
+    "--evaluate", type=PathName(), metavar="LESIONS",
     help="Instead of drawing: measure how faithful the maps are on this folder of photographs with lesion masks.",
 )  # fmt: skip
 @click.option(
-    "--artifacts", type=click.Path(path_type=Path), default="artifacts", envvar="RETINA_ARTIFACTS", show_envvar=True,
+    "--artifacts", type=PathName(), default="artifacts", envvar="RETINA_ARTIFACTS", show_envvar=True,
     help="Folder where the commands write files and find them.",
 )  # fmt: skip
 @click.version_option(package_name="retina-edge")
@@ -93,19 +93,13 @@ def main(
     done. 130: stopped.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
     out = out or artifacts / "gradcam"
-    try:
+    left = "what was drawn stays, without a new gradcam.csv and index.html" if evaluate is None else "no new tables"
+    with exit_codes("retina-gradcam", f"stopped; {left}"):
         if evaluate is None:
             code = _explain(inputs, head, out, artifacts, **options)
         else:
             require_alone(click.get_current_context(), "--evaluate", "evaluate", "head", "out", "artifacts", *_OF_MAPS)
             code = _evaluate(evaluate, head, out, artifacts, **{name: options[name] for name in _OF_MAPS})
-    except RetinaError as err:
-        warn(f"retina-gradcam: {err}")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        left = "what was drawn stays, without a new gradcam.csv and index.html" if evaluate is None else "no new tables"
-        warn(f"\nretina-gradcam: stopped; {left}")
-        sys.exit(130)
     sys.exit(code)
 
 

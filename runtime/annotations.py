@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from .contract import MAX_DR_GRADE
 from .errors import AnnotationError
 from .folder import UTF16_MARKS, find_pictures, is_picture
 from .plural import counted
@@ -20,11 +21,9 @@ from .plural import counted
 IMAGE_NAME, DR_GRADE, ME_GRADE = "Image name", "Retinopathy grade", "Risk of macular edema"
 """The required columns (IDRiD's spelling); case, extra blanks and a byte order mark are ignored."""
 
-MAX_DR_GRADE = 4
-"""Highest grade of the International Clinical Diabetic Retinopathy scale (Wilkinson et al., Ophthalmology 2003)."""
-
 MAX_ME_GRADE = 3
-"""Highest grade of the International Clinical Diabetic Macular Edema scale (same paper); IDRiD grades up to 2."""
+"""Highest grade of the International Clinical Diabetic Macular Edema scale (Wilkinson et al., Ophthalmology 2003);
+IDRiD grades up to 2."""
 
 NOT_GRADED = "NA"
 """Written in place of a grade that nobody gave, as R and pandas do; an empty cell, which may be a slip, is a fault."""

@@ -16,21 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import model_options, open_model
+from .options import PathName, model_options, open_model
 from .plural import counted
-from .terminal import drop_output, spell_out_what_is_lacking, stop_without_output, warn
+from .terminal import drop_output, exit_codes, spell_out_what_is_lacking, stop_without_output, warn
 
 if TYPE_CHECKING:
     from .annotations import Annotation
     from .job import Job
     from .table import Row
 
+_GO_ON = "; the same command goes on from here"
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("paths", nargs=-1, metavar="FOLDER|FILES...")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     default=Path("test_predictions.csv"),
     show_default=True,
     metavar="FILE",
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 @model_options
 @click.option(
     "--annotations",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     metavar="CSV",
     help="Grades given by human readers, in the columns Image name, Retinopathy grade, Risk of macular edema (NA where "
     "there is none): fills the two True columns and prints accuracy, kappa, confusion matrices and how well referral "
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--overlays",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     metavar="DIR",
     help="Also draw each answer's Grad-CAM map on the full-size photograph. Needs a model made by "
     "retina-export --explain.",
@@ -98,7 +100,6 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
     Exit code 0: all scored. 1: done, some files failed. 2: nothing could be done. 130: stopped. Research and
     demonstration only, not for clinical use.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
-    from .errors import RetinaError
     from .memory import use_one_heap
 
     if not paths:
@@ -106,16 +107,10 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
     _hush()
     use_one_heap()
     try:
-        with _one_stop():
+        with exit_codes("retina-score", f"stopped{_GO_ON}"), _one_stop():
             failed, told = _run(paths, **options)
-    except RetinaError as err:
-        warn(f"retina-score: {err}")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        warn("\nretina-score: stopped; the same command goes on from here")
-        sys.exit(130)
     except OSError as err:  # from standard output: all other OSErrors became RetinaErrors where they occurred
-        stop_without_output("retina-score", "stopped", err, "; the same command goes on from here")
+        stop_without_output("retina-score", "stopped", err, _GO_ON)
     try:
         for line in told:
             click.echo(line, err=options["as_json"])
@@ -128,7 +123,7 @@ def _run(
     paths: tuple[str, ...],
     out: Path,
     model: Path | None,
-    artifacts: str,
+    artifacts: Path,
     annotations: Path | None,
     me_positive_from: int | None,
     referral: bool,

@@ -36,6 +36,8 @@ Head = Literal["dr", "me"]
 HEADS: tuple[Head, Head] = ("dr", "me")
 HEAD_NAMES = {"dr": "DR grade", "me": "ME risk"}
 """What each head answers, for people."""
+MAX_DR_GRADE = 4
+"""Highest grade of the International Clinical Diabetic Retinopathy scale (Wilkinson et al., Ophthalmology 2003)."""
 Framing = Literal["field", "squash"]
 Surround = Literal["black", "kept"]
 Resize = Literal["bilinear-antialias"]
@@ -109,7 +111,7 @@ class Rule:
 
     Raises:
         ModelFileError: an unknown ``rule``, a ``threshold`` that is not a number in [0, 1], or a ``from_grade`` that is
-            not an integer.
+            not an integer in [0, ``MAX_DR_GRADE``].
     """
 
     rule: Literal["argmax", "at_least"] = "argmax"
@@ -130,8 +132,9 @@ class Rule:
             ok = number and 0.0 <= self.level <= 1.0
             _expect("thresholds.*.threshold", ok, "a number from 0 to 1", self.threshold)
             object.__setattr__(self, "threshold", float(self.level))  # JSON may say 1 for 1.0
-        ok = self.from_grade is None or type(self.from_grade) is int
-        _expect("thresholds.*.from_grade", ok, "a whole number", self.from_grade)
+        grade = self.from_grade
+        ok = grade is None or (type(grade) is int and 0 <= grade <= MAX_DR_GRADE)
+        _expect("thresholds.*.from_grade", ok, f"a whole number from 0 to {MAX_DR_GRADE}", grade)
 
 
 def default_thresholds() -> dict[str, Rule]:
@@ -226,9 +229,13 @@ class Contract:
 
     @property
     def caution(self) -> str:
-        """What whoever uses the model must know about it, as a sentence; empty if there is nothing."""
-        named = " and ".join(head.upper() for head in self.untrained_heads)
-        return f"The model was never trained for {named}: what it says about {named} means nothing." if named else ""
+        """What whoever uses the model must know about it, in sentences; empty if there is nothing."""
+        told = []
+        if named := " and ".join(head.upper() for head in self.untrained_heads):
+            told.append(f"The model was never trained for {named}: what it says about {named} means nothing.")
+        if max(self.dr_grades) < self.referable_from:
+            told.append(f"The model knows no DR grade from {self.referable_from} on: it refers nobody for DR.")
+        return " ".join(told)
 
     def with_(self, **changes: Any) -> Contract:
         return replace(self, **changes)

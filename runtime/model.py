@@ -59,7 +59,7 @@ class RetinaModel:
             threads: threads within one prediction. Keep 1 if several photographs are scored at once.
             provider: onnxruntime execution provider: ``cpu``, ``cuda``, ``openvino``, ``coreml``, ...
             exact: decode every picture at full size. Otherwise pictures much larger than the network's input are
-                decoded at reduced size; on 12 originals no probability moved by over 0.023 (docs/scoring.md).
+                decoded at reduced size; on 12 originals no probability moved by over 0.024 (docs/scoring.md).
 
         Raises:
             ModelFileError: the file cannot be read, does not match its ``.sha256`` file, or does not keep the contract.

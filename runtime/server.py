@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import socket
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import click
 
 from .limits import MIB, Limits
-from .options import model_options, open_model
-from .terminal import tell, warn
+from .options import PathName, model_options, open_model
+from .terminal import exit_codes, tell
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 """The names by which this machine addresses itself, as they are written in a URL."""
@@ -32,7 +31,7 @@ GRACE = 30
 @model_options
 @click.option(
     "--token-file",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     metavar="FILE",
     help="Require the token in this file from every caller (Authorization: Bearer TOKEN); also RETINA_TOKEN.",
 )
@@ -62,7 +61,7 @@ GRACE = 30
 )
 @click.option(
     "--page",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     metavar="DIR",
     help="Folder of the browser page: examples/browser of a clone, after npm ci.  [default: the page in this package]",
 )
@@ -82,24 +81,21 @@ def main(**options: Any) -> None:
       curl --data-binary @eye.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/score
       curl -F photographs=@left.jpg -F photographs=@right.jpg http://127.0.0.1:8000/score
 
-    Exit code 0: stopped. 2: could not start. Research and demonstration only, not for clinical use.
+    Exit code 0: stopped. 2: could not start. 130: stopped before it had started. Research and demonstration only, not
+    for clinical use.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
-    from .errors import RetinaError
     from .memory import use_one_heap
 
     use_one_heap()
-    try:
+    with exit_codes("retina-serve", "stopped before it had started"):
         _serve(**options)
-    except RetinaError as err:
-        warn(f"retina-serve: {err}")
-        sys.exit(2)
 
 
 def _serve(
     host: str,
     port: int,
     model: Path | None,
-    artifacts: str,
+    artifacts: Path,
     verify: Path | None,
     workers: int | None,
     provider: str,

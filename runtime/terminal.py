@@ -5,15 +5,31 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
 import click
 
+from .errors import RetinaError
 
-class Refused(click.ClickException):
-    """Ends a command that could not do anything: its message, and exit code 2 as of the other commands."""
 
-    exit_code = 2
+@contextmanager
+def exit_codes(command: str, stopped: str = "stopped") -> Iterator[None]:
+    """End a command with exit code 2 after a RetinaError, and with 130 after Ctrl-C, and say why on standard error.
+
+    Args:
+        command: the name of the program.
+        stopped: what to say after Ctrl-C; a message of the KeyboardInterrupt is appended.
+    """
+    try:
+        yield
+    except RetinaError as err:
+        warn(f"{command}: {err}")
+        sys.exit(2)
+    except KeyboardInterrupt as err:
+        warn(f"\n{command}: {stopped}{err}")
+        sys.exit(130)
 
 
 def tell(line: str) -> None:

@@ -69,6 +69,14 @@ def test_json_both_ways() -> None:
             {"thresholds": RULES | {"referable_dr": AT_LEAST | {"from_grade": True}}},
             "from_grade: expected a whole number",
         ),
+        (
+            {"thresholds": RULES | {"referable_dr": AT_LEAST | {"from_grade": 5}}},
+            "from_grade: expected a whole number from 0 to 4, found 5",
+        ),
+        (
+            {"thresholds": RULES | {"referable_dr": AT_LEAST | {"from_grade": -1}}},
+            "from_grade: expected a whole number from 0 to 4, found -1",
+        ),
         ({"thresholds": RULES | {"me": {"rule": "argmax", "threshold": "0.5"}}}, "threshold: expected a number"),
         ({"thresholds": RULES | {"me": AT_LEAST | {"threshold": True}}}, "threshold: expected a number"),
         ({"thresholds": RULES | {"me": AT_LEAST | {"threshold": 2}}}, "threshold: expected a number"),
@@ -237,6 +245,15 @@ def test_what_a_model_was_never_trained_for_is_said_once_for_each_head(recorded:
     contract = CONTRACT.with_(provenance={"untrained_heads": recorded})
     assert contract.caution == caution
     assert json.loads(contract.to_json()).get("caution", "") == caution
+
+
+def test_a_model_that_can_refer_nobody_says_so() -> None:
+    nobody = "The model knows no DR grade from 2 on: it refers nobody for DR."
+    contract = Contract(dr_grades=(0, 1))
+    assert contract.caution == json.loads(contract.to_json())["caution"] == nobody
+    both = contract.with_(provenance={"untrained_heads": ["me"]}).caution
+    assert both == f"The model was never trained for ME: what it says about ME means nothing. {nobody}"
+    assert Contract(dr_grades=(0, 2)).caution == ""
 
 
 def test_thresholds_are_compared_in_double_as_other_programs_do() -> None:

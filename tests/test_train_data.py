@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -351,6 +352,18 @@ def test_what_changes_frames_changes_their_key(tmp_path: Path, monkeypatch: pyte
     else:
         monkeypatch.setattr("importlib.metadata.version", lambda name: "99" if name == "pydicom" else version(name))
     assert _key([], SMALL, "uint8") != before
+
+
+def test_what_a_killed_run_left_in_the_cache_is_removed_a_day_later(tmp_path: Path) -> None:
+    eye(1).save(tmp_path / "a.png")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    old, fresh, other = cache / ".0a1b2c3d.7.tmp", cache / ".0a1b2c3d.8.tmp", cache / "notes.tmp"
+    for file, age in ((old, 86_500), (fresh, 86_300), (other, 86_500)):
+        file.write_bytes(b"half")
+        os.utime(file, times=(time.time() - age,) * 2)
+    look_through([tmp_path / "a.png"], SMALL, "uint8", "disk", cache)
+    assert {file for file in cache.iterdir() if file.suffix == ".tmp"} == {fresh, other}
 
 
 def test_a_file_that_cannot_be_read_is_named_and_not_cached(tmp_path: Path) -> None:

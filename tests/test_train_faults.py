@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,10 @@ import torchvision
 from click.testing import CliRunner, Result
 from eyes import eye, write_annotations, write_set, write_split
 from retina.runtime.errors import UsageError
-from retina.train import survey
+from retina.train import frames, pipeline, survey
 from retina.train.cli import main
 from retina.train.config import TrainConfig
+from retina.train.frames import Frames
 from retina.train.model import RetinaNet
 from small_backbone import RESNET10
 from without_pictures import started
@@ -142,17 +144,31 @@ def test_a_thousand_faults_do_not_fill_the_terminal(tmp_path: Path, data: Path) 
     assert message.splitlines()[-1].strip().startswith("... and ")
 
 
-def test_stopped_while_it_reads_photographs_training_says_that_nothing_is_lost(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_it_reads_photographs_training_leaves_nothing_half_written(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+    def stopped(*_: object) -> Frames:
+        signal.raise_signal(number)
+        raise AssertionError("not stopped")
 
-    monkeypatch.setattr(survey, "look_through", interrupted)
-    result = retina_train(data, *QUICK, "--artifacts", tmp_path)
+    monkeypatch.setattr(frames, "_look_at_each", stopped)
+    result = retina_train(data, *QUICK, "--cache", "disk", "--artifacts", tmp_path)
     assert result.exit_code == 130, result.output
-    assert "stopped before training began; nothing is lost. Run the same command again." in result.stderr
-    assert not (tmp_path / "runs").exists()
+    assert "stopped before training began. Run the same command again." in result.stderr
+    assert not (tmp_path / "runs").exists() and list((tmp_path / "cache").iterdir()) == []
+
+
+def test_data_that_are_not_there_are_told_before_weights_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "open_start", lambda *_: pytest.fail("fetched"))
+    message = refused(tmp_path, tmp_path / "nodata", "--weights", "imagenet")
+    assert "nodata: expected a folder with train/, valid/ and test/, found none there" in message
+
+
+def test_runs_are_not_listed_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert f"expected a folder, found none: {tmp_path}/gone" in refused(tmp_path / "gone", "--list")
 
 
 def test_weights_that_cannot_be_started_from_are_told_before_photographs_are_read(
@@ -402,7 +418,7 @@ def test_valid_without_what_is_calibrated_on_is_refused(tmp_path: Path, me: list
     assert message.count("to calibrate on") == len(lacks)
 
 
-@pytest.mark.parametrize("name", ["exp/1", "..", "/tmp/x", "é" * 128])
+@pytest.mark.parametrize("name", ["exp/1", "exp\\1", "..", " ", "/tmp/x", "é" * 128])
 def test_a_name_that_is_no_folders_is_refused(tmp_path: Path, data: Path, name: str) -> None:
     for start in ([data, *QUICK], ["--resume"]):
         message = refused(tmp_path, *start, "--name", name)

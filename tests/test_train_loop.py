@@ -680,6 +680,43 @@ def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
     assert (config["data"], config["cache"], config["workers"]) == (str(moved), "memory", 0)
 
 
+def test_resumed_a_run_is_tracked_and_runs_where_it_was_asked_to(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked: list[str | None] = []
+    devices: list[str] = []
+
+    def make(kind: str | None, _: Path) -> NoTracker:
+        tracked.append(kind)
+        tracker = NoTracker()
+        tracker.kind = kind
+        return tracker
+
+    def pick(device: str) -> str:
+        devices.append(device)
+        return "cpu"
+
+    def interrupted(*_: object) -> Callable[[int, Totals], None]:
+        return lambda done, totals: signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("retina.train.tracking.make_tracker", make)
+    monkeypatch.setattr(pipeline, "pick_device", pick)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "progress_bar", interrupted)
+        begun = command(data, tmp_path, "asked", "--workers", "0", "--track", "mlflow", "--device", "cuda:1")
+        resumed = ["--resume", "--name", "asked", "--artifacts", str(tmp_path)]
+        for arguments in (begun, resumed, [*resumed, "--device", "auto"]):
+            result = CliRunner().invoke(main, arguments)
+            assert result.exit_code == 130, result.output
+    assert tracked == ["mlflow", "mlflow", "mlflow"]
+    assert devices == ["cuda:1", "cuda:1", "auto"]
+    facts = tmp_path / "runs" / "asked" / "run.json"
+    facts.write_text(json.dumps({key: value for key, value in json.loads(facts.read_text()).items() if key != "asked"}))
+    result = CliRunner().invoke(main, resumed)
+    assert result.exit_code == 0, f"a run of an earlier version: {result.output}"
+    assert (tracked[-1], devices[-1]) == (None, "auto")
+
+
 def test_interrupted_after_everything_is_written_a_run_has_finished(
     data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from ..runtime.contract import HEADS
-from ..runtime.errors import RetinaError, UsageError
+from ..runtime.errors import UsageError
+from ..runtime.options import PathName
 from ..runtime.output_file import require_place
 from ..runtime.progress import tracked
-from ..runtime.terminal import Refused, tell
+from ..runtime.terminal import exit_codes, tell
 from .calibration import calibrated, calibration_line
 from .checkpoint import Checkpoint, current_versions, load_checkpoint
 from .data import DataSet, fingerprint_of_files, sound_dataset
@@ -128,16 +129,16 @@ def _check_same(data: DataSet, mean: Checkpoint) -> None:
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path, file_okay=False))
-@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CHECKPOINT...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The checkpoint to write.")
+@click.argument("data", type=PathName())
+@click.argument("checkpoints", nargs=-1, required=True, type=PathName(), metavar="CHECKPOINT...")
+@click.option("--out", required=True, type=PathName(), metavar="FILE", help="The checkpoint to write.")
 def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
     """Average CHECKPOINTs of retina-train that started from the same one, and calibrate the mean on DATA's valid split.
 
     DATA is the data that they were trained on. A checkpoint given twice counts twice. The mean sees squares of the
     first one's --image-size. It is an ordinary checkpoint, for retina-export and retina-gradcam.
     """
-    try:
+    with exit_codes("retina.train.averaging"):
         require_place(out, checkpoints)
         loaded = {path: load_checkpoint(path) for path in checkpoints}
         mean = average([(str(path), loaded[path]) for path in checkpoints])
@@ -147,8 +148,6 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
         mean = calibrated(mean, items, *predict_logits(mean, items))
         figures = judged(mean, items)
         replace(mean, metrics={"splits": {"valid": figures}}).save(out)
-    except RetinaError as err:
-        raise Refused(str(err)) from None
     dr, me = figures["all"]["dr"], figures["all"]["me"]
     tell(
         f"{out}: {mean.contract.provenance['run']}. Calibrated on valid: {calibration_line(mean)}. There: DR accuracy "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,9 +17,9 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 
-from ..runtime.errors import ModelFileError, RetinaError, UsageError, require_extra
-from ..runtime.options import is_given, require_alone
-from ..runtime.terminal import answer, tell, warn
+from ..runtime.errors import ModelFileError, UsageError, require_extra
+from ..runtime.options import PathName, is_given, require_alone, require_artifacts
+from ..runtime.terminal import answer, exit_codes, tell
 from .config import BOUNDS, TrainConfig
 
 DEFAULTS = TrainConfig(data="")
@@ -57,7 +58,7 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("data", required=False, type=click.Path(path_type=Path))
+@click.argument("data", required=False, type=PathName())
 @_option(
     "recipe",
     "Default values for the other options: the original notebook's, or those that trained the released model: "
@@ -128,7 +129,7 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 @click.option("--list", "list_only", is_flag=True, help="Show all runs side by side, and do nothing else.")
 @click.option(
     "--artifacts",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     envvar="RETINA_ARTIFACTS",
     default=Path("artifacts"),
     show_default=True,
@@ -156,15 +157,11 @@ def main(context: click.Context, /, **options: Any) -> None:
 
     Exit code 0: finished. 2: nothing could be done. 130: stopped; resumable if training had begun.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
-    try:
+    # As Ctrl-C, where the training loop does not handle it: what is half written is removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with exit_codes("retina-train", "stopped before training began. Run the same command again."):
         require_extra("train", *EXTRA_MODULES)
         finished = _run(context, **options)
-    except RetinaError as err:
-        warn(f"retina-train: {err}")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        warn("\nretina-train: stopped before training began; nothing is lost. Run the same command again.")
-        sys.exit(130)
     sys.exit(0 if finished else 130)
 
 
@@ -182,6 +179,7 @@ def _run(
 ) -> bool:
     if list_only:
         require_alone(context, "--list", "list_only", "artifacts")
+        require_artifacts(context, artifacts)
         from .runs import format_table, list_runs
 
         answer(format_table(list_runs(artifacts)), "retina-train")
@@ -191,8 +189,8 @@ def _run(
     from .run import Run
     from .tracking import make_tracker
 
-    if name is not None and (name in ("", ".", "..") or "/" in name or "\\" in name or len(os.fsencode(name)) > 255):
-        raise UsageError(f"--name {name}: expected the name of one folder, found a path, or more than 255 bytes")
+    if name is not None and (not name.strip(" .") or {*"/\\"} & {*name} or len(os.fsencode(name)) > 255):
+        raise UsageError(f"--name {name}: expected the name of one folder, found none, a path, or more than 255 bytes")
 
     # Libraries' notices about their own choices do not concern the user.
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
@@ -203,13 +201,16 @@ def _run(
         config = _config_of(run.config_file)
         _refuse_changes(context, config, recipe)
         config = replace(config, **{key: recipe[key] for key in MAY_CHANGE if is_given(context, key)})
+        asked = run.facts().get("asked", {})
+        device = device if is_given(context, "device") else asked.get("device", device)
+        track = track or asked.get("track")
         if data is not None:  # it may have moved; check_same compares its fingerprint
             config = replace(config, data=os.path.realpath(data))
     else:
         if data is None:
             raise UsageError("name the data folder, for example:  retina-train data/   (retina-train --help)")
-        asked = {key: value for key, value in recipe.items() if is_given(context, key)}
-        config = TrainConfig.of_recipe(recipe["recipe"], {**asked, "data": os.path.realpath(data)})
+        given = {key: value for key, value in recipe.items() if is_given(context, key)}
+        config = TrainConfig.of_recipe(recipe["recipe"], {**given, "data": os.path.realpath(data)})
         run = Run(artifacts, name or f"{datetime.now():%Y%m%d-%H%M%S}")
     tracker = make_tracker(track, artifacts)
     try:

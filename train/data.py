@@ -70,6 +70,22 @@ class DataSet:
         return label_index(photo.dr_grade, self.dr_grades)
 
 
+def require_splits(root: Path) -> None:
+    """Refuse a folder that is not laid out as data.
+
+    Raises:
+        AnnotationError: ``root`` is not a folder, or a split has no annotations.csv.
+    """
+    if not os.path.isdir(root):
+        raise AnnotationError(f"{root}: expected a folder with train/, valid/ and test/, found none there")
+    absent = [name for name in SPLITS if not os.path.isfile(root / name / "annotations.csv")]
+    if absent:
+        raise AnnotationError(
+            f"{root}: expected train/, valid/ and test/, each with annotations.csv and images/; "
+            f"found no annotations.csv in {', '.join(f'{name}/' for name in absent)}"
+        )
+
+
 def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataSet, list[str]]:
     """Read ``root/{train,valid,test}/annotations.csv`` and find the pictures in ``images/`` beside each.
 
@@ -81,17 +97,10 @@ def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
         the photographs without faults, and each fault as a line of text that names file, line and value.
 
     Raises:
-        AnnotationError: ``root`` is not a folder, or a split has no annotations.csv.
+        AnnotationError: see ``require_splits``.
         UsageError: a folder of photographs cannot be listed.
     """
-    if not os.path.isdir(root):
-        raise AnnotationError(f"{root}: expected a folder with train/, valid/ and test/, found none there")
-    absent = [name for name in SPLITS if not os.path.isfile(root / name / "annotations.csv")]
-    if absent:
-        raise AnnotationError(
-            f"{root}: expected train/, valid/ and test/, each with annotations.csv and images/; "
-            f"found no annotations.csv in {', '.join(f'{name}/' for name in absent)}"
-        )
+    require_splits(root)
     faults: list[str] = []
     splits = {name: _read_split(root / name, name, me_positive_from, faults) for name in SPLITS}
     dr_grades = tuple(sorted({photo.dr_grade for photo in splits["train"].photos if photo.dr_grade is not None}))

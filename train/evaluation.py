@@ -15,11 +15,12 @@ from typing import Any
 import click
 import numpy as np
 
-from ..runtime.errors import AnnotationError, RetinaError, UsageError
+from ..runtime.errors import AnnotationError, UsageError
 from ..runtime.model import RetinaModel
+from ..runtime.options import PathName
 from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.progress import progress
-from ..runtime.terminal import Refused, tell
+from ..runtime.terminal import exit_codes, tell
 from .data import SPLITS, Photo, sound_dataset, unknown_grades
 from .metrics import FIGURES, evaluate, label_counts
 from .predictions import Predictions
@@ -107,15 +108,15 @@ def _cell(figure: Mapping[str, Any]) -> str:
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("data", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("data", type=PathName())
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     metavar="FILE",
     help="[default: as for retina-score]",
 )
 @click.option("--split", "splits", type=click.Choice(SPLITS), multiple=True, default=("test",))
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Also write all figures as JSON.")
+@click.option("--out", type=PathName(), metavar="FILE", help="Also write all figures as JSON.")
 @click.option("--me-positive-from", type=click.IntRange(1, 3), metavar="N", help="As for retina-train.")
 def main(
     data: Path, model: Path | None, splits: tuple[str, ...], out: Path | None, me_positive_from: int | None
@@ -124,7 +125,7 @@ def main(
 
     DATA is laid out as for retina-train. Prints Markdown.
     """
-    try:
+    with exit_codes("retina.train.evaluation"):
         opened = RetinaModel(model)
         if out is not None:
             require_place(out, [opened.path, *(data / name / "annotations.csv" for name in SPLITS)])
@@ -140,8 +141,6 @@ def main(
             tell("\n".join(classes_table(figures["splits"][name])))
         if out is not None:
             write_text_atomically(out, json.dumps(figures, indent=1, allow_nan=False) + "\n")
-    except RetinaError as err:
-        raise Refused(str(err)) from None
 
 
 if __name__ == "__main__":

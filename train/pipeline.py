@@ -28,7 +28,7 @@ from .calibration import calibrated, calibration_line, is_calibrated
 from .checkpoint import Checkpoint, current_versions, load_checkpoint
 from .config import BEST_NAME, FINAL_NAME, TrainConfig
 from .console import Say, epoch_line, progress_bar
-from .data import SPLITS, DataSet, Split
+from .data import SPLITS, DataSet, Split, require_splits
 from .device import make_fabric, pick_device
 from .facts import check_same, grades_of_run, run_facts
 from .frames import DecodedFrames
@@ -112,6 +112,7 @@ def _train(
             "--batch-size 1: expected two photographs or more at --image-size 32, whose last feature map is one pixel: "
             "batch-norm has no variance of one value"
         )
+    asked = {"device": device, "track": tracker.kind}
     device = pick_device(device)
     # Where auto would choose another precision now, a resumed run continues with its own.
     fabric = make_fabric(device, run.facts().get("precision", config.precision) if resume else config.precision)
@@ -131,7 +132,8 @@ def _train(
             f"{world} devices: a step sees {alone * world} photographs instead of {alone}. For as many steps as on one "
             f"device, divide --batch-size by {world}."
         )
-    # To fail now and not after every photograph was read.
+    # To fail now and not after a download, and then not after every photograph was read.
+    require_splits(Path(config.data))
     start = None if resume else open_start(config.backbone, config.weights)
     torch.manual_seed(config.seed)
     preprocessing = Preprocessing(framing=config.framing, image_size=config.image_size)
@@ -156,7 +158,7 @@ def _train(
     if contract.caution:
         say_once(f"Warning: {contract.caution}")
 
-    facts = run_facts(survey, fabric, trainer.dr_weights, untrained)
+    facts = {**run_facts(survey, fabric, trainer.dr_weights, untrained), "asked": asked}
     if resume:
         check_same(run, survey, fabric)
         load_resume(trainer, run.resume_file)

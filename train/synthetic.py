@@ -25,8 +25,9 @@ from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..runtime.errors import OutputError, RetinaError, UsageError
-from ..runtime.terminal import Refused, tell
+from ..runtime.errors import OutputError, UsageError
+from ..runtime.options import PathName
+from ..runtime.terminal import exit_codes, tell
 from .eye import CAMERAS, Side, View, illumination, retina
 from .lesions import LESIONS, macular_exudates
 
@@ -310,7 +311,7 @@ def _expect_empty(folder: Path) -> None:
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=PathName())
 @click.option("--train", type=click.IntRange(min=0), default=120, help="Photographs to train on.")
 @click.option("--valid", type=click.IntRange(min=0), default=40, help="Photographs to choose the best epoch by.")
 @click.option("--test", type=click.IntRange(min=0), default=40, help="Photographs to report on.")
@@ -326,11 +327,9 @@ def main(folder: Path, train: int, valid: int, test: int, lesions: int, size: in
 
     Example:  python -m retina.train.synthetic data --train 120 --valid 40 --test 40
     """
-    try:
+    with exit_codes("retina.train.synthetic"):
         entries = write_dataset(folder, {"train": train, "valid": valid, "test": test}, size=size, seed=seed)
         masked = write_lesions(folder / "lesions", lesions, size=size, seed=seed) if lesions else []
-    except RetinaError as err:
-        raise Refused(str(err)) from None
     for split in ("train", "valid", "test"):
         part = [entry for entry in entries if entry.split == split]
         grades = Counter(entry.dr_grade for entry in part)

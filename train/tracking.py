@@ -37,6 +37,9 @@ class Tracker(Protocol):
     Every method may raise OutputError if the tracker's store cannot be written.
     """
 
+    kind: str | None
+    """What ``make_tracker`` makes it from."""
+
     def start(self, run: str, config: Mapping[str, Any], facts: Mapping[str, Any], *, resume: bool = False) -> None:
         """Begin the run of this name, or with ``resume`` continue it; ``facts`` may be nested."""
 
@@ -52,6 +55,8 @@ class Tracker(Protocol):
 
 class NoTracker:
     """The default: logs nothing, because a run's own folder records everything."""
+
+    kind: str | None = None
 
     def start(self, run: str, config: Mapping[str, Any], facts: Mapping[str, Any], *, resume: bool = False) -> None: ...
 
@@ -85,6 +90,8 @@ class MlflowTracker:
 
     Uses a client of its own and changes none of MLflow's global state.
     """
+
+    kind: str | None = "mlflow"
 
     def __init__(self, artifacts: Path, uri: str | None = None) -> None:
         place = Path(os.path.realpath(artifacts))
