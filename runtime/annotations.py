@@ -110,7 +110,9 @@ def scan_annotations(path: str | Path) -> tuple[Annotations, list[str]]:
             first_line[row.image] = start
             rows.append(row)
     except csv.Error as err:
-        faults.append(f"line {line}: expected comma-separated values, found: {err}")
+        unclosed = str(err) == "unexpected end of data"
+        found = "a quotation mark that is not closed" if unclosed else str(err)
+        faults.append(f"line {line}: expected comma-separated values, found: {found}")
     if not rows and not faults:
         faults.append("expected a header and at least one row, found no row")
     return Annotations(path, tuple(rows)), faults

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from .agreement import Confusion
 from .annotations import Annotation
 from .contract import Contract
+from .plural import counted
 from .table import Row, utf8
 
 REASONS_SHOWN = 8
@@ -93,7 +94,7 @@ class Summary:
             graded = ""
             if not self.dr.total == self.me.total == self.truths:
                 graded = f" ({self.dr.total} with a DR grade, {self.me.total} with an ME label)"
-            yield f"against {self.truths} annotations{graded}:"
+            yield f"against {counted(self.truths, 'annotation')}{graded}:"
         if self.dr.total:
             kappa = self.dr.quadratic_kappa()
             told = "undefined: only one grade occurs" if math.isnan(kappa) else f"{kappa:.4f}"

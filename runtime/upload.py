@@ -42,7 +42,9 @@ async def read_photographs(request: Request, limits: Limits) -> list[Photograph]
     """
     media_type = request.headers.get("content-type", OCTETS).split(";")[0].strip().lower()
     if media_type != FORM and not media_type.startswith(RAW):
-        raise HTTPException(415, f"expected {FORM}, image/..., {OCTETS} or {DICOM}, found {media_type[:80]!r}")
+        raise HTTPException(
+            415, f"expected {FORM}, image/..., {OCTETS} or {DICOM} as Content-Type, found {media_type[:80]!r}"
+        )
     try:
         async with asyncio.timeout(limits.seconds):
             if media_type == FORM:

@@ -87,7 +87,7 @@ def test_names_every_fault_at_once_with_file_line_and_value(tmp_path: Path) -> N
         (b"\n,,\nImage name,Risk of macular edema\na,1\n", "line 3: expected a column 'Retinopathy grade'"),
         (b"Image name,image NAME,Retinopathy grade,Risk of macular edema\na,a,1,1\n", "expected one column"),
         (HEADER.encode() + b"\xe4.jpg,1,1,,\n", "expected UTF-8 text, found byte 0xe4"),
-        (HEADER.encode() + b'"a.jpg,1,1,,\n', "unexpected end of data"),
+        (HEADER.encode() + b'"a.jpg,1,1,,\n', "found: a quotation mark that is not closed"),
     ],
 )
 def test_refuses_what_is_not_an_annotations_file(tmp_path: Path, content: bytes, found: str) -> None:

@@ -285,7 +285,7 @@ def test_shell_entry(tmp_path: Path) -> None:
     assert "DR 0/1/2/3/4: 5/1/2/1/1" in first.output
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 2
-    assert again.output.startswith("Error: ")
+    assert again.output.startswith(f"retina.train.synthetic: {tmp_path}/d/train: expected a new or empty folder")
     assert "Traceback" not in again.output
 
 

@@ -153,12 +153,15 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # noqa: BLE001 - torch raises a different type for each way a file can be wrong
-        makes_one = ". Of an ONNX file make a checkpoint first: python -m retina.export.recovery --help"
-        hint = makes_one if path.suffix == ".onnx" else ""
+        hint = (
+            "Of an ONNX file make a checkpoint first: python -m retina.export.recovery --help"
+            if path.suffix == ".onnx"
+            else "Name a checkpoint of retina-train, or a state_dict as torch.save writes it."
+        )
         # Without the error's text, which would advise to load the file unsafely.
         raise ModelFileError(
             f"{path}: expected a torch file of plain tensors, found one that cannot be read safely: of another kind, "
-            f"cut short or with code in it ({type(err).__name__}){hint}"
+            f"cut short or with code in it ({type(err).__name__}). {hint}"
         ) from None
     if is_zipfile(path) and (damaged := ZipFile(path).testzip()) is not None:  # torch.load does not check the CRCs
         raise ModelFileError(f"{path}: expected a sound file, found {damaged} in it damaged. Copy it again.")
