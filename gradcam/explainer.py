@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from .cam import Method
 
 Pixels = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -34,31 +33,6 @@ class Answer:
     prediction: Prediction
     maps: Mapping[Head, HeadMap]
     """Of the heads that were explained."""
-
-    @classmethod
-    def of(
-        cls,
-        contract: Contract,
-        probs: Mapping[Head, Floats],
-        values: Mapping[Head, Floats],
-        asked: Mapping[Head, int] | None = None,
-        *,
-        sums_to_logit: bool = True,
-    ) -> Answer:
-        """Compose an answer.
-
-        Args:
-            contract: the model's.
-            probs: of both heads, (K,) float32 and (2,) float32.
-            values: maps (h, w) float32 of the heads that were explained.
-            asked: by head, the class index that the map explains if it is not the most probable one.
-            sums_to_logit: of the maps; see ``HeadMap``.
-        """
-        maps = {}
-        for head, of_head in values.items():
-            index = (asked or {}).get(head, int(probs[head].argmax()))
-            maps[head] = HeadMap(head, of_head, contract.classes(head)[index], float(probs[head][index]), sums_to_logit)
-        return cls(Prediction.of(contract, probs["dr"], probs["me"]), maps)
 
 
 class Explainer(Protocol):
@@ -124,9 +98,9 @@ class CheckpointExplainer:
         """Makes the same network with random weights, as before training."""
         self.preprocess = make_preprocess(self.contract.preprocessing)
         self.heads = heads
-        targets = _targets(self.contract, heads, target)
-        self._asked = {head: self.contract.classes(head).index(label) for head, label in targets.items()}
-        self._logits = [head_logit(head, self._asked.get(head)) for head in heads]
+        self._targets = _targets(self.contract, heads, target)
+        asked = {head: self.contract.classes(head).index(label) for head, label in self._targets.items()}
+        self._logits = [head_logit(head, asked.get(head)) for head in heads]
         self.cam = GradCAM(self.model, layers, method)
         last = self.model.backbone.layer4
         explained = [find_layer(self.model, layer) for layer in layers]
@@ -143,17 +117,12 @@ class CheckpointExplainer:
         # The photographs may differ in size until each is framed.
         x = torch.cat([self.preprocess(torch.from_numpy(pixels).unsqueeze(0)) for pixels in photographs])
         maps = self.cam(x, self._logits)  # for each head (N, h, w)
-        probs = [logits.softmax(dim=1).numpy() for logits in self.cam.output]  # (N, K), (N, 2)
-        return [
-            Answer.of(
-                self.contract,
-                {head: of_head[i] for head, of_head in zip(HEADS, probs, strict=True)},
-                {head: of_head[i] for head, of_head in zip(self.heads, maps, strict=True)},
-                self._asked,
-                sums_to_logit=self._sums_to_logit,
-            )
-            for i in range(len(photographs))
-        ]
+        dr_probs, me_probs = (logits.softmax(dim=1).numpy() for logits in self.cam.output)  # (N, K), (N, 2)
+        answers = []
+        for dr, me, *of_heads in zip(dr_probs, me_probs, *maps, strict=True):
+            said = Prediction.of(self.contract, dr, me, dict(zip(self.heads, of_heads, strict=True)))
+            answers.append(Answer(said, head_maps(said, self._targets, sums_to_logit=self._sums_to_logit)))
+        return answers
 
 
 class OnnxExplainer:

@@ -74,21 +74,24 @@ def colours() -> NDArray[np.uint8]:
     return np.stack([*channels, opacity], axis=1).round().astype(np.uint8)
 
 
-def head_maps(prediction: Prediction, of: Mapping[Head, int] | None = None) -> dict[Head, HeadMap]:
+def head_maps(
+    prediction: Prediction, of: Mapping[Head, int] | None = None, *, sums_to_logit: bool = True
+) -> dict[Head, HeadMap]:
     """The maps of a prediction, each with its target; empty if it has no maps.
 
     Args:
         prediction: the prediction.
         of: as it was given to ``RetinaModel.predict_pixels``: targets other than the most probable grade or label.
+        sums_to_logit: of the maps; see ``HeadMap``.
     """
     probs: dict[Head, Mapping[int, float]] = {
         "dr": prediction.dr_probs,
         "me": {0: 1.0 - prediction.me_prob, 1: prediction.me_prob},
     }
-    maps = {}
-    for head in HEADS if prediction.maps else ():
+    known, maps = prediction.maps or {}, {}
+    for head in (head for head in HEADS if head in known):
         target = (of or {}).get(head, max(probs[head], key=probs[head].__getitem__))
-        maps[head] = HeadMap(head, (prediction.maps or {})[head], target, probs[head][target])
+        maps[head] = HeadMap(head, known[head], target, probs[head][target], sums_to_logit)
     return maps
 
 
