@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -57,6 +58,26 @@ def require_place(out: Path, inputs: Iterable[Path] = ()) -> None:
         raise OutputError(f"{out}: cannot be written: {err.strerror or err}") from None
     if os.path.isdir(out) or not os.access(out.parent, os.W_OK):
         raise OutputError(f"{out}: cannot be written: expected the name of a file in a writable folder")
+
+
+def require_folder(folder: Path, option: str) -> None:
+    """Check before any work that files can be written into a folder; creates it.
+
+    Args:
+        folder: the folder.
+        option: the one that names it, for the message.
+
+    Raises:
+        OutputError: it cannot be created, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as err:
+        raise OutputError(
+            f"{folder}: expected a folder that can be written, found: {err.strerror}. Choose another {option}."
+        ) from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -17,7 +17,7 @@ from .folder import Listing
 from .journal import ENDING as JOURNAL
 from .journal import Journal
 from .model import RetinaModel
-from .output_file import free_bytes
+from .output_file import free_bytes, require_folder
 from .picture import NO_MEMORY
 from .plural import counted
 from .prediction import Prediction
@@ -137,7 +137,7 @@ def require_maps(model: RetinaModel, listing: Listing, overlays: Path) -> None:
     Raises:
         UsageError: the model file has no maps, two photographs would have the same overlays, or overlays would lie in a
             folder that is scored or beside a photograph.
-        OutputError: the folder cannot be created or is not writable.
+        OutputError: see ``require_folder``.
     """
     if not model.contract.explain:
         raise UsageError(
@@ -161,12 +161,7 @@ def require_maps(model: RetinaModel, listing: Listing, overlays: Path) -> None:
             raise UsageError(
                 f"--overlays {overlays}: {other} and {name} would be drawn into one file; score them separately"
             )
-    try:
-        overlays.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise OutputError(f"--overlays {overlays}: cannot be created: {err.strerror}") from None
-    if not os.access(overlays, os.W_OK):
-        raise OutputError(f"--overlays {overlays}: expected a writable folder, found one that is not")
+    require_folder(overlays, "--overlays")
 
 
 def depends_on(model: RetinaModel, overlays: Path | None = None) -> dict[str, Any]:

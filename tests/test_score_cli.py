@@ -414,7 +414,8 @@ def test_overlays_never_lie_where_photographs_are_scored(score: Score, tmp_path:
     both = score(files[0], str(files[0])[1:], *explain, tmp_path / "maps", "--out", tmp_path / "t.csv", cwd="/")
     assert "would be drawn into one file" in both.stderr
     Path("taken").touch()
-    assert "--overlays taken: cannot be created" in score("eyes", *explain, "taken").stderr
+    told = score("eyes", *explain, "taken").stderr
+    assert "taken: expected a folder that can be written, found: File exists. Choose another --overlays." in told
 
 
 def test_an_overlay_is_never_that_of_another_photograph(score: Score, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shlex
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from ..runtime.errors import ModelFileError, OutputError
 from ..runtime.file_state import lock
-from ..runtime.output_file import write_text_atomically
+from ..runtime.output_file import require_folder, write_text_atomically
 
 CONFIG, FACTS = "config.json", "run.json"
 """A run's options, and what it began with: its data, its machine."""
@@ -65,7 +64,7 @@ class Run:
         Raises:
             OutputError: another process has locked it, or the folder cannot be written.
         """
-        _expect_writable(self.artifacts)
+        require_folder(self.artifacts, "--artifacts")  # before hours of training instead of after them
         file = self.folder / ".lock"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -113,15 +112,3 @@ class Run:
     def write(self, name: str, text: str) -> None:
         """Write a text file in the folder; raises OutputError if it cannot be written."""
         write_text_atomically(self.folder / name, text)
-
-
-def _expect_writable(artifacts: Path) -> None:
-    """Raise OutputError before hours of training instead of after them."""
-    try:
-        artifacts.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=artifacts):
-            pass
-    except OSError as err:
-        raise OutputError(
-            f"{artifacts}: expected a folder that can be written, found: {err.strerror}. Choose another --artifacts."
-        ) from None

@@ -27,6 +27,7 @@ from PIL import Image
 
 from ..runtime.errors import OutputError, UsageError
 from ..runtime.options import PathName
+from ..runtime.progress import progress
 from ..runtime.terminal import exit_codes, tell
 from .eye import CAMERAS, Side, View, illumination, retina
 from .lesions import LESIONS, macular_exudates
@@ -168,9 +169,7 @@ def write_dataset(folder: Path, per_split: Mapping[str, int], *, size: int = 512
     rng = default_rng([seed, 3])
     entries: list[Entry] = []
     try:
-        from tqdm import tqdm  # not needed to draw one, as the conformance kit does without the train extra
-
-        with tqdm(total=sum(per_split.values()), desc="drawing photographs", disable=None) as progress:
+        with progress(sum(per_split.values()), "Drawing photographs") as advance:
             for split, count in per_split.items():
                 images, masks = folder / split / "images", folder / split / "masks"
                 images.mkdir(parents=True, exist_ok=True)
@@ -197,7 +196,7 @@ def write_dataset(folder: Path, per_split: Mapping[str, int], *, size: int = 512
                     degrees = CAMERAS[case.source].degrees
                     caption = f"Colour fundus photograph, {degrees} degree field, macula centred, drawn"
                     rows.append([name, case.grade, case.me_risk, caption, case.source, patient])
-                    progress.update()
+                    advance()
                 header = ["Image name", "Retinopathy grade", "Risk of macular edema ", "Caption", "Source", "Patient"]
                 _write_csv(folder / split / "annotations.csv", header, sorted(rows))
     except OSError as err:
