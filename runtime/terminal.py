@@ -1,4 +1,6 @@
-"""Streams that may be closed or full: work continues without them, but an undelivered result is a failure."""
+"""How commands end, and what they print to streams that may be closed or full: work continues without them, but an
+undelivered result is a failure.
+"""
 
 from __future__ import annotations
 

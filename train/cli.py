@@ -115,7 +115,9 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to train.")
 @click.option("--name", metavar="RUN", help="Name of the run's folder.  [default: the date and time]")
-@click.option("--resume", is_flag=True, help="Continue the interrupted run --name, or the latest one.")
+@click.option(
+    "--resume", is_flag=True, help="Continue the interrupted run --name, or the latest one, with its options."
+)
 @click.option(
     "--allow-leakage",
     is_flag=True,
