@@ -155,6 +155,27 @@ def test_a_name_as_written_comes_before_any_other_reading(tmp_path: Path) -> Non
     assert index.find("STRASSE.JPG") == "stra\u00dfe.jpg"
 
 
+def test_a_looser_match_never_wins_nor_spoils_an_exact_one(tmp_path: Path) -> None:
+    files = ("eye.jpg", "left/eye.jpg", "one.jpg", "ONE.png", "odd\\LEFT.jpg", "odd/left.jpg")
+    touch(tmp_path, *files)
+    index = NameIndex(tmp_path)
+    assert (index.find("eye.jpg"), index.find("EYE.png")) == ("eye.jpg", "eye.jpg"), "not the one in a folder"
+    assert index.find("One.JPG") == "one.jpg", "the case counts less than the extension"
+    assert index.find("odd\\left.jpg") == "odd/left.jpg", "the separator counts less than the case"
+
+
+def test_a_file_above_and_one_below_the_name_are_ambiguous(tmp_path: Path) -> None:
+    touch(tmp_path, "a/b/eye.jpg", "eye.jpg")
+    with pytest.raises(AnnotationError, match=r"found 'a/b/eye\.jpg' and 'eye\.jpg'"):
+        NameIndex(tmp_path).find("b/eye.jpg")
+
+
+def test_only_the_names_given_are_found_even_if_there_are_none(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    assert [NameIndex(tmp_path, ["b.jpg"]).find(name) for name in ("a", "b")] == [None, "b.jpg"]
+    assert NameIndex(tmp_path, []).find("a.jpg") is None
+
+
 def test_an_ambiguous_name_is_an_error_that_names_three_at_most(tmp_path: Path) -> None:
     touch(tmp_path, "a.bmp", "a.jpg", "a.png", "a.tif")
     with pytest.raises(AnnotationError, match=r"found 'a\.bmp' and 'a\.jpg' and 'a\.png'; write one of them$"):

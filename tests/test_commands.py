@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 from retina.runtime import server
+from retina.runtime.errors import OutputError
 from retina.runtime.options import PathName
+from retina.runtime.output_file import require_folder, require_place, write_text_atomically
 
 MODULES = (
     "runtime.cli", "runtime.server", "export.cli", "gradcam.cli", "train.cli",
@@ -58,3 +63,50 @@ def test_a_service_that_is_stopped_before_it_starts_says_so(monkeypatch: pytest.
     result = CliRunner().invoke(server.main, ["--port", "0"])
     assert result.exit_code == 130
     assert result.stderr == "\nretina-serve: stopped before it had started\n"
+
+
+@pytest.mark.parametrize("module", ["runtime.cli", "gradcam.cli", "train.cli"])
+def test_a_file_in_place_of_the_artifacts_folder_is_refused(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model that ships would take the place of the one meant."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "eyes").mkdir()
+    for name in ("a", "eyes/eye.jpg"):
+        (tmp_path / name).touch()
+    command = importlib.import_module(f"retina.{module}").main
+    arguments = ["--list"] if module == "train.cli" else [str(tmp_path / "eyes")]
+    result = CliRunner().invoke(command, [*arguments, "--artifacts", str(tmp_path / "a")])
+    assert result.exit_code == 2
+    assert f"expected a folder, found none: {tmp_path / 'a'}" in result.stderr
+
+
+def test_a_message_that_cannot_be_written_leaves_the_exit_code(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", "from retina.runtime.cli import main; main()", str(tmp_path / "none")]
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run(program, stderr=full, check=False).returncode == 2
+
+
+def test_no_file_that_is_read_is_written_over_under_whatever_name(tmp_path: Path) -> None:
+    source, link = tmp_path / "source", tmp_path / "link"
+    source.touch()
+    link.symlink_to(source)
+    with pytest.raises(OutputError, match="link: expected a file to write, found one that is to be read"):
+        require_place(link, [tmp_path / "none", source])
+    require_place(tmp_path / "new" / "out", [source])
+    assert (tmp_path / "new").is_dir()
+    with pytest.raises(OutputError, match="new: cannot be written: expected the name of a file"):
+        require_place(tmp_path / "new")
+    with pytest.raises(OutputError, match="File name too long"):
+        require_place(tmp_path / (256 * "x"))
+
+
+def test_a_folder_that_is_there_and_takes_no_file_is_refused() -> None:
+    """Not by its mode: root may write into any other."""
+    with pytest.raises(OutputError, match=r"^/proc: expected a folder that can be written, .* another --overlays\.$"):
+        require_folder(Path("/proc"), "--overlays")
+
+
+def test_a_name_that_is_not_utf_8_is_written_as_escapes(tmp_path: Path) -> None:
+    write_text_atomically(tmp_path / "a.csv", os.fsdecode(b"\xe4.jpg") + "\n")
+    assert (tmp_path / "a.csv").read_bytes() == b"\\udce4.jpg\n"

@@ -772,6 +772,31 @@ def test_a_row_says_what_was_decided_and_which_map_is_blank(tmp_path: Path) -> N
     assert (row["dr_blank"], row["me_blank"]) == ("0", "1")
 
 
+def test_a_probability_in_a_row_has_six_decimals_and_a_peak_that_is_nowhere_no_place(tmp_path: Path) -> None:
+    said = Prediction.of(CONTRACT, np.array([0.6, 0.4, 0, 0, 0]), np.array([0.7, 0.3]))
+    maps: dict[Head, HeadMap] = {"dr": HeadMap("dr", np.zeros((2, 2), np.float32), 1, 0.1234567)}
+    write_rows(tmp_path / "gradcam.csv", [Photograph(Path("a.jpg"), "a.jpg", "a", Answer(said, maps))])
+    with (tmp_path / "gradcam.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["dr_target_prob"], row["dr_peak_x"], row["dr_peak_y"]) == ("0.123457", "", "")
+
+
+def test_a_reason_on_the_page_is_text(tmp_path: Path) -> None:
+    torn = Photograph(Path("a.jpg"), "a.jpg", "a", error="found <b>&", undone="read")
+    write_index(tmp_path / "index.html", [torn])
+    assert '<p class="error">Not read: found &lt;b&gt;&amp;</p>' in (tmp_path / "index.html").read_text()
+
+
+def test_a_link_to_a_name_that_is_not_utf_8_has_its_bytes(tmp_path: Path) -> None:
+    said = Prediction.of(CONTRACT, np.array([1.0, 0, 0, 0, 0]), np.array([1.0, 0.0]))
+    answer = Answer(said, {"dr": HeadMap("dr", np.ones((2, 2), np.float32), 0, 1.0)})
+    name = os.fsdecode(b"\xe4")
+    eye = Photograph(Path(name), name, name, answer, overlays={"dr": f"{name}_dr.jpg"})
+    write_index(tmp_path / "index.html", [eye])
+    page = (tmp_path / "index.html").read_text()
+    assert 'href="%E4_dr.jpg"' in page and 'src="%E4_panel.jpg"' in page
+
+
 def test_links_lead_to_names_that_mean_something_in_an_address(tmp_path: Path) -> None:
     said = Prediction.of(CONTRACT, np.array([1.0, 0, 0, 0, 0]), np.array([1.0, 0.0]))
     maps: dict[Head, HeadMap] = {head: HeadMap(head, np.ones((2, 2), np.float32), 0, 1.0) for head in ("dr", "me")}

@@ -21,7 +21,7 @@ from retina.runtime.contract import METADATA_KEY, Contract, Head, Preprocessing,
 from retina.runtime.model_file import find_model
 from retina.runtime.picture import decode
 from retina.runtime.second_look import is_close_call, least_side
-from retina.runtime.session import handing_back, open_session
+from retina.runtime.session import first_line, handing_back, open_session
 from telemetry import bare_environment
 from tiny_model import CONTRACT, RAMP, expected_probs, tiny_model, write_tiny_model
 
@@ -172,6 +172,12 @@ REFUSED = {
         lambda p: save(p, fixed_size()),
         r"shape of image: expected \['N', 'H', 'W', 3\], found \['N', 64, 64, 3\]",
     ),
+    "second input": (lambda p: save(p, second_input()), r"inputs: expected \['image'\], found \['image', 'age'\]"),
+    "input of any shape": (lambda p: save(p, without_shape()), r"axes of image: expected \[4\], found \[0\]"),
+    "double output": (
+        lambda p: save(p, double_output()),
+        r"output types: expected \['tensor\(float\)', 'tensor\(float\)'\], found \['tensor\(double\)', ",
+    ),
     "external data": (external, "expected a single file, found weights kept in another one"),
 }
 
@@ -190,6 +196,25 @@ def fixed_size() -> onnx.ModelProto:
     return model
 
 
+def second_input() -> onnx.ModelProto:
+    model = tiny_model()
+    model.graph.input.append(helper.make_tensor_value_info("age", TensorProto.FLOAT, ["N"]))
+    return model
+
+
+def without_shape() -> onnx.ModelProto:
+    model = tiny_model()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    return model
+
+
+def double_output() -> onnx.ModelProto:
+    model = tiny_model(names={"dr_probs": "single"})
+    model.graph.node.append(helper.make_node("Cast", ["single"], ["dr_probs"], to=TensorProto.DOUBLE))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("dr_probs", TensorProto.DOUBLE, ["N", 5]))
+    return model
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_file_that_does_not_keep_the_contract_is_refused(tmp_path: Path, case: str) -> None:
     make, message = REFUSED[case]
@@ -204,6 +229,17 @@ def test_external_data_is_refused_where_it_could_be_found(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelFileError, match="expected a single file"):
         RetinaModel("m.onnx")
+
+
+def test_a_location_in_text_is_no_external_data(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.doc_string = "location"
+    check(RetinaModel(save(tmp_path / "m.onnx", model)).predict(pixels()), pixels())
+
+
+def test_of_an_error_the_first_line_is_told_up_to_300_characters() -> None:
+    assert first_line(ValueError("\n one\ntwo")) == "one"
+    assert first_line(ValueError(400 * "x")) == 300 * "x"
 
 
 def test_a_known_digest_is_held_to(tmp_path: Path) -> None:

@@ -447,3 +447,18 @@ def test_only_what_is_judged_must_have_the_models_grades_and_what_is_calibrated_
     assert {photo.me_label for photo in _read(data.root, contract, None).splits["valid"].photos} == {0}
     with pytest.raises(AnnotationError, match="photographs with ME risk to calibrate on, found none"):
         _read(data.root, CALIBRATED.with_(dr_grades=(0, 1, 2)), None)
+
+
+def test_what_int8_does_better_is_no_fault() -> None:
+    assert Gate(100, Quality(*[0.9] * 4), Quality(*[0.99] * 4), 1.0, 1.0).faults == []
+
+
+def test_gate_ranks_edema_by_its_probability() -> None:
+    """All are below the threshold in both, yet int8 puts the one with ME risk between the two without."""
+    truth, dr = [(0, 0), (0, 0), (2, 1)], np.eye(5, dtype=np.float32)[[0, 0, 2]]
+    fp32, int8 = (
+        answers(truth, dr, np.array([[1 - p, p] for p in risks], np.float32))
+        for risks in ((0.1, 0.2, 0.3), (0.1, 0.3, 0.2))
+    )
+    gate = judge(Contract(), fp32, int8)
+    assert (gate.fp32.me_auc, gate.int8.me_auc, gate.me_agreement) == (1.0, 0.5, 1.0)

@@ -109,3 +109,58 @@ def test_no_content_breaks_the_list(tmp_path: Path, name: str, content: bytes) -
     (run,) = list_runs(tmp_path)
     assert run.state == "unfinished"
     assert len(format_table([run]).splitlines()) >= 2
+
+
+@pytest.mark.parametrize("name", ["config.json", "history.csv", "metrics.json", "resume.pth"])
+def test_each_file_of_a_run_is_a_sign_of_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / name).write_text("{}")
+    assert [run.name for run in list_runs(tmp_path)] == ["a"]
+
+
+def test_runs_are_sorted_by_name(tmp_path: Path) -> None:
+    for name in "dbeacf":
+        whole_run(tmp_path, name, [0.5])
+    assert [run.name for run in list_runs(tmp_path)] == list("abcdef")
+
+
+def test_the_best_epoch_is_the_first_of_equals_and_no_epoch_without_a_score(tmp_path: Path) -> None:
+    whole_run(tmp_path, "a", [0.5, 0.75, 0.75])
+    whole_run(tmp_path, "b", [float("nan"), 0.5])
+    whole_run(tmp_path, "c", [float("nan")])
+    assert [(run.best_epoch, run.valid_score) for run in list_runs(tmp_path)] == [(2, 0.75), (2, 0.5), (None, None)]
+
+
+def test_a_score_of_zero_is_a_score_and_unknown_plans_are_a_question_mark(tmp_path: Path) -> None:
+    whole_run(tmp_path, "a", [0.0], epochs="many")
+    _, row = format_table(list_runs(tmp_path)).splitlines()
+    assert row.split()[:5] == ["a", "finished", "1/?", "1", "0.000"]
+
+
+def test_a_run_whose_options_cannot_be_read_differs_in_its_data_alone(tmp_path: Path) -> None:
+    """A run's data are on record apart from its options."""
+    for name, data in (("a", "0123456789abcdef"), ("b", "fedcba9876543210")):
+        (whole_run(tmp_path, name, [0.5], seed=5) / "run.json").write_text(json.dumps({"data_fingerprint": data}))
+    (tmp_path / "runs/b/config.json").write_text("{")
+    head, row_a, row_b, caution, damage = format_table(list_runs(tmp_path)).splitlines()
+    assert (head.split()[-1], row_a.split()[-1], row_b.split()[-1]) == (
+        "data_fingerprint", "0123456789ab", "fedcba987654"
+    )  # fmt: skip
+    assert "seed" not in head and caution.startswith("Figures compare only") and damage.startswith("b: config.json")
+    (tmp_path / "runs/b/run.json").unlink()
+    head, *_ = format_table(list_runs(tmp_path)).splitlines()
+    assert not {"seed", "data_fingerprint"} & set(head.split())
+
+
+def test_the_damage_of_a_run_cannot_command_the_terminal(tmp_path: Path) -> None:
+    (whole_run(tmp_path, "evil\x1b[2J", [0.5]) / "config.json").write_text("{")
+    assert format_table(list_runs(tmp_path)).splitlines()[-1].startswith("evil?[2J: config.json cannot be read")
+
+
+def test_a_history_is_read_as_far_as_the_csv_goes(tmp_path: Path) -> None:
+    """A cell beyond the reader's limit is an error of its own kind."""
+    with (whole_run(tmp_path, "a", [0.5]) / "history.csv").open("a") as file:
+        file.write(f"2,0.5,{200_000 * '9'}\n")
+    (run,) = list_runs(tmp_path)
+    assert (run.epochs, run.valid_score) == (1, 0.5)
+    assert run.damage[0].startswith("history.csv cannot be read beyond 1 epochs: field larger than field limit")

@@ -67,6 +67,19 @@ def test_an_error_ends_the_work_and_leaves_no_thread() -> None:
     assert threading.active_count() == before
 
 
+def test_an_error_drops_what_has_not_started() -> None:
+    begun = []
+
+    def work(i: int) -> int:
+        begun.append(i)
+        time.sleep(0.01)
+        return 1 // i
+
+    with pytest.raises(ZeroDivisionError):
+        list(ordered_map(work, range(1000), 1))
+    assert len(begun) < AHEAD / 2
+
+
 def test_a_limit_on_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Python does where systemd's TasksMax or a container's limit on processes is reached."""
     before, start = threading.active_count(), threading.Thread.start
@@ -135,6 +148,12 @@ def test_a_slow_item_lets_the_others_go_ahead_but_only_so_far() -> None:
     [
         ("0::/a/b\n", {"a/b/cpu.max": "100000 100000"}, 1),
         ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000"}, 2),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "100000 100000"}, 1),
+        ("0::/a:b\n", {"a:b/cpu.max": "100000 100000"}, 1),
+        ("0::/a\n", {"../cpu.max": "100000 100000"}, None),
+        ("0::/a\n", {"a/cpu.max": "100000 0"}, None),
+        ("4:cpu,cpuacct:/x\n", {"cpu/x/cpu.cfs_quota_us": "100000", "cpu/x/cpu.cfs_period_us": "100000"}, 1),
+        ("3:cpuset:/x\n", {"cpu/x/cpu.cfs_quota_us": "100000", "cpu/x/cpu.cfs_period_us": "100000"}, None),
         ("0::/host/path/not/here\n", {"cpu.max": "50000 100000"}, 1),
         ("0::/a\n", {"a/cpu.max": "max 100000"}, None),
         ("4:cpu,cpuacct:/x\n2:memory:/y\n", {V1 + "cfs_quota_us": "100000", V1 + "cfs_period_us": "100000"}, 1),

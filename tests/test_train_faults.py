@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ import torch
 import torchvision
 from click.testing import CliRunner, Result
 from eyes import eye, write_annotations, write_set, write_split
-from retina.runtime.errors import UsageError
+from retina.runtime.contract import Head, Preprocessing
+from retina.runtime.errors import AnnotationError, UsageError
 from retina.train import frames, pipeline, survey
 from retina.train.cli import main
 from retina.train.config import TrainConfig
-from retina.train.frames import Frames
+from retina.train.device import make_fabric
+from retina.train.frames import DecodedFrames, Frames
 from retina.train.model import RetinaNet
 from small_backbone import RESNET10
 from without_pictures import started
@@ -445,3 +448,36 @@ def test_one_photograph_a_batch_is_trained_on_at_a_larger_square(tmp_path: Path,
     options = ["--image-size", 48, "--batch-size", 1, "--seed", 2**63 - 1, "--artifacts", tmp_path]
     result = retina_train(data, *QUICK, *options)
     assert result.exit_code == 0, result.output
+
+
+def surveyed(tmp_path: Path, data: Path, untrained: Collection[Head] = (), **options: Any) -> survey.Survey:
+    config = TrainConfig(str(data), image_size=32, backbone=RESNET10, weights="none", workers=0, **options)
+    fabric = make_fabric("cpu", "fp32")
+    prep = Preprocessing(image_size=32)
+    return survey.survey_data(config, prep, tmp_path / "cache", False, lambda _: None, fabric, untrained, quiet=True)
+
+
+def test_what_is_judged_is_not_rounded_and_what_is_read_once_is_not_kept(tmp_path: Path, data: Path) -> None:
+    found = surveyed(tmp_path, data, cache="disk")
+    assert found.frames["train"][0].dtype == torch.uint8
+    paths = found.data.splits["valid"].paths
+    exact = DecodedFrames(paths, Preprocessing(image_size=32))
+    for n in range(len(paths)):
+        torch.testing.assert_close(found.frames["valid"][n], exact[n], rtol=0, atol=0)
+    assert isinstance(found.frames["test"], DecodedFrames)
+
+
+def test_labels_that_faults_have_taken_are_not_missed_too(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    write_annotations(root / "valid", [[f"eye_{n}.jpg", "x", 0, "", "", ""] for n in range(3)])
+    message = refused(tmp_path / "artifacts", root, *QUICK)
+    assert message.count("found 'x'") == 3 and "to choose the best epoch" not in message
+
+
+def test_a_head_that_nothing_has_trained_needs_no_photographs_to_calibrate_on(tmp_path: Path) -> None:
+    """Of ME there are no labels in train, and no risk in valid."""
+    for seed, (name, me) in enumerate((("train", ["NA"] * 3), ("valid", [0] * 3), ("test", [0] * 3))):
+        write_split(tmp_path / name, [0, 1, 2], seed, me=me)  # type: ignore[arg-type]
+    assert surveyed(tmp_path, tmp_path, ["me"], cache="off", calibrate="valid").data.dr_grades == (0, 1, 2)
+    with pytest.raises(AnnotationError, match=r"1 fault; .*\n.* photographs with ME risk to calibrate on, found none"):
+        surveyed(tmp_path, tmp_path, cache="off", calibrate="valid")

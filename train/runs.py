@@ -146,10 +146,11 @@ def _read_history(path: Path, damage: list[str]) -> list[dict[str, float]]:
 
 def _differing_options(runs: list[RunSummary]) -> list[str]:
     """Options that differ between the runs whose options are known, without epochs, which have their own column."""
-    known = [run.config for run in runs if run.config]
-    options = dict.fromkeys(option for config in known for option in config)
-    shown = [option for option in options if option != "epochs"]
-    return [option for option in shown if len({str(config.get(option)) for config in known}) > 1]
+    read = [run.config for run in runs if run.config]
+    known = [config for config in read if config.keys() - {_FINGERPRINT}]  # of the others the data alone are known
+    options = dict.fromkeys(option for config in read for option in config if option != "epochs")
+    among = {option: read if option == _FINGERPRINT else known for option in options}
+    return [option for option in options if len({str(config.get(option)) for config in among[option]}) > 1]
 
 
 def _number(value: object) -> str:
