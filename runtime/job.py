@@ -9,12 +9,13 @@ from typing import TypeAlias
 
 from .agreement import read_truth
 from .annotations import MAX_ME_GRADE, Annotation
+from .destination import destination, require_room
 from .errors import UsageError
 from .folder import Listing, gather
 from .journal import ENDING as JOURNAL
 from .journal import Journal
 from .model import RetinaModel
-from .scoring import depends_on, destination, require_maps, require_room, score_rows
+from .scoring import depends_on, require_maps, score_rows
 from .summary import Summary
 from .table import Row, Table, cells, columns
 from .workers import workers_or_cores

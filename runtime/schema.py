@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from .limits import Limits
 from .upload import FIELD, FORM, OCTETS
 
 BINARY = {"type": "string", "format": "binary"}
+
+
+class ScoreQuery(BaseModel):
+    """What a request for scores may ask for; anything else, such as a mistyped name, is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+    maps: bool = False
 
 
 class Map(BaseModel):

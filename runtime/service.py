@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -23,7 +23,7 @@ from .envelope import CLIENT_GONE, Entry
 from .limits import Limits
 from .model import RetinaModel
 from .prediction import Scored
-from .schema import BINARY, Health, ModelFacts, Scores, body_of, refusals_of
+from .schema import BINARY, Health, ModelFacts, ScoreQuery, Scores, body_of, refusals_of
 from .table import Row, record
 from .upload import OCTETS, Photograph, read_photographs
 
@@ -136,7 +136,7 @@ def create_app(
         | refusals,
         openapi_extra={"requestBody": body_of(limits)},
     )
-    async def score(request: Request, maps: bool = False) -> Response:
+    async def score(request: Request, asked: Annotated[ScoreQuery, Query()]) -> Response:
         """Score one photograph (the body is its bytes) or many (a form with a file for each).
 
         A photograph that cannot be read keeps its place, with the reason; the status is 422 if that is so for all of
@@ -146,7 +146,7 @@ def create_app(
         with places.place():
             photographs = await read_photographs(request, limits)
             loop = asyncio.get_running_loop()
-            work = [loop.run_in_executor(pool, _score_one, model, photograph, maps) for photograph in photographs]
+            work = [loop.run_in_executor(pool, _score_one, model, photograph, asked.maps) for photograph in photographs]
             results = await _unless_gone(request, asyncio.gather(*work))
         entry.photographs = len(results)
         entry.unreadable = sum(result["status"] == "error" for result in results)

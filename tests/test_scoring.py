@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import threading
 import time
 from collections import Counter
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
@@ -26,8 +24,8 @@ from retina.runtime import OutputError, RetinaModel, UsageError, overlay, scorin
 from retina.runtime.file_state import lock, stamp
 from retina.runtime.folder import Listing, find_pictures, gather
 from retina.runtime.journal import FORMAT, Journal
-from retina.runtime.scoring import depends_on, overlay_base, require_maps, require_room, score_one, score_rows
-from retina.runtime.table import Row, columns
+from retina.runtime.scoring import depends_on, overlay_base, require_maps, score_one, score_rows
+from retina.runtime.table import Row
 from retina.runtime.workers import AHEAD, ordered_map, usable_cores
 from tiny_model import CONTRACT, write_tiny_model
 
@@ -93,20 +91,6 @@ def test_a_limit_on_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--workers 4: expected to start as many threads, found: can't start new"):
         list(ordered_map(lambda i: time.sleep(0.01), range(60), 4))
     assert threading.active_count() == before
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="other systems have no such folders")
-def test_another_users_table_in_a_sticky_folder_is_told_before_the_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = tmp_path / "t.csv"
-    table.write_text(",".join(columns(range(5))) + "\n")
-    scoring.require_room(table, 1)
-    monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    scoring.require_room(table, 1)
-    tmp_path.chmod(0o1777)
-    with pytest.raises(OutputError, match=r"t\.csv: expected a table that may be replaced, found it write-protected"):
-        scoring.require_room(table, 1)
 
 
 def test_files_that_cannot_be_listed_to_their_end_leave_no_thread_behind() -> None:
@@ -490,38 +474,6 @@ def test_a_full_disk_keeps_what_was_done_and_says_so(tmp_path: Path, model: Reti
     assert 0 < len(left) < 30
 
 
-def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="found a folder"):
-        require_room(tmp_path, 1)
-    with pytest.raises(OutputError, match="expected an existing folder"):
-        require_room(tmp_path / "none" / "t.csv", 1)
-    with pytest.raises(OutputError, match="bytes of room for"):
-        require_room(tmp_path / "t.csv", 10**15)
-    require_room(tmp_path / "t.csv", 1)
-    (tmp_path / "t.csv").touch()
-    require_room(tmp_path / "t.csv", 1, [tmp_path / "other.csv"])
-    with pytest.raises(OutputError, match="found one that is to be read"):
-        require_room(tmp_path / "t.csv", 1, [tmp_path / "." / "t.csv"])
-    for ending in (".journal", ".partial"):
-        (tmp_path / f"t.csv{ending}").touch()
-        with pytest.raises(OutputError, match=f"t.csv{ending}: expected a file to write, found one that is to be read"):
-            require_room(tmp_path / "t.csv", 1, [tmp_path / f"t.csv{ending}"])
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OutputError, match="found a device or a pipe"):
-        require_room(tmp_path / "pipe", 1)
-
-
-def test_a_disk_that_does_not_tell_its_size_is_not_taken_for_a_full_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Filesystems in user space that do not implement statfs answer with zeros."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=0, used=0, free=0))
-    require_room(tmp_path / "t.csv", 10**6)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, used=10**9, free=0))
-    with pytest.raises(OutputError, match="expected 600 bytes of room for 1 row, found 0"):
-        require_room(tmp_path / "t.csv", 1)
-
-
 def test_a_file_that_vanishes_keeps_its_row(tmp_path: Path, model: RetinaModel) -> None:
     listing = folder_of(tmp_path / "eyes", 3)
     (listing.root / "0001.png").unlink()
@@ -677,15 +629,6 @@ def test_overlays_lie_below_their_folder_whatever_the_name() -> None:
     assert overlay_base(maps, "p/a.jpg") == Path("maps/p/a.jpg")
     assert overlay_base(maps, "/archive/a.jpg") == Path("maps/archive/a.jpg")
     assert overlay_base(maps, "../dd/a.jpg") == Path("maps/__/dd/a.jpg")
-
-
-def test_a_write_protected_table_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rename would replace it nevertheless. Not by its mode: root may write to any file."""
-    table = tmp_path / "t.csv"
-    table.write_text(",".join(columns(range(5))) + "\n")
-    monkeypatch.setattr(os, "access", lambda path, mode: (Path(path), mode) != (table, os.W_OK))
-    with pytest.raises(OutputError, match=r"t\.csv: expected a table that may be replaced, found it write-protected"):
-        require_room(table, 1)
 
 
 @pytest.mark.parametrize("why", [errno.EAGAIN, errno.EACCES])

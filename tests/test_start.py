@@ -146,7 +146,7 @@ def test_a_network_keeps_the_grades_that_new_data_lack(tmp_path: Path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_finish", interrupted)
+        patch.setattr(pipeline, "publish", interrupted)
         stopped = retina_train(data, *quick, *where, "--weights", tmp_path / "start.pth")
     assert stopped.exit_code == 130, stopped.output
     assert "No DR grade 3, 4 in train" in stopped.stdout

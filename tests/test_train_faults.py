@@ -25,6 +25,7 @@ from retina.runtime.errors import AnnotationError, UsageError
 from retina.train import frames, pipeline, survey
 from retina.train.cli import main
 from retina.train.config import TrainConfig
+from retina.train.console import SILENT
 from retina.train.device import make_fabric
 from retina.train.frames import DecodedFrames, Frames
 from retina.train.model import RetinaNet
@@ -166,8 +167,9 @@ def test_data_that_are_not_there_are_told_before_weights_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "open_start", lambda *_: pytest.fail("fetched"))
-    message = refused(tmp_path, tmp_path / "nodata", "--weights", "imagenet")
+    message = refused(tmp_path / "artifacts", tmp_path / "nodata", "--weights", "imagenet")
     assert "nodata: expected a folder with train/, valid/ and test/, found none there" in message
+    assert not (tmp_path / "artifacts").exists()
 
 
 def test_runs_are_not_listed_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
@@ -208,10 +210,13 @@ def test_a_missing_split_is_named(tmp_path: Path, data: Path) -> None:
     assert "name the data folder" in refused(tmp_path / "artifacts")
 
 
-def test_an_artifacts_folder_that_cannot_be_written_is_said_before_anything_is_read(tmp_path: Path) -> None:
+def test_an_artifacts_folder_that_cannot_be_written_is_said_before_anything_is_read(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "open_start", lambda *_: pytest.fail("read first"))
     file = tmp_path / "file"
     file.touch()
-    result = retina_train(tmp_path / "no-data-either", *QUICK, "--artifacts", file / "artifacts")
+    result = retina_train(data, *QUICK, "--artifacts", file / "artifacts")
     assert result.exit_code == 2
     assert "expected a folder that can be written" in result.stderr
     assert "--artifacts" in result.stderr
@@ -454,7 +459,7 @@ def surveyed(tmp_path: Path, data: Path, untrained: Collection[Head] = (), **opt
     config = TrainConfig(str(data), image_size=32, backbone=RESNET10, weights="none", workers=0, **options)
     fabric = make_fabric("cpu", "fp32")
     prep = Preprocessing(image_size=32)
-    return survey.survey_data(config, prep, tmp_path / "cache", False, lambda _: None, fabric, untrained, quiet=True)
+    return survey.survey_data(config, prep, tmp_path / "cache", False, SILENT, fabric, untrained)
 
 
 def test_what_is_judged_is_not_rounded_and_what_is_read_once_is_not_kept(tmp_path: Path, data: Path) -> None:

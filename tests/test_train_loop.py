@@ -29,11 +29,12 @@ from lightning_fabric import Fabric
 from retina.runtime.errors import ModelFileError, NonFiniteLossError, OutputError
 from retina.runtime.picture import decode
 from retina.runtime.terminal import tell
-from retina.train import pipeline
+from retina.train import pipeline, recorder
 from retina.train.augment import augment_with_seed, draw_seed, make_augment
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.cli import main
 from retina.train.config import TrainConfig
+from retina.train.console import Console
 from retina.train.data import DataSet, read_dataset
 from retina.train.device import make_fabric
 from retina.train.framing import Normalize, make_preprocess
@@ -570,9 +571,9 @@ def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(data: DataSet, t
 def test_curves_are_drawn_now_and_then_and_at_a_stop(
     data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float, expected: list[int]
 ) -> None:
-    monkeypatch.setattr(pipeline, "CURVES_EVERY", every)
+    monkeypatch.setattr(recorder, "CURVES_EVERY", every)
     drawn: list[int] = []
-    monkeypatch.setattr(pipeline.plots, "learning_curves", lambda history, _: drawn.append(len(history)))
+    monkeypatch.setattr(recorder.plots, "learning_curves", lambda history, _: drawn.append(len(history)))
 
     def stopped(*arguments: Any) -> bool:
         fit(*arguments)
@@ -659,7 +660,7 @@ def test_told_to_end_with_all_its_processes_a_run_saves_everything(data: DataSet
 def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
     data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted_twice(epoch: int, *_: object) -> Callable[[int, list[float]], None]:
+    def interrupted_twice(_: Console, epoch: int, *__: object) -> Callable[[int, list[float]], None]:
         def show(done: int, totals: Totals) -> None:
             for _ in range(2 * (epoch == 2)):
                 signal.raise_signal(signal.SIGINT)
@@ -667,7 +668,7 @@ def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
         return show
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "progress_bar", interrupted_twice)
+        patch.setattr(Console, "epoch", interrupted_twice)
         result = CliRunner().invoke(main, command(data, tmp_path, "twice", "--workers", "0"))
     assert result.exit_code == 130, result.output
     assert "everything saved" not in result.output
@@ -702,7 +703,7 @@ def test_resumed_a_run_is_tracked_and_runs_where_it_was_asked_to(
     monkeypatch.setattr("retina.train.tracking.make_tracker", make)
     monkeypatch.setattr(pipeline, "pick_device", pick)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "progress_bar", interrupted)
+        patch.setattr(Console, "epoch", interrupted)
         begun = command(data, tmp_path, "asked", "--workers", "0", "--track", "mlflow", "--device", "cuda:1")
         resumed = ["--resume", "--name", "asked", "--artifacts", str(tmp_path)]
         for arguments in (begun, resumed, [*resumed, "--device", "auto"]):

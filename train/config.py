@@ -116,6 +116,31 @@ class TrainConfig:
                     raise UsageError(f"{name}: expected {kind} from {low}{limit}, found {value!r}")
         if not (self.dr_weight or self.me_weight):
             raise UsageError("dr_weight, me_weight: expected one of them above 0, or nothing is learnt; found 0 and 0")
+        if self.batch_size == 1 and self.image_size <= 32:
+            raise UsageError(
+                "--batch-size 1: expected two photographs or more at --image-size 32, whose last feature map is one "
+                "pixel: batch-norm has no variance of one value"
+            )
+
+    def notes(self, devices: int) -> list[str]:
+        """What a user should know about these options on that many devices, as lines of text."""
+        notes = []
+        if self.sampler == "weighted" and self.class_weights == "inverse":
+            notes.append(
+                "Rare grades count twice: --sampler weighted draws them more often, and --class-weights inverse "
+                "weights each draw more. For one of the two, add --class-weights none."
+            )
+        if self.unfreeze_epoch is not None and self.unfreeze_epoch > self.epochs:
+            notes.append(
+                f"--unfreeze-epoch {self.unfreeze_epoch} comes after the last of {self.epochs} epochs: no effect."
+            )
+        if devices > 1:
+            alone = self.batch_size * self.accumulate
+            notes.append(
+                f"{devices} devices: a step sees {alone * devices} photographs instead of {alone}. For as many steps "
+                f"as on one device, divide --batch-size by {devices}."
+            )
+        return notes
 
     @classmethod
     def of_recipe(cls, recipe: str, asked: dict[str, Any]) -> TrainConfig:

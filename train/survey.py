@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,9 @@ from lightning_fabric import Fabric
 from ..runtime.annotations import fault_report
 from ..runtime.contract import Contract, Head, Preprocessing
 from ..runtime.errors import AnnotationError
-from ..runtime.progress import progress
 from .calibration import calibration_faults
 from .config import TrainConfig
-from .console import Say
+from .console import Console
 from .data import SPLITS, DataSet, fingerprint, read_dataset
 from .frames import DecodedFrames, Frames, Look, look_through
 from .labels import label_faults, label_notes, untrained_heads
@@ -44,10 +42,9 @@ def survey_data(
     preprocessing: Preprocessing,
     cache_folder: Path,
     allow_leakage: bool,
-    say: Say,
+    console: Console,
     fabric: Fabric,
     untrained: Collection[Head],
-    quiet: bool = False,
 ) -> Survey:
     """Read annotations, decode every photograph once, and look for leakage.
 
@@ -56,10 +53,9 @@ def survey_data(
         preprocessing: how photographs are framed.
         cache_folder: where framed photographs are kept.
         allow_leakage: accept copies of one photograph in two splits.
-        say: called with each line to print.
+        console: of the run.
         fabric: of the run; its first device fills the cache.
         untrained: heads that had seen no label before the run.
-        quiet: no progress bar.
 
     Raises:
         AnnotationError: annotations or photographs have faults, calibration lacks photographs, or copies of one
@@ -68,21 +64,7 @@ def survey_data(
         UsageError: as ``read_dataset``.
     """
     data, faults = read_dataset(Path(config.data), config.me_positive_from)
-    frames: dict[str, Frames] = {}
-    looks: dict[str, list[Look]] = {}
-    total = sum(len(split.photos) for split in data.splits.values())
-    told = nullcontext(lambda: None) if quiet or not fabric.is_global_zero else progress(total, "Reading photographs")
-    with told as advance:
-        for name in SPLITS:
-            paths, cache = data.splits[name].paths, "off" if name == "test" else config.cache
-            dtype: Literal["uint8", "float32"] = "uint8" if name == "train" else "float32"
-            read = partial(look_through, paths, preprocessing, dtype, cache, cache_folder, advance)
-            if cache == "off":  # the first device tells the others what it found
-                frames[name] = DecodedFrames(paths, preprocessing)
-                looks[name] = fabric.broadcast(read()[1] if fabric.is_global_zero else [])
-            else:  # the first device fills the cache, and the others map what it wrote
-                with fabric.rank_zero_first(local=True):
-                    frames[name], looks[name] = read()
+    frames, looks = _read_photographs(data, config, preprocessing, cache_folder, console, fabric)
     for name in SPLITS:
         photos = data.splits[name].photos
         where = data.splits[name].annotations
@@ -102,14 +84,41 @@ def survey_data(
         faults += [f"{copy} (keep one, or train anyway with --allow-leakage)" for copy in twice if copy.conflict]
     if faults:
         raise AnnotationError(fault_report(data.root, faults, "nothing was trained. Fix and run again"))
+
     counts = ", ".join(f"{name} {len(data.splits[name].photos)}" for name in SPLITS)
-    say(f"Photographs: {counts}. DR grades {list(data.dr_grades) or 'none'}.")
+    console.say(f"Photographs: {counts}. DR grades {list(data.dr_grades) or 'none'}.")
     for note in label_notes(data, config):
-        say(note)
+        console.say(note)
     if note := unnamed_patients(data):
-        say(f"Note: {note}")
+        console.say(f"Note: {note}")
     for leak in leaks + twice:
-        say(f"Warning: {leak}")
+        console.say(f"Warning: {leak}")
     digests = {name: [look.sha256 for look in looks[name]] for name in SPLITS}
     order = hashlib.sha256("\n".join(digests["train"]).encode()).hexdigest()
     return Survey(data, frames, fingerprint(data, digests), order, leaks)
+
+
+def _read_photographs(
+    data: DataSet,
+    config: TrainConfig,
+    preprocessing: Preprocessing,
+    cache_folder: Path,
+    console: Console,
+    fabric: Fabric,
+) -> tuple[dict[str, Frames], dict[str, list[Look]]]:
+    """Each split's photographs, framed, and what reading them found."""
+    frames: dict[str, Frames] = {}
+    looks: dict[str, list[Look]] = {}
+    total = sum(len(split.photos) for split in data.splits.values())
+    with console.progress(total, "Reading photographs") as advance:
+        for name in SPLITS:
+            paths, cache = data.splits[name].paths, "off" if name == "test" else config.cache
+            dtype: Literal["uint8", "float32"] = "uint8" if name == "train" else "float32"
+            read = partial(look_through, paths, preprocessing, dtype, cache, cache_folder, advance)
+            if cache == "off":  # the first device tells the others what it found
+                frames[name] = DecodedFrames(paths, preprocessing)
+                looks[name] = fabric.broadcast(read()[1] if fabric.is_global_zero else [])
+            else:  # the first device fills the cache, and the others map what it wrote
+                with fabric.rank_zero_first(local=True):
+                    frames[name], looks[name] = read()
+    return frames, looks

@@ -1,0 +1,66 @@
+"""Where a table may not be written, and the files beside it."""
+
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from retina.runtime import OutputError
+from retina.runtime.destination import require_room
+from retina.runtime.table import columns
+
+
+def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="found a folder"):
+        require_room(tmp_path, 1)
+    with pytest.raises(OutputError, match="expected an existing folder"):
+        require_room(tmp_path / "none" / "t.csv", 1)
+    with pytest.raises(OutputError, match="bytes of room for"):
+        require_room(tmp_path / "t.csv", 10**15)
+    require_room(tmp_path / "t.csv", 1)
+    (tmp_path / "t.csv").touch()
+    require_room(tmp_path / "t.csv", 1, [tmp_path / "other.csv"])
+    with pytest.raises(OutputError, match="found one that is to be read"):
+        require_room(tmp_path / "t.csv", 1, [tmp_path / "." / "t.csv"])
+    for ending in (".journal", ".partial"):
+        (tmp_path / f"t.csv{ending}").touch()
+        with pytest.raises(OutputError, match=f"t.csv{ending}: expected a file to write, found one that is to be read"):
+            require_room(tmp_path / "t.csv", 1, [tmp_path / f"t.csv{ending}"])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="found a device or a pipe"):
+        require_room(tmp_path / "pipe", 1)
+
+
+def test_a_disk_that_does_not_tell_its_size_is_not_taken_for_a_full_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Filesystems in user space that do not implement statfs answer with zeros."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=0, used=0, free=0))
+    require_room(tmp_path / "t.csv", 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, used=10**9, free=0))
+    with pytest.raises(OutputError, match="expected 600 bytes of room for 1 row, found 0"):
+        require_room(tmp_path / "t.csv", 1)
+
+
+def test_a_write_protected_table_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rename would replace it nevertheless. Not by its mode: root may write to any file."""
+    table = tmp_path / "t.csv"
+    table.write_text(",".join(columns(range(5))) + "\n")
+    monkeypatch.setattr(os, "access", lambda path, mode: (Path(path), mode) != (table, os.W_OK))
+    with pytest.raises(OutputError, match=r"t\.csv: expected a table that may be replaced, found it write-protected"):
+        require_room(table, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="other systems have no such folders")
+def test_another_users_table_in_a_sticky_folder_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(",".join(columns(range(5))) + "\n")
+    require_room(table, 1)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    require_room(table, 1)
+    tmp_path.chmod(0o1777)
+    with pytest.raises(OutputError, match=r"t\.csv: expected a table that may be replaced, found it write-protected"):
+        require_room(table, 1)

@@ -1,0 +1,128 @@
+"""What a finished run leaves: its best checkpoint, judged on every split, and what is published of it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from ..runtime.annotations import Annotation
+from ..runtime.contract import Contract
+from ..runtime.output_file import write_atomically
+from ..runtime.prediction import Prediction
+from ..runtime.table import Row, Table, cells, columns
+from . import report
+from .calibration import calibrated, calibration_line, is_calibrated
+from .checkpoint import Checkpoint, load_checkpoint
+from .config import BEST_NAME, FINAL_NAME
+from .console import Console
+from .data import SPLITS, Split
+from .frames import DecodedFrames
+from .items import EvalItems
+from .loader import eval_loader
+from .metrics import evaluate, write_metrics
+from .predictions import Predictions
+from .run import BEST, FINAL, METRICS, Run
+from .survey import Survey
+from .tracking import Tracker
+from .trainer import Trainer
+
+TEST_PREDICTIONS = "test_predictions.csv"
+
+
+def judge_best(
+    run: Run, survey: Survey, trainer: Trainer, console: Console
+) -> tuple[Checkpoint, dict[str, Predictions]]:
+    """The best checkpoint, calibrated if the recipe asks for it, and its predictions on every split.
+
+    Raises:
+        ModelFileError: the checkpoint is damaged.
+        PictureError: a photograph can no longer be read.
+    """
+    data, config = survey.data, trainer.config
+    best = load_checkpoint(run.folder / BEST)
+    trainer.judged.load_state_dict(best.weights)
+
+    def predict(name: str) -> tuple[EvalItems, torch.Tensor, torch.Tensor]:
+        is_kept = name == "valid"
+        paths = data.splits[name].paths
+        frames = survey.frames[name] if is_kept else DecodedFrames(paths, best.contract.preprocessing)
+        items = EvalItems(data, name, frames)
+        batches = console.tracked(eval_loader(items, config, trainer.fabric), name)
+        return items, *trainer.predict(batches, len(items))
+
+    # A run that failed after calibration is already calibrated: a second fit would find and record temperatures of 1.
+    if config.calibrate == "valid" and not is_calibrated(best.contract):
+        best = calibrated(best, *predict("valid"))
+        trainer.judged.load_state_dict(best.weights)
+        console.say(f"Calibrated on valid: {calibration_line(best)}.")
+    return best, {name: EvalItems.predictions(*predict(name)) for name in SPLITS}
+
+
+def publish(
+    run: Run, test: Split, trainer: Trainer, best: Checkpoint, predictions: dict[str, Predictions], tracker: Tracker
+) -> Path:
+    """Write figures, plots, the test CSV and the report, and copy the results to the top of ``artifacts/``.
+
+    Args:
+        run: the run.
+        test: the test split.
+        trainer: of the run, for its options and history.
+        best: the best checkpoint.
+        predictions: its predictions on every split.
+        tracker: told that the run has finished.
+
+    Returns:
+        the report.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    splits = {name: evaluate(p, best.contract) for name, p in predictions.items()}
+    metrics = write_metrics(run.folder / METRICS, trainer.progress.best_epoch, splits)
+    best = replace(best, metrics=metrics)
+    best.save(run.folder / BEST)
+    write_test_predictions(run.folder / TEST_PREDICTIONS, test, predictions["test"], best.contract)
+    history = pd.DataFrame(trainer.progress.history)
+    settings = {**trainer.config.to_dict(), **run.facts()}
+    page = report.write_report(run.folder, settings, metrics, history, predictions, best.contract)
+    tracker.finish(run.folder, metrics)
+    for source, name in ((BEST, BEST_NAME), (FINAL, FINAL_NAME), (TEST_PREDICTIONS, TEST_PREDICTIONS)):
+        copy_whole(run.folder / source, run.artifacts / name)
+    run.resume_file.unlink(missing_ok=True)
+    return page
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy ``source`` to ``target`` atomically.
+
+    Raises:
+        OutputError: as ``write_atomically``.
+    """
+    write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+
+
+def write_test_predictions(path: Path, split: Split, p: Predictions, contract: Contract) -> None:
+    """Write the same table as ``retina-score images/ --annotations annotations.csv`` would with the exported model.
+
+    Args:
+        path: the CSV file.
+        split: the split that the predictions are for.
+        p: predictions, in the split's order.
+        contract: the model's.
+
+    Raises:
+        OutputError: the folder is not writable, or the disk is full.
+    """
+    images = split.annotations.parent / "images"
+    rows = []
+    for photo, dr, me in zip(split.photos, p.dr_probs, p.me_probs, strict=True):
+        truth = Annotation(photo.line, photo.image_name, photo.dr_grade, photo.me_label, {})
+        name = photo.path.relative_to(images).as_posix()
+        rows.append((name, cells(Row(name, Prediction.of(contract, dr, me)), contract.dr_grades, truth)))
+    with Table(path, columns(contract.dr_grades)) as table:
+        for _, line in sorted(rows):
+            table.write(line)
