@@ -567,7 +567,9 @@ def test_log_is_json_and_names_no_file(service: Service) -> None:
     # A name where a DICOM file should have its transfer syntax, which pydicom's warning quotes.
     damaged = b"%bDICM\x02\x00\x10\x00UI\x12\x00%b\0" % (bytes(128), private.encode())
     assert service.ask("POST", "/score", damaged, JPEG).status == 422
-    service.ask("POST", f"/score?name={private}", form({f"{private}.png": png(1), "b.png": b"x"}), FORM)
+    photographs = form({f"{private}.png": png(1), "b.png": b"x"})
+    assert service.ask("POST", f"/score?name={private}&{private}=1", photographs, FORM).status == 400
+    assert service.ask("POST", "/score", photographs, FORM).status == 200
     service.ask("GET", f"/{private}")
     wait_until(service, 0)  # the line is written after the answer
     text = service.log.read_text()

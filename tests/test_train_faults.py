@@ -401,7 +401,12 @@ def test_a_damaged_config_is_named(tmp_path: Path, data: Path, content: str) -> 
     assert "config.json: expected the options of a run, found damage" in result.stderr
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"devices": 1}'])
+SOUND = '{"devices": 1, "data_fingerprint": "a", '
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "{}", "[]", '{"devices": 1}', SOUND + '"asked": []}', SOUND + '"dr_grades": 5}']
+)
 def test_damaged_facts_of_a_run_are_named(tmp_path: Path, data: Path, content: str) -> None:
     config = TrainConfig(str(data), image_size=32, backbone=RESNET10, weights="none", workers=0)
     folder = interrupted(tmp_path, data)

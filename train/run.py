@@ -21,6 +21,16 @@ HISTORY, METRICS, CURVES = "history.csv", "metrics.json", "learning_curves.png"
 """The figures of each epoch, and those of the best one, by split."""
 BEST, FINAL, RESUME = "best.pth", "final.pth", "resume.pth"
 """The checkpoints of the best epoch and of the last, and the state to resume from, which is removed last."""
+_NEEDED_TO_RESUME: dict[str, type] = {
+    "devices": int,
+    "data_fingerprint": str,
+    "train_order": str,
+    "precision": str,
+    "dr_grades": list,
+    "untrained_heads": list,
+    "asked": dict,
+}
+"""The facts that a resumed run goes on with, and their types in JSON."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,9 @@ class Run:
             facts = dict(json.loads(self.facts_file.read_text()))
             if missing := {"devices", "data_fingerprint"} - facts.keys():
                 raise ValueError(f"no {' and no '.join(sorted(missing))}")
+            for name, kind in _NEEDED_TO_RESUME.items():
+                if not isinstance(facts.get(name, kind()), kind):
+                    raise ValueError(f"{name} is {facts[name]!r}")
         except (OSError, ValueError, TypeError) as err:
             raise ModelFileError(
                 f"{self.facts_file}: expected the facts of a run, found damage: {err}. Start a new run."
