@@ -12,7 +12,9 @@ import click
 from ..runtime.contract import Framing, Precision
 from ..runtime.errors import require_extra
 from ..runtime.file_state import stamp
-from ..runtime.options import PathName, require_alone
+from ..runtime.model import RetinaModel
+from ..runtime.model_file import INT8_NAME, MODEL_NAME
+from ..runtime.options import PathName, artifacts_option, require_alone
 from ..runtime.output_file import require_place
 from ..runtime.signature import signature_of
 from ..runtime.terminal import answer, exit_codes, warn
@@ -83,15 +85,7 @@ if TYPE_CHECKING:
     help="Write a conformance kit (ONNX only): raw pixels and the expected answers; with --inspect, for that file.",
 )
 @bare_options
-@click.option(
-    "--artifacts",
-    type=PathName(),
-    envvar="RETINA_ARTIFACTS",
-    default=Path("artifacts"),
-    show_default=True,
-    metavar="DIR",
-    help="Where retina-train wrote its checkpoint and exports are written; also RETINA_ARTIFACTS.",
-)
+@artifacts_option("Where retina-train wrote its checkpoint and exports are written")
 @click.option(
     "--inspect",
     type=PathName(),
@@ -190,7 +184,6 @@ def _inspected(file: Path, key: Path | None, kit: Path | None, *, as_json: bool)
         require_place(signature_of(file), [key])
     inspection = inspect_file(file)
     if kit is not None:
-        from ..runtime.model import RetinaModel
         from .conformance import write_kit
 
         write_kit(RetinaModel(file), kit)
@@ -219,8 +212,6 @@ def _lines(exported: Exported, kit: Path | None) -> list[str]:
 
 
 def _unseen(written: Path) -> list[str]:
-    from ..runtime.model_file import INT8_NAME, MODEL_NAME
-
     first = written.with_name(MODEL_NAME)
     if written.name != INT8_NAME or not os.path.isfile(first):
         return []

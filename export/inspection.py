@@ -39,11 +39,11 @@ class Inspection:
     """How often each ONNX operator is used, the most frequent first; empty where ``opset`` is None."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "path": str(self.path), "contract": json.loads(self.contract.to_json())}
+        return {**asdict(self), "path": str(self.path), "contract": self.contract.to_dict()}
 
     def lines(self) -> list[str]:
         """The facts as lines to print."""
-        contract = json.loads(self.contract.to_json())
+        contract = self.contract.to_dict()
         prep, parity, provenance = contract["preprocessing"], contract["parity"], contract["provenance"]
         lines = [
             f"{self.path}: {self.format}, {self.size / 1e6:.1f} MB, sha256 {self.sha256}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -111,7 +110,7 @@ class Exported:
         return self.path.stat().st_size
 
     def to_dict(self) -> dict[str, Any]:
-        contract = json.loads(self.contract.to_json())
+        contract = self.contract.to_dict()
         return {"path": str(self.path), "sha256": self.sha256, "bytes": self.size, "contract": contract}
 
 

@@ -11,7 +11,8 @@ import click
 
 from ..runtime.contract import HEADS, Head
 from ..runtime.errors import MissingExtraError, UsageError, require_extra
-from ..runtime.options import PathName, require_alone, require_artifacts
+from ..runtime.model_file import RELEASED, find_model
+from ..runtime.options import PathName, artifacts_option, require_alone, require_artifacts
 from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.plural import counted
 from ..runtime.progress import progress
@@ -68,10 +69,7 @@ _OF_MAPS = ("checkpoint", "target", "layers", "method", "framing", "image_size")
     "--evaluate", type=PathName(), metavar="LESIONS",
     help="Instead of drawing: measure how faithful the maps are on this folder of photographs with lesion masks.",
 )  # fmt: skip
-@click.option(
-    "--artifacts", type=PathName(), default="artifacts", envvar="RETINA_ARTIFACTS", show_envvar=True,
-    help="Folder where the commands write files and find them.",
-)  # fmt: skip
+@artifacts_option("Where the commands write files and find them")
 @click.version_option(package_name="retina-edge")
 def main(
     inputs: tuple[Path, ...], head: str, artifacts: Path, out: Path | None, evaluate: Path | None, **options: Any
@@ -154,7 +152,6 @@ def _evaluate(lesions: Path, head: str, out: Path, artifacts: Path, **source: An
 
 
 def _open(head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | None, **how: Any) -> Explainer:
-    from ..runtime.model_file import RELEASED, find_model
     from .explainer import OnnxExplainer
 
     of_checkpoints = {
@@ -181,8 +178,6 @@ def _open(head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | 
 
 
 def _open_checkpoint(head: str, artifacts: Path, *, checkpoint: Path | None, **how: Any) -> CheckpointExplainer:
-    from ..runtime.model_file import RELEASED
-
     path = checkpoint or artifacts / BEST_NAME
     try:
         require_extra("gradcam", "torch", "torchvision")

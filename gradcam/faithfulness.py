@@ -41,7 +41,7 @@ class Figure:
     head: Head
     of: str
     """MAP, CHANCE, CENTRE, or a difference or ratio of two; for ``redrawn`` and ``blank``, the stage of randomisation:
-    see ``randomisation.STAGE_NAMES``."""
+    see ``randomisation.STAGES``."""
     photographs: int
     """Number of photographs measured."""
     interval: Interval
@@ -69,7 +69,7 @@ class Faithfulness:
         The upper end of the rank correlation's interval must be below ``randomisation.ALIKE_BELOW``. The check fails if
         all redrawn maps or all of the trained model are blank, because they show nothing.
         """
-        last = [f for f in self.figures if f.measure == "redrawn" and f.of == randomisation.STAGE_NAMES[-1]]
+        last = [f for f in self.figures if f.measure == "redrawn" and f.of == list(randomisation.STAGES)[-1]]
         return all(figure.interval.high < randomisation.ALIKE_BELOW for figure in last)
 
 
@@ -190,10 +190,9 @@ def _on_redrawn(
     originals = {head: np.stack([answer.maps[head].values for answer in answers]) for head in explainer.heads}
     # For each head and stage, (photographs, 3): the sum of the correlations, how many pairs of maps they are from, and
     # how many of the redrawn models' maps are blank.
-    sums = {(head, stage): np.zeros((len(x), 3)) for head in explainer.heads for stage in randomisation.STAGE_NAMES}
+    sums = {(head, stage): np.zeros((len(x), 3)) for head in explainer.heads for stage in randomisation.STAGES}
     for seed in range(randomisation.DRAWS):
-        models = randomisation.redrawn_models(explainer.model, explainer.untrained, seed)
-        for stage, model in zip(randomisation.STAGE_NAMES, models, strict=True):
+        for stage, model in randomisation.redrawn_models(explainer.model, explainer.untrained, seed):
             cam = replace(explainer.cam, model=model)
             for start in range(0, len(x), 8):
                 part = slice(start, start + 8)
@@ -212,7 +211,7 @@ def _on_redrawn(
     return [
         figure(head, stage, name, of)
         for head in explainer.heads
-        for stage in randomisation.STAGE_NAMES
+        for stage in randomisation.STAGES
         for name, of in (("redrawn", _mean_of_seen), ("blank", _share_of_blank))
     ]
 

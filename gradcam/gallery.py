@@ -66,8 +66,6 @@ class Gallery:
     """Also write each raw map beside its overlay, (h, w) float32."""
     image_format: ImageFormat = "jpeg"
     """Of the overlays."""
-    workers: int = field(default_factory=usable_cores)
-    """Threads that decode photographs, and draw and encode overlays."""
 
     def make(
         self,
@@ -92,7 +90,7 @@ class Gallery:
         """
         self._require_unread(photographs)
         require_place(self.folder / INDEX)
-        with ThreadPoolExecutor(self.workers) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             answered: Iterable[Photograph] = self._answered(explainer, photographs, pool, on_step)
             tops = None
             if self.scale == "shared":

@@ -17,20 +17,20 @@ from torch import nn
 
 from ..train.model import RetinaNet
 
-STAGES = (
-    ("dr_head", "me_head"), ("backbone.layer4",), ("backbone.layer3",), ("backbone.layer2",), ("backbone.layer1",),
-    ("backbone.bn1", "backbone.conv1"),
-)  # fmt: skip
-"""The modules whose weights are redrawn at each stage, in addition to those of the stages before."""
-STAGE_NAMES = ("heads", "layer4", "layer3", "layer2", "layer1", "conv1")
+STAGES = {
+    "heads": ("dr_head", "me_head"),
+    **{layer: (f"backbone.{layer}",) for layer in ("layer4", "layer3", "layer2", "layer1")},
+    "conv1": ("backbone.bn1", "backbone.conv1"),
+}
+"""The modules whose weights are redrawn at each stage, by its name, in addition to those of the stages before."""
 DRAWS = 4
 """How often all weights are redrawn: about every second map of an untrained network is blank and says nothing."""
 ALIKE_BELOW = 0.5
 """The check passes if the 95% interval of the correlation of original and fully redrawn maps is below this."""
 
 
-def redrawn_models(model: RetinaNet, untrained: Callable[[], RetinaNet], seed: int) -> Iterator[nn.Module]:
-    """Yield the model with redrawn weights after each of STAGES; the model itself is not changed.
+def redrawn_models(model: RetinaNet, untrained: Callable[[], RetinaNet], seed: int) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the name of each of STAGES, and the model with redrawn weights after it; the model itself is not changed.
 
     The same copy is yielded each time, with more of its weights redrawn.
 
@@ -43,11 +43,11 @@ def redrawn_models(model: RetinaNet, untrained: Callable[[], RetinaNet], seed: i
         torch.manual_seed(seed)
         fresh = untrained()
     redrawn = copy.deepcopy(model)
-    for stage in STAGES:
-        for name in stage:
+    for stage, modules in STAGES.items():
+        for name in modules:
             # state_dict, because batch-norm's statistics are learned too.
             redrawn.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
-        yield redrawn
+        yield stage, redrawn
 
 
 def similarity(maps: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:

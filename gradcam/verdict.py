@@ -18,7 +18,7 @@ from .deletion import FRACTIONS
 from .faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Figure
 from .interval import Interval
 from .lesions import KIND_NAMES
-from .randomisation import ALIKE_BELOW, DRAWS, STAGE_NAMES
+from .randomisation import ALIKE_BELOW, DRAWS, STAGES
 
 
 def write_table(path: Path, found: Faithfulness) -> None:
@@ -49,7 +49,7 @@ def as_markdown(found: Faithfulness) -> str:
         lines += [_line(found, name, "", head, f"{MAP} - {CENTRE}") for head in heads]
     lines += ["", "| redrawn down to | " + " | ".join(HEAD_NAMES[head] for head in heads) + " |"]
     lines += ["|---|" + "---|" * len(heads)]
-    for stage in STAGE_NAMES:
+    for stage in STAGES:
         cells = []
         for head in heads:
             blank = found.get("blank", "", head, stage)
@@ -140,8 +140,8 @@ def _draw_curves(axis: Axes, found: Faithfulness) -> None:
 def _draw_redrawn(axis: Axes, found: Faithfulness) -> None:
     """The rank correlation of maps before and after weights were redrawn, from the heads down."""
     for head, colour in zip(_heads(found), (BLUE, ORANGE), strict=False):
-        values, errors = _bars([f.interval for stage in STAGE_NAMES if (f := found.get("redrawn", "", head, stage))])
-        axis.errorbar(STAGE_NAMES, values, yerr=errors, fmt="o-", color=colour, label=HEAD_NAMES[head], capsize=3)
+        values, errors = _bars([f.interval for stage in STAGES if (f := found.get("redrawn", "", head, stage))])
+        axis.errorbar(list(STAGES), values, yerr=errors, fmt="o-", color=colour, label=HEAD_NAMES[head], capsize=3)
     axis.axhline(ALIKE_BELOW, color=GREY, linestyle="--")
     axis.set_ylim(-1, 1)
     axis.set_title("Rank correlation with the map of the trained model")

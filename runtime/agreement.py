@@ -27,7 +27,7 @@ class Truth:
     """Names in annotations that match none of the files scored."""
 
 
-def read_truth(path: str | Path, listing: Listing, me_positive_from: int | None = None) -> Truth:
+def read_truth(path: Path, listing: Listing, me_positive_from: int | None = None) -> Truth:
     """Read annotations and match each one to its file.
 
     Args:
@@ -40,11 +40,11 @@ def read_truth(path: str | Path, listing: Listing, me_positive_from: int | None 
             4, or an ME grade is not accepted (see ``me_label``); all faults are listed in one message. Also if no
             name matches any file.
     """
-    annotations, faults = scan_annotations(path)
+    rows, faults = scan_annotations(path)
     index = NameIndex(listing.root, listing.names)
     by_name: dict[str, Annotation] = {}
     unmatched: list[str] = []
-    for row in annotations.rows:
+    for row in rows:
         try:
             name = index.find(row.image)
         except AnnotationError as err:
@@ -62,7 +62,7 @@ def read_truth(path: str | Path, listing: Listing, me_positive_from: int | None 
         such = f"{counted(len(unmatched), 'row')}, such as {unmatched[0]!r}"
         faults.append(f"expected names of files in {listing.root}, found none among {such}")
     if faults:
-        raise AnnotationError(fault_report(annotations.path, faults))
+        raise AnnotationError(fault_report(path, faults))
     return Truth(by_name, unmatched)
 
 

@@ -48,15 +48,7 @@ class Annotation:
     """Every other column by its name as written, without surrounding blanks (Caption, Source, Patient, ...)."""
 
 
-@dataclass(frozen=True)
-class Annotations:
-    """A whole annotations.csv."""
-
-    path: Path
-    rows: tuple[Annotation, ...]
-
-
-def scan_annotations(path: str | Path) -> tuple[Annotations, list[str]]:
+def scan_annotations(path: Path) -> tuple[list[Annotation], list[str]]:
     """Read the valid rows of an annotations file and list the faults of the others, without raising.
 
     For callers that add faults of their own before they raise a single error (``fault_report`` composes its message).
@@ -64,27 +56,26 @@ def scan_annotations(path: str | Path) -> tuple[Annotations, list[str]]:
     Returns:
         the valid rows, and one line for each fault, such as ``line 7: Retinopathy grade: expected ..., found 'x'``.
     """
-    path = Path(path)
     try:
         content = path.read_bytes()
         if content.startswith(b"PK\x03\x04"):
-            return Annotations(path, ()), ['expected UTF-8 text, found an Excel workbook; save it as "CSV UTF-8"']
+            return [], ['expected UTF-8 text, found an Excel workbook; save it as "CSV UTF-8"']
         if content.startswith(UTF16_MARKS):
-            return Annotations(path, ()), ['expected UTF-8 text, found UTF-16; save it as "CSV UTF-8"']
+            return [], ['expected UTF-8 text, found UTF-16; save it as "CSV UTF-8"']
         text = content.decode("utf-8-sig")
     except OSError as err:
-        return Annotations(path, ()), [f"cannot be read: {err.strerror}"]
+        return [], [f"cannot be read: {err.strerror}"]
     except UnicodeDecodeError as err:
-        return Annotations(path, ()), [
+        return [], [
             f"expected UTF-8 text, found byte {err.object[err.start]:#04x} at {err.start}; "
             'spreadsheets save it as "CSV UTF-8"'
         ]
     rows: list[Annotation] = []
     faults: list[str] = []
     first_line: dict[str, int] = {}
-    # Spreadsheets separate columns with ';' in locales where the comma is the decimal separator.
     # Excel's own mark of the separator, which it hides.
     text = re.sub(r"^sep=[,;\t]\r?\n", "\n", text, flags=re.IGNORECASE)
+    # Spreadsheets separate columns with ';' in locales where the comma is the decimal separator.
     header_line = text.lstrip().split("\n", 1)[0]
     delimiter = max(",;\t", key=header_line.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -115,7 +106,7 @@ def scan_annotations(path: str | Path) -> tuple[Annotations, list[str]]:
         faults.append(f"line {line}: expected comma-separated values, found: {found}")
     if not rows and not faults:
         faults.append("expected a header and at least one row, found no row")
-    return Annotations(path, tuple(rows)), faults
+    return rows, faults
 
 
 def fault_report(path: Path, faults: list[str], so: str = "fix and run again") -> str:

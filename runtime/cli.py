@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .memory import use_one_heap
+from .model_file import RELEASED
 from .options import PathName, model_options, open_model
 from .plural import counted
 from .terminal import drop_output, exit_codes, spell_out_what_is_lacking, stop_without_output, warn
@@ -100,8 +102,6 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
     Exit code 0: all scored. 1: done, some files failed. 2: nothing could be done. 130: stopped. Research and
     demonstration only, not for clinical use.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
-    from .memory import use_one_heap
-
     if not paths:
         raise click.UsageError("name a folder or files, for example:  retina-score photographs/")
     _hush()
@@ -110,7 +110,7 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
         with exit_codes("retina-score", f"stopped{_GO_ON}"), _one_stop():
             failed, told = _run(paths, **options)
     except OSError as err:  # from standard output: all other OSErrors became RetinaErrors where they occurred
-        stop_without_output("retina-score", "stopped", err, _GO_ON)
+        stop_without_output("retina-score", err, _GO_ON)
     try:
         for line in told:
             click.echo(line, err=options["as_json"])
@@ -207,7 +207,6 @@ def _hush() -> None:
 
 
 def _tell_start(job: Job) -> None:
-    from .model_file import RELEASED
     from .table import utf8
 
     model = job.model

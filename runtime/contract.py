@@ -248,6 +248,11 @@ class Contract:
             body["caution"] = self.caution
         return json.dumps(body, indent=1, sort_keys=False, allow_nan=False)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON values of ``to_json``."""
+        body: dict[str, Any] = json.loads(self.to_json())
+        return body
+
     @classmethod
     def from_json(cls, text: str, *, source: str = "the contract") -> Contract:
         """Read a contract, ignoring unknown keys, outputs and rules; ``source`` names the file in error messages.

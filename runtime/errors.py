@@ -1,14 +1,4 @@
-"""The exceptions of retina-edge, in one hierarchy.
-
-RetinaError                 the root: every command turns it into a message and a non-zero exit code
-├── PictureError            a file that is not a readable photograph
-├── AnnotationError         annotations that cannot be trained on or compared with
-├── ModelFileError          a model file that does not keep the contract, or a checkpoint that is not ours
-├── ParityError             an exported file whose answers differ from its source's
-├── OutputError             an output that cannot be written
-├── NonFiniteLossError      training whose loss is no longer finite
-├── MissingExtraError       a command whose optional libraries are not installed
-└── UsageError              options that contradict each other or the data
+"""The exceptions of retina-edge.
 
 Every message names the file, what was expected, what was found and what to do next.
 """
@@ -19,7 +9,7 @@ import importlib.util
 
 
 class RetinaError(Exception):
-    """Root of every error that a user can cause and fix."""
+    """Root of every error that a user can cause and fix: commands end with its message and a non-zero exit code."""
 
 
 class PictureError(RetinaError):

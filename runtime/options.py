@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from .errors import UsageError
-
-if TYPE_CHECKING:
-    from .model import RetinaModel
+from .model import RetinaModel
+from .model_file import find_model
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -74,7 +73,32 @@ def _asked_for(context: click.Context, _: click.Parameter, folder: Path) -> Path
     return folder
 
 
-_OPTIONS = (
+def artifacts_option(what: str, **more: Any) -> Callable[[Command], Command]:
+    """--artifacts, for a command's ``what``."""
+    return click.option(
+        "--artifacts",
+        type=PathName(),
+        envvar="RETINA_ARTIFACTS",
+        default="artifacts",
+        show_default=True,
+        metavar="DIR",
+        help=f"{what}; also RETINA_ARTIFACTS.",
+        **more,
+    )
+
+
+def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """One decorator for several options, which --help lists in this order."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+model_options = together(
     click.option(
         "--model",
         type=PathName(),
@@ -82,16 +106,7 @@ _OPTIONS = (
         help="ONNX file made by retina-export.  [default: retina_multitask.onnx or else "
         "retina_multitask.int8.onnx in --artifacts, else the model that ships with this package]",
     ),
-    click.option(
-        "--artifacts",
-        type=PathName(),
-        envvar="RETINA_ARTIFACTS",
-        callback=_asked_for,
-        default="artifacts",
-        show_default=True,
-        metavar="DIR",
-        help="Where retina-export wrote its model; also RETINA_ARTIFACTS.",
-    ),
+    artifacts_option("Where retina-export wrote its model", callback=_asked_for),
     click.option(
         "--verify",
         type=PathName(),
@@ -117,13 +132,7 @@ _OPTIONS = (
         help="Decode every picture at full size: slower; on 12 originals no probability moved by over 0.024.",
     ),
 )
-
-
-def model_options(command: Command) -> Command:
-    """Add --model, --artifacts, --verify, --workers, --provider and --exact."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+"""Those of every command that opens a model file."""
 
 
 def open_model(model: Path | None, artifacts: Path, verify: Path | None, provider: str, *, exact: bool) -> RetinaModel:
@@ -132,9 +141,6 @@ def open_model(model: Path | None, artifacts: Path, verify: Path | None, provide
     Raises:
         RetinaError: see ``find_model``, ``signature.verify`` and ``RetinaModel``.
     """
-    from .model import RetinaModel
-    from .model_file import find_model
-
     path = find_model(model, artifacts)
     if verify is not None:
         from .signature import verify as verify_signature

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,11 @@ from .folder import Listing
 from .journal import Journal
 from .model import RetinaModel
 from .output_file import require_folder
-from .picture import NO_MEMORY
+from .picture import NO_MEMORY, load
 from .prediction import Prediction
 from .table import Row
 from .versions import decoder_versions
 from .workers import ordered_map
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    row: Row
-    stamp: Stamp | None
-    known: bool
 
 
 def score_rows(
@@ -45,19 +37,19 @@ def score_rows(
         ModelFileError: the model's output is not finite.
     """
 
-    def work(name: str) -> _Outcome:
+    def work(name: str) -> tuple[Row, Stamp | None, bool]:
         path = listing.root / name
         # Taken before the file is read, so that the next run notices a change in between.
         before = stamp(path)
-        known = journal.row(name, before)
-        if known is not None and (overlays is None or _is_drawn(overlays, name)):
-            return _Outcome(known, before, known=True)
-        return _Outcome(score_one(model, name, path, overlays), before, known=False)
+        row = journal.row(name, before)
+        if row is not None and (overlays is None or _is_drawn(overlays, name)):
+            return row, before, True
+        return score_one(model, name, path, overlays), before, False
 
-    for outcome in ordered_map(work, listing.names, workers):
-        if not outcome.known:
-            journal.add(outcome.row, outcome.stamp)
-        yield outcome.row, outcome.known
+    for row, before, known in ordered_map(work, listing.names, workers):
+        if not known:
+            journal.add(row, before)
+        yield row, known
 
 
 def rows_at_hand(listing: Listing, journal: Journal) -> int:
@@ -96,7 +88,6 @@ def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: 
     from .field import Field
     from .image_file import fault_of_picture
     from .overlay import head_maps, write_overlays
-    from .picture import load
 
     # Decoded again at full size, because the prediction may have been made at reduced size.
     photograph = load(path)

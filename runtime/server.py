@@ -13,9 +13,12 @@ from typing import Any
 
 import click
 
+from .errors import UsageError, require_extra
 from .limits import MIB, Limits
+from .memory import use_one_heap
 from .options import PathName, model_options, open_model
 from .terminal import exit_codes, tell
+from .workers import workers_or_cores
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 """The names by which this machine addresses itself, as they are written in a URL."""
@@ -84,8 +87,6 @@ def main(**options: Any) -> None:
     Exit code 0: stopped. 2: could not start. 130: stopped before it had started. Research and demonstration only, not
     for clinical use.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
-    from .memory import use_one_heap
-
     use_one_heap()
     with exit_codes("retina-serve", "stopped before it had started"):
         _serve(**options)
@@ -106,9 +107,6 @@ def _serve(
     max_mib: float,
     page: Path | None,
 ) -> None:
-    from .errors import UsageError, require_extra
-    from .workers import workers_or_cores
-
     require_extra("serve", "fastapi", "uvicorn", "python_multipart")
     token = _token(token_file)
     local = host in LOOPBACK or host == "::1"
@@ -160,8 +158,6 @@ def _serve(
 
 
 def _token(file: Path | None) -> str | None:
-    from .errors import UsageError
-
     if file is None:
         source, token = "RETINA_TOKEN", os.environ.get("RETINA_TOKEN") or None
     else:
@@ -179,8 +175,6 @@ def _token(file: Path | None) -> str | None:
 
 def _listen(host: str, port: int) -> socket.socket:
     """Open the listening socket, so that an address in use is reported before the service starts."""
-    from .errors import UsageError
-
     name = host.strip("[]")
     try:
         family = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][0]

@@ -110,7 +110,7 @@ def create_app(
 
     # Kept in memory, because the next export may put another model at the same path.
     file = model.content()
-    facts = ModelFacts(sha256=model.sha256, package=version("retina-edge"), contract=_as_json(model))
+    facts = ModelFacts(sha256=model.sha256, package=version("retina-edge"), contract=model.contract.to_dict())
 
     @app.get("/model", dependencies=guarded, responses=refusals)
     async def describe_model() -> ModelFacts:
@@ -236,10 +236,3 @@ async def _say_nothing(_: Request, __: Exception) -> Response:
 
 async def _say_no_more(request: Request, _: Exception) -> JSONResponse:
     return JSONResponse({"detail": f"internal error; the log has it under {_entry(request).id}"}, 500)
-
-
-def _as_json(model: RetinaModel) -> dict[str, Any]:
-    import json
-
-    contract: dict[str, Any] = json.loads(model.contract.to_json())
-    return contract

@@ -57,7 +57,7 @@ def answer(text: str, command: str) -> None:
         spell_out_what_is_lacking(sys.stdout)
         click.echo(text)
     except OSError as err:
-        stop_without_output(command, "stopped", err)
+        stop_without_output(command, err)
 
 
 def spell_out_what_is_lacking(stream: TextIO) -> None:
@@ -66,18 +66,17 @@ def spell_out_what_is_lacking(stream: TextIO) -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
-def stop_without_output(command: str, what: str, err: OSError, then: str = "") -> NoReturn:
+def stop_without_output(command: str, err: OSError, then: str = "") -> NoReturn:
     """Report on standard error that standard output failed, and exit with 2.
 
     Args:
         command: the name of the program.
-        what: what became of its work, such as ``stopped``.
         err: the failure.
         then: appended to the message.
     """
     drop_output()
     why = "was closed" if isinstance(err, BrokenPipeError) else f"cannot be written: {err.strerror}"
-    warn(f"{command}: {what}, its output {why}{then}")
+    warn(f"{command}: stopped, its output {why}{then}")
     sys.exit(2)
 
 

@@ -29,7 +29,7 @@ def touch(folder: Path, *names: str) -> None:
 def test_reads_names_grades_and_further_columns(tmp_path: Path) -> None:
     path = write(tmp_path, HEADER + 'a.jpg,3,1,"two, words",p1\n\nb.jpg,0,0,,p2\n')
     annotations, faults = scan_annotations(path)
-    first, second = annotations.rows
+    first, second = annotations
     assert faults == []
     assert (first.line, first.image, first.dr_grade, first.me_grade) == (2, "a.jpg", 3, 1)
     assert first.extra == {"Caption": "two, words", "Patient": "p1"}
@@ -48,7 +48,7 @@ def test_reads_names_grades_and_further_columns(tmp_path: Path) -> None:
     ids=["byte order mark", "case and blanks", "semicolons", "separator named", "tabs, other order, 1.0"],
 )
 def test_tolerates_what_spreadsheets_write(tmp_path: Path, text: str) -> None:
-    (row,) = scan_annotations(write(tmp_path, text))[0].rows
+    (row,) = scan_annotations(write(tmp_path, text))[0]
     assert (row.image, row.dr_grade, row.me_grade) == ("a", 2, 1)
 
 
@@ -56,7 +56,7 @@ def test_lines_below_excels_mark_of_the_separator_keep_their_numbers(tmp_path: P
     """The mark in capitals too, as people write it by hand."""
     text = "SEP=;\r\nImage name;Retinopathy grade;Risk of macular edema\r\na,b;1;0\r\nc;x;0\r\n"
     annotations, (fault,) = scan_annotations(write(tmp_path, text))
-    assert [(row.line, row.image) for row in annotations.rows] == [(3, "a,b")]
+    assert [(row.line, row.image) for row in annotations] == [(3, "a,b")]
     assert fault.startswith("line 4: Retinopathy grade")
 
 
@@ -65,7 +65,7 @@ def test_names_every_fault_at_once_with_file_line_and_value(tmp_path: Path) -> N
     path = write(tmp_path, text)
     annotations, faults = scan_annotations(path)
     ungraded = "; write NA where it was not graded"
-    assert [row.image for row in annotations.rows] == ["c", "f"]
+    assert [row.image for row in annotations] == ["c", "f"]
     assert faults == [
         "line 2: Retinopathy grade: expected a whole number from 0, found 'x'" + ungraded,
         "line 3: Risk of macular edema: expected a whole number from 0, found '-1'",
@@ -97,7 +97,7 @@ def test_refuses_what_is_not_an_annotations_file(tmp_path: Path, content: bytes,
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     annotations, faults = scan_annotations(tmp_path / "none.csv")
-    assert (annotations.rows, faults) == ((), ["cannot be read: No such file or directory"])
+    assert (annotations, faults) == ([], ["cannot be read: No such file or directory"])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_long_report_is_cut() -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_give_rows_or_faults(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     annotations, faults = scan_annotations(write(tmp_path_factory.getbasetemp(), HEADER.encode() + content))
-    assert annotations.rows or faults
+    assert annotations or faults
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from retina.gradcam.faithfulness import _on_lesions as figures_on_lesions
 from retina.gradcam.interval import Interval, bootstrap
 from retina.gradcam.lesions import MaskedPhotograph, read_lesions
 from retina.gradcam.pointing import Pointing, centre_prior, point
-from retina.gradcam.randomisation import ALIKE_BELOW, STAGE_NAMES, redrawn_models, similarity
+from retina.gradcam.randomisation import ALIKE_BELOW, STAGES, redrawn_models, similarity
 from retina.gradcam.verdict import _bars, _draw_curves, as_markdown
 from retina.runtime.contract import Contract, Preprocessing
 from retina.runtime.errors import AnnotationError, PictureError
@@ -164,11 +164,11 @@ def test_redrawing_goes_from_the_heads_down_and_leaves_the_model_alone() -> None
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state_of_torch = torch.random.get_rng_state()
     changed = []
-    for redrawn in redrawn_models(model, lambda: RetinaNet(5, RESNET10), seed=3):
+    for _, redrawn in redrawn_models(model, lambda: RetinaNet(5, RESNET10), seed=3):
         state = redrawn.state_dict()
         names = [name for name in state if not state[name].equal(before[name])]
         changed.append({name.split(".")[1 if name.startswith("backbone") else 0] for name in names})
-    assert len(changed) == len(STAGE_NAMES)
+    assert len(changed) == len(STAGES)
     assert changed[0] == {"dr_head", "me_head"}
     assert changed[1] == {"dr_head", "me_head", "layer4"}
     assert changed[-1] == {"dr_head", "me_head", "layer4", "layer3", "layer2", "layer1", "conv1", "bn1"}
@@ -190,7 +190,7 @@ def test_maps_that_are_blank_before_redrawing_do_not_count_as_changed(
     replace(trained, weights=blind).save(tmp_path / "blind.pth")
     found = measure(CheckpointExplainer(tmp_path / "blind.pth"), read_lesions(lesions))
     assert not found.depends_on_weights
-    for stage in STAGE_NAMES:
+    for stage in STAGES:
         redrawn, blank = found.get("redrawn", "", "me", stage), found.get("blank", "", "me", stage)
         assert redrawn and np.isnan(redrawn.interval.value)
         assert blank and 0 <= blank.interval.value < 1
@@ -245,7 +245,7 @@ def test_every_measure_is_taken_and_can_be_taken_again(lesions: Path, checkpoint
         assert both.interval.value == pytest.approx(own.interval.value - other.interval.value)
         areas = [deletion.area_under(curve) for curve in found.curves["deletion", head, MAP]]
         assert own.interval.value == pytest.approx(np.mean(areas))
-        assert [f.of for f in found.figures if f.measure == "redrawn" and f.head == head] == list(STAGE_NAMES)
+        assert [f.of for f in found.figures if f.measure == "redrawn" and f.head == head] == list(STAGES)
         first = found.get("pointing", "HE", head, CENTRE)
         assert first
         assert first.photographs == sum("HE" in photograph.masks for photograph in photographs)
@@ -285,10 +285,10 @@ def check_redrawn_heads(
         classes = [answer.maps[head].target for answer in answers]
         pairs = []
         for seed in range(randomisation.DRAWS):
-            redrawn = next(redrawn_models(explainer.model, lambda: RetinaNet(5, RESNET10), seed))
+            _, redrawn = next(redrawn_models(explainer.model, lambda: RetinaNet(5, RESNET10), seed))
             maps = GradCAM(redrawn)(x, [head_logit(head, classes)])[0]
             pairs += [(a.maps[head].values.ravel(), b.ravel()) for a, b in zip(answers, maps, strict=True)]
-        figure = found.get("redrawn", "", head, STAGE_NAMES[0])
+        figure = found.get("redrawn", "", head, "heads")
         correlations = [spearmanr(a, b).statistic for a, b in pairs if a.any() and b.any()]
         assert figure and figure.interval.value == pytest.approx(np.mean(correlations))
 
@@ -455,7 +455,7 @@ def test_the_sanity_check_is_sure_only_where_the_whole_interval_is() -> None:
     def passes(low: float, high: float) -> bool:
         """Of the ME head's figure, whichever way the DR head's passes."""
         figures = [
-            Figure("redrawn", "", head, STAGE_NAMES[-1], 9, Interval((a + b) / 2, a, b))
+            Figure("redrawn", "", head, list(STAGES)[-1], 9, Interval((a + b) / 2, a, b))
             for head, a, b in (("dr", ALIKE_BELOW - 0.2, ALIKE_BELOW - 0.1), ("me", low, high))
         ]
         return Faithfulness(figures, {}).depends_on_weights  # type: ignore[arg-type]
@@ -560,14 +560,14 @@ def test_redrawn_maps_are_compared_photograph_by_photograph(
         classes = [answer.maps[head].target for answer in answers]
         rows = np.zeros((9, 3))
         for seed in range(2):
-            redrawn = next(redrawn_models(explainer.model, explainer.untrained, seed))
+            _, redrawn = next(redrawn_models(explainer.model, explainer.untrained, seed))
             maps = GradCAM(redrawn)(x, [head_logit(head, classes)])[0]
             maps[7] = 0
             for row, answer, other in zip(rows, answers, maps, strict=True):
                 if (own := answer.maps[head].values).any() and other.any():
                     row[:2] += spearmanr(own.ravel(), other.ravel()).statistic, 1
                 row[2] += not other.any()
-        of = {f.measure: f.interval for f in figures if (f.head, f.of) == (head, STAGE_NAMES[0])}
+        of = {f.measure: f.interval for f in figures if (f.head, f.of) == (head, "heads")}
         assert of["blank"].value == pytest.approx(rows[:, 2].sum() / 2 / 9)
         expected = bootstrap(rows, _mean_of_seen)
         for end in ("value", "low", "high"):
@@ -605,7 +605,7 @@ def test_a_mask_without_a_pixel_is_no_kind_of_lesion(tmp_path: Path) -> None:
 def test_the_table_tells_each_stage_of_redrawing_for_each_head() -> None:
     figures = [
         Figure(measure, "", head, stage, 9, Interval(0.1 * number + shift, np.nan, np.nan))  # type: ignore[arg-type]
-        for number, stage in enumerate(STAGE_NAMES)
+        for number, stage in enumerate(STAGES)
         for measure, head, shift in (
             ("redrawn", "dr", 0),
             ("redrawn", "me", -0.6),

@@ -106,7 +106,7 @@ def only(p: Predictions, keep: Any) -> Predictions:
 def test_na_is_no_grade_and_an_empty_cell_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(HEADER + "a,NA,1\nb,2,na\nc,NA,NA\nd,,1\n")
     annotations, faults = scan_annotations(tmp_path / "a.csv")
-    assert [(row.image, row.dr_grade, row.me_grade) for row in annotations.rows] == [("a", None, 1), ("b", 2, None)]
+    assert [(row.image, row.dr_grade, row.me_grade) for row in annotations] == [("a", None, 1), ("b", 2, None)]
     assert faults == [
         "line 4: expected a grade, found NA twice; leave 'c' out, row and file",
         "line 5: Retinopathy grade: expected a whole number from 0, found ''; write NA where it was not graded",
@@ -116,7 +116,7 @@ def test_na_is_no_grade_and_an_empty_cell_is_a_fault(tmp_path: Path) -> None:
 def test_what_pandas_writes_for_missing_labels_is_read(tmp_path: Path) -> None:
     frame = pd.DataFrame({"Image name": ["a", "b"], "Retinopathy grade": [3, 0], "Risk of macular edema": [None, 1]})
     frame.to_csv(tmp_path / "a.csv", index=False, na_rep=NA)
-    rows = scan_annotations(tmp_path / "a.csv")[0].rows
+    rows = scan_annotations(tmp_path / "a.csv")[0]
     assert [(row.dr_grade, row.me_grade) for row in rows] == [(3, None), (0, 1)]
 
 

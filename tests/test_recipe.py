@@ -179,7 +179,7 @@ def test_resumed_average_and_rates_are_those_of_a_run_never_stopped(data: DataSe
 
         train, valid = items(data)
         return fit(t, train, valid, tmp_path / "resume.pth", lambda row: None, lambda history: None,
-                   lambda epoch, n: show)  # fmt: skip
+                   lambda *_: show)  # fmt: skip
 
     through = trainer()
     assert run(through)
@@ -503,7 +503,7 @@ def test_a_run_that_failed_while_it_finished_is_calibrated_once(tmp_path: Path) 
     result = run("a", "--resume")  # without --allow-leakage, which was given as it began
     assert result.exit_code == 0, result.output
     assert "Warning: same bytes: train/eye_0.jpg and test/eye_0.jpg" in result.output
-    assert "Resuming a after its last epoch" in result.output
+    assert "Resuming a at the end of its last epoch" in result.output
     after = load_checkpoint(tmp_path / "runs/a/best.pth")
     assert before.contract.provenance["dr_temperature"] != 1.0
     assert after.contract == before.contract

@@ -29,7 +29,7 @@ def graded(*train: int, test: tuple[int, ...] = ()) -> DataSet:
 
     def split(name: str, grades: tuple[int, ...]) -> Split:
         photos = tuple(Photo(Path(f"{n}.jpg"), f"{n}.jpg", n, grade, 0) for n, grade in enumerate(grades, 2))
-        return Split(name, Path(name), photos)
+        return Split(Path(name), photos)
 
     return DataSet(Path(), {"train": split("train", train), "test": split("test", test or train)}, train)
 

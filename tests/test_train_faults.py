@@ -302,6 +302,7 @@ def interrupted(artifacts: Path, data: Path) -> Path:
         ({"ema": 1.0}, "ema: expected a finite number from 0.0 to below 1.0, found 1.0"),
         ({"me_positive_from": 4}, "me_positive_from: expected a whole number from 1 to 3, found 4"),
         ({"dr_weight": 0, "me_weight": 0}, "dr_weight, me_weight: expected one of them above 0"),
+        ({"weights": None}, "weights: expected text, found None"),
     ],
     ids=str,
 )
@@ -391,7 +392,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, data: Path) -> N
     assert "cannot be read safely" in refused(tmp_path / "a", data, *QUICK, "--weights", file)
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"data": 5}'])
 def test_a_damaged_config_is_named(tmp_path: Path, data: Path, content: str) -> None:
     folder = interrupted(tmp_path, data)
     (folder / "resume.pth").touch()
@@ -405,7 +406,7 @@ SOUND = '{"devices": 1, "data_fingerprint": "a", '
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "{}", "[]", '{"devices": 1}', SOUND + '"asked": []}', SOUND + '"dr_grades": 5}']
+    "content", ["{", "{}", "[]", '{"devices": 1}', SOUND + '"asked": []}', SOUND + '"dr_grades": [[1]]}']
 )
 def test_damaged_facts_of_a_run_are_named(tmp_path: Path, data: Path, content: str) -> None:
     config = TrainConfig(str(data), image_size=32, backbone=RESNET10, weights="none", workers=0)

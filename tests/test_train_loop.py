@@ -47,7 +47,7 @@ from retina.train.resume import load_resume, save_resume, saved_progress
 from retina.train.run import Run
 from retina.train.stop import StopRequest
 from retina.train.totals import Totals
-from retina.train.tracking import NoTracker
+from retina.train.tracking import Tracker
 from retina.train.trainer import Trainer
 from small_backbone import RESNET10
 from small_set import SMALL, items, small_set
@@ -95,7 +95,7 @@ def train_epoch(t: Trainer, train: TrainItems, plan: EpochPlan | None = None) ->
 
 def run(t: Trainer, data: DataSet, file: Path, show: Callable[[int, Totals], None] = lambda n, totals: None) -> bool:
     train, valid = items(data)
-    return fit(t, train, valid, file, lambda row: None, lambda history: None, lambda epoch, n: show)
+    return fit(t, train, valid, file, lambda row: None, lambda history: None, lambda *_: show)
 
 
 def weights(t: Trainer) -> dict[str, Tensor]:
@@ -178,9 +178,7 @@ def test_frozen_layers_and_their_statistics_wait_for_the_epoch_that_opens_them(d
         seen.append(weights(t))
         rates.append(history[-1]["lr_backbone"])
 
-    fit(
-        t, *items(data), tmp_path / "resume.pth", lambda row: None, on_epoch, lambda epoch, n: lambda done, totals: None
-    )
+    fit(t, *items(data), tmp_path / "resume.pth", lambda row: None, on_epoch, lambda *_: lambda done, totals: None)
     start, first, second = seen
     frozen = [name for name in start if name.startswith(FROZEN)]
     assert any("running_mean" in name for name in frozen)
@@ -217,7 +215,7 @@ def test_a_network_that_diverged_in_its_last_step_is_not_kept(data: DataSet, tmp
     with pytest.raises(NonFiniteLossError, match="epoch 1: expected a finite loss on valid, found DR nan"):
         fit(
             t, train, valid, tmp_path / "resume.pth", kept.append, lambda history: None,
-            lambda epoch, n: lambda done, totals: None,
+            lambda *_: lambda done, totals: None,
         )  # fmt: skip
     assert kept == []
 
@@ -320,7 +318,7 @@ def test_photographs_are_augmented_as_asked(
     monkeypatch.setattr(pipeline, "fit", noted)
     config = replace(RECIPE, data=str(data.root), weights=str(pretrained(data.root)), augment=augment)
     with pytest.raises(KeyboardInterrupt):
-        train(config, Run(tmp_path, "a"), device="cpu", quiet=True)
+        train(config, Run(tmp_path, "a"), device="cpu")
     assert torch.equal(*pictures)
 
 
@@ -390,7 +388,7 @@ def test_killed_twice_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path)
         process.join()
         assert process.exitcode == -signal.SIGKILL, said.read_text()
         saved = resume.stat().st_mtime_ns
-    assert said.read_text().count("Resuming killed in epoch ") == 1
+    assert said.read_text().count("Resuming killed at ") == 1
     assert json.loads((resume.parent / "config.json").read_text())["workers"] == 0
     for name, *options in (("killed", "--resume"), ("whole",)):
         result = CliRunner().invoke(main, command(data, tmp_path, name, "--workers", "1", *options))
@@ -581,7 +579,7 @@ def test_curves_are_drawn_now_and_then_and_at_a_stop(
 
     monkeypatch.setattr(pipeline, "fit", stopped)
     config = replace(RECIPE, data=str(data.root), weights=str(pretrained(data.root)))
-    assert not train(config, Run(tmp_path, "curves"), device="cpu", quiet=True)
+    assert not train(config, Run(tmp_path, "curves"), device="cpu")
     assert drawn == expected
 
 
@@ -676,7 +674,7 @@ def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
     moved = shutil.copytree(data.root, tmp_path / "moved")
     result = CliRunner().invoke(main, [str(moved), "--resume", "--cache", "memory", "--artifacts", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert "Resuming twice in epoch 2 of 3." in result.output
+    assert "Resuming twice at the start of epoch 2 of 3." in result.output
     config = json.loads((tmp_path / "runs" / "twice" / "config.json").read_text())
     assert (config["data"], config["cache"], config["workers"]) == (str(moved), "memory", 0)
 
@@ -687,9 +685,9 @@ def test_resumed_a_run_is_tracked_and_runs_where_it_was_asked_to(
     tracked: list[str | None] = []
     devices: list[str] = []
 
-    def make(kind: str | None, _: Path) -> NoTracker:
+    def make(kind: str | None, _: Path) -> Tracker:
         tracked.append(kind)
-        tracker = NoTracker()
+        tracker = Tracker()
         tracker.kind = kind
         return tracker
 
@@ -744,7 +742,7 @@ def test_how_far_a_run_is_saved(data: DataSet, tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_or_is_interrupted_is_ended_for_its_tracker(data: DataSet, tmp_path: Path) -> None:
-    class Recorded(NoTracker):
+    class Recorded(Tracker):
         def __init__(self, error: BaseException | None = None) -> None:
             self.error, self.stopped = error, list[bool]()
 
@@ -765,7 +763,7 @@ def test_a_run_that_fails_or_is_interrupted_is_ended_for_its_tracker(data: DataS
     ):
         tracker = Recorded(None if name == "diverged" else error)
         with pytest.raises(type(error)):
-            train(recipe, Run(tmp_path, name), device="cpu", tracker=tracker, quiet=True)
+            train(recipe, Run(tmp_path, name), device="cpu", tracker=tracker)
         assert tracker.stopped == [failed], name
 
 

@@ -47,12 +47,12 @@ def as_another_camera(picture: Tensor) -> Tensor:
         x = x * (1.0 + _uneven(x, -0.5, 0.5))
     if _chance(0.2):
         veil = _uneven(x, 0.0, 1.0).clamp(0.0, 1.0) * _between(0.0, 0.5)
-        x = x * (1.0 - veil) + _HAZE * _spread(3, 0.3) * veil * lit
+        x = x * (1.0 - veil) + _HAZE * _spread(0.3) * veil * lit
     if _chance(0.4):
-        x = x * (1.0 - _between(0.04, 0.5) * _specks(x) * _spread(3, 0.1))
+        x = x * (1.0 - _between(0.04, 0.5) * _specks(x) * _spread(0.1))
     if _chance(0.1):
         veil = _between(0.04, 0.4) * _specks(x) * lit
-        x = x * (1.0 - veil) + _HAZE * _spread(3, 0.3) * veil
+        x = x * (1.0 - veil) + _HAZE * _spread(0.3) * veil
     x = _other_sharpness(x.clamp(0.0, 1.0))
     if _chance(0.2):
         x = x + torch.randn_like(x) * _between(0.005, 0.04) * lit
@@ -83,8 +83,8 @@ def _other_mask(picture: Tensor) -> Tensor:
 
 def _other_colours(x: Tensor, lit: Tensor) -> Tensor:
     """Change exposure, gamma, white balance, saturation and contrast of (3, S, S) in [0, 1]; ``lit`` is (1, S, S)."""
-    gamma = math.exp(_between(-0.5, 0.5)) * _spread(3, 0.2)
-    gain = math.exp(_between(-0.3, 0.3)) * _spread(3, 0.25)
+    gamma = math.exp(_between(-0.5, 0.5)) * _spread(0.2)
+    gain = math.exp(_between(-0.3, 0.3)) * _spread(0.25)
     x = x.clamp(min=1e-4) ** gamma * gain
     grey = x.mean(dim=0, keepdim=True)
     x = grey + (x - grey) * _between(0.5, 1.5)
@@ -150,9 +150,9 @@ def _specks(x: Tensor) -> Tensor:
     return (specks * (2.0 * math.pi * sigma**2 * _between(1.0, 2.5))).clamp(max=1.0)
 
 
-def _spread(n: int, width: float) -> Tensor:
-    """(n, 1, 1): factors between exp(-width) and exp(width), one per channel."""
-    return torch.exp((2.0 * torch.rand(n, 1, 1) - 1.0) * width)
+def _spread(width: float) -> Tensor:
+    """(3, 1, 1): factors between exp(-width) and exp(width), one per channel."""
+    return torch.exp((2.0 * torch.rand(3, 1, 1) - 1.0) * width)
 
 
 def _between(low: float, high: float) -> float:

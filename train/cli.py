@@ -13,18 +13,17 @@ from dataclasses import replace
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import click
 
 from ..runtime.errors import ModelFileError, UsageError, require_extra
-from ..runtime.options import PathName, is_given, require_alone, require_artifacts
+from ..runtime.options import Command, PathName, artifacts_option, is_given, require_alone, require_artifacts
 from ..runtime.terminal import answer, exit_codes, tell
 from .config import BOUNDS, TrainConfig
 
 DEFAULTS = TrainConfig(data="")
 _TYPES = get_type_hints(TrainConfig)
-Command = TypeVar("Command", bound=Callable[..., Any])
 MAY_CHANGE = ("workers", "cache")
 """Options that cannot change what is learnt, so that a resumed run may have others."""
 EXTRA_MODULES = ("torch", "torchvision", "lightning_fabric", "sklearn", "pandas", "matplotlib", "tqdm", "imagehash")
@@ -129,15 +128,7 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
     help="Also log to MLflow, at MLFLOW_TRACKING_URI or else to mlflow.db in --artifacts.",
 )
 @click.option("--list", "list_only", is_flag=True, help="Show all runs side by side, and do nothing else.")
-@click.option(
-    "--artifacts",
-    type=PathName(),
-    envvar="RETINA_ARTIFACTS",
-    default=Path("artifacts"),
-    show_default=True,
-    metavar="DIR",
-    help="Where runs and models are kept; also RETINA_ARTIFACTS.",
-)
+@artifacts_option("Where runs and models are kept")
 @click.version_option(package_name="retina-edge")
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:

@@ -41,7 +41,8 @@ class TrainConfig:
     Stored in every checkpoint and in the run's ``config.json``.
 
     Raises:
-        UsageError: a value of another type, out of its range, or not among the choices; or both heads weigh nothing.
+        UsageError: a value of another type, out of its range, or not among the choices; both heads weigh nothing, or
+            batch-norm would see one value alone.
     """
 
     data: str
@@ -104,6 +105,8 @@ class TrainConfig:
         for name, hint in get_type_hints(TrainConfig).items():
             value: Any = getattr(self, name)
             choices = [choice for choice in get_args(hint) if isinstance(choice, str)]
+            if hint is str and not isinstance(value, str):
+                raise UsageError(f"{name}: expected text, found {value!r}")
             if choices and value not in choices:
                 raise UsageError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
             if name in BOUNDS and not (value is None and type(None) in get_args(hint)):

@@ -47,7 +47,6 @@ class Photo:
 class Split:
     """One of train, valid and test."""
 
-    name: str
     annotations: Path
     photos: tuple[Photo, ...]
 
@@ -102,7 +101,7 @@ def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
     """
     require_splits(root)
     faults: list[str] = []
-    splits = {name: _read_split(root / name, name, me_positive_from, faults) for name in SPLITS}
+    splits = {name: _read_split(root / name, me_positive_from, faults) for name in SPLITS}
     dr_grades = tuple(sorted({photo.dr_grade for photo in splits["train"].photos if photo.dr_grade is not None}))
     for name in SPLITS[1:] if dr_grades else ():
         for photo in splits[name].photos:
@@ -134,18 +133,19 @@ def sound_dataset(root: Path, me_positive_from: int | None = None) -> DataSet:
     return data
 
 
-def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: list[str]) -> Split:
-    annotations, row_faults = scan_annotations(folder / "annotations.csv")
-    faults += [f"{annotations.path}, {fault}" for fault in row_faults]
+def _read_split(folder: Path, me_positive_from: int | None, faults: list[str]) -> Split:
+    annotations = folder / "annotations.csv"
+    rows, row_faults = scan_annotations(annotations)
+    faults += [f"{annotations}, {fault}" for fault in row_faults]
     images = folder / "images"
     if not os.path.isdir(images):
         faults.append(f"{images}: expected a folder of photographs, found none there")
-        return Split(name, annotations.path, ())
+        return Split(annotations, ())
     index = NameIndex(images)
     photos: list[Photo] = []
     owner: dict[str, int] = {}  # file -> the first line that names it
-    for row in annotations.rows:
-        where = f"{annotations.path}, line {row.line}"
+    for row in rows:
+        where = f"{annotations}, line {row.line}"
         try:
             file = index.find(row.image)
         except AnnotationError as err:
@@ -165,12 +165,12 @@ def _read_split(folder: Path, name: str, me_positive_from: int | None, faults: l
             caption, source, patient = (extra.get(key, "") for key in ("caption", "source", "patient"))
             patient = re.sub(r"^(\d+)\.0+$", r"\1", patient)  # pandas writes 12.0 if any cell of the column was empty
             photos.append(Photo(images / file, row.image, row.line, row.dr_grade, me, caption, source, patient))
-    listed = owner.keys() | (_mentioned(annotations.path, index) if row_faults else set())
+    listed = owner.keys() | (_mentioned(annotations, index) if row_faults else set())
     # Of a file in which no photograph is named, such as a spreadsheet's own, its own faults say enough.
     unlisted = [file for file in index.names if file not in listed] if listed or not row_faults else []
-    faults += [f"{images / file}: expected a row in {annotations.path}, found none" for file in unlisted]
+    faults += [f"{images / file}: expected a row in {annotations}, found none" for file in unlisted]
     # By name, so that which photographs an epoch draws, and in which order, does not depend on the order of the rows.
-    return Split(name, annotations.path, tuple(sorted(photos, key=lambda photo: photo.path.as_posix())))
+    return Split(annotations, tuple(sorted(photos, key=lambda photo: photo.path.as_posix())))
 
 
 def _mentioned(path: Path, index: NameIndex) -> set[str]:

@@ -11,6 +11,9 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from ..runtime.errors import UsageError
 
+FABRIC_NAMES = {"bf16": "bf16-mixed", "fp32": "32-true"}
+"""Fabric's names of the precisions."""
+
 
 def make_fabric(device: str, precision: str) -> Fabric:
     """Lightning Fabric for this device, or for the process group that ``torchrun`` started.
@@ -18,19 +21,25 @@ def make_fabric(device: str, precision: str) -> Fabric:
     Args:
         device: as ``pick_device`` returns it.
         precision: ``fp32``, ``bf16``, ``auto`` for bf16 where it is faster, or as Fabric names it.
+
+    Raises:
+        UsageError: another precision.
     """
     accelerator = device.split(":", maxsplit=1)[0]
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     devices: Any = local if ":" not in device else [int(device.split(":")[1])]
     if precision == "auto":
         precision = "bf16" if bf16_is_faster(accelerator) else "fp32"
+    precision = FABRIC_NAMES.get(precision, precision)
+    if precision not in FABRIC_NAMES.values():
+        raise UsageError(f"precision: expected one of auto, {', '.join(FABRIC_NAMES)}, found {precision}")
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
         num_nodes=max(world // local, 1),
         # Each device keeps the batch-norm statistics of its own share; ``Trainer`` averages them.
         strategy=DDPStrategy(broadcast_buffers=False) if world > 1 else "auto",
-        precision={"bf16": "bf16-mixed", "fp32": "32-true"}.get(precision, precision),  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
     )
     fabric.launch()
     # PyTorch's default, True, computes convolutions with a mantissa of 10 bits, but fp32 is promised.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -52,14 +52,12 @@ def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor, untraine
     }
 
 
-def check_same(run: Run, survey: Survey, fabric: Fabric) -> None:
+def check_same(facts: Mapping[str, Any], run: Run, survey: Survey, fabric: Fabric) -> None:
     """Refuse to resume a run with another number of devices, other data, or data in another order.
 
     Raises:
-        UsageError: one of them differs from what the run recorded when it began.
-        ModelFileError: that record is damaged.
+        UsageError: one of them differs from the ``facts`` that the run recorded when it began.
     """
-    facts = run.facts()
     if facts["devices"] != fabric.world_size:
         raise UsageError(
             f"{run.folder}: expected {facts['devices']} devices as the run began, found {fabric.world_size}: another "
@@ -79,13 +77,9 @@ def check_same(run: Run, survey: Survey, fabric: Fabric) -> None:
         )
 
 
-def grades_of_run(run: Run, of_data: tuple[int, ...]) -> tuple[int, ...]:
-    """The network's DR grades as the run began, which may be more than the data's: see ``start.grades_of_network``.
-
-    Raises:
-        ModelFileError: the run's record is damaged.
-    """
-    recorded = tuple(run.facts().get("dr_grades", of_data))
+def grades_of_run(facts: Mapping[str, Any], of_data: tuple[int, ...]) -> tuple[int, ...]:
+    """The network's DR grades as the run began, which may be more than the data's: see ``start.grades_of_network``."""
+    recorded = tuple(facts.get("dr_grades", of_data))
     return recorded if set(of_data) <= set(recorded) else of_data  # other data, which check_same refuses
 
 

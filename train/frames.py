@@ -27,7 +27,7 @@ from ..runtime import field, jpeg, picture
 from ..runtime.contract import Preprocessing
 from ..runtime.digest import sha256_of
 from ..runtime.errors import OutputError, PictureError
-from ..runtime.file_state import Stamp, stamp
+from ..runtime.file_state import stamp
 from ..runtime.output_file import require_free, write_atomically, write_text_atomically
 from ..runtime.picture import decode
 from ..runtime.versions import decoder_versions
@@ -205,13 +205,10 @@ def _expect_room(folder: Path, needed: int) -> None:
 
 def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: str) -> str:
     """The cache's key: each file's path, size and times, the framing, its code, and the libraries' versions."""
-    stats = [(os.path.realpath(path), *_size_and_times(path)) for path in paths]
+    # Of a broken link, for example, there are none: reading it reports the fault.
+    stats = [(os.path.realpath(path), *(stamp(path) or ())) for path in paths]
     prep = {**asdict(preprocessing), "intermediate_size": preprocessing.intermediate_size}
     code = [sha256_of(Path(inspect.getfile(module))) for module in (picture, jpeg, field, framing)]
     versions = {**current_versions(), **decoder_versions(), "ImageHash": version("ImageHash")}
     text = json.dumps([stats, prep, dtype, PHASH_SIDE, code, versions])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _size_and_times(path: Path) -> Stamp:
-    return stamp(path) or (0, 0, 0)  # such as a broken link: reading it reports the fault

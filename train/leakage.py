@@ -25,12 +25,14 @@ million pairs with the train split, all but one differ in 18 or more (``docs/tra
 _ROWS_AT_ONCE = 1024
 """Rows compared at a time: 40 MB against 10 000 photographs of the other split."""
 
+Kind = Literal["same bytes", "near-identical", "same patient"]
+
 
 @dataclass(frozen=True)
 class Leak:
     """One photograph, or patient, found in two splits, or a photograph found twice in one."""
 
-    kind: Literal["same bytes", "near-identical", "same patient"]
+    kind: Kind
     first: str
     """``split/name``, or for a patient ``split (n photographs)``."""
     second: str
@@ -72,9 +74,7 @@ def find_leaks(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]
         )
         for i, j in _near(_bits(look for _, look in left), _bits(look for _, look in right)):
             (photo_a, look_a), (photo_b, look_b) = left[i], right[j]
-            kind: Literal["same bytes", "near-identical"] = (
-                "same bytes" if look_a.sha256 == look_b.sha256 else "near-identical"
-            )
+            kind: Kind = "same bytes" if look_a.sha256 == look_b.sha256 else "near-identical"
             leaks.append(_leak(kind, a, photo_a, b, photo_b))
         counts = {split: Counter(p.patient for p in data.splits[split].photos if p.patient) for split in (a, b)}
         for patient in sorted(counts[a].keys() & counts[b].keys()):
@@ -102,7 +102,7 @@ def find_copies(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak
     return copies
 
 
-def _leak(kind: Literal["same bytes", "near-identical"], a: str, photo_a: Photo, b: str, photo_b: Photo) -> Leak:
+def _leak(kind: Kind, a: str, photo_a: Photo, b: str, photo_b: Photo) -> Leak:
     labels = [
         (name, getattr(photo_a, field), getattr(photo_b, field))
         for name, field in (("DR grade", "dr_grade"), ("ME risk", "me_label"))

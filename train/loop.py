@@ -22,7 +22,7 @@ def fit(
     resume_file: Path,
     on_best: Callable[[dict[str, float]], None],
     on_epoch: Callable[[list[dict[str, float]]], None],
-    show_epoch: Callable[[int, int], Callable[[int, Totals], None]],
+    show_epoch: Callable[[int, int, int], Callable[[int, Totals], None]],
 ) -> bool:
     """Train to the end of the last epoch.
 
@@ -33,7 +33,8 @@ def fit(
         resume_file: written at the start, after each epoch and at a stop.
         on_best: called with the epoch's row of history if its score is the best so far.
         on_epoch: called with the history after each epoch.
-        show_epoch: makes an epoch's progress callback from its number and its number of remaining micro-batches.
+        show_epoch: makes an epoch's progress callback from its number, that of the last one, and the number of
+            micro-batches that it has left.
 
     Returns:
         True at the end; False if stopped by SIGINT or SIGTERM, with everything saved.
@@ -57,7 +58,8 @@ def fit(
             if progress.batch == 0 and progress.epoch == config.unfreeze_epoch:
                 trainer.unfreeze()
             plan.epoch, plan.start = progress.epoch, progress.batch
-            if trainer.train_epoch(train_batches, stop, show_epoch(progress.epoch, len(plan)), plan.n_batches):
+            show = show_epoch(progress.epoch, config.epochs, len(plan))
+            if trainer.train_epoch(train_batches, stop, show, plan.n_batches):
                 # When resumed, each device continues from an equal share of the sum.
                 progress.totals = Totals(*(total / fabric.world_size for total in trainer.summed_totals()))
                 save_resume(trainer, resume_file)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, get_args
+from typing import get_args
 
 import click
 
 from ..runtime.contract import MIN_SIDE, Framing
+from ..runtime.options import together
 
 BARE_FRAMING: Framing = "squash"
 BARE_IMAGE_SIZE = 384
 """The preprocessing of the original notebook, whose checkpoints are bare state_dicts."""
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_OPTIONS = (
+bare_options = together(
     click.option(
         "--framing",
         type=click.Choice(get_args(Framing)),
@@ -29,10 +27,3 @@ _OPTIONS = (
         help=f"Likewise: the side of the square that it was trained on.  [default: {BARE_IMAGE_SIZE}]",
     ),
 )
-
-
-def bare_options(command: Command) -> Command:
-    """Add --framing and --image-size."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command

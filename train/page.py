@@ -98,7 +98,7 @@ $links<a href="#mistakes">Worst mistakes</a><a href="#reading">How to read this<
 </header>
 
 <section id="figures">
-<h2>Figures on $judged</h2>
+<h2>Figures on test</h2>
 <p>$n photographs of $patients patients. In brackets: 95% interval over $resamples resamples of patients.</p>
 <div class="cards">$cards</div>
 $figures
@@ -125,7 +125,7 @@ $roc
 $splits
 
 <section id="mistakes">
-<h2>Worst mistakes on $judged</h2>
+<h2>Worst mistakes on test</h2>
 <p>Farthest from the true grade first, then the most confident. The label may be wrong instead of the model.</p>
 <h3>DR grade</h3>
 $dr_mistakes

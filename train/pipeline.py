@@ -33,7 +33,7 @@ from .resume import load_resume
 from .run import CONFIG, FACTS, Run
 from .start import grades_of_network, open_start, start_notes
 from .survey import survey_data
-from .tracking import NoTracker, Tracker
+from .tracking import Tracker
 from .trainer import Trainer
 
 
@@ -46,7 +46,6 @@ def train(
     allow_leakage: bool = False,
     tracker: Tracker | None = None,
     say: Callable[[str], None] = lambda line: None,
-    quiet: bool = False,
 ) -> bool:
     """Check the data, train, evaluate the best checkpoint on every split, publish.
 
@@ -58,7 +57,6 @@ def train(
         allow_leakage: train even if the same photograph is in two splits.
         tracker: where figures are logged besides the run's folder; None: nowhere.
         say: called with each line to print.
-        quiet: no progress bars, not even on a terminal.
 
     Returns:
         True when finished; False when stopped by Ctrl-C or SIGTERM, with everything saved for ``--resume``.
@@ -67,15 +65,14 @@ def train(
         RetinaError: anything that a user can fix; before training if it can be known by then.
     """
     require_splits(Path(config.data))  # before a folder is made, weights are downloaded or photographs are read
-    tracker = tracker or NoTracker()
+    tracker = tracker or Tracker()
     is_first = os.environ.get("RANK", "0") == "0"  # other devices' processes write nothing
     try:
         with run.claimed() if is_first else contextlib.nullcontext():
             if is_first and not resume and run.has_begun:
                 ways = "Give another --name" + (", or --resume it." if os.path.isfile(run.resume_file) else ".")
                 raise OutputError(f"{run.folder}: expected a new run, found one there. {ways}")
-            console = Console(say, shows_progress=not quiet)
-            return _train(config, run, device, resume, allow_leakage, tracker, console)
+            return _train(config, run, device, resume, allow_leakage, tracker, Console(say))
     except BaseException as err:
         if not run.has_finished:
             with contextlib.suppress(OutputError):  # the first error matters, not that the tracker fails too
@@ -110,7 +107,7 @@ def _train(
     may_leak = allow_leakage or resume  # a resumed run's leakage was accepted when it began
     survey = survey_data(config, preprocessing, run.artifacts / "cache", may_leak, console, fabric, before)
     of_data = survey.data.dr_grades
-    grades = grades_of_run(run, of_data) if resume else grades_of_network(start, config.weights, survey.data)
+    grades = grades_of_run(begun, of_data) if resume else grades_of_network(start, config.weights, survey.data)
     data = replace(survey.data, dr_grades=grades)
     survey = replace(survey, data=data)
     heads = trained_heads(data, config)
@@ -129,11 +126,9 @@ def _train(
 
     facts = {**run_facts(survey, fabric, trainer.dr_weights, untrained), "asked": asked}
     if resume:
-        check_same(run, survey, fabric)
+        check_same(begun, run, survey, fabric)
         load_resume(trainer, run.resume_file)
-        epoch = trainer.progress.epoch
-        where = f"in epoch {epoch} of {config.epochs}" if epoch <= config.epochs else "after its last epoch"
-        console.say(f"Resuming {run.name} {where}.")
+        console.say(f"Resuming {run.name} at {trainer.progress.place(config.epochs)}.")
     if fabric.is_global_zero:
         run.write(CONFIG, config.to_json())  # for a resumed run too, whose data may have moved
         if not resume:
@@ -141,10 +136,7 @@ def _train(
     tracker.start(run.name, config.to_dict(), facts, resume=resume)
 
     recorder = Recorder(run, trainer, contract, tracker, console)
-    if not fit(
-        trainer, train_items, valid_items, run.resume_file, recorder.best, recorder.epoch,
-        lambda epoch, n: console.epoch(epoch, config.epochs, n),
-    ):  # fmt: skip
+    if not fit(trainer, train_items, valid_items, run.resume_file, recorder.best, recorder.epoch, console.epoch):
         recorder.stopped()
         return False
     recorder.last()

@@ -60,7 +60,7 @@ def learning_curves(history: pd.DataFrame, out_png: Path) -> None:
     if (history[["lr_backbone", "lr_heads"]] > 0).any(axis=None):
         rates.set(yscale="log")
 
-    best = _best_row(history)
+    best = _best_epoch(history)
     for ax in axes.flat:
         if best is not None:
             ax.axvline(best, color=GREY, lw=1, ls="-.", label=f"best epoch ({best:.0f})", zorder=0)
@@ -99,7 +99,7 @@ def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_p
     figure, axes = _figure(1, 2, (9, 4.6))
     for split, p in predictions.items():
         decisions = Decisions.of(p, contract)
-        colour, dash = SPLIT_LINES.get(split, (GREEN, "-."))
+        colour, dash = SPLIT_LINES[split]
         for ax, true, pred, score in (
             (axes[0, 0], p.me_true, decisions.me_pred, p.me_probs[:, 1].astype(np.float64)),
             (axes[0, 1], decisions.referable_true, decisions.referable_pred, decisions.referable_prob),
@@ -156,7 +156,7 @@ def reliability_diagrams(p: Predictions, out_png: Path) -> None:
     write_png(out_png, figure)
 
 
-def _best_row(history: pd.DataFrame) -> float | None:
+def _best_epoch(history: pd.DataFrame) -> float | None:
     """Epoch of the highest validation score, the first of equal ones, which training keeps."""
     score = history["valid_score"]
     return None if score.isna().all() else float(history["epoch"][score.idxmax()])

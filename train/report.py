@@ -96,7 +96,7 @@ def write_report(
         config: the run's options and facts: versions, data fingerprint, leaks; may be nested.
         metrics: as in ``metrics.json``.
         history: one row per epoch, as in ``history.csv``.
-        predictions: the best checkpoint's predictions on each split of ``metrics``.
+        predictions: the best checkpoint's predictions on each split of ``metrics``, test among them.
         contract: the best checkpoint's.
 
     Returns:
@@ -109,9 +109,8 @@ def write_report(
     for split, p in predictions.items():
         write_text_atomically(run_dir / f"classification_report_{split}.txt", classification_report(p, contract))
 
-    judged = "test" if "test" in predictions else list(predictions)[-1]
-    figures = metrics["splits"][judged]
-    mistakes = worst_mistakes(predictions[judged], contract)
+    figures = metrics["splits"]["test"]
+    mistakes = worst_mistakes(predictions["test"], contract)
     splits = list(predictions)[::-1]
     page = PAGE.substitute(
         style=STYLE,
@@ -120,7 +119,6 @@ def write_report(
         epochs=len(history),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         links="".join(f'<a href="#split-{escape(split)}">{escape(split.capitalize())}</a>' for split in splits),
-        judged=escape(judged),
         n=figures["all"]["n"],
         patients=figures["all"]["patients"],
         resamples=figures["bootstrap"]["resamples"],
@@ -128,12 +126,12 @@ def write_report(
         figures=_figures_table(figures),
         sources=_source_note(figures),
         counts=_counts_table(predictions, contract),
-        leaks=_warning(contract.caution) + _warning(config.get("unnamed_patients")) + _leak_list(config.get("leaks")),
+        leaks=_warning(contract.caution) + _warning(config.get("unnamed_patients")) + _leak_list(config["leaks"]),
         curves=_picture(run_dir / CURVES, "Loss, accuracy, agreement and learning rates by epoch"),
         roc=_picture(run_dir / "roc.png", "ROC curves of ME risk and referable DR"),
         rules=escape("; ".join(rule_text(contract, task) for task in contract.thresholds if task != "dr")),
         splits="\n".join(
-            _split(run_dir, split, metrics["splits"][split], heads_the_page=split == judged) for split in splits
+            _split(run_dir, split, metrics["splits"][split], heads_the_page=split == "test") for split in splits
         ),
         dr_mistakes=_gallery(mistakes["dr"]) if figures["all"]["dr"]["n"] else _NO_LABELS,
         me_mistakes=_gallery(mistakes["me"]) if figures["all"]["me"]["n"] else _NO_LABELS,
@@ -251,9 +249,7 @@ def _warning(text: str | None) -> str:
     return f'<p class="warning">{escape(text[0].upper() + text[1:])}</p>' if text else ""
 
 
-def _leak_list(leaks: Sequence[str] | None) -> str:
-    if leaks is None:
-        return ""
+def _leak_list(leaks: Sequence[str]) -> str:
     if not leaks:
         return "<p>No photograph or patient was found in two splits.</p>"
     items = "".join(f"<li>{escape(str(leak))}</li>" for leak in leaks)

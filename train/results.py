@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -65,7 +66,8 @@ def judge_best(
 def publish(
     run: Run, test: Split, trainer: Trainer, best: Checkpoint, predictions: dict[str, Predictions], tracker: Tracker
 ) -> Path:
-    """Write figures, plots, the test CSV and the report, and copy the results to the top of ``artifacts/``.
+    """Write figures, plots, the test CSV and the report, and copy the results to the top of ``artifacts/``; then
+    remove the state to resume from, so that the run has finished.
 
     Args:
         run: the run.
@@ -91,18 +93,9 @@ def publish(
     page = report.write_report(run.folder, settings, metrics, history, predictions, best.contract)
     tracker.finish(run.folder, metrics)
     for source, name in ((BEST, BEST_NAME), (FINAL, FINAL_NAME), (TEST_PREDICTIONS, TEST_PREDICTIONS)):
-        copy_whole(run.folder / source, run.artifacts / name)
+        write_atomically(run.artifacts / name, partial(shutil.copyfile, run.folder / source))
     run.resume_file.unlink(missing_ok=True)
     return page
-
-
-def copy_whole(source: Path, target: Path) -> None:
-    """Copy ``source`` to ``target`` atomically.
-
-    Raises:
-        OutputError: as ``write_atomically``.
-    """
-    write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
 
 
 def write_test_predictions(path: Path, split: Split, p: Predictions, contract: Contract) -> None:

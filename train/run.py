@@ -21,7 +21,7 @@ HISTORY, METRICS, CURVES = "history.csv", "metrics.json", "learning_curves.png"
 """The figures of each epoch, and those of the best one, by split."""
 BEST, FINAL, RESUME = "best.pth", "final.pth", "resume.pth"
 """The checkpoints of the best epoch and of the last, and the state to resume from, which is removed last."""
-_NEEDED_TO_RESUME: dict[str, type] = {
+_TYPES: dict[str, type] = {
     "devices": int,
     "data_fingerprint": str,
     "train_order": str,
@@ -30,7 +30,7 @@ _NEEDED_TO_RESUME: dict[str, type] = {
     "untrained_heads": list,
     "asked": dict,
 }
-"""The facts that a resumed run goes on with, and their types in JSON."""
+"""Of the facts that a resumed run goes on with, in JSON; runs of earlier versions lack some."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,11 @@ class Run:
             facts = dict(json.loads(self.facts_file.read_text()))
             if missing := {"devices", "data_fingerprint"} - facts.keys():
                 raise ValueError(f"no {' and no '.join(sorted(missing))}")
-            for name, kind in _NEEDED_TO_RESUME.items():
+            for name, kind in _TYPES.items():
                 if not isinstance(facts.get(name, kind()), kind):
                     raise ValueError(f"{name} is {facts[name]!r}")
+            if not all(isinstance(grade, int) for grade in facts.get("dr_grades", ())):
+                raise ValueError(f"dr_grades is {facts['dr_grades']!r}")
         except (OSError, ValueError, TypeError) as err:
             raise ModelFileError(
                 f"{self.facts_file}: expected the facts of a run, found damage: {err}. Start a new run."

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import OutputError, UsageError, require_extra
 from ..runtime.output_file import require_place
@@ -31,13 +31,13 @@ _LOGGED = ("*.html", "*.png", "*.txt", "*.csv", "*.json")
 """Files of a run's folder that are logged as artefacts; the best checkpoint is logged as the registered model."""
 
 
-class Tracker(Protocol):
-    """Logs a run somewhere besides its own folder.
+class Tracker:
+    """Logs a run somewhere besides its own folder: this one nowhere, because that folder records everything.
 
     Every method may raise OutputError if the tracker's store cannot be written.
     """
 
-    kind: str | None
+    kind: str | None = None
     """What ``make_tracker`` makes it from."""
 
     def start(self, run: str, config: Mapping[str, Any], facts: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -53,20 +53,6 @@ class Tracker(Protocol):
         """Log the finished run: ``metrics`` as in ``metrics.json``; ``best.pth`` in ``folder`` is registered."""
 
 
-class NoTracker:
-    """The default: logs nothing, because a run's own folder records everything."""
-
-    kind: str | None = None
-
-    def start(self, run: str, config: Mapping[str, Any], facts: Mapping[str, Any], *, resume: bool = False) -> None: ...
-
-    def epoch(self, row: Mapping[str, float]) -> None: ...
-
-    def stop(self, *, failed: bool = False) -> None: ...
-
-    def finish(self, folder: Path, metrics: Mapping[str, Any]) -> None: ...
-
-
 def make_tracker(kind: str | None, artifacts: Path = Path("artifacts")) -> Tracker:
     """The tracker for ``--track``: None or ``mlflow``. Under ``torchrun`` only the first process logs.
 
@@ -80,18 +66,18 @@ def make_tracker(kind: str | None, artifacts: Path = Path("artifacts")) -> Track
     if kind not in (None, "mlflow"):
         raise UsageError(f"--track: expected mlflow, found {kind}")
     if kind is None or os.environ.get("RANK", "0") != "0":
-        return NoTracker()
+        return Tracker()
     require_extra("mlflow", "mlflow", "sqlalchemy", "alembic")
     return MlflowTracker(artifacts, os.environ.get("MLFLOW_TRACKING_URI"))
 
 
-class MlflowTracker:
+class MlflowTracker(Tracker):
     """Logs parameters, each epoch's figures, final figures, artefacts and the best model, registered, to MLflow.
 
     Uses a client of its own and changes none of MLflow's global state.
     """
 
-    kind: str | None = "mlflow"
+    kind = "mlflow"
 
     def __init__(self, artifacts: Path, uri: str | None = None) -> None:
         place = Path(os.path.realpath(artifacts))

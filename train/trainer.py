@@ -205,7 +205,7 @@ class Trainer:
             return
         done = (self.progress.epoch - 1 + epoch_share) / self.config.epochs
         factor = min(1.0, done / WARM_UP + 1e-3) * 0.5 * (1.0 + math.cos(math.pi * done))
-        open_factor = UNFROZEN_RATE if self._is_open(self.progress.epoch, started=True) else 1.0
+        open_factor = UNFROZEN_RATE if self._is_open(started=True) else 1.0
         backbone, heads = self.optimizer.param_groups
         backbone["lr"] = self.config.lr_backbone * factor * open_factor
         heads["lr"] = self.config.lr_heads * factor
@@ -288,7 +288,7 @@ class Trainer:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.progress = Progress.of(state["progress"])
-        if self._is_open(self.progress.epoch, started=self.progress.batch > 0):
+        if self._is_open(started=self.progress.batch > 0):
             self._wrap(frozen=False)
         self.net.load_state_dict(state["net"])
         if self.average is not None:
@@ -296,10 +296,10 @@ class Trainer:
         self.optimizer.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
 
-    def _is_open(self, epoch: int, *, started: bool) -> bool:
-        """Whether the backbone is unfrozen during ``epoch`` (``started``), or just before it begins."""
+    def _is_open(self, *, started: bool) -> bool:
+        """Whether the backbone is unfrozen during the current epoch (``started``), or just before it begins."""
         opens = self.config.unfreeze_epoch
-        return opens is not None and (epoch > opens or (epoch == opens and started))
+        return opens is not None and self.progress.epoch + started > opens
 
 
 def steps(loader: Iterable[Batch], accumulate: int) -> Iterator[list[Batch]]:
