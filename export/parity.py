@@ -76,7 +76,8 @@ class Parity:
     """Largest relative difference of a Grad-CAM map from PyTorch's autograd; None without ``explain``."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For the contract, which travels: without the name of a photograph, which may be a patient's."""
+        return {name: value for name, value in asdict(self).items() if name != "worst_image"}
 
 
 @dataclass(frozen=True)

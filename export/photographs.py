@@ -29,7 +29,7 @@ class Photographs:
 
     paths: tuple[Path, ...]
     source: str
-    """Description for the contract's record, without a path of this machine."""
+    """Description for the contract's record, which travels: without the name of a file or a folder."""
 
     def __iter__(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         """Name and (H, W, 3) uint8 RGB of each, decoded at full size, one at a time.
@@ -65,7 +65,7 @@ def choose_photographs(given: Path | None, checkpoint: Checkpoint) -> Photograph
             raise UsageError(f"--check {given}: expected photographs, found none")
         for path in tracked(paths, "Reading"):
             decode(path)  # to fail now and not after the conversion
-        return Photographs(paths, f"photographs in {given.name}")
+        return Photographs(paths, "given photographs")
     valid = Path(checkpoint.config.get("data", "")) / "valid" / "images"
     if checkpoint.config.get("data") and os.path.isdir(valid):
         chosen = spread(find_pictures(valid).names, SAMPLE)

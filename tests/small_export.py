@@ -34,7 +34,7 @@ class SmallExport:
 
 def make_explained(checkpoint: Path, out: Path) -> None:
     """Export with Grad-CAM outputs."""
-    _export(checkpoint, "--explain", "--check", small_pictures(out.with_name("pictures")), "--out", out)
+    _export(checkpoint, "--explain", "--check", small_pictures(out.with_name("mueller")), "--out", out)
 
 
 def small_pictures(folder: Path) -> Path:

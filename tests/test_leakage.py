@@ -57,8 +57,8 @@ def test_the_same_bytes_in_two_splits_with_their_label_conflicts(tmp_path: Path)
     shutil.copy(images["train"] / "eye_4.jpg", images["valid"] / "eye_0.jpg")  # labelled DR 2 ME 1, and DR 0 ME 0
     shutil.copy(images["valid"] / "eye_1.jpg", images["test"] / "eye_1.jpg")  # with the same labels
     assert leaks_of(tmp_path) == [
-        "same bytes: train/eye_4.jpg and valid/eye_0.jpg; DR grade 2 and 0, ME risk 1 and 0",
-        "same bytes: valid/eye_1.jpg and test/eye_1.jpg",
+        "same bytes: train/eye_4.jpg (line 6) and valid/eye_0.jpg (line 2); DR grade 2 and 0, ME risk 1 and 0",
+        "same bytes: valid/eye_1.jpg (line 3) and test/eye_1.jpg (line 3)",
     ]
 
 
@@ -70,7 +70,7 @@ def test_a_recompressed_or_shrunk_copy_is_near_identical(tmp_path: Path, side: i
     copy = original.resize((side, round(side * original.height / original.width)))
     copy.save(tmp_path / "test/images/eye_1.jpg", quality=quality)
     assert leaks_of(tmp_path) == [
-        "near-identical: train/eye_2.jpg and test/eye_1.jpg; DR grade 2 and 1, ME risk 1 and 0"
+        "near-identical: train/eye_2.jpg (line 4) and test/eye_1.jpg (line 3); DR grade 2 and 1, ME risk 1 and 0"
     ]
 
 
@@ -101,7 +101,10 @@ def test_copies_stop_the_run(tmp_path: Path) -> None:
     quick = ["--image-size", "32", "--backbone", RESNET10, "--weights", "none", "--cache", "off"]
     result = CliRunner().invoke(main, [str(root), *quick, "--artifacts", str(tmp_path / "a")])
     assert result.exit_code == 2
-    assert "same bytes: train/eye_0.jpg and test/eye_2.jpg; DR grade 0 and 2, ME risk 0 and 1" in result.stderr
+    assert (
+        "same bytes: train/eye_0.jpg (line 2) and test/eye_2.jpg (line 4); DR grade 0 and 2, ME risk 0 and 1"
+        in result.stderr
+    )
     assert "--allow-leakage" in result.stderr
     assert not (tmp_path / "a" / "runs").exists()
 
@@ -115,11 +118,11 @@ def test_copies_in_one_split_are_told_and_stop_the_run_if_their_labels_differ(tm
     command = [str(root), *quick, "--artifacts", str(tmp_path / "a")]
     refused = CliRunner().invoke(main, command)
     assert refused.exit_code == 2
-    conflict = "same bytes: train/eye_1.jpg and train/eye_2.jpg; DR grade 1 and 2, ME risk 0 and 1"
+    conflict = "same bytes: train/eye_1.jpg (line 3) and train/eye_2.jpg (line 4); DR grade 1 and 2, ME risk 0 and 1"
     assert f"1 fault; nothing was trained. Fix and run again:\n  {conflict} (keep one, or train" in refused.stderr
     trained = CliRunner().invoke(main, [*command, "--allow-leakage"])
     assert trained.exit_code == 0, trained.output
-    for copies in ("same bytes: train/eye_0.jpg and train/eye_3.jpg\n", conflict):
+    for copies in ("same bytes: train/eye_0.jpg (line 2) and train/eye_3.jpg (line 5)\n", conflict):
         assert f"Warning: {copies}" in trained.output
 
 
@@ -139,7 +142,7 @@ def test_copies_are_found_in_each_split(tmp_path: Path, split: str) -> None:
         paths = [photo.path for photo in data.splits[name].photos]
         _, looks[name] = look_through(paths, Preprocessing(image_size=64), "uint8", "off", tmp_path)
     assert [str(copy) for copy in find_copies(data, looks)] == [
-        f"same bytes: {split}/eye_0.jpg and {split}/eye_2.jpg; DR grade 0 and 2, ME risk 0 and 1"
+        f"same bytes: {split}/eye_0.jpg (line 2) and {split}/eye_2.jpg (line 4); DR grade 0 and 2, ME risk 0 and 1"
     ]
 
 
@@ -154,7 +157,7 @@ def test_what_does_not_stop_a_run_is_told(tmp_path: Path) -> None:
     quick = ["--image-size", "128", "--backbone", RESNET10, "--weights", "none", "--workers", "0", "--epochs", "1"]
     result = CliRunner().invoke(main, [str(root), *quick, "--cache", "off", "--artifacts", str(tmp_path / "a")])
     assert result.exit_code == 0, result.output
-    assert "Warning: near-identical: train/eye_2 and valid/eye_2.jpg" in result.output
+    assert "Warning: near-identical: train/eye_2 (line 4) and valid/eye_2.jpg (line 4)" in result.output
     assert "Warning: same patient: patient p9: train (2 photographs) and test (1 photograph)" in result.output
     assert "Note: no Patient is named for 6 of 12 photographs." in result.output
 
@@ -181,4 +184,4 @@ def test_the_same_pixels_in_other_bytes_are_near_identical(tmp_path: Path) -> No
     for name, level in (("train", 1), ("valid", 9)):
         place = tmp_path / name / "images" / "eye_0.jpg"
         eye(7).save(place, "PNG", compress_level=level)
-    assert leaks_of(tmp_path) == ["near-identical: train/eye_0.jpg and valid/eye_0.jpg"]
+    assert leaks_of(tmp_path) == ["near-identical: train/eye_0.jpg (line 2) and valid/eye_0.jpg (line 2)"]

@@ -228,6 +228,7 @@ def test_the_largest_differences_are_kept_wherever_they_were(reference: Referenc
     assert found.batch_against_alone == pytest.approx(5e-3, rel=1e-3)
     assert found.worst == pytest.approx(5e-3, rel=1e-3)
     assert (found.worst_output, found.worst_image) == ("me_probs", "the first, mirrored")
+    assert found.worst_image not in found.to_dict().values(), "in the contract it would travel, and may be a patient's"
 
 
 def test_a_difference_in_a_batch_names_its_picture(reference: Reference) -> None:

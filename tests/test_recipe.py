@@ -502,7 +502,7 @@ def test_a_run_that_failed_while_it_finished_is_calibrated_once(tmp_path: Path) 
     published.rmdir()
     result = run("a", "--resume")  # without --allow-leakage, which was given as it began
     assert result.exit_code == 0, result.output
-    assert "Warning: same bytes: train/eye_0.jpg and test/eye_0.jpg" in result.output
+    assert "Warning: same bytes: train/eye_0.jpg (line 2) and test/eye_0.jpg (line 2)" in result.output
     assert "Resuming a at the end of its last epoch" in result.output
     after = load_checkpoint(tmp_path / "runs/a/best.pth")
     assert before.contract.provenance["dr_temperature"] != 1.0

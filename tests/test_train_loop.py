@@ -825,7 +825,7 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(finished_run: FinishedRun
 
 
 def test_copies_are_trained_on_when_allowed_and_stay_on_record(finished_run: FinishedRun) -> None:
-    leak = "same bytes: train/eye_0.jpg and test/eye_3.jpg; DR grade 0 and 3, ME risk 0 and 1"
+    leak = "same bytes: train/eye_0.jpg (line 2) and test/eye_3.jpg (line 5); DR grade 0 and 3, ME risk 0 and 1"
     assert f"Warning: {leak}" in finished_run.output
     assert leak in json.loads((finished_run.folder / "run.json").read_text())["leaks"]
 

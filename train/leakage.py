@@ -34,7 +34,7 @@ class Leak:
 
     kind: Kind
     first: str
-    """``split/name``, or for a patient ``split (n photographs)``."""
+    """``split/name (line of its annotations)``, or for a patient ``split (n photographs)``."""
     second: str
     """The same, of the other split."""
     patient: str = ""
@@ -108,7 +108,8 @@ def _leak(kind: Kind, a: str, photo_a: Photo, b: str, photo_b: Photo) -> Leak:
         for name, field in (("DR grade", "dr_grade"), ("ME risk", "me_label"))
     ]
     conflict = ", ".join(f"{name} {x} and {y}" for name, x, y in labels if None not in (x, y) and x != y)
-    return Leak(kind, f"{a}/{photo_a.image_name}", f"{b}/{photo_b.image_name}", conflict=conflict)
+    first, second = (f"{split}/{photo.image_name} (line {photo.line})" for split, photo in ((a, photo_a), (b, photo_b)))
+    return Leak(kind, first, second, conflict=conflict)
 
 
 def _bits(looks: Iterable[Look]) -> NDArray[np.float32]:
