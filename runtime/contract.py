@@ -38,6 +38,7 @@ HEAD_NAMES = {"dr": "DR grade", "me": "ME risk"}
 """What each head answers, for people."""
 MAX_DR_GRADE = 4
 """Highest grade of the International Clinical Diabetic Retinopathy scale (Wilkinson et al., Ophthalmology 2003)."""
+ME_LABELS = ("no risk", "risk")
 Framing = Literal["field", "squash"]
 Surround = Literal["black", "kept"]
 Resize = Literal["bilinear-antialias"]
@@ -161,8 +162,8 @@ class Contract:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     dr_grades: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Original grade of each index of ``dr_probs``, in ascending order."""
-    me_labels: tuple[str, ...] = ("no risk", "risk")
-    """Name of each index of ``me_probs``."""
+    me_labels: tuple[str, ...] = ME_LABELS
+    """Name of each index of ``me_probs``: always these."""
     thresholds: Mapping[str, Rule] = field(default_factory=default_thresholds)
     """The decision rule of each task: ``dr``, ``me``, ``referable_dr``, ``referable_me``."""
     precision: Precision = "fp32"
@@ -176,12 +177,12 @@ class Contract:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        _expect("schema", self.schema == SCHEMA, SCHEMA, self.schema)
+        _expect("schema", type(self.schema) is int and self.schema == SCHEMA, SCHEMA, self.schema)
         grades = self.dr_grades
-        ok = len(grades) >= 2 and all(type(g) is int for g in grades) and list(grades) == sorted(set(grades))
-        _expect("dr_grades", ok, "two or more whole numbers in rising order", list(grades))
-        ok = len(self.me_labels) == 2 and all(isinstance(label, str) for label in self.me_labels)
-        _expect("me_labels", ok, "two labels", list(self.me_labels))
+        ok = len(grades) >= 2 and all(type(g) is int and 0 <= g <= MAX_DR_GRADE for g in grades)
+        ok = ok and list(grades) == sorted(set(grades))
+        _expect("dr_grades", ok, f"two or more grades from 0 to {MAX_DR_GRADE} in rising order", list(grades))
+        _expect("me_labels", self.me_labels == ME_LABELS, list(ME_LABELS), list(self.me_labels))
         _expect("explain", isinstance(self.explain, bool), "true or false", self.explain)
         for name in ("provenance", "parity"):
             found = getattr(self, name)
@@ -267,13 +268,13 @@ class Contract:
         if not isinstance(body, dict):
             raise ModelFileError(f"{source}: expected a contract as a JSON object, found {type(body).__name__}")
         schema = body.get("schema")
-        if isinstance(schema, int) and schema > SCHEMA:
+        if type(schema) is int and schema > SCHEMA:
             raise ModelFileError(
                 f"{source}: contract schema: expected {SCHEMA}, found {schema}. A later version of retina-edge made "
                 "the file: upgrade to it."
             )
         try:
-            _expect("schema", schema == SCHEMA, SCHEMA, schema)
+            _expect("schema", type(schema) is int and schema == SCHEMA, SCHEMA, schema)
             _expect("input", _like(body.get("input") or {}, INPUT) == INPUT, INPUT, "another input")
             outputs = body.get("outputs")
             known = {f.name for f in fields(cls)}
@@ -289,7 +290,7 @@ class Contract:
             prep = {"surround": "kept", **_like(body.pop("preprocessing"), asdict(Preprocessing()))}
             prep["mean"], prep["std"] = tuple(prep["mean"]), tuple(prep["std"])
             grades, labels = body.pop("dr_grades"), body.pop("me_labels")
-            _expect("me_labels", isinstance(labels, list), "two labels", labels)
+            _expect("me_labels", isinstance(labels, list), list(ME_LABELS), labels)
             contract = cls(Preprocessing(**prep), tuple(grades), tuple(labels), thresholds, **body)
             named = [_like(output, contract.outputs[0]) for output in outputs or []]
             promised = [output for output in named if output["name"] in contract.output_names]

@@ -64,6 +64,13 @@ def test_model_is_torchvisions_resnet_with_two_heads() -> None:
         torch.testing.assert_close(net.feature_map(x).mean((2, 3)), features, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("grades", [1, 6])
+def test_a_bare_state_dict_of_more_grades_than_there_are_is_told(tmp_path: Path, grades: int) -> None:
+    torch.save(RetinaNet(grades, RESNET10).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ModelFileError, match=rf"w\.pth: expected a dr_head of 2 to 5 DR grades, found {grades}"):
+        load_checkpoint(tmp_path / "w.pth")
+
+
 def test_bare_state_dict_of_the_notebook(net: RetinaNet, tmp_path: Path) -> None:
     torch.save(net.state_dict(), tmp_path / "retina_multitask_best.pth")
     read = load_checkpoint(tmp_path / "retina_multitask_best.pth")

@@ -49,10 +49,10 @@ HISTORY = pd.DataFrame(
 )
 
 
-def predictions(folder: Path, dr: list[tuple[int, int, float]]) -> Predictions:
+def predictions(folder: Path, dr: list[tuple[int, int, float]], grades: int = 5) -> Predictions:
     """A photograph for each (true index, predicted index, confidence) of ``dr``; ME is right and wrong in turn."""
     n = len(dr)
-    dr_probs = np.stack([np.full(5, (1 - sure) / 4) for _, _, sure in dr])
+    dr_probs = np.stack([np.full(grades, (1 - sure) / (grades - 1)) for _, _, sure in dr])
     for row, (_, pred, sure) in zip(dr_probs, dr, strict=True):
         row[pred] = sure
     me_true = np.arange(n) % 2
@@ -198,9 +198,9 @@ def test_no_mistake_is_said_to_be_certain() -> None:
 
 
 def test_distance_is_in_grades_and_not_in_indices(tmp_path: Path) -> None:
-    contract = Contract(dr_grades=(0, 1, 2, 3, 9))
-    (first, second) = worst_mistakes(predictions(tmp_path, [(0, 3, 0.9), (3, 4, 0.5)]), contract)["dr"]
-    assert (first.said, second.said) == ("9", "3")
+    contract = Contract(dr_grades=(0, 1, 2, 4))
+    (first, second) = worst_mistakes(predictions(tmp_path, [(0, 1, 0.9), (2, 3, 0.5)], grades=4), contract)["dr"]
+    assert (first.said, second.said) == ("4", "1")
 
 
 def test_pictures_and_tables_stand_beside_the_page(run_dir: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime.contract import Contract, Framing, Preprocessing
+from ..runtime.contract import MAX_DR_GRADE, Contract, Framing, Preprocessing
 from ..runtime.errors import ModelFileError, UsageError
 from ..runtime.output_file import write_atomically
 from .model import RetinaNet, backbone_names, read_state_dict, unwrapped
@@ -146,6 +146,10 @@ def _from_bare(path: Path, body: Mapping[str, Any], framing: Framing, image_size
         raise ModelFileError(
             f"{path}: expected a retina-edge checkpoint, or the original notebook's state_dict with backbone.*, "
             f"dr_head.* and me_head.*, found the entries {found} ..."
+        )
+    if not 2 <= last_layer.shape[0] <= MAX_DR_GRADE + 1:
+        raise ModelFileError(
+            f"{path}: expected a dr_head of 2 to {MAX_DR_GRADE + 1} DR grades, found {last_layer.shape[0]}"
         )
     grades = tuple(range(last_layer.shape[0]))
     contract = Contract(Preprocessing(framing=framing, image_size=image_size), dr_grades=grades)
