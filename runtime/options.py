@@ -39,8 +39,10 @@ def require_artifacts(context: click.Context, folder: Path) -> None:
 
     The model that ships would take the place of the one meant.
     """
-    if context.get_parameter_source("artifacts") is not ParameterSource.DEFAULT and not os.path.isdir(folder):
-        raise click.BadParameter(f"expected a folder, found none: {folder}", context, param_hint="--artifacts")
+    source = context.get_parameter_source("artifacts")
+    if source is not ParameterSource.DEFAULT and not os.path.isdir(folder):
+        named = "RETINA_ARTIFACTS" if source is ParameterSource.ENVIRONMENT else "--artifacts"
+        raise click.BadParameter(f"expected a folder, found none: {folder}", context, param_hint=named)
 
 
 def is_given(context: click.Context, name: str) -> bool:
@@ -68,12 +70,7 @@ def require_alone(context: click.Context, option: str, *obeyed: str) -> None:
         raise UsageError(f"{option}: found beside it {', '.join(given)}, which it does not obey. Run two commands.")
 
 
-def _asked_for(context: click.Context, _: click.Parameter, folder: Path) -> Path:
-    require_artifacts(context, folder)
-    return folder
-
-
-def artifacts_option(what: str, **more: Any) -> Callable[[Command], Command]:
+def artifacts_option(what: str) -> Callable[[Command], Command]:
     """--artifacts, for a command's ``what``."""
     return click.option(
         "--artifacts",
@@ -83,7 +80,6 @@ def artifacts_option(what: str, **more: Any) -> Callable[[Command], Command]:
         show_default=True,
         metavar="DIR",
         help=f"{what}; also RETINA_ARTIFACTS.",
-        **more,
     )
 
 
@@ -106,7 +102,7 @@ model_options = together(
         help="ONNX file made by retina-export.  [default: retina_multitask.onnx or else "
         "retina_multitask.int8.onnx in --artifacts, else the model that ships with this package]",
     ),
-    artifacts_option("Where retina-export wrote its model", callback=_asked_for),
+    artifacts_option("Where retina-export wrote its model"),
     click.option(
         "--verify",
         type=PathName(),
@@ -136,11 +132,14 @@ model_options = together(
 
 
 def open_model(model: Path | None, artifacts: Path, verify: Path | None, provider: str, *, exact: bool) -> RetinaModel:
-    """Open the model that these options name, after verifying its signature if ``verify`` is given.
+    """Open the model that these options of the current command name, after verifying its signature with ``verify``.
 
     Raises:
         RetinaError: see ``find_model``, ``signature.verify`` and ``RetinaModel``.
+        click.BadParameter: see ``require_artifacts``.
     """
+    if model is None:
+        require_artifacts(click.get_current_context(), artifacts)
     path = find_model(model, artifacts)
     if verify is not None:
         from .signature import verify as verify_signature

@@ -256,8 +256,9 @@ def test_a_folder_that_the_environment_names_and_that_is_not_there_is_refused(
     monkeypatch.setenv("RETINA_ARTIFACTS", "artefacts")
     refused = score("eyes")
     assert refused.returncode == 2
-    assert "expected a folder, found none: artefacts" in refused.stderr
+    assert "Invalid value for RETINA_ARTIFACTS: expected a folder, found none: artefacts" in refused.stderr
     assert score("eyes", "--artifacts", "artifacts").returncode == 0
+    assert score("eyes", "--model", "artifacts/retina_multitask.onnx").returncode == 0, "it is not looked into"
 
 
 def test_a_folder_without_permission_to_write(score: Score) -> None:
