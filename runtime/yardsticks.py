@@ -45,11 +45,14 @@ def accuracy(counts: Floats) -> Floats:
     return share(np.trace(counts, axis1=1, axis2=2), counts.sum(axis=(1, 2)))
 
 
-def balanced_accuracy(counts: Floats) -> Floats:
-    """Mean recall over the classes that truly occur, from confusion matrices (B, K, K): (B,) in [0, 1]."""
+def balanced_accuracy(counts: Floats, true: Indices) -> Floats:
+    """Mean recall over the classes that occur in ``true``, from confusion matrices (B, K, K): (B,) in [0, 1].
+
+    Undefined in a resample that lacks one of them: over fewer classes it would be another figure.
+    """
     recall = share(np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2))
-    occurs = ~np.isnan(recall)
-    return share(np.where(occurs, recall, 0.0).sum(axis=1), occurs.sum(axis=1).astype(np.float64))
+    occurring = np.unique(true[true != UNLABELLED])
+    return share(recall[:, occurring].sum(axis=1), np.full(len(counts), float(occurring.size)))
 
 
 def quadratic_kappa(counts: Floats, values: Sequence[int]) -> Floats:

@@ -160,11 +160,22 @@ def test_every_figure_is_scikit_learns(seed: int) -> None:
         assert values[name] == pytest.approx(reference, abs=1e-9), name
 
 
+def test_balanced_accuracy_is_undefined_where_a_resample_lacks_a_class() -> None:
+    """Or a model that never says risk would seem to reach 1 in the resamples without any."""
+    never_risk = np.array([[[5.0, 0.0], [0.0, 0.0]], [[4.0, 0.0], [1.0, 0.0]]])
+    found = yardsticks.balanced_accuracy(never_risk, np.array([0, 0, 1, yardsticks.UNLABELLED]))
+    np.testing.assert_array_equal(found, [np.nan, 0.5])
+    np.testing.assert_array_equal(yardsticks.balanced_accuracy(never_risk[:1], np.array([0, 0])), [1.0])
+    np.testing.assert_array_equal(
+        yardsticks.balanced_accuracy(np.zeros((1, 2, 2)), np.array([yardsticks.UNLABELLED])), [np.nan]
+    )
+
+
 @pytest.mark.parametrize(
     ("ours", "reference"),
     [
         (lambda c, p, w: yardsticks.accuracy(c), lambda t, y, p: sk.accuracy_score(t, y)),
-        (lambda c, p, w: yardsticks.balanced_accuracy(c), lambda t, y, p: sk.balanced_accuracy_score(t, y)),
+        (lambda c, p, w: yardsticks.balanced_accuracy(c, p.dr_true), lambda t, y, p: sk.balanced_accuracy_score(t, y)),
         (
             lambda c, p, w: yardsticks.quadratic_kappa(c, range(5)),
             lambda t, y, p: sk.cohen_kappa_score(t, y, weights="quadratic"),

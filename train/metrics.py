@@ -225,7 +225,7 @@ def _figures(p: Predictions, d: Decisions, weights: Floats) -> dict[_Key, Floats
     referable_me = yardsticks.confusion(p.me_true, d.referable_me_pred, 2, weights)
     return {
         ("dr", "accuracy"): yardsticks.accuracy(dr),
-        ("dr", "balanced_accuracy"): yardsticks.balanced_accuracy(dr),
+        ("dr", "balanced_accuracy"): yardsticks.balanced_accuracy(dr, p.dr_true),
         ("dr", "kappa"): yardsticks.quadratic_kappa(dr, d.dr_grades),
         ("referable_dr", "auc"): yardsticks.auc(d.referable_true, d.referable_prob, weights),
         ("referable_dr", "sensitivity"): yardsticks.share(referable[:, 1, 1], referable[:, 1].sum(axis=1)),
@@ -233,7 +233,7 @@ def _figures(p: Predictions, d: Decisions, weights: Floats) -> dict[_Key, Floats
         ("referable_me", "sensitivity"): yardsticks.share(referable_me[:, 1, 1], referable_me[:, 1].sum(axis=1)),
         ("referable_me", "specificity"): yardsticks.share(referable_me[:, 0, 0], referable_me[:, 0].sum(axis=1)),
         ("me", "accuracy"): yardsticks.accuracy(me),
-        ("me", "balanced_accuracy"): yardsticks.balanced_accuracy(me),
+        ("me", "balanced_accuracy"): yardsticks.balanced_accuracy(me, p.me_true),
         ("me", "auc"): yardsticks.auc(p.me_true, p.me_probs[:, 1], weights),
         ("me", "sensitivity"): yardsticks.share(me[:, 1, 1], me[:, 1].sum(axis=1)),
         ("me", "specificity"): yardsticks.share(me[:, 0, 0], me[:, 0].sum(axis=1)),
