@@ -15,7 +15,7 @@ from ..runtime.digest import digest_of, sha256_of
 from ..runtime.errors import UsageError
 from ..runtime.model import RetinaModel
 from ..runtime.model_file import MODEL_NAME
-from ..runtime.output_file import require_place, write_atomically, write_text_atomically
+from ..runtime.output_file import require_free, require_place, write_atomically, write_text_atomically
 from ..runtime.signature import signature_of
 from ..train.checkpoint import Checkpoint, assumption, load_checkpoint
 from .conformance import INDEX, write_kit
@@ -150,6 +150,8 @@ def run_export(job: ExportJob) -> Exported:
     contract = checkpoint.contract.with_(
         explain=job.explain, precision=job.precision, provenance=provenance(job.checkpoint, checkpoint)
     )
+    size = sum(tensor.nbytes for tensor in checkpoint.weights.values()) // (4 if job.precision == "int8" else 1)
+    require_free(job.out.absolute().parent, size, "room for the file", "; make room, or name another --out")
     model = checkpoint.build_model()
     photographs = choose_photographs(job.check, checkpoint)
     file, int8 = _convert(job, checkpoint, DeployedModel(model, contract), contract)

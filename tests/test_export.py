@@ -9,6 +9,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -293,6 +294,17 @@ def test_a_file_that_answers_otherwise_than_pytorch_is_not_kept(
     result = export(checkpoint, "--format", "torchscript", "--check", photographs, "--out", out)
     assert result.exit_code == 2 and "0.0002" in result.output, result.output
     assert list(out.parent.iterdir()) == []
+
+
+def test_a_disk_without_room_for_the_file_is_told_before_the_conversion(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(tensor.nbytes for tensor in load_checkpoint(checkpoint).weights.values())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=10**12, free=size - 1))
+    monkeypatch.setattr(TorchScriptFile, "of", lambda _: pytest.fail("converted"))
+    result = export(checkpoint, "--format", "torchscript", "--out", tmp_path / "m.pt")
+    assert result.exit_code == 2
+    assert f"{tmp_path}: expected {size / 1e6:.0f} MB of room for the file, found" in result.output
 
 
 def test_options_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:

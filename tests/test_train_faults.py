@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import torchvision
 from click.testing import CliRunner, Result
 from eyes import eye, write_annotations, write_set, write_split
 from retina.runtime.contract import Head, Preprocessing
-from retina.runtime.errors import AnnotationError, UsageError
+from retina.runtime.errors import AnnotationError, OutputError, UsageError
 from retina.train import frames, pipeline, survey
 from retina.train.cli import main
 from retina.train.config import TrainConfig
@@ -29,6 +30,8 @@ from retina.train.console import SILENT
 from retina.train.device import make_fabric
 from retina.train.frames import DecodedFrames, Frames
 from retina.train.model import RetinaNet
+from retina.train.resume import save_resume
+from retina.train.trainer import Trainer
 from small_backbone import RESNET10
 from without_pictures import started
 
@@ -400,6 +403,43 @@ def test_a_damaged_config_is_named(tmp_path: Path, data: Path, content: str) -> 
     result = retina_train("--resume", "--artifacts", tmp_path)
     assert result.exit_code == 2
     assert "config.json: expected the options of a run, found damage" in result.stderr
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_training(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four networks, and twice the state to resume from: the network, and two of Adam's moments for each weight."""
+    net = RetinaNet(3, RESNET10)
+    weights = sum(tensor.nbytes for tensor in net.state_dict().values())
+    learnt = sum(parameter.nbytes for parameter in net.parameters())
+    needed = 6 * weights + 4 * learnt
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, free=needed - 1))
+    message = refused(tmp_path, data, *QUICK, "--cache", "off")
+    assert f"expected {needed / 1e6:.0f} MB of room for checkpoints, found" in message
+    assert "make room, or choose another --artifacts" in message
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, free=needed))
+    assert retina_train(data, *QUICK, "--cache", "off", "--artifacts", tmp_path).exit_code == 0
+
+
+def test_a_disk_that_fills_during_the_training_is_told_with_the_command_to_go_on(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[Path] = []
+
+    def fills(trainer: Trainer, file: Path) -> None:
+        if saved:
+            raise OutputError(f"{file}: cannot be written: No space left on device")
+        saved.append(file)
+        save_resume(trainer, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("retina.train.loop.save_resume", fills)
+        stopped = retina_train(data, *QUICK, "--artifacts", tmp_path, "--name", "full")
+    assert stopped.exit_code == 2
+    go_on = f"retina-train --resume --name full --artifacts {tmp_path}"
+    assert stopped.stderr.endswith(f"No space left on device. Once that is mended, go on with:  {go_on}\n")
+    resumed = retina_train(*go_on.split()[1:])
+    assert resumed.exit_code == 0, resumed.output
 
 
 SOUND = '{"devices": 1, "data_fingerprint": "a", '

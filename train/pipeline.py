@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 
 from ..runtime.contract import HEADS, Contract, Head, Preprocessing
 from ..runtime.errors import OutputError
+from ..runtime.output_file import require_free
 from .augment import make_augment
 from .checkpoint import Checkpoint
 from .config import TrainConfig
@@ -72,7 +73,8 @@ def train(
             if is_first and not resume and run.has_begun:
                 ways = "Give another --name" + (", or --resume it." if os.path.isfile(run.resume_file) else ".")
                 raise OutputError(f"{run.folder}: expected a new run, found one there. {ways}")
-            return _train(config, run, device, resume, allow_leakage, tracker, Console(say))
+            with _telling_how_to_go_on(run):
+                return _train(config, run, device, resume, allow_leakage, tracker, Console(say))
     except BaseException as err:
         if not run.has_finished:
             with contextlib.suppress(OutputError):  # the first error matters, not that the tracker fails too
@@ -124,6 +126,8 @@ def _train(
     if contract.caution:
         console.say(f"Warning: {contract.caution}")
 
+    if fabric.is_global_zero and not resume:  # a resumed run's files are there already
+        require_free(run.folder, trainer.room(), "room for checkpoints", "; make room, or choose another --artifacts")
     facts = {**run_facts(survey, fabric, trainer.dr_weights, untrained), "asked": asked}
     if resume:
         check_same(begun, run, survey, fabric)
@@ -149,6 +153,17 @@ def _train(
         console.say(f"Report: {page}")
     fabric.barrier()
     return True
+
+
+@contextlib.contextmanager
+def _telling_how_to_go_on(run: Run) -> Iterator[None]:
+    """Add to an error of the disk by which command the run goes on, if it can."""
+    try:
+        yield
+    except OutputError as err:
+        if not os.path.isfile(run.resume_file):
+            raise
+        raise OutputError(f"{err}. Once that is mended, go on with:  {run.resume_command}") from None
 
 
 def _new_trainer(
