@@ -211,6 +211,7 @@ def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:
             found.append((given, given.name))
         else:
             raise UsageError(f"{given}: expected a photograph or a folder of photographs, found nothing there")
+    found = list({os.path.realpath(path): (path, name) for path, name in reversed(found)}.values())[::-1]
     names = Counter(name for _, name in found)
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:

@@ -161,7 +161,8 @@ class NameIndex:
     extension as well. If none of these matches, the same three comparisons are made again, and it is enough that one
     path ends with the other. So ``eye.PNG``, ``EYE``, ``eye`` and ``/old/place/left/eye.jpg`` all find
     ``left/eye.jpg``, while an exact match never loses to a looser one. Paths in different folders mean different
-    photographs: ``right/eye.jpg`` does not find ``left/eye.jpg``.
+    photographs: ``right/eye.jpg`` does not find ``left/eye.jpg``, nor ``eye.jpg`` in a folder called ``left``. Only the
+    folders of an absolute path may be any, since the photographs may have been moved.
     """
 
     def __init__(self, folder: str | Path, names: Iterable[str] | None = None) -> None:
@@ -172,6 +173,7 @@ class NameIndex:
         """
         self.folder = Path(folder)
         self.names = tuple(find_pictures(self.folder).names if names is None else names)
+        self._here = [_any_case(Path(read(self.folder)).as_posix()) for read in (os.path.abspath, os.path.realpath)]
         self._levels: list[tuple[Callable[[str], str], dict[str, list[str]], dict[str, list[str]]]] = []
         for key in (_as_written, _any_case, _any_ending):
             whole: dict[str, list[str]] = {}
@@ -194,7 +196,9 @@ class NameIndex:
         exact = (whole.get(path, []) for path, whole, _ in wanted)
         # A different folder may be a different patient's, so one path must be the end of the other.
         loose = (
-            ends.get(path, []) + [f for end in _ends(path) for f in whole.get(end, ())] for path, whole, ends in wanted
+            ends.get(path, [])
+            + [f for end in _ends(path) if self._leads_here(path.removesuffix(end)) for f in whole.get(end, ())]
+            for path, whole, ends in wanted
         )
         for found in chain(exact, loose):
             if len(found) > 1:
@@ -203,6 +207,11 @@ class NameIndex:
             if found:
                 return found[0]
         return None
+
+    def _leads_here(self, folders: str) -> bool:
+        """Whether a name may call the photographs' folder ``folders``, such as ``left/`` or ``/old/place/``."""
+        is_absolute = folders.startswith("/") or re.match("[A-Za-z]:", folders)
+        return bool(is_absolute) or any(f"{here}/".endswith(f"/{_any_case(folders)}") for here in self._here)
 
 
 def _header_faults(line: int, header: list[str]) -> list[str]:

@@ -165,9 +165,21 @@ def test_a_looser_match_never_wins_nor_spoils_an_exact_one(tmp_path: Path) -> No
 
 
 def test_a_file_above_and_one_below_the_name_are_ambiguous(tmp_path: Path) -> None:
-    touch(tmp_path, "a/b/eye.jpg", "eye.jpg")
+    touch(tmp_path / "b", "a/b/eye.jpg", "eye.jpg")
     with pytest.raises(AnnotationError, match=r"found 'a/b/eye\.jpg' and 'eye\.jpg'"):
-        NameIndex(tmp_path).find("b/eye.jpg")
+        NameIndex(tmp_path / "b").find("b/eye.jpg")
+
+
+def test_names_from_a_folder_above_are_not_taken_for_another_eyes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "left/eye.jpg", "right/eye.jpg")
+    monkeypatch.chdir(tmp_path / "left")
+    (tmp_path / "link").symlink_to(tmp_path / "left")
+    for folder in (".", tmp_path / "left", tmp_path / "link"):
+        index = NameIndex(folder)
+        assert (index.find("left/eye.jpg"), index.find("right/eye.jpg")) == ("eye.jpg", None)
+    assert NameIndex(tmp_path / "link").find("link/eye.jpg") == "eye.jpg"
 
 
 def test_only_the_names_given_are_found_even_if_there_are_none(tmp_path: Path) -> None:
@@ -198,7 +210,11 @@ def test_an_ambiguous_name_is_an_error_that_names_both(tmp_path: Path) -> None:
         ("D:\\old\\P1\\LEFT.png", "p1/left.jpg"),
         ("top.png", "a/b/top.jpg"),
         ("b/top.jpg", "a/b/top.jpg"),
-        ("any/r/e.jpg", "r/e.jpg"),
+        ("Photographs/r/e.jpg", "r/e.jpg"),
+        ("archive\\photographs\\r\\e.jpg", "r/e.jpg"),
+        ("any/r/e.jpg", None),
+        ("/any/r/e.jpg", "r/e.jpg"),
+        ("../r/e.jpg", None),
         ("p2/left.jpg", None),
         ("p2/LEFT", None),
         ("1/left.jpg", None),
@@ -207,8 +223,9 @@ def test_an_ambiguous_name_is_an_error_that_names_both(tmp_path: Path) -> None:
     ],
 )
 def test_folders_that_say_something_else_are_another_photograph(tmp_path: Path, name: str, file: str | None) -> None:
-    touch(tmp_path, "p1/left.jpg", "p1/right.jpg", "a/b/top.jpg", "l/e.jpg", "r/e.jpg")
-    assert NameIndex(tmp_path).find(name) == file
+    folder = tmp_path / "archive" / "photographs"
+    touch(folder, "p1/left.jpg", "p1/right.jpg", "a/b/top.jpg", "l/e.jpg", "r/e.jpg")
+    assert NameIndex(folder).find(name) == file
 
 
 def test_a_name_without_a_file_finds_none(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,9 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     except OSError as err:
         raise ModelFileError(f"{path}: cannot be read: {err.strerror}") from None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch asks its developers' attention for files that it then refuses
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # noqa: BLE001 - torch raises a different type for each way a file can be wrong
         hint = (
             "Of an ONNX file make a checkpoint first: python -m retina.export.recovery --help"

@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from ..runtime.contract import HEAD_NAMES, Contract
-from ..runtime.errors import RetinaError
+from ..runtime.errors import PictureError
 from ..runtime.output_file import write_text_atomically
 from ..runtime.panel import percent
 from ..runtime.picture import decode
@@ -299,7 +299,7 @@ def _gallery(mistakes: Iterable[Mistake]) -> str:
 def _thumbnail(mistake: Mistake) -> str:
     try:
         picture = Image.fromarray(decode(Path(mistake.path), at_least=_THUMBNAIL))
-    except RetinaError as err:
+    except PictureError as err:
         # The photograph was there during training; the rest of the report is useful without it.
         return f'<div class="missing">{escape(str(err))}</div>'
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))

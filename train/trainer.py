@@ -279,7 +279,7 @@ class Trainer:
 
     def room(self) -> int:
         """Bytes on the disk that a run's checkpoints, their copies and its state take, with one file being replaced."""
-        weights = sum(tensor.nbytes for tensor in self.net.state_dict().values())
+        weights: int = sum(tensor.nbytes for tensor in self.net.state_dict().values())
         learnt: int = sum(tensor.nbytes for group in self.optimizer.param_groups for tensor in group["params"])
         state = weights * (1 if self.average is None else 2) + 2 * learnt  # Adam keeps two moments of each weight
         return 4 * weights + 2 * state
