@@ -23,13 +23,13 @@ import click
 from retina.runtime.annotations import NOT_GRADED
 from retina.runtime.errors import RetinaError
 from retina.train import Run, TrainConfig, train
-from retina.train.averaging import average, items_of, judged
 from retina.train.checkpoint import load_checkpoint
 from retina.train.config import RECIPES
 from retina.train.data import DataSet, Photo, read_dataset
 from retina.train.evaluation import brief
 from retina.train.metrics import HEADLINES
 from retina.train.run import BEST, FINAL
+from retina.train.soup import average, items_of, judged
 
 STEPS: tuple[tuple[str, ...], ...] = (
     (),

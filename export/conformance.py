@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..runtime.contract import DR_PROBS, INPUT, ME_PROBS, MIN_SIDE, Precision
 from ..runtime.model import RetinaModel
-from ..runtime.output_file import write_atomically, write_text_atomically
+from ..runtime.output_file import require_folder, write_atomically, write_text_atomically
 from ..runtime.prediction import Prediction
 from ..runtime.second_look import is_close_call
 from ..train.synthetic import photograph
@@ -37,6 +37,7 @@ def write_kit(model: RetinaModel, folder: Path) -> None:
     Raises:
         OutputError: the folder cannot be written.
     """
+    require_folder(folder, "--conformance")
     entries, tolerance = [], TOLERANCES[model.contract.precision]
     for name, pixels in pictures():
         write_atomically(folder / f"{name}.rgb", partial(Path.write_bytes, data=pixels.tobytes()))

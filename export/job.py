@@ -15,10 +15,10 @@ from ..runtime.digest import digest_of, sha256_of
 from ..runtime.errors import UsageError
 from ..runtime.model import RetinaModel
 from ..runtime.model_file import MODEL_NAME
-from ..runtime.output_file import require_free, require_place, write_atomically, write_text_atomically
+from ..runtime.output_file import require_folder, require_free, require_place, write_atomically, write_text_atomically
 from ..runtime.signature import signature_of
 from ..train.checkpoint import Checkpoint, assumption, load_checkpoint
-from .conformance import INDEX, write_kit
+from .conformance import write_kit
 from .graph import DeployedModel
 from .int8 import Int8, to_int8
 from .parity import FP32, INT8, Answer, Parity, Reference, check_parity
@@ -141,7 +141,7 @@ def run_export(job: ExportJob) -> Exported:
     for path in (digest_file, contract_file, signature_file):
         require_place(path, read)
     if job.conformance is not None:
-        require_place(job.conformance / INDEX)
+        require_folder(job.conformance, "--conformance")
     if job.sign is not None:
         require_key(job.sign)
     if job.calibration is not None and not os.path.isdir(job.calibration):

@@ -13,11 +13,11 @@ from ..runtime.contract import HEADS, Head
 from ..runtime.errors import MissingExtraError, UsageError, require_extra
 from ..runtime.model_file import RELEASED, find_model
 from ..runtime.options import PathName, artifacts_option, require_alone, require_artifacts
-from ..runtime.output_file import require_place, write_text_atomically
+from ..runtime.output_file import require_folder, write_text_atomically
 from ..runtime.plural import counted
 from ..runtime.progress import progress
 from ..runtime.terminal import exit_codes, tell, warn
-from ..train.config import BEST_NAME
+from ..train.config import BEST_NAME, HOW_TO_GET_A_CHECKPOINT
 from ..train.options import bare_options
 
 if TYPE_CHECKING:
@@ -138,9 +138,8 @@ def _evaluate(lesions: Path, head: str, out: Path, artifacts: Path, **source: An
     from .verdict import as_markdown, write_picture, write_table
 
     photographs = read_lesions(lesions)
-    explainer = _open_checkpoint(head, artifacts, **source)
-    for name in ("faithfulness.csv", "faithfulness.md", "faithfulness.png"):
-        require_place(out / name)
+    explainer = _open_checkpoint(head, artifacts, "--evaluate", **source)
+    require_folder(out, "--out")
     with progress(steps(photographs), "Faithfulness") as advance:
         found = measure(explainer, photographs, advance)
     write_table(out / "faithfulness.csv", found)
@@ -164,7 +163,7 @@ def _open(head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | 
     given = ", ".join(option for option, is_given in of_checkpoints.items() if is_given)
     if model is None:
         if given or os.path.lexists(artifacts / BEST_NAME):
-            return _open_checkpoint(head, artifacts, checkpoint=checkpoint, **how)
+            return _open_checkpoint(head, artifacts, given, checkpoint=checkpoint, **how)
         require_artifacts(click.get_current_context(), artifacts)
         model = find_model(None, artifacts)
         which = "the model that ships with this package" if model == RELEASED else str(model)
@@ -177,8 +176,16 @@ def _open(head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | 
     return OnnxExplainer(model, _heads(head), how["target"])
 
 
-def _open_checkpoint(head: str, artifacts: Path, *, checkpoint: Path | None, **how: Any) -> CheckpointExplainer:
+def _open_checkpoint(
+    head: str, artifacts: Path, given: str, *, checkpoint: Path | None, **how: Any
+) -> CheckpointExplainer:
+    """Open the checkpoint that the options ``given`` need."""
     path = checkpoint or artifacts / BEST_NAME
+    if checkpoint is None and not os.path.lexists(path):
+        raise UsageError(
+            f"{given}: expected a checkpoint at {path}, found none. {HOW_TO_GET_A_CHECKPOINT}  Then name it with "
+            "--checkpoint."
+        )
     try:
         require_extra("gradcam", "torch", "torchvision")
     except MissingExtraError as err:

@@ -18,9 +18,9 @@ from PIL.Image import Image
 from ..runtime.contract import HEADS, Head
 from ..runtime.errors import OutputError, PictureError, UsageError
 from ..runtime.field import Field
-from ..runtime.folder import find_pictures
+from ..runtime.folder import find_pictures, is_picture
 from ..runtime.image_file import ImageFormat, fault_of_picture, write_image
-from ..runtime.output_file import require_place, write_atomically
+from ..runtime.output_file import require_folder, write_atomically
 from ..runtime.overlay import overlay_path, peak_at, write_overlays
 from ..runtime.panel import draw_panel
 from ..runtime.picture import NO_MEMORY, load
@@ -89,7 +89,7 @@ class Gallery:
             OutputError: the folder is not writable or the disk is full.
         """
         self._require_unread(photographs)
-        require_place(self.folder / INDEX)
+        require_folder(self.folder, "--out")
         with ThreadPoolExecutor(usable_cores()) as pool:
             answered: Iterable[Photograph] = self._answered(explainer, photographs, pool, on_step)
             tops = None
@@ -194,11 +194,13 @@ class Gallery:
 
 
 def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:
-    """The files given, and all photographs in the folders given and their subfolders.
+    """The files given, each once, and all photographs in the folders given and their subfolders.
+
+    Among others, one that is named like a picture need not exist: reading it reports the fault.
 
     Raises:
-        UsageError: an input does not exist, a folder has no photographs or cannot be listed, or the overlays of two
-            photographs would have the same name.
+        UsageError: no input exists or one that is not named like a picture does not, a folder has no photographs or
+            cannot be listed, or the overlays of two photographs would have the same name.
     """
     found: list[tuple[Path, str]] = []
     for given in inputs:
@@ -207,11 +209,14 @@ def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:
             if not listing.names:
                 raise UsageError(f"{given}: expected photographs in the folder, found none. Give another folder.")
             found += [(given / name, name) for name in listing.names]
-        elif os.path.isfile(given):
+        elif os.path.isfile(given) or (is_picture(given.name) and any(map(os.path.exists, inputs))):
             found.append((given, given.name))
         else:
             raise UsageError(f"{given}: expected a photograph or a folder of photographs, found nothing there")
-    found = list({os.path.realpath(path): (path, name) for path, name in reversed(found)}.values())[::-1]
+    once: dict[str, tuple[Path, str]] = {}
+    for path, name in found:
+        once.setdefault(os.path.abspath(path), (path, name))  # noqa: PTH100 - a link is a photograph of its own
+    found = list(once.values())
     names = Counter(name for _, name in found)
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:

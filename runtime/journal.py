@@ -62,7 +62,7 @@ class Journal:
                 self._file.close()
                 raise
         except OSError as err:
-            raise OutputError(f"{path}: cannot be written: {err.strerror}") from None
+            raise OutputError(f"{path}: cannot be written: {err.strerror}; name another --out") from None
         self._synced = time.monotonic()
 
     def __len__(self) -> int:

@@ -37,7 +37,8 @@ def verify(path: Path, key: Path) -> None:
     signature = signature_of(path)
     if not os.path.isfile(signature):
         raise ModelFileError(
-            f"{path}: expected its signature in {signature}, found none. Sign: retina-export --sign KEY"
+            f"{path}: expected its signature in {signature}, found none. Sign it: "
+            f"retina-export --inspect {path} --sign KEY"
         )
     import model_signing
 

@@ -14,12 +14,13 @@ from eyes import write_annotations, write_set, write_split
 from PIL import Image
 from retina.runtime.contract import Contract, Preprocessing
 from retina.runtime.errors import UsageError
-from retina.train.averaging import average, main
+from retina.train.averaging import main
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.data import read_dataset
 from retina.train.framing import make_preprocess
 from retina.train.model import RetinaNet
 from retina.train.screening import screening_threshold
+from retina.train.soup import average
 from retina.train.temperature import fit_temperature
 from small_backbone import RESNET10
 from torch.optim.swa_utils import AveragedModel

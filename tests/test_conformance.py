@@ -120,7 +120,7 @@ def test_the_tolerance_is_the_precisions(tmp_path: Path) -> None:
 def test_what_cannot_be_done_is_said_first(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     result = CliRunner().invoke(main, ["none.pth", "--conformance", str(tmp_path / "file")])
-    assert result.exit_code == 2 and "file/index.json: cannot be written" in result.output
+    assert result.exit_code == 2 and "file: expected a folder that can be written" in result.output
     result = CliRunner().invoke(main, ["none.pth", "--format", "pt2", "--conformance", str(tmp_path / "kit")])
     assert result.exit_code == 2 and "--conformance: expected --format onnx, found pt2" in result.output
 

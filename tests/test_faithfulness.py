@@ -399,7 +399,7 @@ def test_where_nothing_can_be_written_nothing_is_measured(
     options = ["--checkpoint", str(checkpoint), "--out", str(checkpoint / "out")]
     result = CliRunner().invoke(main, ["--evaluate", str(lesions), *options])
     assert result.exit_code == 2
-    assert "cannot be written" in result.stderr
+    assert "expected a folder that can be written" in result.stderr
 
 
 @pytest.mark.parametrize("end", [np.nan, 0.25], ids=["of one photograph", "of photographs that agree"])

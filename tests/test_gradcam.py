@@ -376,7 +376,8 @@ def test_without_a_checkpoint_the_file_that_would_score_is_explained(
         assert float(row["me_target_prob"]) == pytest.approx(prob, abs=1e-4)
     result = CliRunner().invoke(main, [str(folder / "a.jpg"), "--artifacts", str(artifacts), "--layer", "layer3"])
     assert result.exit_code == 2
-    assert "retina_multitask_best.pth: expected a checkpoint" in result.stderr
+    best = artifacts / "retina_multitask_best.pth"
+    assert f"--layer: expected a checkpoint at {best}, found none. Make one with" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -525,6 +526,18 @@ def test_what_is_gone_before_it_is_drawn_was_not_read(
     assert "Not read: no such file" in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_what_is_not_there_does_not_stop_the_others_and_each_is_drawn_once(
+    folder: Path, explain_file: Path, tmp_path: Path
+) -> None:
+    named = [folder / "a.jpg", folder / "gone.jpg", folder / "." / "a.jpg", folder]
+    result = CliRunner().invoke(main, [*map(str, named), "--out", str(tmp_path / "out"), "--model", str(explain_file)])
+    assert result.exit_code == 1, result.output
+    with (tmp_path / "out" / "gradcam.csv").open(newline="") as file:
+        rows = {row["Image name"]: row["error"] for row in csv.DictReader(file)}
+    assert [name for name in rows if not rows[name]] == ["a.jpg", "a.png", "clinic/b.png"]
+    assert rows["gone.jpg"] == "no such file" and len(rows) == 5
+
+
 def test_the_page_names_each_photograph_in_letters_that_the_panels_lack(
     folder: Path, explain_file: Path, tmp_path: Path
 ) -> None:
@@ -608,17 +621,21 @@ def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_
         ([], "expected photographs or folders"),
         (["nowhere.jpg"], "nowhere.jpg: expected a photograph or a folder"),
         ([300 * "x"], "x: expected a photograph or a folder"),
+        (["nowhere.jpg", "nor.jpg"], "nowhere.jpg: expected a photograph or a folder"),
+        (["{folder}/a.jpg", "nowhere"], "nowhere: expected a photograph or a folder"),
         (["{folder}", "--checkpoint", "nowhere.pth"], "nowhere.pth: expected a checkpoint"),
+        (["{folder}", "--artifacts", "{other}", "--layer", "layer3"], "--layer: expected a checkpoint at {other}/"),
+        (["{folder}", "--artifacts", "{other}", "--method", "hirescam"], "recovered.pth  Then name it with --check"),
         (["{folder}", "--checkpoint", "{checkpoint}", "--target", "7"], "expected one of 0, 1, 2, 3, 4"),
         (["{folder}", "--checkpoint", "{checkpoint}", "--layer", "layer9"], "layer layer9: expected one of conv1"),
         (["{folder}", "--model", "x.onnx", "--layer", "layer3"], "--layer: expected without --model"),
         (["{folder}", "--model", "x.onnx", "--image-size", "512"], "--image-size: expected without --model"),
         (["{folder}", "--model", "{explain_file}", "--target", "5"], "expected one of 0, 1, 2, 3, 4 for the dr head"),
-        (["{folder}", "{folder}", "--checkpoint", "{checkpoint}"], "would have the same name"),
-        (["{folder}", "--checkpoint", "{checkpoint}", "--out", "{checkpoint}"], "cannot be written"),
+        (["{folder}", "{other}", "--checkpoint", "{checkpoint}"], "would have the same name"),
+        (["{folder}", "--checkpoint", "{checkpoint}", "--out", "{checkpoint}"], "best.pth: expected a folder that can"),
         (["{folder}", "--out", "{folder}/maps"], "expected a folder outside"),
         (["{folder}/a.jpg", "--out", "{folder}"], "expected a folder outside"),
-        (["{folder}", "--checkpoint", "{checkpoint}", "--out", "{loop}"], "cannot be written"),
+        (["{folder}", "--checkpoint", "{checkpoint}", "--out", "{loop}"], "Choose another --out."),
     ],
 )
 def test_what_is_refused(
@@ -626,10 +643,13 @@ def test_what_is_refused(
 ) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to("loop")
-    names = {"folder": folder, "checkpoint": checkpoint, "explain_file": explain_file, "loop": loop}
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.jpg").touch()
+    names = {"folder": folder, "other": other, "checkpoint": checkpoint, "explain_file": explain_file, "loop": loop}
     result = CliRunner().invoke(main, [arg.format(**names) for arg in args])
     assert result.exit_code == 2
-    assert message in result.stderr
+    assert message.format(**names) in result.stderr
     assert result.stderr.startswith("retina-gradcam: ")
 
 

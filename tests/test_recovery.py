@@ -169,7 +169,7 @@ def test_both_heads_are_compared_on_every_photograph(
         compared.append(pixels)
         return apart
 
-    monkeypatch.setattr("retina.export.recovery._apart", differing)
+    monkeypatch.setattr("retina.export.recovered._apart", differing)
     result = recover(photographs, "--model", small_export.model, "--out", tmp_path / "again.pth")
     assert result.exit_code == 2
     assert "expected a checkpoint that answers as the file does, found probabilities" in result.output

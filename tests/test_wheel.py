@@ -101,15 +101,16 @@ def test_base_install_is_small(clinic: Path) -> None:
 @pytest.mark.slow
 def test_base_install_says_which_extra_is_missing(clinic: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "eye.png")
+    python = str(clinic / "bin/python")
     for command, extra, arguments in (
-        ("retina-train", "train", ["x"]),
-        ("retina-export", "export", ["x"]),
-        ("retina-gradcam", "gradcam", ["eye.png", "--checkpoint", "x"]),
+        ([python, "-m", "retina.train.averaging"], "train", ["x", "y", "--out", "z"]),
+        ([python, "-m", "retina.export.recovery"], "export", ["x", "--out", "z"]),
+        ([str(clinic / "bin/retina-train")], "train", ["x"]),
+        ([str(clinic / "bin/retina-export")], "export", ["x"]),
+        ([str(clinic / "bin/retina-gradcam")], "gradcam", ["eye.png", "--checkpoint", "x"]),
     ):
-        assert "Usage:" in run([str(clinic / "bin" / command), "--help"]).stdout
-        done = subprocess.run(
-            [str(clinic / "bin" / command), *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
-        )
+        assert "Usage:" in run([*command, "--help"]).stdout
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 2
         assert f"pip install 'retina-edge[{extra}]'" in done.stderr
         assert "Traceback" not in done.stderr

@@ -1,131 +1,22 @@
-"""Averages the weights of several networks whose training started from the same one.
+"""Averages the weights of several checkpoints whose training started from the same one, and calibrates the mean.
 
     python -m retina.train.averaging DATA A.pth B.pth C.pth --out best.pth
 
-Wortsman et al. 2022 ("Model soups"): networks fine-tuned from the same start lie in one basin of the loss, and the mean
-of their weights does as well as an ensemble of them, at the cost of one network.
+The mean is that of ``soup.average``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
-import torch
-from torch import Tensor
 
-from ..runtime.contract import HEADS
-from ..runtime.errors import UsageError
+from ..runtime.errors import require_extra
 from ..runtime.options import PathName
 from ..runtime.output_file import require_place
-from ..runtime.progress import tracked
 from ..runtime.terminal import exit_codes, tell
-from .calibration import calibrated, calibration_line
-from .checkpoint import Checkpoint, current_versions, load_checkpoint
-from .data import DataSet, fingerprint_of_files, sound_dataset
 from .evaluation import brief
-from .frames import DecodedFrames
-from .framing import Normalize
-from .items import EvalItems
-from .loader import EvalBatches
-from .metrics import evaluate
-
-
-def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
-    """The checkpoint whose weights and batch-norm statistics are the unweighted mean of the branches'.
-
-    Args:
-        branches: the name for messages and the checkpoint of each; decision rules and config are taken from the first.
-            One that is listed twice counts twice. They may have been trained on squares of different sizes: the mean is
-            for the first one's.
-
-    Returns:
-        a checkpoint without metrics. It still has to be calibrated, because each branch's own temperatures are folded
-        into the weights that are averaged. Its provenance names their runs.
-
-    Raises:
-        UsageError: the branches differ in backbone, grades, framing, training data or ``me_positive_from``, started
-            from different random weights, or one does not say what it was trained on.
-    """
-    (start, first), *_ = branches
-    for name, other in branches:
-        if "data_fingerprint" not in other.contract.provenance:
-            raise UsageError(f"{name}: expected a checkpoint that names the data it was trained on, found bare weights")
-        for what, expected, found in zip(_KINSHIP, _kinship(first), _kinship(other), strict=True):
-            if expected != found:
-                raise UsageError(f"{name}: expected {what} of {start}, {expected}, found {found}: no mean of these")
-    runs = [checkpoint.contract.provenance.get("run", name) for name, checkpoint in branches]
-    runs = [f"({run})" if ", " in run else run for run in runs]
-    trained_on = first.contract.provenance["data_fingerprint"]
-    provenance: dict[str, Any] = {"run": "mean of " + ", ".join(runs), "data_fingerprint": trained_on}
-    if untrained := [head for head in HEADS if any(head in one.contract.untrained_heads for _, one in branches)]:
-        provenance["untrained_heads"] = untrained
-    return replace(
-        first,
-        weights={name: _mean([checkpoint.weights[name] for _, checkpoint in branches]) for name in first.weights},
-        contract=first.contract.with_(provenance=provenance),
-        metrics={},
-        epoch=None,
-        versions=current_versions(),
-    )
-
-
-_KINSHIP = ("the backbone", "the DR grades", "the framing", "the training data", "--me-positive-from", "the start")
-
-
-def _kinship(checkpoint: Checkpoint) -> tuple[object, ...]:
-    contract = checkpoint.contract
-    # With other data, photographs of this valid split might have been trained on.
-    trained_on = contract.provenance.get("data_fingerprint")
-    config = checkpoint.config
-    positive_from = config.get("me_positive_from")
-    prep = contract.preprocessing
-    framing = f"{prep.framing} with the surround {prep.surround}"
-    start = f"random weights of seed {config.get('seed')}" if config.get("weights") == "none" else "trained weights"
-    return checkpoint.backbone, contract.dr_grades, framing, trained_on, positive_from, start
-
-
-def _mean(tensors: Sequence[Tensor]) -> Tensor:
-    if not tensors[0].is_floating_point():  # batch-norm's count of batches, which evaluation does not use
-        return tensors[0]
-    return torch.stack([tensor.double() for tensor in tensors]).mean(dim=0).to(tensors[0].dtype)
-
-
-@torch.inference_mode()
-def predict_logits(checkpoint: Checkpoint, items: EvalItems) -> tuple[Tensor, Tensor]:
-    """Logits of the DR grades (N, K) and of the ME risk (N, 2), float32, for a split in its order; runs on the CPU."""
-    prep = checkpoint.contract.preprocessing
-    normalize, net = Normalize(prep.mean, prep.std), checkpoint.build_model().to(memory_format=torch.channels_last)
-    images = (normalize(batch.image) for batch in tracked(EvalBatches(items, 16), "Judging"))
-    rows = [net(image.contiguous(memory_format=torch.channels_last)) for image in images]
-    dr, me = zip(*rows, strict=True)
-    return torch.cat(dr), torch.cat(me)
-
-
-def judged(checkpoint: Checkpoint, items: EvalItems) -> dict[str, Any]:
-    """All metrics on a split (``metrics.evaluate``), by the checkpoint's own decision rules."""
-    return evaluate(items.predictions(*predict_logits(checkpoint, items)), checkpoint.contract)
-
-
-def items_of(checkpoint: Checkpoint, data: DataSet, split: str) -> EvalItems:
-    """A split's photographs, framed as the checkpoint's contract says."""
-    contract = checkpoint.contract
-    graded = replace(data, dr_grades=contract.dr_grades)  # it may know grades that the data lack
-    return EvalItems(graded, split, DecodedFrames(data.splits[split].paths, contract.preprocessing))
-
-
-def _check_same(data: DataSet, mean: Checkpoint) -> None:
-    """Refuse other data: photographs of its valid split might be among those that the branches were trained on."""
-    expected = mean.contract.provenance["data_fingerprint"]
-    found = fingerprint_of_files(data)
-    if found != expected:
-        raise UsageError(
-            f"{data.root}: expected the photographs and labels that the checkpoints were trained on (fingerprint "
-            f"{expected[:12]}), found others ({found[:12]})"
-        )
 
 
 @click.command()
@@ -139,11 +30,17 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
     first one's --image-size. It is an ordinary checkpoint, for retina-export and retina-gradcam.
     """
     with exit_codes("retina.train.averaging"):
+        require_extra("train", "torch", "torchvision", "lightning_fabric", "sklearn", "pandas")
+        from .calibration import calibrated, calibration_line
+        from .checkpoint import load_checkpoint
+        from .data import sound_dataset
+        from .soup import average, items_of, judged, predict_logits, require_same_data
+
         require_place(out, checkpoints)
         loaded = {path: load_checkpoint(path) for path in checkpoints}
         mean = average([(str(path), loaded[path]) for path in checkpoints])
         read = sound_dataset(data, mean.config.get("me_positive_from"))
-        _check_same(read, mean)
+        require_same_data(read, mean)
         items = items_of(mean, read, "valid")
         mean = calibrated(mean, items, *predict_logits(mean, items))
         figures = judged(mean, items)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..runtime.contract import MAX_DR_GRADE, Contract, Framing, Preprocessing
 from ..runtime.errors import ModelFileError, UsageError
 from ..runtime.output_file import write_atomically
+from .config import HOW_TO_GET_A_CHECKPOINT
 from .model import RetinaNet, backbone_names, read_state_dict, unwrapped
 from .options import BARE_FRAMING, BARE_IMAGE_SIZE
 from .run import BEST
@@ -85,7 +86,7 @@ def load_checkpoint(path: Path, *, framing: Framing | None = None, image_size: i
     """
     if not os.path.isfile(path):
         best = path / BEST
-        hint = f"Of a run, give {best}" if os.path.isfile(best) else "Make one with  retina-train DATA"
+        hint = f"Of a run, give {best}" if os.path.isfile(best) else HOW_TO_GET_A_CHECKPOINT
         raise ModelFileError(f"{path}: expected a checkpoint, found no such file. {hint}")
     checkpoint = parse_checkpoint(path, read_state_dict(path), framing or BARE_FRAMING, image_size or BARE_IMAGE_SIZE)
     prep = checkpoint.contract.preprocessing

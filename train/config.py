@@ -15,6 +15,10 @@ from ..runtime.errors import UsageError
 # Here and not in checkpoint.py, because the commands' help names them and checkpoint.py imports torch.
 BEST_NAME = "retina_multitask_best.pth"
 FINAL_NAME = "retina_multitask_final.pth"
+HOW_TO_GET_A_CHECKPOINT = (
+    "Make one with  retina-train DATA, or from a model file:  "
+    "python -m retina.export.recovery PHOTOGRAPHS --out recovered.pth"
+)
 
 BOUNDS: dict[str, tuple[int, int | None] | tuple[float, float | None]] = {
     "epochs": (1, None),
