@@ -139,6 +139,7 @@ def _run(
     from .folder import gather
     from .job import Job
     from .progress import progress
+    from .scoring import is_drawn
     from .table import record
 
     listing = gather(paths)
@@ -167,7 +168,8 @@ def _run(
             summary = job.run(seen)
     told = list(summary.lines(time.monotonic() - start))
     if overlays is not None:
-        told.append(f"wrote overlays into {overlays}")
+        drawn = sum(is_drawn(overlays, name) for name in listing.names)
+        told.append(f"wrote overlays of {drawn} of {counted(len(listing.names), 'photograph')} into {overlays}")
     told.append(f"wrote {job.out}: {counted(len(listing.names), 'row')}; ignored {listing.ignored_text}")
     return summary.failed, told
 

@@ -42,7 +42,7 @@ def score_rows(
         # Taken before the file is read, so that the next run notices a change in between.
         before = stamp(path)
         row = journal.row(name, before)
-        if row is not None and (overlays is None or _is_drawn(overlays, name)):
+        if row is not None and (overlays is None or is_drawn(overlays, name)):
             return row, before, True
         return score_one(model, name, path, overlays), before, False
 
@@ -109,7 +109,8 @@ def overlay_base(overlays: Path, name: str) -> Path:
     return overlays.joinpath(*("__" if part == ".." else part for part in path.relative_to(path.anchor).parts))
 
 
-def _is_drawn(overlays: Path, name: str) -> bool:
+def is_drawn(overlays: Path, name: str) -> bool:
+    """Whether a photograph's overlays are there."""
     from .overlay import overlay_path
 
     return all(os.path.isfile(overlay_path(overlay_base(overlays, name), head)) for head in HEADS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from retina.train import frames, pipeline, survey
 from retina.train.cli import main
 from retina.train.config import TrainConfig
 from retina.train.console import SILENT
+from retina.train.data import fingerprint_of_files, sound_dataset
 from retina.train.device import make_fabric
 from retina.train.frames import DecodedFrames, Frames
 from retina.train.model import RetinaNet
@@ -432,14 +434,36 @@ def test_a_disk_that_fills_during_the_training_is_told_with_the_command_to_go_on
         saved.append(file)
         save_resume(trainer, file)
 
+    here, moved = shutil.copytree(data, tmp_path / "here"), tmp_path / "moved"
     with monkeypatch.context() as patch:
         patch.setattr("retina.train.loop.save_resume", fills)
-        stopped = retina_train(data, *QUICK, "--artifacts", tmp_path, "--name", "full")
+        stopped = retina_train(here, *QUICK, "--artifacts", tmp_path, "--name", "full")
     assert stopped.exit_code == 2
     go_on = f"retina-train --resume --name full --artifacts {tmp_path}"
     assert stopped.stderr.endswith(f"No space left on device. Once that is mended, go on with:  {go_on}\n")
-    resumed = retina_train(*go_on.split()[1:])
+    here.rename(moved)
+    lost = retina_train(*go_on.split()[1:])
+    assert lost.exit_code == 2
+    assert f"{here}: expected a folder" in lost.stderr
+    assert lost.stderr.endswith(f". If the data were moved:  {go_on} DATA\n")
+    resumed = retina_train(*go_on.split()[1:], moved)
     assert resumed.exit_code == 0, resumed.output
+
+
+def test_a_state_that_cannot_be_resumed_from_says_what_is_left(tmp_path: Path, data: Path) -> None:
+    folder = interrupted(tmp_path, data)
+    config = TrainConfig(str(data), image_size=32, backbone=RESNET10, weights="none", workers=0)
+    (folder / "config.json").write_text(config.to_json())
+    (folder / "resume.pth").write_bytes(b"PK\x03\x04 cut")
+    begun = {"devices": 1, "data_fingerprint": fingerprint_of_files(sound_dataset(data))}
+    (folder / "run.json").write_text(json.dumps(begun))
+    for best, then in ((False, "Start a new run.\n"), (True, f"best epoch:  --weights {folder / 'best.pth'}\n")):
+        if best:
+            (folder / "best.pth").touch()
+        stopped = retina_train("--resume", "--artifacts", tmp_path)
+        assert stopped.exit_code == 2
+        assert "resume.pth: expected a retina-edge resume state 2, found one that cannot be read." in stopped.stderr
+        assert stopped.stderr.endswith(then)
 
 
 SOUND = '{"devices": 1, "data_fingerprint": "a", '

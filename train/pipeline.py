@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from ..runtime.contract import HEADS, Contract, Head, Preprocessing
-from ..runtime.errors import OutputError
+from ..runtime.errors import AnnotationError, OutputError
 from ..runtime.output_file import require_free
 from .augment import make_augment
 from .checkpoint import Checkpoint
@@ -65,7 +65,11 @@ def train(
     Raises:
         RetinaError: anything that a user can fix; before training if it can be known by then.
     """
-    require_splits(Path(config.data))  # before a folder is made, weights are downloaded or photographs are read
+    try:  # before a folder is made, weights are downloaded or photographs are read
+        require_splits(Path(config.data))
+    except AnnotationError as err:
+        moved = f". If the data were moved:  {run.resume_command} DATA" if resume else ""
+        raise AnnotationError(f"{err}{moved}") from None
     tracker = tracker or Tracker()
     is_first = os.environ.get("RANK", "0") == "0"  # other devices' processes write nothing
     try:

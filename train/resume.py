@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..runtime.errors import ModelFileError
 from .checkpoint import save_tensors
 from .model import read_state_dict
+from .run import BEST
 from .totals import Totals
 
 if TYPE_CHECKING:
@@ -77,10 +78,15 @@ def saved_progress(file: Path) -> Progress:
 
 
 def _with_resume(file: Path, use: Callable[[dict[str, Any]], Used]) -> Used:
-    state = read_state_dict(file)
+    best = file.with_name(BEST)
+    then = f"Start a new run, from this one's best epoch:  --weights {best}" if best.is_file() else "Start a new run."
+    try:
+        state = read_state_dict(file)
+    except ModelFileError:  # its advice is for a file that the user named
+        raise ModelFileError(f"{file}: expected a {_KIND}, found one that cannot be read. {then}") from None
     if state.get("kind") != _KIND:
-        raise ModelFileError(f"{file}: expected a {_KIND}, found another file. Start a new run.")
+        raise ModelFileError(f"{file}: expected a {_KIND}, found another file. {then}")
     try:
         return use(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as err:
-        raise ModelFileError(f"{file}: expected a whole {_KIND}, found damage: {err}. Start a new run.") from None
+        raise ModelFileError(f"{file}: expected a whole {_KIND}, found damage: {err}. {then}") from None
