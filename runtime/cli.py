@@ -99,8 +99,8 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
     If it is stopped at any moment, the same command continues where it was. The table appears under its name only when
     it is complete.
 
-    Exit code 0: all scored. 1: done, some files failed. 2: nothing could be done. 130: stopped. Research and
-    demonstration only, not for clinical use.
+    Exit code 0: all scored. 1: done, some files failed. 2: nothing could be done, or not everything; what was scored is
+    kept. 130: stopped. Research and demonstration only, not for clinical use.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
     if not paths:
         raise click.UsageError("name a folder or files, for example:  retina-score photographs/")

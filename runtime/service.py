@@ -142,6 +142,8 @@ def create_app(
         A photograph that cannot be read keeps its place, with the reason; the status is 422 if that is so for all of
         them. With ``maps``, Grad-CAM maps are added if the model file has them.
         """
+        if len(request.query_params.multi_items()) > len(request.query_params):
+            raise HTTPException(400, "expected each parameter of the query once, found one twice")
         entry = _entry(request)
         with places.place():
             photographs = await read_photographs(request, limits)

@@ -245,6 +245,8 @@ def test_other_paths_methods_queries_and_names(service: Service) -> None:
     for query, named in (("maps=perhaps", "maps"), ("map=true", "map"), ("maps=true&overlay=1", "overlay")):
         refused = service.ask("POST", f"/score?{query}", png(1), JPEG)
         assert (refused.status, refused.json["detail"].split(":")[0]) == (400, f"query {named}")
+    refused = service.ask("POST", "/score?maps=1&maps=0", png(1), JPEG)
+    assert (refused.status, "found one twice" in refused.json["detail"]) == (400, True)
     for name in ("localhost", f"127.0.0.1:{service.port}", "[::1]:80"):
         assert service.ask("GET", "/health", headers={"Host": name}).status == 200
     assert service.ask("GET", "/model", headers={"Host": "rebound.example"}).status == 421
