@@ -1,17 +1,11 @@
-"""The loop compared with steps made by hand, interrupted runs with whole ones, two processes with one."""
+"""The loop compared with steps made by hand, and two processes with one."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import random
-import re
-import shlex
 import shutil
-import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,61 +16,38 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from eyes import write_set
 from lightning_fabric import Fabric
-from retina.runtime.errors import ModelFileError, NonFiniteLossError, OutputError
+from retina.runtime.errors import NonFiniteLossError, OutputError
 from retina.runtime.picture import decode
-from retina.runtime.terminal import tell
 from retina.train import pipeline, recorder
 from retina.train.augment import augment_with_seed, draw_seed, make_augment
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.cli import main
-from retina.train.config import TrainConfig
-from retina.train.console import Console
 from retina.train.data import DataSet, read_dataset
 from retina.train.device import make_fabric
 from retina.train.framing import Normalize, make_preprocess
-from retina.train.items import Draw, EpochPlan, TrainItems, class_weights
+from retina.train.items import Draw, EpochPlan, TrainItems
 from retina.train.loader import EvalBatches, make_loader, require_shared_memory, workers_for
 from retina.train.loop import fit
 from retina.train.model import RetinaNet
 from retina.train.pipeline import train
-from retina.train.resume import load_resume, save_resume, saved_progress
 from retina.train.run import Run
-from retina.train.stop import StopRequest
-from retina.train.totals import Totals
-from retina.train.tracking import Tracker
 from retina.train.trainer import Trainer
 from small_backbone import RESNET10
-from small_set import SMALL, items, small_set
+from small_run import RECIPE, assert_same_bits, command, pretrained, run, trainable, trainer, weights
+from small_set import SMALL, items
 from torch import Tensor
 from without_pictures import replace_pictures, started
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-RECIPE = TrainConfig("", epochs=3, batch_size=4, image_size=32, backbone=RESNET10, workers=0, precision="fp32")
 FROZEN = ("backbone.conv1", "backbone.bn1", "backbone.layer1")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    root = tmp_path_factory.mktemp("set")
-    torch.manual_seed(0)
-    torch.save(torchvision.models.get_model(RESNET10).state_dict(), pretrained(root))
-    return small_set(root, train=[0, 0, 0, 1, 2, 1, 0, 2, 0, 1, 0, 0, 2, 0, 1, 0], others=[0, 1, 2])
-
-
-def pretrained(root: Path) -> Path:
-    """Weights to start from, of which the first layers are frozen."""
-    return root / "start.pth"
-
-
-def trainer(train: TrainItems, config: TrainConfig = RECIPE) -> Trainer:
-    torch.manual_seed(config.seed)
-    net = RetinaNet(3, config.backbone)
-    fabric = make_fabric("cpu", config.precision)
-    return Trainer(fabric, config, net, Normalize(SMALL.mean, SMALL.std), (0, 1, 2), class_weights(train.dr_index, 3))
+    return trainable(tmp_path_factory.mktemp("set"))
 
 
 class NeverStop:
@@ -91,20 +62,6 @@ def train_epoch(t: Trainer, train: TrainItems, plan: EpochPlan | None = None) ->
     t.train_epoch(
         make_loader(train, 0, t.fabric, batch_sampler=plan), NeverStop(), lambda n, totals: None, plan.n_batches
     )  # type: ignore[arg-type]
-
-
-def run(t: Trainer, data: DataSet, file: Path, show: Callable[[int, Totals], None] = lambda n, totals: None) -> bool:
-    train, valid = items(data)
-    return fit(t, train, valid, file, lambda row: None, lambda history: None, lambda *_: show)
-
-
-def weights(t: Trainer) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in t.net.state_dict().items()}
-
-
-def assert_same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
 @pytest.mark.parametrize("weighting", ["inverse", "none"])
@@ -246,36 +203,6 @@ def test_rates_stay_while_the_loss_on_valid_falls(data: DataSet, tmp_path: Path)
     assert [row["lr_heads"] for row in t.progress.history] == [1e-3] * 6
 
 
-def test_stopped_at_a_random_step_and_resumed_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path) -> None:
-    config = replace(RECIPE, sampler="weighted", unfreeze_epoch=2, epochs=2)
-    train, _ = items(data)
-    whole = trainer(train, config)
-    assert run(whole, data, tmp_path / "whole.pth")
-    file = tmp_path / "resume.pth"
-    for stop_after in random.sample(range(1, 8), 2):  # of eight steps
-        part, steps = trainer(train, config), 0
-
-        def show(n: int, totals: Totals, stop_after: int = stop_after) -> None:
-            nonlocal steps
-            steps += n
-            if steps == stop_after:
-                signal.raise_signal(signal.SIGINT)
-
-        assert not run(part, data, file, show), stop_after
-        assert (part.progress.epoch, part.progress.batch) == (1 + (stop_after - 1) // 4, 1 + (stop_after - 1) % 4)
-        torch.manual_seed(0)  # other random numbers, as in another process
-        resumed = trainer(train, replace(config, seed=1))  # other initial weights
-        resumed.config = config
-        load_resume(resumed, file)
-        assert run(resumed, data, file)
-        assert_same_bits(weights(resumed), weights(whole))
-        without_time = [
-            [{k: v for k, v in row.items() if k != "seconds"} for row in t.progress.history] for t in (resumed, whole)
-        ]
-        assert without_time[0] == without_time[1]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 def test_each_micro_batch_of_a_run_drops_other_features(data: DataSet, tmp_path: Path) -> None:
     t = trainer(items(data)[0], replace(RECIPE, epochs=2, accumulate=2))
     seeds: list[int] = []
@@ -320,98 +247,6 @@ def test_photographs_are_augmented_as_asked(
     with pytest.raises(KeyboardInterrupt):
         train(config, Run(tmp_path, "a"), device="cpu")
     assert torch.equal(*pictures)
-
-
-def test_a_stop_requested_while_devices_agree_is_kept_for_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    fabric = Fabric(accelerator="cpu", devices=1)
-    exchange = fabric.all_reduce
-
-    def interrupted(*arguments: Any, **options: Any) -> Any:
-        signal.raise_signal(signal.SIGINT)
-        return exchange(*arguments, **options)
-
-    with StopRequest() as stop:
-        with monkeypatch.context() as patch:
-            patch.setattr(fabric, "all_reduce", interrupted)
-            assert not stop.agreed(fabric)
-        assert stop.agreed(fabric)
-
-
-def test_stopped_while_its_last_epoch_is_judged_a_run_stops(data: DataSet, tmp_path: Path) -> None:
-    train, _ = items(data)
-    t, file = trainer(train, replace(RECIPE, epochs=1)), tmp_path / "resume.pth"
-    judge = t.judge
-
-    def interrupted(*arguments: Any) -> dict[str, float]:
-        signal.raise_signal(signal.SIGINT)
-        return judge(*arguments)
-
-    t.judge = interrupted  # type: ignore[method-assign]
-    assert not run(t, data, file)
-    resumed = trainer(train, t.config)
-    load_resume(resumed, file)
-    assert (resumed.progress.epoch, len(resumed.progress.history)) == (2, 1)
-    assert run(resumed, data, file)
-    assert_same_bits(weights(resumed), weights(t))
-
-
-def test_a_file_that_is_no_resume_state_is_refused(data: DataSet, tmp_path: Path) -> None:
-    train, _ = items(data)
-    t = trainer(train)
-    torch.save({"kind": "retina-edge checkpoint"}, tmp_path / "best.pth")
-    with pytest.raises(ModelFileError, match="expected a retina-edge resume state"):
-        load_resume(t, tmp_path / "best.pth")
-    save_resume(t, tmp_path / "resume.pth")
-    assert list(tmp_path.glob(".*")) == []
-    assert torch.load(tmp_path / "resume.pth", weights_only=True)["progress"]["epoch"] == 1
-
-
-def command(data: DataSet, artifacts: Path, name: str, *options: str) -> list[str]:
-    recipe = ["--epochs", "3", "--image-size", "32", "--batch-size", "4", "--backbone", RESNET10]
-    recipe += ["--weights", str(pretrained(data.root))]
-    where = ["--artifacts", str(artifacts), "--name", name]
-    return [str(data.root), *recipe, *where, *options]
-
-
-@pytest.mark.slow
-def test_killed_twice_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path) -> None:
-    resume, said = tmp_path / "runs" / "killed" / "resume.pth", tmp_path / "said"
-    saved = 0
-    for attempt in range(2):
-        options = ["--workers", str(1 - attempt), *(["--resume"] if attempt else [])]
-        process = started(command(data, tmp_path, "killed", *options), out=said)
-        # Kill after something new is saved, at any moment of the next epoch, even while the next state is written.
-        while process.is_alive() and (not resume.exists() or resume.stat().st_mtime_ns == saved):
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.5))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, said.read_text()
-        saved = resume.stat().st_mtime_ns
-    assert said.read_text().count("Resuming killed at ") == 1
-    assert json.loads((resume.parent / "config.json").read_text())["workers"] == 0
-    for name, *options in (("killed", "--resume"), ("whole",)):
-        result = CliRunner().invoke(main, command(data, tmp_path, name, "--workers", "1", *options))
-        assert result.exit_code == 0, result.output
-    for file in ("best.pth", "final.pth"):
-        killed, whole = (load_checkpoint(tmp_path / "runs" / name / file) for name in ("killed", "whole"))
-        assert_same_bits(killed.weights, whole.weights)
-        assert killed.epoch == whole.epoch
-    assert whole.epoch == 3
-
-
-@pytest.mark.parametrize(("parent", "exit_code"), [(os.getpid(), 0), (1, 1)], ids=["alive", "killed"])
-def test_a_worker_whose_parent_was_killed_while_it_started_ends(
-    data: DataSet, parent: int, exit_code: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """PyTorch's own watchdog starts later: it would take the process that adopted the worker for its parent."""
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "getpid", lambda: parent)
-        loader = make_loader(items(data)[0], 1, Fabric(accelerator="cpu"))
-    worker = multiprocessing.get_context("fork").Process(target=loader.worker_init_fn, args=(0,))
-    worker.start()
-    worker.join(60)
-    assert worker.exitcode == exit_code
 
 
 def test_bf16_is_for_training_only(data: DataSet) -> None:
@@ -543,28 +378,6 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_device
     assert {name: split["all"]["n"] for name, split in metrics["splits"].items()} == counts
 
 
-def stopped_while_it_is_evaluated(data: DataSet, artifacts: Path) -> Result:
-    def interrupted(line: str) -> None:
-        tell(line)
-        if line.startswith("Evaluating"):
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("retina.train.cli.tell", interrupted)
-        result = CliRunner().invoke(main, command(data, artifacts, "h", "--epochs", "1", "--workers", "0"))
-    assert result.exit_code == 130, result.output
-    return result
-
-
-def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(data: DataSet, tmp_path: Path) -> None:
-    artifacts = tmp_path / "of mine"
-    result = stopped_while_it_is_evaluated(data, artifacts)
-    go_on = f"retina-train --resume --name h --artifacts '{artifacts}'"
-    assert result.output.strip().endswith(f"Go on with:  {go_on}")
-    result = CliRunner().invoke(main, shlex.split(go_on)[1:])
-    assert result.exit_code == 0, result.output
-
-
 @pytest.mark.parametrize(("every", "expected"), [(0.0, [1, 2, 3, 3]), (999.0, [1, 3])])
 def test_curves_are_drawn_now_and_then_and_at_a_stop(
     data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float, expected: list[int]
@@ -583,47 +396,6 @@ def test_curves_are_drawn_now_and_then_and_at_a_stop(
     assert drawn == expected
 
 
-def test_a_resumed_run_keeps_its_precision_on_a_machine_that_would_choose_another(
-    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    used: list[str] = []
-
-    def made(device: str, precision: str) -> Fabric:
-        fabric = make_fabric(device, precision)
-        used.append(fabric._precision.precision)
-        return fabric
-
-    monkeypatch.setattr("retina.train.pipeline.make_fabric", made)
-    for is_faster in (True, False):
-        monkeypatch.setattr("retina.train.device.bf16_is_faster", lambda _, is_faster=is_faster: is_faster)
-        assert make_fabric("cpu", "auto")._precision.precision == ("bf16-mixed" if is_faster else "32-true")
-        if is_faster:
-            stopped_while_it_is_evaluated(data, tmp_path)
-            recorded = (tmp_path / "runs" / "h" / "run.json").read_bytes()
-        else:
-            resumed = CliRunner().invoke(main, ["--resume", "--artifacts", str(tmp_path)])
-            assert resumed.exit_code == 0, resumed.output
-            assert (tmp_path / "runs" / "h" / "run.json").read_bytes() == recorded
-    assert used == ["bf16-mixed", "bf16-mixed"]
-
-
-def test_a_run_is_not_resumed_on_photographs_with_other_names(tmp_path: Path) -> None:
-    """The files and labels are the same, but an epoch draws them in the order of their names."""
-    torch.save(torchvision.models.get_model(RESNET10).state_dict(), pretrained(tmp_path))
-    data = small_set(tmp_path, train=[0, 0, 1, 2], others=[0, 1, 2])
-    stopped_while_it_is_evaluated(data, tmp_path)
-    images = tmp_path / "train" / "images"
-    first, *_, last = sorted(path.name for path in images.iterdir())
-    for old, new in ((first, "aside"), (last, first), ("aside", last)):
-        (images / old).rename(images / new)
-    csv = tmp_path / "train" / "annotations.csv"
-    names = {first: last, last: first}
-    csv.write_text(re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], csv.read_text()))
-    resumed = CliRunner().invoke(main, ["--resume", "--artifacts", str(tmp_path)])
-    assert resumed.exit_code == 2
-    assert "expected the training photographs under the names that they had when the run was started" in resumed.stderr
-
-
 @pytest.mark.parametrize(("world", "threads"), [(1, 0), (1, 2), (2, 2)])
 def test_devices_share_a_split_in_its_order(data: DataSet, world: int, threads: int) -> None:
     _, valid = items(data)
@@ -635,144 +407,6 @@ def test_devices_share_a_split_in_its_order(data: DataSet, world: int, threads: 
         assert len(batches) == len(found)
         assert [name for batch in found for name in batch.filenames] == [item.filename for item in expected]
         assert torch.equal(torch.cat([batch.image for batch in found]), torch.stack([item.image for item in expected]))
-
-
-@pytest.mark.slow
-def test_told_to_end_with_all_its_processes_a_run_saves_everything(data: DataSet, tmp_path: Path) -> None:
-    """As by systemd, Slurm and timeout, which send SIGTERM to the workers too."""
-    slowly = ["--epochs", "999", "--workers", "1", "--image-size", "112", "--batch-size", "16"]
-    said = tmp_path / "said"
-    process = started(command(data, tmp_path, "ended", *slowly), out=said)
-    while process.is_alive() and not (said.exists() and "epoch   1 " in said.read_text()):
-        time.sleep(0.01)
-    assert process.pid is not None
-    time.sleep(0.5)  # into a step
-    os.killpg(process.pid, signal.SIGTERM)
-    process.join(60)
-    assert process.exitcode == 130, said.read_text()
-    assert "everything saved. Go on with:" in said.read_text()
-    saved = saved_progress(tmp_path / "runs" / "ended" / "resume.pth")
-    assert f"Stopped at {saved.place(999)}, " in said.read_text()
-
-
-def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
-    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted_twice(_: Console, epoch: int, *__: object) -> Callable[[int, list[float]], None]:
-        def show(done: int, totals: Totals) -> None:
-            for _ in range(2 * (epoch == 2)):
-                signal.raise_signal(signal.SIGINT)
-
-        return show
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Console, "epoch", interrupted_twice)
-        result = CliRunner().invoke(main, command(data, tmp_path, "twice", "--workers", "0"))
-    assert result.exit_code == 130, result.output
-    assert "everything saved" not in result.output
-    assert "Stopped. Saved up to the start of epoch 2 of 3; what came after is done again. Go on with:" in result.output
-    moved = shutil.copytree(data.root, tmp_path / "moved")
-    result = CliRunner().invoke(main, [str(moved), "--resume", "--cache", "memory", "--artifacts", str(tmp_path)])
-    assert result.exit_code == 0, result.output
-    assert "Resuming twice at the start of epoch 2 of 3." in result.output
-    config = json.loads((tmp_path / "runs" / "twice" / "config.json").read_text())
-    assert (config["data"], config["cache"], config["workers"]) == (str(moved), "memory", 0)
-
-
-def test_resumed_a_run_is_tracked_and_runs_where_it_was_asked_to(
-    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tracked: list[str | None] = []
-    devices: list[str] = []
-
-    def make(kind: str | None, _: Path) -> Tracker:
-        tracked.append(kind)
-        tracker = Tracker()
-        tracker.kind = kind
-        return tracker
-
-    def pick(device: str) -> str:
-        devices.append(device)
-        return "cpu"
-
-    def interrupted(*_: object) -> Callable[[int, Totals], None]:
-        return lambda done, totals: signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr("retina.train.tracking.make_tracker", make)
-    monkeypatch.setattr(pipeline, "pick_device", pick)
-    with monkeypatch.context() as patch:
-        patch.setattr(Console, "epoch", interrupted)
-        begun = command(data, tmp_path, "asked", "--workers", "0", "--track", "mlflow", "--device", "cuda:1")
-        resumed = ["--resume", "--name", "asked", "--artifacts", str(tmp_path)]
-        for arguments in (begun, resumed, [*resumed, "--device", "auto"]):
-            result = CliRunner().invoke(main, arguments)
-            assert result.exit_code == 130, result.output
-    assert tracked == ["mlflow", "mlflow", "mlflow"]
-    assert devices == ["cuda:1", "cuda:1", "auto"]
-    facts = tmp_path / "runs" / "asked" / "run.json"
-    facts.write_text(json.dumps({key: value for key, value in json.loads(facts.read_text()).items() if key != "asked"}))
-    result = CliRunner().invoke(main, resumed)
-    assert result.exit_code == 0, f"a run of an earlier version: {result.output}"
-    assert (tracked[-1], devices[-1]) == (None, "auto")
-
-
-def test_interrupted_after_everything_is_written_a_run_has_finished(
-    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(line: str) -> None:
-        if line.startswith("Report: "):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("retina.train.cli.tell", interrupted)
-    result = CliRunner().invoke(main, command(data, tmp_path, "done", "--workers", "0", "--epochs", "1"))
-    assert result.exit_code == 0, result.output
-
-
-def test_how_far_a_run_is_saved(data: DataSet, tmp_path: Path) -> None:
-    t = trainer(items(data)[0])
-    file = tmp_path / "resume.pth"
-    for epoch, batch, place in (
-        (2, 3, "batch 3 of epoch 2 of 3"),
-        (3, 0, "the start of epoch 3 of 3"),
-        (4, 0, "the end of its last epoch"),
-    ):
-        t.progress.epoch, t.progress.batch = epoch, batch
-        save_resume(t, file)
-        assert saved_progress(file).place(RECIPE.epochs) == place
-
-
-def test_a_run_that_fails_or_is_interrupted_is_ended_for_its_tracker(data: DataSet, tmp_path: Path) -> None:
-    class Recorded(Tracker):
-        def __init__(self, error: BaseException | None = None) -> None:
-            self.error, self.stopped = error, list[bool]()
-
-        def epoch(self, row: object) -> None:
-            if self.error is not None:
-                raise self.error
-
-        def stop(self, *, failed: bool = False) -> None:
-            self.stopped.append(failed)
-            raise OutputError("the store is out of reach as well")
-
-    config = replace(RECIPE, data=str(data.root), weights=str(pretrained(data.root)))
-    diverging = replace(config, lr_heads=1e38, lr_backbone=1e38)
-    for name, recipe, error, failed in (
-        ("diverged", diverging, NonFiniteLossError("expected a finite loss"), True),
-        ("full", config, OutputError("disk full"), True),
-        ("interrupted", config, KeyboardInterrupt(), False),
-    ):
-        tracker = Recorded(None if name == "diverged" else error)
-        with pytest.raises(type(error)):
-            train(recipe, Run(tmp_path, name), device="cpu", tracker=tracker)
-        assert tracker.stopped == [failed], name
-
-
-def test_where_runs_are_kept_is_said_only_where_it_is_not_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RETINA_ARTIFACTS", "others")
-    assert Run(Path("artifacts"), "a").resume_command == "retina-train --resume --name a --artifacts artifacts"
-    monkeypatch.delenv("RETINA_ARTIFACTS")
-    assert Run(Path("artifacts"), "a b").resume_command == "retina-train --resume --name 'a b'"
-    assert Run(Path("/x"), "a").resume_command == "retina-train --resume --name a --artifacts /x"
 
 
 def test_no_convolution_runs_in_tf32_where_fp32_is_promised() -> None:
