@@ -130,7 +130,7 @@ def test_every_planted_fault_is_named_in_one_answer(tmp_path: Path, monkeypatch:
         "link to nothing": f"line 13: {images / 'eye_12.jpg'}: ",
         "link to itself": f"line 16: {images / 'eye_15.jpg'}: ",
         "DICOM without its extra": f"line 15: {images / 'eye_14.jpg'}: pydicom not installed. Run:  pip install",
-        "same bytes in two splits": "same bytes: train/eye_13.jpg (line 15) and valid/eye_1.jpg (line 3)",
+        "same bytes in two splits": "same bytes: train/eye_13.jpg (line 14) and valid/eye_1.jpg (line 3)",
         "grade that train lacks": "line 4: Retinopathy grade: expected one of 0, 1, 2 as in train, found 4",
         "missing column": f"{test / 'annotations.csv'}, line 1: expected a column 'Risk of macular edema'",
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -17,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
-from ..runtime.errors import ModelFileError, UsageError, require_extra
+from ..runtime.errors import UsageError, require_extra
 from ..runtime.options import Command, PathName, artifacts_option, is_given, require_alone, require_artifacts
 from ..runtime.terminal import answer, exit_codes, tell
 from .config import BOUNDS, TrainConfig
@@ -179,7 +178,7 @@ def _run(
         return True
     from .pipeline import train
     from .resume import saved_progress
-    from .run import Run
+    from .run import Run, interrupted_run
     from .tracking import make_tracker
 
     if name is not None and (not name.strip(" .") or {*"/\\"} & {*name} or len(os.fsencode(name)) > 255):
@@ -190,8 +189,8 @@ def _run(
     for module in ("PIL", "lightning_fabric"):
         warnings.filterwarnings("ignore", module=module)
     if resume:
-        run = _interrupted(artifacts, name)
-        config = _config_of(run.config_file)
+        run = interrupted_run(artifacts, name)
+        config = run.config()
         _refuse_changes(context, config, recipe)
         config = replace(config, **{key: recipe[key] for key in MAY_CHANGE if is_given(context, key)})
         asked = run.facts().get("asked", {})
@@ -224,33 +223,6 @@ def _run(
         place = saved_progress(run.resume_file).place(config.epochs)
         tell(f"Stopped. Saved up to {place}; what came after is done again. Go on with:  {run.resume_command}")
         return False
-
-
-def _interrupted(artifacts: Path, name: str | None) -> Any:
-    from .run import FINAL, RESUME, Run
-
-    if name is not None:
-        run = Run(artifacts, name)
-        if run.has_finished:
-            raise UsageError(
-                f"{run.folder}: expected an interrupted run, found one that has finished. To train on from its end, "
-                f"start a new run with  --weights {run.folder / FINAL}"
-            )
-        for file in (run.resume_file, run.config_file, run.facts_file):
-            if not os.path.isfile(file):
-                raise UsageError(f"{run.folder}: expected an interrupted run, found no {file.name} there")
-        return run
-    files = sorted(artifacts.glob(f"runs/*/{RESUME}"), key=lambda file: file.stat().st_mtime)
-    if not files:
-        raise UsageError(f"{artifacts / 'runs'}: expected an interrupted run, found none. Start one: retina-train DATA")
-    return Run(artifacts, files[-1].parent.name)
-
-
-def _config_of(file: Path) -> TrainConfig:
-    try:
-        return TrainConfig.from_dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError, AttributeError, UsageError) as err:
-        raise ModelFileError(f"{file}: expected the options of a run, found damage: {err}. Start a new run.") from None
 
 
 def _refuse_changes(context: click.Context, config: TrainConfig, recipe: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +80,11 @@ def saved_progress(file: Path) -> Progress:
 
 def _with_resume(file: Path, use: Callable[[dict[str, Any]], Used]) -> Used:
     best = file.with_name(BEST)
-    then = f"Start a new run, from this one's best epoch:  --weights {best}" if best.is_file() else "Start a new run."
+    then = (
+        f"Start a new run, from this one's best epoch:  --weights {best}"
+        if os.path.isfile(best)
+        else "Start a new run."
+    )
     try:
         state = read_state_dict(file)
     except ModelFileError:  # its advice is for a file that the user named

@@ -1,4 +1,4 @@
-"""One run's folder: the names of its files, and the lock on it."""
+"""One run's folder: the names of its files, what they say, and the lock on it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import ModelFileError, OutputError
+from ..runtime.errors import ModelFileError, OutputError, UsageError
 from ..runtime.file_state import lock
 from ..runtime.output_file import require_folder, write_text_atomically
+from .config import TrainConfig
 
 CONFIG, FACTS = "config.json", "run.json"
 """A run's options, and what it began with: its data, its machine."""
@@ -103,6 +104,19 @@ class Run:
         where = [] if is_default else ["--artifacts", str(self.artifacts)]
         return shlex.join(["retina-train", "--resume", "--name", self.name, *where])
 
+    def config(self) -> TrainConfig:
+        """The options that the run began with.
+
+        Raises:
+            ModelFileError: the file is damaged.
+        """
+        try:
+            return TrainConfig.from_dict(json.loads(self.config_file.read_text()))
+        except (OSError, ValueError, TypeError, AttributeError, UsageError) as err:
+            raise ModelFileError(
+                f"{self.config_file}: expected the options of a run, found damage: {err}. Start a new run."
+            ) from None
+
     def facts(self) -> dict[str, Any]:
         """What ``run_facts`` recorded when the run began.
 
@@ -127,3 +141,26 @@ class Run:
     def write(self, name: str, text: str) -> None:
         """Write a text file in the folder; raises OutputError if it cannot be written."""
         write_text_atomically(self.folder / name, text)
+
+
+def interrupted_run(artifacts: Path, name: str | None) -> Run:
+    """The run of this name, or else the one that was interrupted last.
+
+    Raises:
+        UsageError: there is none, or it has finished.
+    """
+    if name is not None:
+        run = Run(artifacts, name)
+        if run.has_finished:
+            raise UsageError(
+                f"{run.folder}: expected an interrupted run, found one that has finished. To train on from its end, "
+                f"start a new run with  --weights {run.folder / FINAL}"
+            )
+        for file in (run.resume_file, run.config_file, run.facts_file):
+            if not os.path.isfile(file):
+                raise UsageError(f"{run.folder}: expected an interrupted run, found no {file.name} there")
+        return run
+    files = sorted(artifacts.glob(f"runs/*/{RESUME}"), key=lambda file: file.stat().st_mtime)
+    if not files:
+        raise UsageError(f"{artifacts / 'runs'}: expected an interrupted run, found none. Start one: retina-train DATA")
+    return Run(artifacts, files[-1].parent.name)
