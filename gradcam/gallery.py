@@ -215,11 +215,15 @@ def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:
             raise UsageError(f"{given}: expected a photograph or a folder of photographs, found nothing there")
     once: dict[str, tuple[Path, str]] = {}
     for path, name in found:
-        once.setdefault(os.path.abspath(path), (path, name))  # noqa: PTH100 - a link is a photograph of its own
+        place = os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118 - a link is one of its own
+        once.setdefault(place, (path, name))
     found = list(once.values())
     names = Counter(name for _, name in found)
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
+        for path, name in found:
+            if name == twice and not os.path.exists(path):
+                raise UsageError(f"{path}: expected a photograph, found nothing there")
         paths = " and ".join(str(path) for path, name in found if name == twice)
         raise UsageError(f"{paths}: their overlays would have the same name. Give the folder that holds both.")
     # The name without its ending, unless another photograph's overlays would begin with that too.

@@ -162,7 +162,7 @@ class NameIndex:
     path ends with the other. So ``eye.PNG``, ``EYE``, ``eye`` and ``/old/place/left/eye.jpg`` all find
     ``left/eye.jpg``, while an exact match never loses to a looser one. Paths in different folders mean different
     photographs: ``right/eye.jpg`` does not find ``left/eye.jpg``, nor ``eye.jpg`` in a folder called ``left``. Only the
-    folders of an absolute path may be any, since the photographs may have been moved.
+    folders of an absolute path, or of an address, may be any, since the photographs may have been moved.
     """
 
     def __init__(self, folder: str | Path, names: Iterable[str] | None = None) -> None:
@@ -210,8 +210,10 @@ class NameIndex:
 
     def _leads_here(self, folders: str) -> bool:
         """Whether a name may call the photographs' folder ``folders``, such as ``left/`` or ``/old/place/``."""
-        is_absolute = folders.startswith("/") or re.match("[A-Za-z]:", folders)
-        return bool(is_absolute) or any(f"{here}/".endswith(f"/{_any_case(folders)}") for here in self._here)
+        if re.match(r"/|~|[A-Za-z][A-Za-z0-9+.-]*:", folders):  # absolute, of a home, of a drive or an address
+            return True
+        below = _any_case(re.sub(r"^(\.\./)+", "", folders))
+        return bool(below) and any(f"{here}/".endswith(f"/{below}") for here in self._here)
 
 
 def _header_faults(line: int, header: list[str]) -> list[str]:

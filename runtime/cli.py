@@ -157,10 +157,12 @@ def _run(
     ) as job:
         _tell_start(job)
         _tell_rows(job)
-        start = time.monotonic()
+        start, drawn = time.monotonic(), 0
         with progress(len(listing.names)) as advance:
 
             def seen(row: Row, true: Annotation | None, known: bool) -> None:
+                nonlocal drawn
+                drawn += overlays is not None and row.prediction is not None and is_drawn(overlays, row.name)
                 if as_json:
                     click.echo(json.dumps(record(row, true)))
                 advance(known=known)
@@ -168,7 +170,6 @@ def _run(
             summary = job.run(seen)
     told = list(summary.lines(time.monotonic() - start))
     if overlays is not None:
-        drawn = sum(is_drawn(overlays, name) for name in listing.names)
         told.append(f"wrote overlays of {drawn} of {counted(len(listing.names), 'photograph')} into {overlays}")
     told.append(f"wrote {job.out}: {counted(len(listing.names), 'row')}; ignored {listing.ignored_text}")
     return summary.failed, told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from .errors import ModelFileError, UsageError, require_extra
@@ -38,7 +39,7 @@ def verify(path: Path, key: Path) -> None:
     if not os.path.isfile(signature):
         raise ModelFileError(
             f"{path}: expected its signature in {signature}, found none. Sign it: "
-            f"retina-export --inspect {path} --sign KEY"
+            f"retina-export --inspect {shlex.quote(str(path))} --sign KEY"
         )
     import model_signing
 

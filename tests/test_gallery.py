@@ -446,6 +446,9 @@ def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_
         (["nowhere.jpg"], "nowhere.jpg: expected a photograph or a folder"),
         ([300 * "x"], "x: expected a photograph or a folder"),
         (["nowhere.jpg", "nor.jpg"], "nowhere.jpg: expected a photograph or a folder"),
+        (["{folder}", "{folder}/gone/a.jpg"], "gone/a.jpg: expected a photograph, found nothing there"),
+        (["{folder}/a.jpg", "{folder}/clinic/../../other/a.jpg"], "would have the same name"),
+        (["{folder}/a.jpg", "{folder}/link/../a.jpg"], "would have the same name"),
         (["{folder}/a.jpg", "nowhere"], "nowhere: expected a photograph or a folder"),
         (["{folder}", "--checkpoint", "nowhere.pth"], "nowhere.pth: expected a checkpoint"),
         (["{folder}", "--artifacts", "{other}", "--layer", "layer3"], "--layer: expected a checkpoint at {other}/"),
@@ -470,6 +473,8 @@ def test_what_is_refused(
     other = tmp_path / "other"
     other.mkdir()
     (other / "a.jpg").touch()
+    (other / "within").mkdir()
+    (folder / "link").symlink_to(other / "within")
     names = {"folder": folder, "other": other, "checkpoint": checkpoint, "explain_file": explain_file, "loop": loop}
     result = CliRunner().invoke(main, [arg.format(**names) for arg in args])
     assert result.exit_code == 2

@@ -363,3 +363,7 @@ def test_where_runs_are_kept_is_said_only_where_it_is_not_the_default(monkeypatc
     monkeypatch.delenv("RETINA_ARTIFACTS")
     assert Run(Path("artifacts"), "a b").resume_command == "retina-train --resume --name 'a b'"
     assert Run(Path("/x"), "a").resume_command == "retina-train --resume --name a --artifacts /x"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    on_two = "torchrun --nproc-per-node 2 -m retina.train --resume --name a"
+    assert Run(Path("artifacts"), "a").resume_command == on_two

@@ -453,6 +453,10 @@ def test_an_overlay_that_cannot_be_drawn_keeps_its_row(score: Score, tmp_path: P
     assert f"wide.png: overlays cannot be written: {reason}\n" in done.stderr
     assert "Maximum supported image dimension" not in done.stderr, "libjpeg's own message"
     assert "wrote overlays of 2 of 4 photographs into maps\n" in done.stdout
+    Path("eyes/00000.png").write_bytes(b"broken")
+    again = score("eyes", "--model", "explain.onnx", "--overlays", "maps")
+    assert again.returncode == 1
+    assert "wrote overlays of 1 of 4 photographs into maps\n" in again.stdout, "not that of the photograph before"
     assert [row["Image name"] for row in table()] == ["00000.png", "wide.png", long, just_fits]
     assert all(Path("maps", f"{just_fits}_{head}.jpg").is_file() for head in ("dr", "me"))
 

@@ -150,6 +150,21 @@ def test_an_excel_workbook_is_one_fault(tmp_path: Path) -> None:
     assert faults == [f'{path}, expected UTF-8 text, found an Excel workbook; save it as "CSV UTF-8"']
 
 
+def test_names_may_begin_with_the_folders_that_lead_to_the_photographs(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "data")
+    path = root / "train" / "annotations.csv"
+    written = path.read_text(encoding="utf-8")
+    for folders in ("images/", "train/images/", "data\\train\\images\\", "../data/train/images/", "/old/place/"):
+        path.write_text(written.replace("eye_", f"{folders}eye_"), encoding="utf-8")
+        data, faults = read_dataset(root)
+        assert faults == [], folders
+        assert data.splits["train"].photos[0].path == root / "train/images/eye_0.jpg"
+    path.write_text(written.replace("eye_1.", "other/eye_1."), encoding="utf-8")
+    missing, unlisted = read_dataset(root)[1]
+    assert missing.endswith("found 'eye_1.jpg', to which those folders do not lead; write that if it is meant")
+    assert "eye_1.jpg: expected a row" in unlisted
+
+
 def test_a_folder_without_splits_is_refused(tmp_path: Path) -> None:
     write_split(tmp_path / "train", [0, 1], 0)
     with pytest.raises(AnnotationError, match=r"found no annotations\.csv in valid/, test/"):

@@ -154,7 +154,9 @@ def _read_split(folder: Path, me_positive_from: int | None, faults: list[str]) -
         me, me_fault = me_label(row, me_positive_from)
         problems = [fault for fault in (dr_fault(row), me_fault) if fault]
         if file is None:
-            problems.append(f"expected a photograph named {row.image!r} in {images}, found none")
+            problems.append(
+                f"expected a photograph named {row.image!r} in {images}, found {_namesake(index, row.image)}"
+            )
         elif file in owner:
             problems.append(f"{row.image!r} means {file}, which line {owner[file]} already labels")
         faults += [f"{where}: {problem}" for problem in problems]
@@ -171,6 +173,16 @@ def _read_split(folder: Path, me_positive_from: int | None, faults: list[str]) -
     faults += [f"{images / file}: expected a row in {annotations}, found none" for file in unlisted]
     # By name, so that which photographs an epoch draws, and in which order, does not depend on the order of the rows.
     return Split(annotations, tuple(sorted(photos, key=lambda photo: photo.path.as_posix())))
+
+
+def _namesake(index: NameIndex, name: str) -> str:
+    """What was found for a name that means no photograph: none, or one that other folders lead to."""
+    bare = name.replace("\\", "/").rpartition("/")[2]
+    try:
+        other = index.find(bare) if bare != name else None
+    except AnnotationError:
+        other = None
+    return "none" if other is None else f"{other!r}, to which those folders do not lead; write that if it is meant"
 
 
 def _mentioned(path: Path, index: NameIndex) -> set[str]:

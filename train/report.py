@@ -126,7 +126,9 @@ def write_report(
         figures=_figures_table(figures),
         sources=_source_note(figures),
         counts=_counts_table(predictions, contract),
-        leaks=_warning(contract.caution) + _warning(config.get("unnamed_patients")) + _leak_list(config["leaks"]),
+        leaks=_warning(contract.caution)
+        + _warning(config.get("unnamed_patients"))
+        + (_leak_list(config["leaks"]) if "leaks" in config else ""),
         curves=_picture(run_dir / CURVES, "Loss, accuracy, agreement and learning rates by epoch"),
         roc=_picture(run_dir / "roc.png", "ROC curves of ME risk and referable DR"),
         rules=escape("; ".join(rule_text(contract, task) for task in contract.thresholds if task != "dr")),

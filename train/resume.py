@@ -86,6 +86,10 @@ def _with_resume(file: Path, use: Callable[[dict[str, Any]], Used]) -> Used:
         else "Start a new run."
     )
     try:
+        file.open("rb").close()
+    except OSError as err:
+        raise ModelFileError(f"{file}: cannot be read: {err.strerror}") from None
+    try:
         state = read_state_dict(file)
     except ModelFileError:  # its advice is for a file that the user named
         raise ModelFileError(f"{file}: expected a {_KIND}, found one that cannot be read. {then}") from None

@@ -102,7 +102,9 @@ class Run:
         """The command that continues this run."""
         is_default = self.artifacts == Path("artifacts") and "RETINA_ARTIFACTS" not in os.environ
         where = [] if is_default else ["--artifacts", str(self.artifacts)]
-        return shlex.join(["retina-train", "--resume", "--name", self.name, *where])
+        each = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "retina.train"]
+        command = each if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ["retina-train"]
+        return shlex.join([*command, "--resume", "--name", self.name, *where])
 
     def config(self) -> TrainConfig:
         """The options that the run began with.

@@ -205,8 +205,7 @@ class MlflowTracker(Tracker):
                 said = (str(err).strip() or type(err).__name__).splitlines()[0]
                 message = (
                     f"{self.uri}: MLflow cannot write there: {said}\n"
-                    "Correct MLFLOW_TRACKING_URI or repair the server, or train without --track. A run in progress is "
-                    "saved up to its last epoch: retina-train --resume"
+                    "Correct MLFLOW_TRACKING_URI or repair the server, or train without --track"
                 )
                 # Not urlsplit, which does not see a password that has a / and refuses one that has a [.
                 password = re.search(r"://[^:/@]*(:.+@)", self.uri)

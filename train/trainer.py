@@ -278,11 +278,13 @@ class Trainer:
         self.optimizer.param_groups[0]["lr"] *= UNFROZEN_RATE
 
     def room(self) -> int:
-        """Bytes on the disk that a run's checkpoints, their copies and its state take, with one file being replaced."""
+        """Bytes on the disk that a run takes at most: its best checkpoint and its state, which is being replaced, or at
+        its end the state, two checkpoints and their copies.
+        """
         weights: int = sum(tensor.nbytes for tensor in self.net.state_dict().values())
         learnt: int = sum(tensor.nbytes for group in self.optimizer.param_groups for tensor in group["params"])
         state = weights * (1 if self.average is None else 2) + 2 * learnt  # Adam keeps two moments of each weight
-        return 4 * weights + 2 * state
+        return max(weights + 2 * state, 4 * weights + state)
 
     def state(self) -> dict[str, Any]:
         return {
