@@ -11,8 +11,8 @@ import click
 
 from ..runtime.contract import HEADS, Head
 from ..runtime.errors import MissingExtraError, UsageError, require_extra
-from ..runtime.model_file import RELEASED, find_model
-from ..runtime.options import PathName, artifacts_option, require_alone, require_artifacts
+from ..runtime.model_file import RELEASED
+from ..runtime.options import PathName, artifacts_option, asked_for_model, require_alone
 from ..runtime.output_file import require_folder, write_text_atomically
 from ..runtime.plural import counted
 from ..runtime.progress import progress
@@ -164,8 +164,7 @@ def _open(head: str, artifacts: Path, *, checkpoint: Path | None, model: Path | 
     if model is None:
         if given or os.path.lexists(artifacts / BEST_NAME):
             return _open_checkpoint(head, artifacts, given, checkpoint=checkpoint, **how)
-        require_artifacts(click.get_current_context(), artifacts)
-        model = find_model(None, artifacts)
+        model = asked_for_model(None, artifacts)
         which = "the model that ships with this package" if model == RELEASED else str(model)
         warn(f"{artifacts / BEST_NAME}: no checkpoint there; explaining {which}")
     elif given:

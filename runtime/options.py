@@ -45,6 +45,18 @@ def require_artifacts(context: click.Context, folder: Path) -> None:
         raise click.BadParameter(f"expected a folder, found none: {folder}", context, param_hint=named)
 
 
+def asked_for_model(model: Path | None, artifacts: Path) -> Path:
+    """The file that --model of the current command names, else the one that ``find_model`` finds in --artifacts.
+
+    Raises:
+        ModelFileError: see ``find_model``.
+        click.BadParameter: see ``require_artifacts``.
+    """
+    if model is None:
+        require_artifacts(click.get_current_context(), artifacts)
+    return find_model(model, artifacts)
+
+
 def is_given(context: click.Context, name: str) -> bool:
     """Whether a parameter was given on the command line, and not by its default or the environment."""
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
@@ -135,12 +147,10 @@ def open_model(model: Path | None, artifacts: Path, verify: Path | None, provide
     """Open the model that these options of the current command name, after verifying its signature with ``verify``.
 
     Raises:
-        RetinaError: see ``find_model``, ``signature.verify`` and ``RetinaModel``.
-        click.BadParameter: see ``require_artifacts``.
+        RetinaError: see ``signature.verify`` and ``RetinaModel``.
+        ModelFileError, click.BadParameter: see ``asked_for_model``.
     """
-    if model is None:
-        require_artifacts(click.get_current_context(), artifacts)
-    path = find_model(model, artifacts)
+    path = asked_for_model(model, artifacts)
     if verify is not None:
         from .signature import verify as verify_signature
 

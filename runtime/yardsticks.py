@@ -5,8 +5,8 @@ row per resample, or confusion matrices (B, K, K) made from them, and return (B,
 matrix products. Weights of one give the plain figure. Only calibration is measured without: resampling would distort
 it. An undefined figure is NaN. The definitions are scikit-learn's, and tested against it, except that quadratic kappa's
 weights go by the grades themselves instead of by their positions among those that occur, and that balanced accuracy is
-undefined in a resample that lacks a class. Photographs whose true label
-is ``UNLABELLED`` are left out, as if their weights were 0.
+undefined in a resample that lacks a class. Photographs whose true label is ``UNLABELLED`` are left out, as if their
+weights were 0.
 """
 
 from __future__ import annotations

@@ -73,6 +73,12 @@ def small_export(tmp_path_factory: pytest.TempPathFactory) -> SmallExport:
 
 
 @pytest.fixture(scope="session")
+def checkpoint(small_export: SmallExport) -> Path:
+    """What ``small_export`` and ``small_explained`` were made from."""
+    return small_export.checkpoint
+
+
+@pytest.fixture(scope="session")
 def small_explained(small_export: SmallExport, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same network exported with Grad-CAM outputs."""
     from small_export import make_explained

@@ -49,18 +49,8 @@ def export(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(small_export: SmallExport) -> Path:
-    return small_export.checkpoint
-
-
-@pytest.fixture(scope="module")
 def plain(small_export: SmallExport) -> Path:
     return small_export.model
-
-
-@pytest.fixture(scope="module")
-def explained(small_explained: Path) -> Path:
-    return small_explained
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +105,8 @@ def test_answers_differ_between_pictures(plain: Path) -> None:
     assert np.abs(dr[0] - dr[1]).max() > 1e-3
 
 
-def test_file_holds_one_checked_graph_and_no_path_of_this_machine(plain: Path, explained: Path) -> None:
-    for path in (plain, explained):
+def test_file_holds_one_checked_graph_and_no_path_of_this_machine(plain: Path, small_explained: Path) -> None:
+    for path in (plain, small_explained):
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
         assert not any(tensor.external_data for tensor in model.graph.initializer)
@@ -140,10 +130,10 @@ def test_metadata_for_other_tools(plain: Path) -> None:
     assert Contract.from_json(metadata[METADATA_KEY]).preprocessing.image_size == 64
 
 
-def test_explain_is_autograd_and_leaves_the_probabilities(plain: Path, explained: Path, checkpoint: Path) -> None:
+def test_explain_is_autograd_and_leaves_the_probabilities(plain: Path, small_explained: Path, checkpoint: Path) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (3, 90, 70, 3), dtype=np.uint8)
     names = ["dr_probs", "me_probs", "dr_cam", "me_cam", "dr_cam_per_grade", "me_cam_per_label"]
-    session = ort.InferenceSession(explained, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(small_explained, providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == names
     found = dict(zip(names, session.run(names, {"image": pixels}), strict=True))
     without = ort.InferenceSession(plain, providers=["CPUExecutionProvider"]).run(names[:2], {"image": pixels})

@@ -40,16 +40,6 @@ from small_network import CONTRACT, network
 from tiny_model import write_tiny_model
 
 
-@pytest.fixture(scope="module")
-def checkpoint(small_export: SmallExport) -> Path:
-    return small_export.checkpoint
-
-
-@pytest.fixture(scope="module")
-def explain_file(small_explained: Path) -> Path:
-    return small_explained
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     root = tmp_path / "photographs"
@@ -178,11 +168,11 @@ def test_a_small_close_call_is_decoded_once(tmp_path: Path, source: str, monkeyp
 
 
 def test_without_a_checkpoint_the_file_that_would_score_is_explained(
-    folder: Path, explain_file: Path, tmp_path: Path
+    folder: Path, small_explained: Path, tmp_path: Path
 ) -> None:
     artifacts = tmp_path / "artifacts"
     artifacts.mkdir()
-    shutil.copy(explain_file, artifacts / "retina_multitask.onnx")
+    shutil.copy(small_explained, artifacts / "retina_multitask.onnx")
     for told, empty in ((f"explaining {artifacts / 'retina_multitask.onnx'}", False), ("that ships", True)):
         if empty:
             (artifacts / "retina_multitask.onnx").unlink()
@@ -192,7 +182,7 @@ def test_without_a_checkpoint_the_file_that_would_score_is_explained(
         assert told in result.stderr
         with (artifacts / "gradcam" / "gradcam.csv").open(newline="") as file:
             (row,) = csv.DictReader(file)
-        expected = RetinaModel(RELEASED if empty else explain_file).predict(folder / "a.jpg")
+        expected = RetinaModel(RELEASED if empty else small_explained).predict(folder / "a.jpg")
         assert (row["dr_grade"], row["me_risk"]) == (str(expected.grade), str(expected.me_risk))
         prob = expected.me_prob if expected.me_risk else 1.0 - expected.me_prob
         assert float(row["me_target_prob"]) == pytest.approx(prob, abs=1e-4)
@@ -262,7 +252,7 @@ def test_a_bare_state_dict_is_explained_as_it_was_trained(folder: Path, tmp_path
 
 
 def test_what_cannot_be_read_or_explained_keeps_its_row(
-    folder: Path, explain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, small_explained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A DICOM file without pydicom installed, and a photograph that the model cannot process."""
     (folder / "b.dcm").write_bytes(bytes(128) + b"DICM")
@@ -278,7 +268,7 @@ def test_what_cannot_be_read_or_explained_keeps_its_row(
 
     monkeypatch.setattr(RetinaModel, "predict_pixels", refusing)
     out = tmp_path / "out"
-    result = CliRunner().invoke(main, [str(folder), "--out", str(out), "--model", str(explain_file)])
+    result = CliRunner().invoke(main, [str(folder), "--out", str(out), "--model", str(small_explained)])
     assert result.exit_code == 1, result.output
     with (out / "gradcam.csv").open(newline="") as file:
         rows = {row["Image name"]: (row["status"], row["error"]) for row in csv.DictReader(file)}
@@ -290,13 +280,13 @@ def test_what_cannot_be_read_or_explained_keeps_its_row(
     assert rows["b.dcm"] == ("error", "pydicom not installed. Run:  pip install 'retina-edge[dicom]'")
 
 
-def test_what_cannot_be_drawn_keeps_its_answer(folder: Path, explain_file: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_drawn_keeps_its_answer(folder: Path, small_explained: Path, tmp_path: Path) -> None:
     """A name that leaves no room for an overlay's, and a photograph wider than a JPEG may be."""
     long = 250 * "x" + ".png"
     shutil.copy(folder / "a.png", folder / long)
     Image.new("L", (66_000, 40)).save(folder / "wide.png")
     out = tmp_path / "out"
-    result = CliRunner().invoke(main, [str(folder), "--out", str(out), "--model", str(explain_file)])
+    result = CliRunner().invoke(main, [str(folder), "--out", str(out), "--model", str(small_explained)])
     assert result.exit_code == 1, result.output
     with (out / "gradcam.csv").open(newline="") as file:
         rows = {row.pop("Image name"): row for row in csv.DictReader(file)}
@@ -317,23 +307,23 @@ def test_what_cannot_be_drawn_keeps_its_answer(folder: Path, explain_file: Path,
 
 
 def test_what_memory_does_not_suffice_to_draw_keeps_its_answer(
-    folder: Path, explain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, small_explained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*_arguments: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("retina.gradcam.gallery.draw_panel", exhausted)
-    args = [str(folder / "a.png"), "--out", str(tmp_path / "out"), "--model", str(explain_file)]
+    args = [str(folder / "a.png"), "--out", str(tmp_path / "out"), "--model", str(small_explained)]
     assert CliRunner().invoke(main, args).exit_code == 1
     with (tmp_path / "out" / "gradcam.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
-    assert row["dr_grade"] == str(RetinaModel(explain_file).predict(folder / "a.png").grade)
+    assert row["dr_grade"] == str(RetinaModel(small_explained).predict(folder / "a.png").grade)
     assert (row["status"], row["error"]) == ("error", NO_MEMORY)
     assert f"Not drawn: {NO_MEMORY}" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_what_is_gone_before_it_is_drawn_was_not_read(
-    folder: Path, explain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, small_explained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     explain = OnnxExplainer.explain
 
@@ -342,7 +332,7 @@ def test_what_is_gone_before_it_is_drawn_was_not_read(
         return explain(explainer, photographs)
 
     monkeypatch.setattr(OnnxExplainer, "explain", explained_then_gone)
-    args = [str(folder / "a.png"), "--out", str(tmp_path / "out"), "--model", str(explain_file)]
+    args = [str(folder / "a.png"), "--out", str(tmp_path / "out"), "--model", str(small_explained)]
     assert CliRunner().invoke(main, args).exit_code == 1
     with (tmp_path / "out" / "gradcam.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
@@ -351,10 +341,12 @@ def test_what_is_gone_before_it_is_drawn_was_not_read(
 
 
 def test_what_is_not_there_does_not_stop_the_others_and_each_is_drawn_once(
-    folder: Path, explain_file: Path, tmp_path: Path
+    folder: Path, small_explained: Path, tmp_path: Path
 ) -> None:
     named = [folder / "a.jpg", folder / "gone.jpg", folder / "." / "a.jpg", folder]
-    result = CliRunner().invoke(main, [*map(str, named), "--out", str(tmp_path / "out"), "--model", str(explain_file)])
+    result = CliRunner().invoke(
+        main, [*map(str, named), "--out", str(tmp_path / "out"), "--model", str(small_explained)]
+    )
     assert result.exit_code == 1, result.output
     with (tmp_path / "out" / "gradcam.csv").open(newline="") as file:
         rows = {row["Image name"]: row["error"] for row in csv.DictReader(file)}
@@ -363,16 +355,18 @@ def test_what_is_not_there_does_not_stop_the_others_and_each_is_drawn_once(
 
 
 def test_the_page_names_each_photograph_in_letters_that_the_panels_lack(
-    folder: Path, explain_file: Path, tmp_path: Path
+    folder: Path, small_explained: Path, tmp_path: Path
 ) -> None:
     for name in ("M\u00fcller & S\u00f6hne.png", "\u0418\u0432\u0430\u043d\u043e\u0432.png"):
         shutil.copy(folder / "a.png", tmp_path / name)
-        CliRunner().invoke(main, [str(tmp_path / name), "--out", str(tmp_path / "out"), "--model", str(explain_file)])
+        CliRunner().invoke(
+            main, [str(tmp_path / name), "--out", str(tmp_path / "out"), "--model", str(small_explained)]
+        )
         page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
         assert f"<h2>{html.escape(name)}</h2>" in page
 
 
-def test_photographs_are_never_drawn_over(folder: Path, explain_file: Path) -> None:
+def test_photographs_are_never_drawn_over(folder: Path, small_explained: Path) -> None:
     """Whether --out is the folder given, the folder of the photograph given, or a folder that contains it."""
     for name in ("eye.jpg", "eye_dr.jpg", "clinic/eye.jpg"):
         Image.fromarray(photograph(1, 0, 64, seed=5).picture).save(folder / name)
@@ -383,17 +377,17 @@ def test_photographs_are_never_drawn_over(folder: Path, explain_file: Path) -> N
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     pair = [str(folder / "eye.jpg"), str(folder / "eye_dr.jpg")]
     for inputs in ([str(folder)], pair, pair[:1], [str(folder / "clinic")]):
-        result = CliRunner().invoke(main, [*inputs, "--model", str(explain_file), "--out", str(folder)])
+        result = CliRunner().invoke(main, [*inputs, "--model", str(small_explained), "--out", str(folder)])
         assert result.exit_code == 2, inputs
         assert "give another --out" in result.stderr
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_the_default_folder_is_refused_where_it_lies_among_the_photographs(
-    folder: Path, explain_file: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, small_explained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    result = CliRunner().invoke(main, [".", "--model", str(explain_file)])
+    result = CliRunner().invoke(main, [".", "--model", str(small_explained)])
     assert result.exit_code == 2
     assert "--out artifacts/gradcam: expected a folder outside" in result.stderr
 
@@ -457,7 +451,10 @@ def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_
         (["{folder}", "--checkpoint", "{checkpoint}", "--layer", "layer9"], "layer layer9: expected one of conv1"),
         (["{folder}", "--model", "x.onnx", "--layer", "layer3"], "--layer: expected without --model"),
         (["{folder}", "--model", "x.onnx", "--image-size", "512"], "--image-size: expected without --model"),
-        (["{folder}", "--model", "{explain_file}", "--target", "5"], "expected one of 0, 1, 2, 3, 4 for the dr head"),
+        (
+            ["{folder}", "--model", "{small_explained}", "--target", "5"],
+            "expected one of 0, 1, 2, 3, 4 for the dr head",
+        ),
         (["{folder}", "{other}", "--checkpoint", "{checkpoint}"], "would have the same name"),
         (["{folder}", "--checkpoint", "{checkpoint}", "--out", "{checkpoint}"], "best.pth: expected a folder that can"),
         (["{folder}", "--out", "{folder}/maps"], "expected a folder outside"),
@@ -466,7 +463,7 @@ def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_
     ],
 )
 def test_what_is_refused(
-    args: list[str], message: str, folder: Path, checkpoint: Path, explain_file: Path, tmp_path: Path
+    args: list[str], message: str, folder: Path, checkpoint: Path, small_explained: Path, tmp_path: Path
 ) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to("loop")
@@ -475,7 +472,13 @@ def test_what_is_refused(
     (other / "a.jpg").touch()
     (other / "within").mkdir()
     (folder / "link").symlink_to(other / "within")
-    names = {"folder": folder, "other": other, "checkpoint": checkpoint, "explain_file": explain_file, "loop": loop}
+    names = {
+        "folder": folder,
+        "other": other,
+        "checkpoint": checkpoint,
+        "small_explained": small_explained,
+        "loop": loop,
+    }
     result = CliRunner().invoke(main, [arg.format(**names) for arg in args])
     assert result.exit_code == 2
     assert message.format(**names) in result.stderr
@@ -546,8 +549,8 @@ def test_a_model_file_needs_no_torch(folder: Path, tmp_path: Path) -> None:
     assert "retina-export --explain" in refused.stderr
 
 
-def test_a_gallery_that_is_drawn_counts_whoever_listens(folder: Path, explain_file: Path, tmp_path: Path) -> None:
-    args = [str(folder / "a.jpg"), "--model", str(explain_file), "--out", str(tmp_path / "out")]
+def test_a_gallery_that_is_drawn_counts_whoever_listens(folder: Path, small_explained: Path, tmp_path: Path) -> None:
+    args = [str(folder / "a.jpg"), "--model", str(small_explained), "--out", str(tmp_path / "out")]
     command = [sys.executable, "-c", "from retina.gradcam.cli import main; main()", *args]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -555,8 +558,8 @@ def test_a_gallery_that_is_drawn_counts_whoever_listens(folder: Path, explain_fi
     assert (tmp_path / "out" / "index.html").is_file()
 
 
-def test_a_folder_that_the_output_cannot_spell(folder: Path, explain_file: Path, tmp_path: Path) -> None:
-    args = [str(folder / "a.jpg"), "--model", str(explain_file), "--out", str(tmp_path / "\u65e5")]
+def test_a_folder_that_the_output_cannot_spell(folder: Path, small_explained: Path, tmp_path: Path) -> None:
+    args = [str(folder / "a.jpg"), "--model", str(small_explained), "--out", str(tmp_path / "\u65e5")]
     done = subprocess.run(
         [sys.executable, "-c", "from retina.gradcam.cli import main; main()", *args],
         capture_output=True, text=True, check=False, env={**os.environ, "PYTHONIOENCODING": "cp1252"},
@@ -566,13 +569,13 @@ def test_a_folder_that_the_output_cannot_spell(folder: Path, explain_file: Path,
 
 
 def test_stopped_by_the_user_it_says_so(
-    folder: Path, explain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, small_explained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(OnnxExplainer, "explain", stopped)
-    result = CliRunner().invoke(main, [str(folder), "--model", str(explain_file), "--out", str(tmp_path / "out")])
+    result = CliRunner().invoke(main, [str(folder), "--model", str(small_explained), "--out", str(tmp_path / "out")])
     assert result.exit_code == 130
     assert "retina-gradcam: stopped" in result.stderr
 
@@ -593,13 +596,13 @@ def test_more_photographs_than_are_explained_at_once_keep_their_own_answers(tmp_
         assert float(row["me_target_prob"]) == pytest.approx(max(expected.me_prob, 1 - expected.me_prob), abs=1e-5)
 
 
-def test_a_panel_is_not_drawn_over_a_photograph_either(explain_file: Path, tmp_path: Path) -> None:
+def test_a_panel_is_not_drawn_over_a_photograph_either(small_explained: Path, tmp_path: Path) -> None:
     """The panel of clinic/clinic/eye.jpg would be clinic/eye_panel.jpg, as its name is relative to the folder given."""
     (tmp_path / "clinic" / "clinic").mkdir(parents=True)
     for name in ("clinic/clinic/eye.jpg", "clinic/eye_panel.jpg"):
         Image.fromarray(photograph(1, 0, 64, seed=6).picture).save(tmp_path / name)
     before = (tmp_path / "clinic/eye_panel.jpg").read_bytes()
-    args = [str(tmp_path / "clinic"), "--model", str(explain_file), "--out", str(tmp_path)]
+    args = [str(tmp_path / "clinic"), "--model", str(small_explained), "--out", str(tmp_path)]
     result = CliRunner().invoke(main, args)
     assert result.exit_code == 2
     assert "eye_panel.jpg: expected a name to write to, found a photograph" in result.stderr

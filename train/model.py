@@ -138,6 +138,14 @@ def _listed(names: list[str]) -> str:
     return f"{len(names)}" + f" ({', '.join(names[:3])})" * bool(names)
 
 
+def require_readable(path: Path) -> None:
+    """Raise ModelFileError if the system does not let this process read the file."""
+    try:
+        path.open("rb").close()
+    except OSError as err:
+        raise ModelFileError(f"{path}: cannot be read: {err.strerror}") from None
+
+
 def read_state_dict(path: Path) -> dict[str, Any]:
     """Read a torch file of plain types onto the CPU, without running code in it.
 
@@ -147,10 +155,7 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     """
     if not os.path.isfile(path):
         raise ModelFileError(f"{path}: expected a checkpoint or weights file, found none there")
-    try:
-        path.open("rb").close()
-    except OSError as err:
-        raise ModelFileError(f"{path}: cannot be read: {err.strerror}") from None
+    require_readable(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch asks its developers' attention for files that it then refuses

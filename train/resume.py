@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..runtime.errors import ModelFileError
 from .checkpoint import save_tensors
-from .model import read_state_dict
+from .model import read_state_dict, require_readable
 from .run import BEST
 from .totals import Totals
 
@@ -85,10 +85,7 @@ def _with_resume(file: Path, use: Callable[[dict[str, Any]], Used]) -> Used:
         if os.path.isfile(best)
         else "Start a new run."
     )
-    try:
-        file.open("rb").close()
-    except OSError as err:
-        raise ModelFileError(f"{file}: cannot be read: {err.strerror}") from None
+    require_readable(file)
     try:
         state = read_state_dict(file)
     except ModelFileError:  # its advice is for a file that the user named
