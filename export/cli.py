@@ -141,7 +141,7 @@ def _run(
         require_alone(context, "--inspect", "inspect", "sign", "conformance", "as_json", "artifacts")
         answer(_inspected(inspect, sign, conformance, as_json=as_json), "retina-export")
         return
-    require_extra("export", "torch", "torchvision", "onnx", "onnxscript")
+    require_extra("export")
     from ..train.config import BEST_NAME
     from .job import ExportJob, default_out, run_export
 

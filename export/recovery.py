@@ -32,7 +32,7 @@ def main(photographs: Path, model: Path | None, out: Path) -> None:
     statistics are measured on PHOTOGRAPHS, a folder of photographs like those that training would continue with.
     """
     with exit_codes("retina.export.recovery"):
-        require_extra("export", "torch", "torchvision", "onnx")
+        require_extra("export")
         from .photographs import spread
         from .recovered import MEASURED_ON, recover
 

@@ -17,7 +17,7 @@ def require_key(key: Path) -> None:
         MissingExtraError: model-signing is not installed.
         UsageError: there is no such key file, or its key cannot sign.
     """
-    require_extra("sign", "model_signing")
+    require_extra("sign")
     if not os.path.isfile(key):
         raise UsageError(f"--sign {key}: expected a private key file (PEM, elliptic curve), found none there")
     _signer(key)

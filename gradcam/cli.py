@@ -132,7 +132,7 @@ def _explain(
 
 
 def _evaluate(lesions: Path, head: str, out: Path, artifacts: Path, **source: Any) -> int:
-    require_extra("gradcam", "torch", "torchvision", "scipy", "matplotlib")
+    require_extra("gradcam")
     from .faithfulness import measure, steps
     from .lesions import read_lesions
     from .verdict import as_markdown, write_picture, write_table
@@ -186,7 +186,7 @@ def _open_checkpoint(
             "--checkpoint."
         )
     try:
-        require_extra("gradcam", "torch", "torchvision")
+        require_extra("gradcam")
     except MissingExtraError as err:
         raise MissingExtraError(
             f"{path}: expected torch to read a checkpoint, found: {err}\n"

@@ -7,6 +7,17 @@ from __future__ import annotations
 
 import importlib.util
 
+EXTRA_MODULES = {
+    "train": ("torch", "torchvision", "lightning_fabric", "sklearn", "pandas", "matplotlib", "tqdm", "imagehash"),
+    "dicom": ("pydicom",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+    "sign": ("model_signing",),
+    "serve": ("fastapi", "starlette", "pydantic", "uvicorn", "python_multipart"),
+}
+"""The modules that each extra of pyproject.toml brings."""
+EXTRA_MODULES["export"] = (*EXTRA_MODULES["train"], "onnx", "onnxscript")
+EXTRA_MODULES["gradcam"] = (*EXTRA_MODULES["train"], "scipy")
+
 
 class RetinaError(Exception):
     """Root of every error that a user can cause and fix: commands end with its message and a non-zero exit code."""
@@ -49,13 +60,14 @@ class UsageError(RetinaError):
     """Options that contradict each other or the data."""
 
 
-def require_extra(extra: str, *modules: str) -> None:
-    """Check that a command's optional libraries can be loaded.
+def require_extra(extra: str) -> None:
+    """Check that the optional libraries of a command can be loaded.
 
     Raises:
-        MissingExtraError: some of ``modules`` are not installed; the message has the pip command to run.
+        MissingExtraError: some of the extra's modules are not installed; the message has the pip command to run.
         OutputError: PyTorch is among them and there is no folder for temporary files, without which it does not load.
     """
+    modules = EXTRA_MODULES[extra]
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         hint = (

@@ -242,7 +242,7 @@ def _dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
     quote the patient's data.
     """
     try:
-        require_extra("dicom", "pydicom")
+        require_extra("dicom")
     except MissingExtraError as err:
         raise _refusal(name, str(err)) from None
     from pydicom import dcmread

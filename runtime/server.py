@@ -107,7 +107,7 @@ def _serve(
     max_mib: float,
     page: Path | None,
 ) -> None:
-    require_extra("serve", "fastapi", "uvicorn", "python_multipart")
+    require_extra("serve")
     token = _token(token_file)
     local = host in LOOPBACK or host == "::1"
     if token is None and not local:

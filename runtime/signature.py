@@ -32,7 +32,7 @@ def verify(path: Path, key: Path) -> None:
         UsageError: there is no such key file, or its key is not an elliptic-curve public key.
         ModelFileError: there is no signature, or it is of another file or by another key.
     """
-    require_extra("sign", "model_signing")
+    require_extra("sign")
     if not os.path.isfile(key):
         raise UsageError(f"--verify {key}: expected a public key file (PEM, elliptic curve), found none there")
     signature = signature_of(path)

@@ -30,7 +30,7 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
     first one's --image-size. It is an ordinary checkpoint, for retina-export and retina-gradcam.
     """
     with exit_codes("retina.train.averaging"):
-        require_extra("train", "torch", "torchvision", "lightning_fabric", "sklearn", "pandas")
+        require_extra("train")
         from .calibration import calibrated, calibration_line
         from .checkpoint import load_checkpoint
         from .data import sound_dataset

@@ -25,7 +25,6 @@ DEFAULTS = TrainConfig(data="")
 _TYPES = get_type_hints(TrainConfig)
 MAY_CHANGE = ("workers", "cache")
 """Options that cannot change what is learnt, so that a resumed run may have others."""
-EXTRA_MODULES = ("torch", "torchvision", "lightning_fabric", "sklearn", "pandas", "matplotlib", "tqdm", "imagehash")
 
 
 class _Finite(click.FloatRange):
@@ -152,7 +151,7 @@ def main(context: click.Context, /, **options: Any) -> None:
     # As Ctrl-C, where the training loop does not handle it: what is half written is removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with exit_codes("retina-train", "stopped before training began. Run the same command again."):
-        require_extra("train", *EXTRA_MODULES)
+        require_extra("train")
         finished = _run(context, **options)
     sys.exit(0 if finished else 130)
 

@@ -67,7 +67,7 @@ def make_tracker(kind: str | None, artifacts: Path = Path("artifacts")) -> Track
         raise UsageError(f"--track: expected mlflow, found {kind}")
     if kind is None or os.environ.get("RANK", "0") != "0":
         return Tracker()
-    require_extra("mlflow", "mlflow", "sqlalchemy", "alembic")
+    require_extra("mlflow")
     return MlflowTracker(artifacts, os.environ.get("MLFLOW_TRACKING_URI"))
 
 
