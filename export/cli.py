@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -141,6 +142,8 @@ def _run(
         require_alone(context, "--inspect", "inspect", "sign", "conformance", "as_json", "artifacts")
         answer(_inspected(inspect, sign, conformance, as_json=as_json), "retina-export")
         return
+    # Stopped by a service manager too, it removes what is half written.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     require_extra("export")
     from ..train.config import BEST_NAME
     from .job import ExportJob, default_out, run_export

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from .errors import UsageError
+from .errors import ModelFileError, UsageError
 from .model import RetinaModel
 from .model_file import find_model
 
@@ -151,8 +151,12 @@ def open_model(model: Path | None, artifacts: Path, verify: Path | None, provide
         ModelFileError, click.BadParameter: see ``asked_for_model``.
     """
     path = asked_for_model(model, artifacts)
-    if verify is not None:
-        from .signature import verify as verify_signature
+    if verify is None:
+        return RetinaModel(path, provider=provider, exact=exact)
+    from .signature import verify as verify_signature
 
-        verify_signature(path, verify)
-    return RetinaModel(path, provider=provider, exact=exact)
+    signed = verify_signature(path, verify)
+    opened = RetinaModel(path, provider=provider, exact=exact)
+    if opened.sha256 != signed:
+        raise ModelFileError(f"{path}: expected sha256 {signed}, which is signed, found {opened.sha256}. Start again.")
+    return opened

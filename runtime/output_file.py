@@ -6,12 +6,18 @@ import contextlib
 import math
 import os
 import shutil
+import stat
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .errors import OutputError
+from .folder import is_picture
+
+DAY = 24 * 3600
+"""Age in seconds from which a temporary file is taken for one that a killed process left."""
 
 
 def free_bytes(folder: Path) -> float:
@@ -46,8 +52,11 @@ def require_place(out: Path, inputs: Iterable[Path] = ()) -> None:
     """Check before any work that ``out`` can be written without overwriting an input; creates its folder.
 
     Raises:
-        OutputError: its folder cannot be created or is not writable, or ``out`` is a folder or one of ``inputs``.
+        OutputError: its folder cannot be created or is not writable, or ``out`` is a folder, a photograph or one of
+            ``inputs``.
     """
+    if is_picture(out.name) and os.path.exists(out):
+        raise OutputError(f"{out}: expected a file that may be replaced, found a photograph; name another --out")
     if any(os.path.exists(path) and os.path.exists(out) and path.samefile(out) for path in inputs):
         raise OutputError(f"{out}: expected a file to write, found one that is to be read; name another --out")
     try:
@@ -83,20 +92,43 @@ def require_folder(folder: Path, option: str) -> None:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``; creates the folder.
 
+    A power cut, too, leaves the former file or the new one. The permissions of a former file are kept; a link is
+    replaced by the file.
+
     Raises:
         OutputError: the folder is not writable or the disk is full.
     """
     # A name of fixed length, because a name of the maximum length has no room for a suffix.
-    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.tmp")
+    start = f".{zlib.crc32(os.fsencode(path.name)):08x}"
+    temporary = path.with_name(f"{start}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, start)
         write(temporary)
+        # Synced before the rename, or a power cut could leave an empty file under the final name.
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        if os.path.isfile(path):
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
         temporary.replace(path)
     except OSError as err:
         raise OutputError(f"{path}: cannot be written: {err.strerror or err}") from err
     finally:
         with contextlib.suppress(OSError):  # it was renamed or never created, or cannot be removed either
             temporary.unlink()
+
+
+def remove_leftovers(folder: Path, start: str = ".") -> None:
+    """Remove temporary files that killed processes left; one that changed within a day may still be written.
+
+    Args:
+        folder: where ``write_atomically`` wrote.
+        start: what their names begin with.
+    """
+    for left in folder.glob(f"{start}*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > DAY:
+                left.unlink()
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
+import tempfile
 from pathlib import Path
 
 from .errors import ModelFileError, UsageError, require_extra
+from .model_file import read_model
 
 
 def signature_of(path: Path) -> Path:
@@ -20,17 +23,20 @@ def fault_of_key(err: Exception) -> str:
     return "one of another kind" if isinstance(err, AttributeError) else str(err)
 
 
-def verify(path: Path, key: Path) -> None:
+def verify(path: Path, key: Path) -> str:
     """Check that FILE.sig is a signature of the file's bytes by the private key that belongs to ``key``.
 
     Args:
         path: the model file.
         key: file with an elliptic-curve public key, PEM.
 
+    Returns:
+        the sha256 of the bytes that are signed, in hexadecimal: the file may be replaced at any moment.
+
     Raises:
         MissingExtraError: model-signing is not installed.
         UsageError: there is no such key file, or its key is not an elliptic-curve public key.
-        ModelFileError: there is no signature, or it is of another file or by another key.
+        ModelFileError: the file cannot be read; there is no signature, or it is of another file or by another key.
     """
     require_extra("sign")
     if not os.path.isfile(key):
@@ -49,9 +55,14 @@ def verify(path: Path, key: Path) -> None:
         raise UsageError(
             f"--verify {key}: expected an elliptic-curve public key (PEM), found: {fault_of_key(err)}"
         ) from None
+    content = read_model(path)
     try:
-        verifier.verify(path, signature)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / path.name
+            copy.write_bytes(content)
+            verifier.verify(copy, signature)
     except Exception as err:  # noqa: BLE001 - the package passes on exceptions of the libraries that it uses
         raise ModelFileError(
             f"{path}: expected the signature of the holder of {key}, found another file, signature or key: {err}"
         ) from None
+    return hashlib.sha256(content).hexdigest()

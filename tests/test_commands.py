@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from retina.runtime import server
 from retina.runtime.errors import OutputError
 from retina.runtime.options import PathName
-from retina.runtime.output_file import require_folder, require_place, write_text_atomically
+from retina.runtime.output_file import require_folder, require_place, write_atomically, write_text_atomically
 
 MODULES = (
     "runtime.cli", "runtime.server", "export.cli", "gradcam.cli", "train.cli",
@@ -99,6 +100,36 @@ def test_no_file_that_is_read_is_written_over_under_whatever_name(tmp_path: Path
         require_place(tmp_path / "new")
     with pytest.raises(OutputError, match="File name too long"):
         require_place(tmp_path / (256 * "x"))
+    (tmp_path / "eye.JPG").touch()
+    with pytest.raises(OutputError, match=r"eye\.JPG: .* found a photograph; name another --out"):
+        require_place(tmp_path / "eye.JPG")
+
+
+def test_what_killed_processes_left_half_written_is_removed_a_day_later(tmp_path: Path) -> None:
+    def note(temporary: Path) -> None:
+        temporary.touch()
+        used.append(temporary)
+
+    used: list[Path] = []
+    write_atomically(tmp_path / "b.txt", note)
+    old, new = (Path(str(used[0]).replace(f".{os.getpid()}.", f".{pid}.")) for pid in ("1", "2"))
+    another = tmp_path / ".another.1.tmp"
+    for file in (old, new, another):
+        file.write_text("half")
+    for file in (old, another):
+        os.utime(file, (0, 0))
+    write_text_atomically(tmp_path / "b.txt", "3")
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([another.name, new.name, "b.txt"])
+    assert (tmp_path / "b.txt").read_text() == "3"
+
+
+def test_a_private_file_stays_private(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    for mode in (0o600, 0o644):
+        file.touch()
+        file.chmod(mode)
+        write_text_atomically(file, "new")
+        assert stat.S_IMODE(file.stat().st_mode) == mode
 
 
 def test_a_folder_that_is_there_and_takes_no_file_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from retina.runtime.errors import MissingExtraError, RetinaError, UsageError
 from retina.runtime.server import main as serve
 from retina.runtime.signature import verify
 from small_export import SmallExport
-from tiny_model import write_tiny_model
+from tiny_model import CONTRACT, write_tiny_model
 
 model_signing = pytest.importorskip("model_signing")
 
@@ -120,6 +121,30 @@ def test_score_verifies_before_it_opens(keys: tuple[Path, Path], tmp_path: Path)
     changed = score()
     assert changed.exit_code == 2
     assert "m.onnx: expected the signature of the holder of" in changed.output
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_what_takes_the_place_of_a_verified_file_is_refused(
+    keys: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two readings, as an export that ends at that moment does."""
+    private, public = keys
+    model = write_tiny_model(tmp_path / "m.onnx")
+    sign(model, private)
+    signed = model.read_bytes()
+
+    def verify_and_replace(path: Path, key: Path) -> str:
+        digest = verify(path, key)
+        write_tiny_model(path, contract=CONTRACT.with_(provenance={"run": "another"}))
+        return digest
+
+    monkeypatch.setattr("retina.runtime.signature.verify", verify_and_replace)
+    Image.new("RGB", (40, 40), "orange").save(tmp_path / "eye.png")
+    options = ["--model", str(model), "--verify", str(public), "--out", str(tmp_path / "out.csv")]
+    result = CliRunner().invoke(main, [str(tmp_path / "eye.png"), *options])
+    assert model.read_bytes() != signed
+    assert result.exit_code == 2
+    assert f"m.onnx: expected sha256 {hashlib.sha256(signed).hexdigest()}, which is signed, found" in result.output
     assert not (tmp_path / "out.csv").exists()
 
 

@@ -8,7 +8,6 @@ import inspect
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -28,7 +27,7 @@ from ..runtime.contract import Preprocessing
 from ..runtime.digest import sha256_of
 from ..runtime.errors import OutputError, PictureError
 from ..runtime.file_state import stamp
-from ..runtime.output_file import require_free, write_atomically, write_text_atomically
+from ..runtime.output_file import remove_leftovers, require_free, write_atomically, write_text_atomically
 from ..runtime.picture import decode
 from ..runtime.versions import decoder_versions
 from ..runtime.workers import usable_cores
@@ -39,8 +38,6 @@ from .framing import make_frame
 PHASH_SIDE = 16
 """Side of the perceptual hash: 256 bits. imagehash's default of 64 bits hardly sees more than the lit disc, which all
 fundus photographs have in common."""
-DAY = 24 * 3600
-"""In seconds."""
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
@@ -146,7 +143,7 @@ def look_through(
     if os.path.isfile(looks_file) and os.path.isfile(array_file):
         with contextlib.suppress(OSError, EOFError, ValueError, TypeError):  # damaged: written again below
             return MappedFrames(array_file), [Look(**look) for look in json.loads(looks_file.read_text())]
-    _sweep(folder)
+    remove_leftovers(folder)
     _expect_room(folder, math.prod(shape) * np.dtype(dtype).itemsize)
     looks: list[Look] = []
 
@@ -184,14 +181,6 @@ def _look_at_each(frames: DecodedFrames, array: Pixels | None, progress: Callabl
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(look, range(len(frames))))
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what runs that were killed have left half written; what changed within a day may still be written."""
-    for left in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > DAY:
-                left.unlink()
 
 
 def _expect_room(folder: Path, needed: int) -> None:
