@@ -28,6 +28,8 @@ IDRiD grades up to 2."""
 NOT_GRADED = "NA"
 """Written in place of a grade that nobody gave, as R and pandas do; an empty cell, which may be a slip, is a fault."""
 
+OPTIONAL = ("Caption", "Source", "Patient")
+"""Further columns that training reads, if they are there."""
 MAX_FAULTS_SHOWN = 100
 """Faults listed in one message; the rest are only counted."""
 
@@ -227,7 +229,8 @@ def _header_faults(line: int, header: list[str]) -> list[str]:
             faults.append(
                 f"line {line}: expected a column {column!r}, found {found}; rename the one that holds it{absent}"
             )
-        elif count > 1:
+    for column in (IMAGE_NAME, DR_GRADE, ME_GRADE, *OPTIONAL):
+        if (count := keys.count(_column_key(column))) > 1:
             faults.append(f"line {line}: expected one column {column!r}, found {count}")
     return faults
 

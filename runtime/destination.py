@@ -59,9 +59,13 @@ def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
     for table in (out, out.with_name(out.name + PARTIAL)):
         if os.path.isfile(table):
             _require_table(table)
-    if not os.path.isdir(out.absolute().parent):
-        raise OutputError(f"{out}: expected an existing folder to write to, found none: {out.absolute().parent}")
-    needed, free = rows * BYTES_PER_ROW, free_bytes(out.absolute().parent)
+    try:
+        folder = out.absolute().parent
+    except OSError as err:
+        raise OutputError(f"{out}: expected a working directory to write to, found: {err.strerror}") from None
+    if not os.path.isdir(folder):
+        raise OutputError(f"{out}: expected an existing folder to write to, found none: {folder}")
+    needed, free = rows * BYTES_PER_ROW, free_bytes(folder)
     if free < needed:
         raise OutputError(f"{out}: expected {needed} bytes of room for {counted(rows, 'row')}, found {free}")
 

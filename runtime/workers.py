@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -69,7 +70,7 @@ def ordered_map(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="score")
     waiting: deque[Future[Result]] = deque()
     try:
-        waiting.extend(submit(item) for item in islice(source, ahead * workers))
+        waiting.extend(submit(item) for item in islice(source, min(ahead * workers, sys.maxsize)))
         while waiting:
             result = waiting.popleft().result()
             waiting.extend(submit(item) for item in islice(source, 1))

@@ -86,6 +86,10 @@ def test_names_every_fault_at_once_with_file_line_and_value(tmp_path: Path) -> N
         (b"Image name,Risk of macular edema\na,1\n", "line 1: expected a column 'Retinopathy grade'"),
         (b"\n,,\nImage name,Risk of macular edema\na,1\n", "line 3: expected a column 'Retinopathy grade'"),
         (b"Image name,image NAME,Retinopathy grade,Risk of macular edema\na,a,1,1\n", "expected one column"),
+        (
+            f"{HEADER.strip()},,, patient\na,1,1,,p,,,q\n".encode(),
+            "line 1: expected one column 'Patient', found 2",
+        ),
         (HEADER.encode() + b"\xe4.jpg,1,1,,\n", "expected UTF-8 text, found byte 0xe4"),
         (HEADER.encode() + b'"a.jpg,1,1,,\n', "found: a quotation mark that is not closed"),
     ],

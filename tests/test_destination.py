@@ -11,6 +11,12 @@ from retina.runtime.destination import require_room
 from retina.runtime.table import columns
 
 
+def test_a_working_directory_that_was_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getcwd", lambda: os.path.realpath(tmp_path / "gone", strict=True))
+    with pytest.raises(OutputError, match=r"^t\.csv: expected a working directory to write to, found: No such file"):
+        require_room(Path("t.csv"), 1)
+
+
 def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="found a folder"):
         require_room(tmp_path, 1)

@@ -49,6 +49,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return trainable(tmp_path_factory.mktemp("set"))
 
 
+def test_a_run_is_not_continued_without_its_best_checkpoint(tmp_path: Path) -> None:
+    run = Run(tmp_path, "a")
+    run.require_best(0)
+    with pytest.raises(ModelFileError, match=r"best\.pth: expected the best checkpoint so far, of epoch 3, found none"):
+        run.require_best(3)
+    run.folder.mkdir(parents=True)
+    (run.folder / "best.pth").touch()
+    run.require_best(3)
+
+
 def test_stopped_at_a_random_step_and_resumed_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path) -> None:
     config = replace(RECIPE, sampler="weighted", unfreeze_epoch=2, epochs=2)
     train, _ = items(data)

@@ -52,6 +52,7 @@ def test_results_come_in_order_however_long_each_takes() -> None:
         return i * i
 
     assert list(ordered_map(work, range(60), 4)) == [i * i for i in range(60)]
+    assert list(ordered_map(abs, range(3), 10**18)) == [0, 1, 2], "more than a window can count"
 
 
 def test_an_error_ends_the_work_and_leaves_no_thread() -> None:

@@ -302,7 +302,7 @@ def interrupted(artifacts: Path, data: Path) -> Path:
         ({"calibrate": None}, "calibrate: expected one of none, valid, found None"),
         ({"epochs": 0}, "epochs: expected a whole number from 1, found 0"),
         ({"batch_size": 1.5}, "batch_size: expected a whole number from 1, found 1.5"),
-        ({"image_size": 31}, "image_size: expected a whole number from 32, found 31"),
+        ({"image_size": 31}, "image_size: expected a whole number from 32 to 4096, found 31"),
         ({"lr_heads": float("nan")}, "lr_heads: expected a finite number from 0.0, found nan"),
         ({"ema": 1.0}, "ema: expected a finite number from 0.0 to below 1.0, found 1.0"),
         ({"me_positive_from": 4}, "me_positive_from: expected a whole number from 1 to 3, found 4"),
@@ -331,6 +331,24 @@ def test_nothing_to_resume(tmp_path: Path, data: Path) -> None:
     assert "found no resume.pth there" in refused(tmp_path, "--resume", "--name", "mine")
     (tmp_path / "runs/mine/metrics.json").touch()
     assert "found one that has finished" in refused(tmp_path, "--resume", "--name", "mine")
+
+
+def test_options_of_another_version_are_not_dropped(tmp_path: Path, data: Path) -> None:
+    folder = interrupted(tmp_path, data)
+    (folder / "resume.pth").touch()
+    known = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**known, "lr_backbon": 1.0}))
+    result = retina_train("--resume", "--artifacts", tmp_path)
+    assert result.exit_code == 2
+    assert "found damage: expected options of this version, found lr_backbon" in result.stderr
+
+
+def test_one_photograph_has_no_variance_in_one_pixel(tmp_path: Path) -> None:
+    data = write_set(tmp_path / "data", train=[1], others=(0, 1))
+    for split in ("train", "valid", "test"):
+        write_annotations(data / split, [[f"eye_{n}.jpg", "NA", n, "", "", ""] for n in range(1 + (split != "train"))])
+    message = refused(tmp_path / "artifacts", data, *QUICK)
+    assert "expected two photographs or more at --image-size 32, found one" in message
 
 
 def test_the_run_that_was_saved_last_is_resumed(tmp_path: Path) -> None:

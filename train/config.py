@@ -20,16 +20,18 @@ HOW_TO_GET_A_CHECKPOINT = (
     "python -m retina.export.recovery PHOTOGRAPHS --out recovered.pth"
 )
 
+ONE_PIXEL = 32
+"""Side in pixels of the largest square whose last feature map is a single pixel, in every ResNet."""
 BOUNDS: dict[str, tuple[int, int | None] | tuple[float, float | None]] = {
     "epochs": (1, None),
     "batch_size": (1, None),
-    "image_size": (MIN_SIDE, None),
+    "image_size": (MIN_SIDE, 4096),
     "lr_backbone": (0.0, None),
     "lr_heads": (0.0, None),
     "dr_weight": (0.0, None),
     "me_weight": (0.0, None),
     "ema": (0.0, 1.0),
-    "accumulate": (1, None),
+    "accumulate": (1, 1_000_000),
     "unfreeze_epoch": (1, None),
     "me_positive_from": (1, MAX_ME_GRADE),
     "seed": (0, 2**63 - 1),
@@ -72,7 +74,7 @@ class TrainConfig:
     me_weight: float = 1.0
     """Factors of the two cross-entropies in the loss."""
     class_weights: Literal["inverse", "none"] = "inverse"
-    """``inverse``: the DR loss weights each grade by total / (grades x its count), scikit-learn's "balanced"."""
+    """``inverse``: the DR loss weights each grade by total / (grades x its count): see ``items.class_weights``."""
     dr_targets: Literal["hard", "ordinal"] = "hard"
     """``ordinal``: a grade's neighbours get a share of its target, so that near misses cost less (targets.py)."""
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -123,7 +125,7 @@ class TrainConfig:
                     raise UsageError(f"{name}: expected {kind} from {low}{limit}, found {value!r}")
         if not (self.dr_weight or self.me_weight):
             raise UsageError("dr_weight, me_weight: expected one of them above 0, or nothing is learnt; found 0 and 0")
-        if self.batch_size == 1 and self.image_size <= 32:
+        if self.batch_size == 1 and self.image_size <= ONE_PIXEL:
             raise UsageError(
                 "--batch-size 1: expected two photographs or more at --image-size 32, whose last feature map is one "
                 "pixel: batch-norm has no variance of one value"
@@ -159,8 +161,14 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
+        """The options that ``to_dict`` gave.
+
+        Raises:
+            UsageError: as the class, or ``values`` has an option that it does not know.
+        """
+        if unknown := values.keys() - {f.name for f in fields(cls)}:
+            raise UsageError(f"expected options of this version, found {', '.join(sorted(unknown))}")
+        return cls(**values)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)

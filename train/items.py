@@ -150,9 +150,14 @@ class EpochPlan(Sampler[list[Draw]]):
 
 
 def class_weights(dr_index: Sequence[int], n_grades: int) -> Tensor:
-    """Weight of each grade, total / (K x its count), scikit-learn's "balanced": (K,) float32.
+    """Weight of each grade, total / (K x its count): (K,) float32.
 
-    Photographs that are ``UNLABELLED`` do not count.
+    As scikit-learn's "balanced", except that K counts all grades of the network, so that one without a photograph,
+    whose own weight is total / K, does not change the others.
+
+    Args:
+        dr_index: of each photograph; those that are ``UNLABELLED`` do not count.
+        n_grades: K.
     """
     graded = [index for index in dr_index if index != UNLABELLED]
     counts = np.bincount(np.asarray(graded, np.int64), minlength=n_grades)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from ..runtime.annotations import NOT_GRADED
 from ..runtime.contract import HEADS, Contract, Head
-from .config import TrainConfig
+from .config import ONE_PIXEL, TrainConfig
 from .data import DataSet
 
 _LABEL: dict[Head, str] = {"dr": "a DR grade", "me": "an ME label"}
@@ -17,6 +17,11 @@ def label_faults(data: DataSet, config: TrainConfig) -> list[str]:
     faults = []
     train, valid = data.splits["train"], data.splits["valid"]
     heads = trained_heads(data, config)
+    if len(train.photos) == 1 and config.image_size <= ONE_PIXEL:
+        faults.append(
+            f"{train.annotations}: expected two photographs or more at --image-size {config.image_size}, found one: "
+            "batch-norm has no variance of one value"
+        )
     if not heads:
         faults.append(
             f"{train.annotations}: expected a label for a head that is trained (--dr-weight {config.dr_weight:g}, "

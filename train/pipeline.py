@@ -136,6 +136,7 @@ def _train(
     if resume:
         check_same(begun, run, survey, fabric)
         load_resume(trainer, run.resume_file)
+        run.require_best(trainer.progress.best_epoch)
         console.say(f"Resuming {run.name} at {trainer.progress.place(config.epochs)}.")
     if fabric.is_global_zero:
         run.write(CONFIG, config.to_json())  # for a resumed run too, whose data may have moved

@@ -151,7 +151,7 @@ def rule_text(contract: Contract, task: str) -> str:
     rule, name = contract.thresholds[task], names[task]
     if rule.rule == "argmax":
         return f"{name}: the most probable answer"
-    what = "risk" if task in ("me", "referable_me") else f"the grades from {rule.from_grade} up"
+    what = "risk" if task in ("me", "referable_me") else f"the grades from {contract.referable_from} up"
     return f"{name}: where the probability of {what} reaches {rule.threshold:g}"
 
 

@@ -56,6 +56,11 @@ class Progress:
 
 
 def save_resume(trainer: Trainer, file: Path) -> None:
+    """Write a trainer's state, from which ``load_resume`` continues; on devices but the first it does nothing.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     if trainer.fabric.is_global_zero:
         save_tensors(file, {"kind": _KIND, **trainer.state()})
 

@@ -140,6 +140,19 @@ class Run:
             ) from None
         return facts
 
+    def require_best(self, epoch: int) -> None:
+        """Check that the checkpoint of the best ``epoch`` so far is there, without which the run cannot finish.
+
+        Raises:
+            ModelFileError: it is not.
+        """
+        best = self.folder / BEST
+        if epoch and not os.path.isfile(best):  # 0: before the first
+            raise ModelFileError(
+                f"{best}: expected the best checkpoint so far, of epoch {epoch}, found none. Put it back, or start a "
+                "new run."
+            )
+
     def write(self, name: str, text: str) -> None:
         """Write a text file in the folder; raises OutputError if it cannot be written."""
         write_text_atomically(self.folder / name, text)

@@ -32,7 +32,7 @@ from ..runtime.terminal import exit_codes, tell
 from .eye import CAMERAS, Side, View, illumination, retina
 from .lesions import LESIONS, macular_exudates
 
-MIN_SIZE = 64
+MIN_SIZE, MAX_SIZE = 64, 10_000
 GRADES = (0, 1, 2, 3, 4)
 GRADE_SHARES = (0.52, 0.13, 0.23, 0.075, 0.045)
 ME_SHARES = (0.0, 0.03, 0.46, 0.77, 0.72)
@@ -91,7 +91,7 @@ def photograph(
     Args:
         grade: diabetic retinopathy, 0 to 4.
         me_risk: 1 for hard exudates within one disc diameter of the fovea, else 0; grade 0 has none.
-        size: the frame's longer side in pixels, at least 64.
+        size: the frame's longer side in pixels, 64 to 10,000: then its pixels are as many as the decoder takes.
         seed: 0 or more; the same seed draws the same eye at every grade.
         eye: ``left`` or ``right``; None: drawn by the seed.
         source: a name in CAMERAS; None: drawn by the seed.
@@ -102,7 +102,7 @@ def photograph(
     _expect("grade", grade in GRADES, "0 to 4", grade)
     _expect("me_risk", me_risk in (0, 1), "0 or 1", me_risk)
     _expect("me_risk", not (grade == 0 and me_risk == 1), "0 at grade 0: hard exudates are retinopathy", me_risk)
-    _expect("size", size >= MIN_SIZE, f"at least {MIN_SIZE}", size)
+    _expect("size", MIN_SIZE <= size <= MAX_SIZE, f"{MIN_SIZE} to {MAX_SIZE}", size)
     _expect("seed", seed >= 0, "0 or more", seed)
     _expect("source", source is None or source in CAMERAS, " or ".join(CAMERAS), source)
     anatomy, disease, sensor = (default_rng([seed, stream]) for stream in range(3))
@@ -317,7 +317,7 @@ def _expect_empty(folder: Path) -> None:
 @click.option(
     "--lesions", type=click.IntRange(min=0), default=0, help="Further photographs with masks, in FOLDER/lesions."
 )
-@click.option("--size", type=click.IntRange(min=MIN_SIZE), default=512, help="Longer side in pixels.")
+@click.option("--size", type=click.IntRange(min=MIN_SIZE, max=MAX_SIZE), default=512, help="Longer side in pixels.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed draws the same set.")
 def main(folder: Path, train: int, valid: int, test: int, lesions: int, size: int, seed: int) -> None:
     """Draw a labelled set of fundus photographs into FOLDER, ready for retina-train.
