@@ -121,7 +121,7 @@ def score_folder(
     photographs: StrPath | Iterable[StrPath],
     out: StrPath = "test_predictions.csv",
     *,
-    model: RetinaModel | str | Path | None = None,
+    model: RetinaModel | StrPath | None = None,
     annotations: StrPath | None = None,
     me_positive_from: int | None = None,
     referral: bool = False,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -34,11 +34,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-Source: TypeAlias = "str | Path | Buffer | NDArray[np.uint8] | Image"
+FilePath: TypeAlias = "str | os.PathLike[str]"
+Source: TypeAlias = "FilePath | Buffer | NDArray[np.uint8] | Image"
 
 
 class RetinaModel:
     """An open model file. Thread-safe: one instance serves any number of threads at once, and is meant to be shared.
+
+    It cannot be pickled: of several processes, each opens its own.
 
     Attributes:
         path: the file.
@@ -50,21 +53,23 @@ class RetinaModel:
     """
 
     def __init__(
-        self, path: str | Path | None = None, *, threads: int = 1, provider: str = "cpu", exact: bool = False
+        self, path: FilePath | None = None, *, threads: int = 1, provider: str = "cpu", exact: bool = False
     ) -> None:
         """Open a model file.
 
         Args:
             path: an ONNX file made by retina-export; None: see ``find_model``.
-            threads: threads within one prediction. Keep 1 if several photographs are scored at once.
+            threads: threads within one prediction, 1 or more. Keep 1 if several photographs are scored at once.
             provider: onnxruntime execution provider: ``cpu``, ``cuda``, ``openvino``, ``coreml``, ...
             exact: decode every picture at full size. Otherwise pictures much larger than the network's input are
-                decoded at reduced size; on 12 originals no probability moved by over 0.024 (docs/scoring.md).
+                decoded at reduced size; on 12 originals probabilities moved by up to 0.03 (docs/scoring.md).
 
         Raises:
             ModelFileError: the file cannot be read, does not match its ``.sha256`` file, or does not keep the contract.
-            UsageError: the provider is not installed or cannot be started.
+            UsageError: ``threads`` below 1, or the provider is not installed or cannot be started.
         """
+        if threads < 1:
+            raise UsageError(f"threads: expected a number from 1, found {threads}")
         self.path = find_model(path)
         self.provider, self.exact = provider, exact
         content = read_model(self.path)
@@ -89,9 +94,11 @@ class RetinaModel:
     def predict(self, source: Source, *, maps: bool = True) -> Prediction:
         """Predict for one photograph.
 
-        Unless ``exact``, a large picture is decoded at reduced size. If a decision is then within ``CLOSE_CALL`` of
-        changing, it is predicted again at full size, so that decisions hardly depend on the reduction. To bound
-        memory, only one picture at a time is predicted again, and its memory is returned to the system.
+        Unless ``exact``, a large picture is reduced: a JPEG file by its decoder, other files and Pillow images by
+        averaging, an array not at all, so that their answers for one photograph differ a little. If a decision is then
+        within ``CLOSE_CALL`` of changing, it is predicted again at full size, so that decisions hardly depend on the
+        reduction. To bound memory, only one picture at a time is predicted again, and its memory is returned to the
+        system.
 
         Args:
             source: a path, the bytes of a file in any buffer, decoded pixels (H, W, 3) uint8 RGB, or a Pillow image.
@@ -167,7 +174,7 @@ class RetinaModel:
         label = asked.get("me", int(me.argmax()))
         return Prediction.of(self.contract, dr, me, {"dr": outputs[2][0, grade], "me": outputs[3][0, label]})
 
-    def score(self, paths: Iterable[str | Path], *, workers: int | None = None, maps: bool = False) -> Iterator[Scored]:
+    def score(self, paths: Iterable[FilePath], *, workers: int | None = None, maps: bool = False) -> Iterator[Scored]:
         """Score many files on several threads and yield the results in the order given.
 
         ``paths`` is read only a little ahead, and results are dropped once yielded, so memory does not depend on the
@@ -183,11 +190,11 @@ class RetinaModel:
             UsageError: ``workers`` below 1, or more than the system allows.
             TypeError: a single path.
         """
-        if isinstance(paths, str | Path):
+        if isinstance(paths, str | os.PathLike):
             raise TypeError(f"expected several paths, found one: {paths}; use predict")
         return ordered_map(lambda path: self.score_one(path, maps=maps), paths, workers_or_cores(workers))
 
-    def score_one(self, source: str | Path | Buffer, *, maps: bool = False) -> Scored:
+    def score_one(self, source: FilePath | Buffer, *, maps: bool = False) -> Scored:
         """Score one file, given by its path or as bytes (the result's ``source`` is then empty).
 
         An unreadable photograph becomes a ``Scored`` with an error.
@@ -208,8 +215,8 @@ def _pixels(source: Source, at_least: int | None) -> NDArray[np.uint8]:
 
     if isinstance(source, Buffer):
         return decode(bytes(source), at_least=at_least)
-    if isinstance(source, (str, Path)):
-        return decode(source, at_least=at_least)
+    if isinstance(source, (str, os.PathLike)):
+        return decode(os.fspath(source), at_least=at_least)
     if isinstance(source, Image):
         return from_image(source, at_least=at_least)
     raise TypeError(f"expected a path, bytes, an array or a Pillow image, found {type(source).__name__}")

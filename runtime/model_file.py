@@ -15,7 +15,7 @@ RELEASED = Path(__file__).with_name("released.onnx")
 """The model that ships with the package."""
 
 
-def find_model(path: str | Path | None = None, artifacts: str | Path | None = None) -> Path:
+def find_model(path: str | os.PathLike[str] | None = None, artifacts: str | Path | None = None) -> Path:
     """The model file to use: ``path``, else the export in ``artifacts``, else the one shipped in the package.
 
     ``artifacts`` defaults to the environment variable RETINA_ARTIFACTS, else to ``artifacts`` in the working directory.

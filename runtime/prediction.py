@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,7 @@ class Prediction(Decision):
 class Scored:
     """One photograph of a sequence: a prediction, or the reason why there is none."""
 
-    source: str | Path
+    source: str | os.PathLike[str]
     prediction: Prediction | None
     error: str | None
     """Without the file's name; None if there is a prediction."""

@@ -7,7 +7,6 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -26,6 +25,7 @@ from .prediction import Scored
 from .schema import BINARY, Health, ModelFacts, ScoreQuery, Scores, body_of, refusals_of
 from .table import Row, record
 from .upload import OCTETS, Photograph, read_photographs
+from .versions import own_version
 
 WORKER = "retina-serve"
 """Name prefix of the scoring threads."""
@@ -86,7 +86,7 @@ def create_app(
 
     app = FastAPI(
         title="retina-edge",
-        version=version("retina-edge"),
+        version=own_version(),
         description="Diabetic retinopathy grade and macular edema risk from colour fundus photographs. "
         "For research and demonstration, not for clinical use.",
         lifespan=lifespan,
@@ -110,7 +110,7 @@ def create_app(
 
     # Kept in memory, because the next export may put another model at the same path.
     file = model.content()
-    facts = ModelFacts(sha256=model.sha256, package=version("retina-edge"), contract=model.contract.to_dict())
+    facts = ModelFacts(sha256=model.sha256, package=own_version(), contract=model.contract.to_dict())
 
     @app.get("/model", dependencies=guarded, responses=refusals)
     async def describe_model() -> ModelFacts:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -50,9 +50,10 @@ def test_every_kind_of_source_gives_the_hand_computed_answer(tmp_path: Path, see
     Image.fromarray(image).save(path)
     content = path.read_bytes()
     buffers = (content, bytearray(content), memoryview(content))
-    for source in (path, str(path), *buffers, image, image[::-1][::-1], Image.fromarray(image)):
+    for source in (path, str(path), PurePath(path), *buffers, image, image[::-1][::-1], Image.fromarray(image)):
         check(model.predict(source), image)
     assert model.score_one(bytearray(content)).source == ""
+    assert [scored.prediction is None for scored in model.score([str(path), PurePath(path)])] == [False, False]
 
 
 @pytest.mark.parametrize("source", [None, 7, io.BytesIO(b"x")], ids=lambda source: type(source).__name__)
@@ -403,7 +404,7 @@ def test_score_yields_in_order_and_never_stops_at_a_bad_file(tmp_path: Path) -> 
 def test_score_of_one_path_is_refused(tmp_path: Path) -> None:
     """A string is a series of strings as well: its letters."""
     model = RetinaModel(write_tiny_model(tmp_path / "m.onnx"))
-    for one in ("photographs", Path("photographs")):
+    for one in ("photographs", Path("photographs"), PurePath("photographs")):
         with pytest.raises(TypeError, match="expected several paths, found one: photographs; use predict"):
             model.score(one)  # type: ignore[arg-type]
 
@@ -515,6 +516,8 @@ def test_a_map_of_no_known_label_is_refused(tmp_path: Path, of: dict[Head, int])
         model.predict_pixels(pixels(1, 40, 40), of={"grade": 1})  # type: ignore[dict-item]
     with pytest.raises(UsageError, match="workers: expected a number from 1, found 0"):
         model.score([], workers=0)
+    with pytest.raises(UsageError, match="threads: expected a number from 1, found 0"):
+        RetinaModel(tmp_path / "a.onnx", threads=0)
 
 
 @pytest.mark.parametrize("side", [-1, 1])

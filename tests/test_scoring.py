@@ -366,7 +366,7 @@ def test_a_build_of_onnxruntime_under_another_name_has_a_version_too(
     """
 
     def known_to_pip(package: str) -> str:
-        if package in ("onnxruntime", "pydicom"):
+        if package in ("onnxruntime", "pydicom", "retina-edge"):
             raise PackageNotFoundError(package)
         return version(package)
 
@@ -374,6 +374,8 @@ def test_a_build_of_onnxruntime_under_another_name_has_a_version_too(
     versions = depends_on(model)["versions"]
     assert versions["onnxruntime"] == onnxruntime.__version__
     assert "pydicom" not in versions
+    assert versions["retina-edge"] == "unknown", "a copy of the folders, without pip"
+    assert (versions["pillow"], versions["numpy"]) == (version("pillow"), version("numpy"))
 
 
 def test_a_photograph_replaced_while_it_is_scored_is_scored_again(
