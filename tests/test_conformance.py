@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,35 @@ def test_decisions_follow_the_rules(tmp_path: Path) -> None:
             }
             decided += 1
     assert decided >= 5
+
+
+def test_every_wrong_rule_shows_on_a_case(tmp_path: Path) -> None:
+    """With thresholds like those of the file that ships, between which and 0.5 no picture of its kit lies."""
+    fitted = {"me": Rule(), "referable_dr": Rule("at_least", 0.41), "referable_me": Rule("at_least", 0.27)}
+    contract = CONTRACT.with_(thresholds={**CONTRACT.thresholds, **fitted})
+    write_kit(RetinaModel(write_tiny_model(tmp_path / "m.onnx", contract=contract)), tmp_path / "kit")
+    cases = [
+        (np.array(case["dr_probs"]), case["me_probs"], case["decisions"])
+        for case in read_index(tmp_path / "kit")["cases"]
+    ]
+    assert all(dr.sum() == pytest.approx(1) and sum(me) == pytest.approx(1) for dr, me, _ in cases)
+    assert {decisions["dr_grade"] for *_, decisions in cases} == {0, 1, 2, 3, 4}
+
+    def faults(what: str, rule: Callable[[NDArray[np.float64], list[float]], object]) -> int:
+        return sum(rule(dr, me) != decisions[what] for dr, me, decisions in cases)
+
+    assert faults("dr_grade", lambda dr, me: dr.argmax()) == 0
+    assert faults("me_risk", lambda dr, me: me[1] > 0.5) == 0
+    assert faults("me_risk", lambda dr, me: me[1] >= 0.27) > 0
+    assert faults("referable_me", lambda dr, me: me[1] >= 0.27) == 0
+    assert faults("referable_me", lambda dr, me: me[1] >= 0.5) > 0
+    assert faults("referable", lambda dr, me: dr[2:].sum() >= 0.41) == 0
+    assert faults("referable", lambda dr, me: dr[2:].sum() >= 0.5) > 0
+    assert faults("referable", lambda dr, me: dr[2:].sum() >= 0.35) > 0
+    assert faults("referable", lambda dr, me: dr[2:].max() >= 0.41) > 0
+    assert faults("referable", lambda dr, me: dr[1:].sum() >= 0.41) > 0
+    assert faults("referable", lambda dr, me: dr[3:].sum() >= 0.41) > 0
+    assert faults("referable", lambda dr, me: dr.argmax() >= 2) > 0
 
 
 def test_a_close_call_is_left_to_the_embedding(tmp_path: Path) -> None:

@@ -130,15 +130,17 @@ def test_another_answer_is_told(program: Program, small_export: SmallExport, tmp
     landscape = next(picture for picture in index["pictures"] if picture["decisions"])
     landscape["decisions"]["me_risk"] ^= 1
     landscape["decisions"]["referable_me"] ^= True
+    index["cases"][0]["decisions"]["referable"] ^= True
     (kit / "index.json").write_text(json.dumps(index))
     result = program(small_export.model, "--conformance", kit)
-    assert result.returncode == 1 and result.stdout.endswith(" 3 faults\n"), result.stdout
+    assert result.returncode == 1 and result.stdout.endswith(" 4 faults\n"), result.stdout
     lines = [line for line in result.stdout.splitlines() if "expected" in line]
     line = next(line for line in lines if "dr_probs" in line)
     assert "odd" in line
     assert "3" in line.split("expected")[0] and f"{found:.4f}"[:-1] in line.split("found")[1]
     assert any("me_risk: expected" in line for line in lines)
     assert any("referable_me: expected" in line for line in lines)
+    assert any("grade 0" in line and "referable" in line for line in lines)
 
 
 def test_decisions_are_by_the_files_own_thresholds(program: Program, tmp_path: Path) -> None:

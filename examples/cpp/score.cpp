@@ -17,8 +17,7 @@ static Bytes read(const std::string& path) {
 }
 
 struct Model {  // an open model file and the contract inside it
-  Ort::Env env{ORT_LOGGING_LEVEL_FATAL}; Ort::Session session;
-  Ort::AllocatorWithDefaultOptions memory; json contract;
+  Ort::Env env{ORT_LOGGING_LEVEL_FATAL}; Ort::Session session; Ort::AllocatorWithDefaultOptions memory; json contract;
   explicit Model(const char* path) : session(env, path, Ort::SessionOptions()) {
     const auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated("retina.contract", memory);
     contract = json::parse(text ? text.get() : "{}");
@@ -29,21 +28,23 @@ struct Model {  // an open model file and the contract inside it
         !is("referable_me", "at_least", "at_least")) fail("unknown rules: " + contract["thresholds"].dump());
     if (contract.contains("caution")) std::cerr << "Caution: " << contract["caution"].get<std::string>() << "\n";
   }
-  json answer(Picture picture) {  // probabilities, and the decisions that the contract's rules make of them
+  json answer(Picture picture) {  // the network's probabilities, and what is decided
     const int64_t shape[] = {1, picture.height, picture.width, 3};
     const auto image = Ort::Value::CreateTensor(memory.GetInfo(), picture.rgb.data(), picture.rgb.size(), shape, 4);
     const char *input[] = {"image"}, *outputs[] = {"dr_probs", "me_probs"};
     const auto found = session.Run(Ort::RunOptions(), input, &image, 1, outputs, 2);
     const float *dr = found[0].GetTensorData<float>(), *me = found[1].GetTensorData<float>();
+    return decide({dr, dr + contract["dr_grades"].size()}, {me, me + 2});
+  }
+  json decide(const std::vector<float>& dr, const std::vector<float>& me) {  // what the contract's rules make of them
     const json &grades = contract["dr_grades"], &rules = contract["thresholds"];
     const json &rule = rules["me"], &referable = rules["referable_dr"];
     double referred = 0, refer_me = rules.value("/referable_me/threshold"_json_pointer, 0.5);
     for (size_t i = 0; i < grades.size(); ++i) referred += grades[i] >= referable.value("from_grade", 2) ? dr[i] : 0;
     const bool risk = rule["rule"] == "argmax" ? me[1] > me[0] : me[1] >= rule.value("threshold", 0.5);
-    return {{"dr_probs", std::vector(dr, dr + grades.size())}, {"me_probs", std::vector(me, me + 2)},
-            {"decisions", {{"dr_grade", grades[std::max_element(dr, dr + grades.size()) - dr]},
-                           {"me_risk", int(risk)}, {"referable", referred >= referable.value("threshold", 0.5)},
-                           {"referable_me", me[1] >= refer_me}}}};
+    return {{"dr_probs", dr}, {"me_probs", me}, {"decisions", {
+        {"dr_grade", grades[std::max_element(dr.begin(), dr.end()) - dr.begin()]}, {"me_risk", int(risk)},
+        {"referable", referred >= referable.value("threshold", 0.5)}, {"referable_me", me[1] >= refer_me}}}};
   }
 };
 
@@ -91,11 +92,10 @@ static int score(Model& model, const std::vector<std::string>& paths) {
 }
 
 static int conform(Model& model, const std::string& kit) {
-  const json index = json::parse(read(kit + "/index.json"));
-  double worst = 0, faults = 0;
-  for (const json& picture : index["pictures"]) {
-    const std::string file = picture["file"];
-    const json answer = model.answer({picture["shape"][0], picture["shape"][1], read(kit + "/" + file)}).flatten();
+  const json index = json::parse(read(kit + "/index.json")); double worst = 0, faults = 0;
+  for (const char* part : {"pictures", "cases"}) for (const json& picture : index[part]) {
+    const json answer = (!picture.contains("file") ? model.decide(picture["dr_probs"], picture["me_probs"]) :
+      model.answer({picture["shape"][0], picture["shape"][1], read(kit + "/" + picture.value("file", ""))})).flatten();
     const json expected = picture.flatten();  // keys like /dr_probs/0; no decisions for a close call
     for (const auto& [what, found] : answer.items()) {
       const json wanted = expected.value(what, found);

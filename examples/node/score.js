@@ -76,7 +76,7 @@ async function score(model, paths) {
   const write = (cells) => process.stdout.write(cells.map(String).map(quoted).join(",") + "\n");
   write([...NAMED, ...probs, "me_prob", "status", "error"]);
   let failed = 0;
-  for (const path of paths) {
+  for (const path of paths)
     try {
       const answer = await model.probabilities(await decode(path, model.contract.input.min_side));
       const { dr_grade: grade, me_risk: risk } = model.decide(answer);
@@ -85,15 +85,15 @@ async function score(model, paths) {
       failed = 1;
       write([path, "", "", "", "", ...probs.map(() => ""), "", "error", err.message]);
     }
-  }
   return failed;
 }
 
 async function conform(model, kit) {
   let [index, faults, worst] = [JSON.parse(await readFile(`${kit}/index.json`)), [], 0];
-  for (const { name, file, shape: [height, width], decisions, dr_probs, me_probs } of index.pictures) {
-    const answer = await model.probabilities({ data: await readFile(`${kit}/${file}`), height, width });
-    for (const [output, expected, found] of [["dr_probs", dr_probs, answer.dr], ["me_probs", me_probs, answer.me]])
+  for (const { name, file, shape: [height, width] = [], decisions, ...probs } of [...index.pictures, ...index.cases]) {
+    const given = { dr: probs.dr_probs, me: probs.me_probs };
+    const answer = file ? await model.probabilities({ data: await readFile(`${kit}/${file}`), height, width }) : given;
+    for (const [output, expected, found] of [["dr_probs", given.dr, answer.dr], ["me_probs", given.me, answer.me]])
       expected.forEach((value, i) => {
         worst = Math.max(worst, Math.abs(value - found[i]));
         if (!(Math.abs(value - found[i]) <= index.tolerance))

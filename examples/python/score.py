@@ -2,7 +2,6 @@
 
     python score.py MODEL.onnx eye.jpg ...           the table, on standard output
     python score.py MODEL.onnx --conformance kit/    checks this program against a kit of retina-export --conformance
-
 Exit code 0: all done; 1: a photograph was not readable, or an answer is not the kit's; 2: failed. Not for clinical use.
 """
 
@@ -30,8 +29,7 @@ class Model:
         self.contract = json.loads(self.session.get_modelmeta().custom_metadata_map.get("retina.contract", "{}"))
         if self.contract.get("schema") != 1:
             raise ValueError(f"expected a retina.contract of schema 1, found {self.contract.get('schema', 'none')}")
-        # The oldest files have no rule for referring ME.
-        self.rules = {"referable_me": {"rule": "at_least", "threshold": 0.5}, **self.contract["thresholds"]}
+        self.rules = {"referable_me": {"rule": "at_least", "threshold": 0.5}, **self.contract["thresholds"]}  # if old
         if any(self.rules.get(task, {}).get("rule") not in known for task, known in RULES.items()):
             raise ValueError(f"contract thresholds: expected the rules {RULES}, found {self.rules}")
         if "caution" in self.contract:
@@ -91,8 +89,10 @@ def score(model: Model, paths: list[str]) -> int:
 
 def conform(model: Model, kit: Path) -> int:
     index, faults, worst = json.loads((kit / "index.json").read_text(encoding="utf-8")), [], 0.0
-    for picture in index["pictures"]:
-        dr, me = model.probabilities(np.fromfile(kit / picture["file"], np.uint8).reshape(picture["shape"]))
+    for picture in (*index["pictures"], *index["cases"]):
+        dr, me = picture["dr_probs"], picture["me_probs"]
+        if "file" in picture:
+            dr, me = model.probabilities(np.fromfile(kit / picture["file"], np.uint8).reshape(picture["shape"]))
         for output, found in (("dr_probs", dr), ("me_probs", me)):
             for i, (expected, value) in enumerate(zip(picture[output], found, strict=True)):
                 worst = max(worst, abs(value - expected))
