@@ -16,6 +16,7 @@ from ..runtime.errors import UsageError
 from ..runtime.model import RetinaModel
 from ..runtime.model_file import MODEL_NAME
 from ..runtime.output_file import require_folder, require_free, require_place, write_atomically, write_text_atomically
+from ..runtime.progress import progress
 from ..runtime.signature import signature_of
 from ..train.checkpoint import Checkpoint, assumption, load_checkpoint
 from .conformance import write_kit
@@ -199,12 +200,16 @@ def provenance(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
 def _convert(
     job: ExportJob, checkpoint: Checkpoint, deployed: DeployedModel, contract: Contract
 ) -> tuple[ModelFile, Int8 | None]:
-    if job.format == "torchscript":
-        return TorchScriptFile.of(deployed), None
-    if job.format == "pt2":
-        return Pt2File.of(deployed), None
-    file = OnnxFile.of(deployed, contract)
-    if job.calibration is None:
+    file: ModelFile
+    with progress(1, "Converting") as advance:
+        if job.format == "torchscript":
+            file = TorchScriptFile.of(deployed)
+        elif job.format == "pt2":
+            file = Pt2File.of(deployed)
+        else:
+            file = OnnxFile.of(deployed, contract)
+        advance()
+    if job.calibration is None or not isinstance(file, OnnxFile):
         return file, None
     me_positive_from = job.me_positive_from or checkpoint.config.get("me_positive_from")
     int8 = to_int8(file.model, contract, job.calibration, me_positive_from, force=job.force)

@@ -178,7 +178,7 @@ def _cam(a: Tensor, g: Tensor, method: Method) -> Tensor:
         squared = g * g
         total = a.sum(dim=(2, 3), keepdim=True)
         share = squared / (2 * squared + total * squared * g + 1e-6)  # 1e-6 as in the grad-cam package
-        weights = (torch.where(g == 0, 0.0, share) * g.relu()).sum(dim=(2, 3), keepdim=True)
+        weights = (share * g.relu()).sum(dim=(2, 3), keepdim=True)
     return (weights * a).sum(dim=1).relu()
 
 

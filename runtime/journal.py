@@ -108,8 +108,12 @@ class Journal:
 
     def discard(self) -> None:
         """Remove the file, once the table is complete."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        if os.name == "posix":  # while it is locked, or another run could write into the file that is being removed
+            self.path.unlink(missing_ok=True)
+            self._file.close()
+        else:
+            self._file.close()
+            self.path.unlink(missing_ok=True)
 
     def _write(self, line: Mapping[str, Any]) -> None:
         left = json.dumps(line).encode("ascii") + b"\n"

@@ -523,7 +523,7 @@ def test_torch_is_asked_for_only_where_a_checkpoint_would_be_read(folder: Path, 
     checkpoint.touch()
     for refused in (without_extras(*args), without_extras(folder / "a.jpg", "--checkpoint", checkpoint)):
         assert refused.returncode == 2
-        assert f"{checkpoint}: expected torch to read a checkpoint, found: torch, torchvision not" in refused.stderr
+        assert f"{checkpoint}: expected torch to read a checkpoint, found: torch, torchvision, " in refused.stderr
         assert "pip install 'retina-edge[gradcam]'" in refused.stderr
         assert f"--model {RELEASED}" in refused.stderr
     assert without_extras(*args, "--model", artifacts / "retina_multitask.onnx").returncode == 0

@@ -300,6 +300,7 @@ def test_the_int8_gate_does_not_ask_what_a_head_says_that_was_never_trained() ->
 def test_a_threshold_by_hand() -> None:
     """Halfway between the one positive and the next negative; the unlabelled photograph between them does not count."""
     assert screening_threshold(np.array([1, -1, 0]), np.array([0.9, 0.7, 0.2])) == pytest.approx(0.55)
+    assert screening_threshold(np.array([1]), np.array([0.4])) == pytest.approx(0.2), "halfway to 0, with nothing below"
 
 
 def test_plots_leave_them_out(tmp_path: Path) -> None:

@@ -99,9 +99,15 @@ def test_exif_orientation_is_applied(format_: str, orientation: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_damaged_exif_beside_sound_pixels_is_read() -> None:
-    data = encoded(photograph(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xff")
-    assert decode(data).shape == (64, 96, 3)
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"MM\0*\0\0\xff\xff",
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0",  # an orientation in letters
+    ],
+)
+def test_damaged_exif_beside_sound_pixels_is_read(exif: bytes) -> None:
+    assert decode(encoded(photograph(), "JPEG", exif=b"Exif\0\0" + exif)).shape == (64, 96, 3)
 
 
 @pytest.mark.parametrize("format_", ["PNG", "TIFF", "JPEG2000"])

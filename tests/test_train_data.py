@@ -177,6 +177,19 @@ def test_class_weights_are_scikit_learns_balanced() -> None:
     dr_index = np.repeat([0, 1, 2, 3, 4], [792, 201, 354, 110, 63])
     expected = compute_class_weight("balanced", classes=np.arange(5), y=dr_index)
     np.testing.assert_allclose(class_weights(dr_index.tolist(), 5).numpy(), expected, rtol=1e-6)
+    assert class_weights([0, 0, 1], 3).tolist() == [0.5, 1.0, 1.0], "the absent grade counts among three"
+
+
+def test_what_is_learnt_does_not_depend_on_the_cache(gaps: Path, tmp_path: Path) -> None:
+    data, _ = read_dataset(gaps)
+    paths = [photo.path for photo in data.splits["train"].photos]
+    kept, _ = look_through(paths, SMALL, "uint8", "memory", tmp_path)
+    direct = DecodedFrames(paths, SMALL)
+    assert any((direct[i] % 1 >= 0.5).any() for i in range(3)), "some would be cut off instead of rounded"
+    drawn = [TrainItems(data, frames, make_augment("notebook"), 42) for frames in (kept, direct)]
+    for i in range(3):
+        kept_item, direct_item = (items[Draw(i, 1, i)] for items in drawn)
+        assert torch.equal(kept_item.image, direct_item.image)
 
 
 def plan(kind: str = "shuffle", n: int = 23, batch_size: int = 4, **kwargs: Any) -> EpochPlan:
