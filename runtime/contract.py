@@ -345,9 +345,9 @@ def _like(found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key in known}
 
 
-def _short(value: object, limit: int = 200) -> str:
+def _short(value: object) -> str:
     text = str(value) if not isinstance(value, Sequence) or isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= limit else text[:limit] + "..."
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def _without_nones(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,9 @@ def require_artifacts(context: click.Context, folder: Path) -> None:
     """Refuse a folder that --artifacts or RETINA_ARTIFACTS names and that is not there.
 
     The model that ships would take the place of the one meant.
+
+    Raises:
+        click.BadParameter: it is not there.
     """
     source = context.get_parameter_source("artifacts")
     if source is not ParameterSource.DEFAULT and not os.path.isdir(folder):

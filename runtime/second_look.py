@@ -40,6 +40,6 @@ def is_close_call(contract: Contract, prediction: Prediction, margin: float = CL
 def needs_second_look(contract: Contract, prediction: Prediction, pixels: NDArray[np.uint8]) -> bool:
     """Whether a prediction for a photograph as it was decoded is to be made again at full size.
 
-    That is for a close call, unless the pixels are too few to come from decoding at reduced size.
+    That is for a close call, unless the pixels (H, W, 3) are too few to come from decoding at reduced size.
     """
     return min(pixels.shape[:2]) >= least_side(contract.preprocessing) and is_close_call(contract, prediction)

@@ -70,7 +70,7 @@ def quadratic_kappa(counts: Floats, values: Sequence[int]) -> Floats:
 
 
 def auc(true: Indices, score: NDArray[np.floating], weights: Floats) -> Floats:
-    """Area under the ROC curve of ``score`` (N,) for ``true`` (N,) in {0, 1}: (B,) in [0, 1].
+    """Area under the ROC curve of ``score`` (N,) for ``true`` (N,) in {0, 1} or ``UNLABELLED``: (B,) in [0, 1].
 
     The probability that a positive scores above a negative, with ties counting half (Mann-Whitney).
     """

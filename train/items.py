@@ -44,6 +44,7 @@ class Batch(NamedTuple):
 
 
 def collate(items: list[Item]) -> Batch:
+    """A micro-batch of one or more items, in their order."""
     image, dr_index, me_label, filenames, captions = zip(*items, strict=True)
     return Batch(torch.stack(image), torch.tensor(dr_index), torch.tensor(me_label), list(filenames), list(captions))
 

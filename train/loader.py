@@ -75,6 +75,14 @@ def require_shared_memory(config: TrainConfig, fabric: Fabric) -> None:
 
 
 def make_loader(items: Dataset[Any], workers: int, fabric: Fabric, **kwargs: Any) -> DataLoader[Batch]:
+    """A loader of micro-batches whose worker processes end with this one, and never before their last batch.
+
+    Args:
+        items: what is loaded.
+        workers: processes that load; 0: this one.
+        fabric: whose device the batches are for.
+        kwargs: passed on to ``DataLoader``.
+    """
     exiting = None
     if workers:
         exiting = RawValue("b", 0)  # in memory shared with the workers

@@ -83,7 +83,12 @@ def epoch_scores(p: Predictions, dr_grades: Sequence[int], heads: Collection[Hea
 
 
 def accuracy(true: Indices, pred: Indices) -> float:
-    """Share of the photographs with a true label whose prediction is that label, in [0, 1]; NaN if none has one."""
+    """Share of the photographs with a true label whose prediction is that label, in [0, 1]; NaN if none has one.
+
+    Args:
+        true: (N,) indices, or ``UNLABELLED``.
+        pred: (N,) indices.
+    """
     known = true != UNLABELLED
     return float((true == pred)[known].mean()) if known.any() else math.nan
 

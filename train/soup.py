@@ -109,7 +109,12 @@ def items_of(checkpoint: Checkpoint, data: DataSet, split: str) -> EvalItems:
 
 
 def require_same_data(data: DataSet, mean: Checkpoint) -> None:
-    """Refuse other data: photographs of its valid split might be among those that the branches were trained on."""
+    """Refuse other data: photographs of its valid split might be among those that the branches were trained on.
+
+    Raises:
+        UsageError: they are others.
+        AnnotationError: see ``fingerprint_of_files``.
+    """
     expected = mean.contract.provenance["data_fingerprint"]
     found = fingerprint_of_files(data)
     if found != expected:

@@ -252,7 +252,12 @@ class Trainer:
         return both[:, :-2], both[:, -2:]
 
     def judge(self, items: EvalItems, loader: Iterable[Batch]) -> dict[str, float]:
-        """Losses and ``epoch_scores`` on a split."""
+        """Figures on a split: ``loss``, ``dr_loss``, ``me_loss``, both accuracies, and those of ``epoch_scores``.
+
+        Args:
+            items: the split.
+            loader: this device's share of it.
+        """
         dr_logits, me_logits = self.predict(loader, len(items))
         predictions = items.predictions(dr_logits, me_logits)
         device = self.fabric.device
@@ -287,6 +292,7 @@ class Trainer:
         return max(weights + 2 * state, 4 * weights + state)
 
     def state(self) -> dict[str, Any]:
+        """All that ``load_state`` restores: plain types and tensors, for ``torch.save``."""
         return {
             "net": self.net.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -296,6 +302,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``state`` gave; KeyError, TypeError, ValueError or RuntimeError if it is damaged."""
         self.progress = Progress.of(state["progress"])
         if self._is_open(started=self.progress.batch > 0):
             self._wrap(frozen=False)
