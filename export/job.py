@@ -15,7 +15,14 @@ from ..runtime.digest import digest_of, sha256_of
 from ..runtime.errors import UsageError
 from ..runtime.model import RetinaModel
 from ..runtime.model_file import MODEL_NAME
-from ..runtime.output_file import require_folder, require_free, require_place, write_atomically, write_text_atomically
+from ..runtime.output_file import (
+    remove_leftovers,
+    require_folder,
+    require_free,
+    require_place,
+    write_atomically,
+    write_text_atomically,
+)
 from ..runtime.progress import progress
 from ..runtime.signature import signature_of
 from ..train.checkpoint import Checkpoint, assumption, load_checkpoint
@@ -143,6 +150,7 @@ def run_export(job: ExportJob) -> Exported:
         require_place(path, read)
     if job.conformance is not None:
         require_folder(job.conformance, "--conformance")
+    remove_leftovers(job.out.parent)
     if job.sign is not None:
         require_key(job.sign)
     if job.calibration is not None and not os.path.isdir(job.calibration):

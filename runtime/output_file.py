@@ -99,11 +99,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         OutputError: the folder is not writable or the disk is full.
     """
     # A name of fixed length, because a name of the maximum length has no room for a suffix.
-    start = f".{zlib.crc32(os.fsencode(path.name)):08x}"
-    temporary = path.with_name(f"{start}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent, start)
         write(temporary)
         # Synced before the rename, or a power cut could leave an empty file under the final name.
         with temporary.open("rb+") as file:
@@ -118,14 +116,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink()
 
 
-def remove_leftovers(folder: Path, start: str = ".") -> None:
-    """Remove temporary files that killed processes left; one that changed within a day may still be written.
-
-    Args:
-        folder: where ``write_atomically`` wrote.
-        start: what their names begin with.
-    """
-    for left in folder.glob(f"{start}*.tmp"):
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of ``write_atomically``; what changed within a day may still be written."""
+    for left in folder.glob("." + 8 * "[0-9a-f]" + ".[0-9]*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > DAY:
                 left.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,7 +16,14 @@ from click.testing import CliRunner
 from retina.runtime import server
 from retina.runtime.errors import OutputError
 from retina.runtime.options import PathName
-from retina.runtime.output_file import require_folder, require_place, write_atomically, write_text_atomically
+from retina.runtime.output_file import (
+    remove_leftovers,
+    require_folder,
+    require_place,
+    write_atomically,
+    write_text_atomically,
+)
+from retina.train.run import Run
 
 MODULES = (
     "runtime.cli", "runtime.server", "export.cli", "gradcam.cli", "train.cli",
@@ -118,9 +126,15 @@ def test_what_killed_processes_left_half_written_is_removed_a_day_later(tmp_path
         file.write_text("half")
     for file in (old, another):
         os.utime(file, (0, 0))
-    write_text_atomically(tmp_path / "b.txt", "3")
+    remove_leftovers(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([another.name, new.name, "b.txt"])
-    assert (tmp_path / "b.txt").read_text() == "3"
+
+    run = Run(tmp_path / "artifacts", "a")
+    run.folder.mkdir(parents=True)
+    for folder in (run.folder, run.artifacts):
+        os.utime(shutil.copy(new, folder), (0, 0))
+    with run.claimed():
+        assert not list(run.artifacts.rglob("*.tmp"))
 
 
 def test_a_private_file_stays_private(tmp_path: Path) -> None:

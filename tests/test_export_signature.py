@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -79,8 +80,12 @@ def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_an_export_is_signed(keys: tuple[Path, Path], small_export: SmallExport, tmp_path: Path) -> None:
     private, public = keys
     options = ["--format", "torchscript", "--sign", str(private), "--out", str(tmp_path / "m.pt")]
+    left = tmp_path / ".0123cdef.1.tmp"  # by an export that was killed
+    left.touch()
+    os.utime(left, (0, 0))
     result = CliRunner().invoke(export, [str(small_export.checkpoint), *options])
     assert result.exit_code == 0, result.output
+    assert not left.exists()
     verify(tmp_path / "m.pt", public)
     with pytest.raises(RetinaError, match="expected the signature of the holder of"):
         verify(Path(shutil.copy(small_export.model, tmp_path / "m.pt")), public)

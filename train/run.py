@@ -13,7 +13,7 @@ from typing import Any
 
 from ..runtime.errors import ModelFileError, OutputError, UsageError
 from ..runtime.file_state import lock
-from ..runtime.output_file import require_folder, write_text_atomically
+from ..runtime.output_file import remove_leftovers, require_folder, write_text_atomically
 from .config import TrainConfig
 
 CONFIG, FACTS = "config.json", "run.json"
@@ -88,6 +88,8 @@ class Run:
                 f"{self.folder}: another retina-train is writing this run; wait for it, or give another --name",
                 alone=True,
             )
+            remove_leftovers(self.folder)
+            remove_leftovers(self.artifacts)
             try:
                 yield
             finally:

@@ -93,7 +93,7 @@ static int score(Model& model, const std::vector<std::string>& paths) {
 
 static int conform(Model& model, const std::string& kit) {
   const json index = json::parse(read(kit + "/index.json")); double worst = 0, faults = 0;
-  for (const char* part : {"pictures", "cases"}) for (const json& picture : index[part]) {
+  for (const char* part : {"pictures", "cases"}) for (const json& picture : index.at(part)) {
     const json answer = (!picture.contains("file") ? model.decide(picture["dr_probs"], picture["me_probs"]) :
       model.answer({picture["shape"][0], picture["shape"][1], read(kit + "/" + picture.value("file", ""))})).flatten();
     const json expected = picture.flatten();  // keys like /dr_probs/0; no decisions for a close call
