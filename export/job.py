@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,6 +24,7 @@ from ..runtime.output_file import (
 )
 from ..runtime.progress import progress
 from ..runtime.signature import signature_of
+from ..runtime.versions import own_version
 from ..train.checkpoint import Checkpoint, assumption, load_checkpoint
 from .conformance import write_kit
 from .graph import DeployedModel
@@ -200,7 +200,7 @@ def provenance(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         "checkpoint_sha256": sha256_of(path),
         "backbone": checkpoint.backbone,
         "epoch": checkpoint.epoch,
-        "package_version": version("retina-edge"),
+        "package_version": own_version(),
         "metrics": _finite(checkpoint.metrics),
     }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from ..runtime.contract import INPUT_NAME, METADATA_KEY, Contract
 from ..runtime.model import RetinaModel
 from ..runtime.session import open_session
+from ..runtime.versions import own_version
 from .graph import DeployedModel, example_input
 from .parity import Answer, Pixels
 
@@ -84,7 +84,7 @@ def strip_debug(model: onnx.ModelProto) -> None:
 
 def set_metadata(model: onnx.ModelProto, contract: Contract) -> None:
     """Set the contract as the model's metadata, and, derived from it, the plain keys that other tools look for."""
-    package_version = version("retina-edge")
+    package_version = own_version()
     size = contract.preprocessing.image_size
     names = {str(index): f"DR grade {grade}" for index, grade in enumerate(contract.dr_grades)}
     del model.metadata_props[:]

@@ -13,8 +13,8 @@ from ..runtime.overlay import place
 
 TOLERANCE = 15 / 1024
 """Distance by which a hit may miss a lesion, as a share of the photograph's longer side: the 15 pixels of the pointing
-game of Zhang et al., 2018, in a photograph of 1024 pixels, which is this project's choice: photographs
-of fundi are much larger than those that the game was made for."""
+game of Zhang et al., 2018, in a photograph of 1024 pixels. That width is this project's choice: photographs of fundi
+are much larger than those that the game was made for."""
 CENTRE_SIGMA = 0.25
 """Standard deviation of the centre prior, a Gaussian, as a share of the framed square's side: half the field's
 radius."""

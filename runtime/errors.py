@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import importlib.util
 
+_TRAIN = ("torch", "torchvision", "lightning_fabric", "sklearn", "pandas", "matplotlib", "tqdm", "imagehash")
 EXTRA_MODULES = {
-    "train": ("torch", "torchvision", "lightning_fabric", "sklearn", "pandas", "matplotlib", "tqdm", "imagehash"),
+    "train": _TRAIN,
+    "export": (*_TRAIN, "onnx", "onnxscript"),
+    "gradcam": (*_TRAIN, "scipy"),
     "dicom": ("pydicom",),
-    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
-    "sign": ("model_signing",),
+    "mlflow": (*_TRAIN, "mlflow", "sqlalchemy", "alembic"),
+    "sign": ("model_signing", "OpenSSL"),
     "serve": ("fastapi", "starlette", "pydantic", "uvicorn", "python_multipart"),
 }
 """The modules that each extra of pyproject.toml brings."""
-EXTRA_MODULES["export"] = (*EXTRA_MODULES["train"], "onnx", "onnxscript")
-EXTRA_MODULES["gradcam"] = (*EXTRA_MODULES["train"], "scipy")
+_NEED_TEMPORARY_FILES = {"torch", "model_signing"}
+"""PyTorch to be loaded at all; a signature is verified for a copy of the file."""
 
 
 class RetinaError(Exception):
@@ -65,7 +68,7 @@ def require_extra(extra: str) -> None:
 
     Raises:
         MissingExtraError: some of the extra's modules are not installed; the message has the pip command to run.
-        OutputError: PyTorch is among them and there is no folder for temporary files, without which it does not load.
+        OutputError: one of them needs temporary files, and there is no folder for these.
     """
     modules = EXTRA_MODULES[extra]
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
@@ -74,7 +77,7 @@ def require_extra(extra: str) -> None:
             "\n(README, 'Install', says how to take PyTorch's CPU build and save 5 GB.)" if "torch" in missing else ""
         )
         raise MissingExtraError(f"{', '.join(missing)} not installed. Run:  pip install 'retina-edge[{extra}]'{hint}")
-    if "torch" in modules:
+    if _NEED_TEMPORARY_FILES.intersection(modules):
         import tempfile
 
         try:

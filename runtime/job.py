@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeAlias
 
 from .agreement import read_truth
 from .annotations import MAX_ME_GRADE, Annotation
@@ -14,13 +13,12 @@ from .errors import UsageError
 from .folder import Listing, gather
 from .journal import ENDING as JOURNAL
 from .journal import Journal
-from .model import RetinaModel
+from .model import FilePath, RetinaModel
 from .scoring import depends_on, require_maps, score_rows
 from .summary import Summary
 from .table import Row, Table, cells, columns
 from .workers import workers_or_cores
 
-StrPath: TypeAlias = "str | os.PathLike[str]"
 Seen = Callable[[Row, Annotation | None, bool], None]
 """Called with each row once it is written, its annotation, and whether it comes from an earlier run."""
 
@@ -118,14 +116,14 @@ class Job:
 
 
 def score_folder(
-    photographs: StrPath | Iterable[StrPath],
-    out: StrPath = "test_predictions.csv",
+    photographs: FilePath | Iterable[FilePath],
+    out: FilePath = "test_predictions.csv",
     *,
-    model: RetinaModel | StrPath | None = None,
-    annotations: StrPath | None = None,
+    model: RetinaModel | FilePath | None = None,
+    annotations: FilePath | None = None,
     me_positive_from: int | None = None,
     referral: bool = False,
-    overlays: StrPath | None = None,
+    overlays: FilePath | None = None,
     workers: int | None = None,
     resume: bool = True,
 ) -> Summary:

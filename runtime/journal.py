@@ -108,12 +108,11 @@ class Journal:
 
     def discard(self) -> None:
         """Remove the file, once the table is complete."""
-        if os.name == "posix":  # while it is locked, or another run could write into the file that is being removed
-            self.path.unlink(missing_ok=True)
+        if os.name != "posix":  # Windows removes no open file
             self._file.close()
-        else:
-            self._file.close()
-            self.path.unlink(missing_ok=True)
+        # Elsewhere while it is locked, or another run could lock it in between and write into a removed file.
+        self.path.unlink(missing_ok=True)
+        self._file.close()
 
     def _write(self, line: Mapping[str, Any]) -> None:
         left = json.dumps(line).encode("ascii") + b"\n"

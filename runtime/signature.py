@@ -8,7 +8,7 @@ import shlex
 import tempfile
 from pathlib import Path
 
-from .errors import ModelFileError, UsageError, require_extra
+from .errors import ModelFileError, OutputError, UsageError, require_extra
 from .model_file import read_model
 
 
@@ -35,6 +35,7 @@ def verify(path: Path, key: Path) -> str:
 
     Raises:
         MissingExtraError: model-signing is not installed.
+        OutputError: there is no room for temporary files.
         UsageError: there is no such key file, or its key is not an elliptic-curve public key.
         ModelFileError: the file cannot be read; there is no signature, or it is of another file or by another key.
     """
@@ -56,13 +57,19 @@ def verify(path: Path, key: Path) -> str:
             f"--verify {key}: expected an elliptic-curve public key (PEM), found: {fault_of_key(err)}"
         ) from None
     content = read_model(path)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / path.name
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        try:
             copy.write_bytes(content)
+        except OSError as err:
+            raise OutputError(
+                f"{copy}: expected room for a copy of {path}, to verify it, found: {err.strerror}. Name another folder "
+                "for temporary files in TMPDIR."
+            ) from None
+        try:
             verifier.verify(copy, signature)
-    except Exception as err:  # noqa: BLE001 - the package passes on exceptions of the libraries that it uses
-        raise ModelFileError(
-            f"{path}: expected the signature of the holder of {key}, found another file, signature or key: {err}"
-        ) from None
+        except Exception as err:  # noqa: BLE001 - the package passes on exceptions of the libraries that it uses
+            raise ModelFileError(
+                f"{path}: expected the signature of the holder of {key}, found another file, signature or key: {err}"
+            ) from None
     return hashlib.sha256(content).hexdigest()

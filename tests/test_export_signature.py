@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -14,7 +15,7 @@ from PIL import Image
 from retina.export.cli import main as export
 from retina.export.signature import require_key, sign
 from retina.runtime.cli import main
-from retina.runtime.errors import MissingExtraError, RetinaError, UsageError
+from retina.runtime.errors import MissingExtraError, OutputError, RetinaError, UsageError
 from retina.runtime.server import main as serve
 from retina.runtime.signature import verify
 from small_export import SmallExport
@@ -151,6 +152,21 @@ def test_what_takes_the_place_of_a_verified_file_is_refused(
     assert result.exit_code == 2
     assert f"m.onnx: expected sha256 {hashlib.sha256(signed).hexdigest()}, which is signed, found" in result.output
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_full_disk_for_temporary_files_is_not_taken_for_another_file(
+    keys: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = keys
+    model = write_tiny_model(tmp_path / "m.onnx")
+    sign(model, private)
+
+    def full(path: Path, _: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match=r"expected room for a copy of .*m\.onnx, .* No space left .* in TMPDIR"):
+        verify(model, public)
 
 
 def test_serve_verifies_before_it_opens(keys: tuple[Path, Path], tmp_path: Path) -> None:

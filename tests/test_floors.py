@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from eyes import write_set
 from PIL import Image
+from retina.runtime.errors import EXTRA_MODULES
 from small_export import SmallExport
 from tiny_model import write_tiny_model
 
@@ -87,6 +91,22 @@ def test_help_needs_no_extra_and_running_names_it(command: str, tmp_path: Path) 
     assert ran.returncode == 2
     assert f"pip install 'retina-edge[{command}]'" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_the_modules_of_an_extra_are_those_that_it_installs() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    installed_by = packages_distributions()
+
+    def packages(extra: str) -> set[str]:
+        found = set()
+        for requirement in extras[extra]:
+            name, inner = re.fullmatch(r"([\w-]+)(?:\[(\w+)\])?(?:[<>=].*)?", requirement).groups()  # type: ignore[union-attr]
+            found |= packages(inner) if name == "retina-edge" else {name}
+        return found
+
+    assert EXTRA_MODULES.keys() == extras.keys() - {"all", "dev"}
+    for extra, modules in EXTRA_MODULES.items():
+        assert {installed_by[module][0].lower() for module in modules} == packages(extra), extra
 
 
 def test_a_file_is_inspected_and_its_kit_made_without_any_extra(small_export: SmallExport, tmp_path: Path) -> None:

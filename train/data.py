@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.annotations import NameIndex, dr_fault, fault_report, me_label, scan_annotations
+from ..runtime.annotations import OPTIONAL, NameIndex, dr_fault, fault_report, me_label, scan_annotations
 from ..runtime.digest import sha256_of
 from ..runtime.errors import AnnotationError
 from ..runtime.folder import UTF16_MARKS
@@ -164,7 +164,7 @@ def _read_split(folder: Path, me_positive_from: int | None, faults: list[str]) -
             owner.setdefault(file, row.line)
         if not problems and file is not None:
             extra = {key.casefold(): value for key, value in row.extra.items()}
-            caption, source, patient = (extra.get(key, "") for key in ("caption", "source", "patient"))
+            caption, source, patient = (extra.get(name.casefold(), "") for name in OPTIONAL)
             patient = re.sub(r"^(\d+)\.0+$", r"\1", patient)  # pandas writes 12.0 if any cell of the column was empty
             photos.append(Photo(images / file, row.image, row.line, row.dr_grade, me, caption, source, patient))
     listed = owner.keys() | (_mentioned(annotations, index) if row_faults else set())

@@ -13,6 +13,7 @@ grade, and pixels differ only inside the lesions' masks.
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -27,12 +28,13 @@ from PIL import Image
 
 from ..runtime.errors import OutputError, UsageError
 from ..runtime.options import PathName
+from ..runtime.picture import MAX_PIXELS
 from ..runtime.progress import progress
 from ..runtime.terminal import exit_codes, tell
 from .eye import CAMERAS, Side, View, illumination, retina
 from .lesions import LESIONS, macular_exudates
 
-MIN_SIZE, MAX_SIZE = 64, 10_000
+MIN_SIZE, MAX_SIZE = 64, math.isqrt(MAX_PIXELS)
 GRADES = (0, 1, 2, 3, 4)
 GRADE_SHARES = (0.52, 0.13, 0.23, 0.075, 0.045)
 ME_SHARES = (0.0, 0.03, 0.46, 0.77, 0.72)
