@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,13 +34,15 @@ from retina.train.loader import EvalBatches, make_loader, require_shared_memory,
 from retina.train.loop import fit
 from retina.train.model import RetinaNet
 from retina.train.pipeline import train
+from retina.train.resume import saved_progress
 from retina.train.run import Run
+from retina.train.totals import Totals
 from retina.train.trainer import Trainer
 from small_backbone import RESNET10
 from small_run import RECIPE, assert_same_bits, command, pretrained, run, trainable, trainer, weights
 from small_set import SMALL, items
 from torch import Tensor
-from without_pictures import replace_pictures, started
+from without_pictures import replace_pictures, run_commands, run_on_two_devices
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 FROZEN = ("backbone.conv1", "backbone.bn1", "backbone.layer1")
@@ -304,33 +307,33 @@ def test_workers_are_forked_whatever_pythons_default(data: DataSet) -> None:
 
 TWICE_THE_BATCH = ["--epochs", "2", "--unfreeze-epoch", "2"]
 STANDING_STILL = ["--epochs", "1", "--lr-backbone", "0", "--lr-heads", "0"]
+EMA = 0.25
 # In bf16, sums in another order differ by more than the tests allow.
 EXACT = ["--workers", "0", "--precision", "fp32"]
 
 
 @pytest.fixture(scope="module")
 def on_two_devices(data: DataSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The artifacts of two runs by two processes, ``twice`` and ``still``, and what was printed."""
+    """The artifacts of runs by two processes, ``twice``, ``still`` and ``average``, and what was printed."""
     artifacts = tmp_path_factory.mktemp("two")
-    runs = {"twice": TWICE_THE_BATCH, "still": STANDING_STILL}
+    runs = {"twice": TWICE_THE_BATCH, "still": STANDING_STILL, "average": [*STANDING_STILL, "--ema", str(EMA)]}
     commands = [command(data, artifacts, name, *options, *EXACT) for name, options in runs.items()]
-    torchrun = ["--nproc-per-node", "2", "--local-addr", "127.0.0.1"]
-    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
     said = artifacts / "said"
-    two = started(*commands, out=said, torchrun=torchrun)
-    two.join(280)
-    assert two.exitcode == 0, said.read_text()
+    run_on_two_devices(said, run_commands, *commands)
     return artifacts, said.read_text()
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("run_name", "decay"), [("still", 0.0), ("average", EMA)])
 def test_two_processes_keep_the_mean_of_their_batch_norm_statistics(
-    data: DataSet, on_two_devices: tuple[Path, str]
+    data: DataSet, on_two_devices: tuple[Path, str], run_name: str, decay: float
 ) -> None:
     """With constant weights, the expected statistics of each device's share are computed here by hand."""
     artifacts, _ = on_two_devices
-    found = load_checkpoint(artifacts / "runs" / "still" / "final.pth").weights
+    found = load_checkpoint(artifacts / "runs" / run_name / "final.pth").weights
     train, _ = items(data)
+    names = [name for name in found if "running" in name]
+    assert len(names) == 24
     shares = []
     for rank in range(2):
         net = RetinaNet(3, RESNET10)
@@ -340,21 +343,47 @@ def test_two_processes_keep_the_mean_of_their_batch_norm_statistics(
                 module.reset_running_stats()
         net.set_frozen(True)
         net.train()
+        average: dict[str, Tensor] = {}
         for batch in EpochPlan(train.dr_index, 4, "shuffle", RECIPE.seed, rank, 2):
             with torch.no_grad():
                 net(Normalize(SMALL.mean, SMALL.std)(torch.stack([train[draw].image for draw in batch]).float()))
-        shares.append(net.state_dict())
-    names = [name for name in found if "running" in name]
-    assert len(names) == 24
+            now = net.state_dict()
+            average = {name: decay * average.get(name, now[name]) + (1 - decay) * now[name] for name in names}
+        shares.append(average)
     for name in names:
         torch.testing.assert_close(found[name], (shares[0][name] + shares[1][name]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def stop_on_the_second(data: DataSet, folder: Path) -> None:
+    """Train by small batches on this device, until the second one is asked to stop after its first step."""
+    train, _ = items(data)
+    t = trainer(train, replace(RECIPE, batch_size=2))
+    assert t.fabric.world_size == 2
+
+    def show(n: int, totals: Totals) -> None:
+        (folder / f"{t.fabric.global_rank}.json").write_text(json.dumps(totals))
+        if t.fabric.global_rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    assert not run(t, data, folder / "resume.pth", show)
+
+
+@pytest.mark.slow
+def test_asked_to_stop_on_one_device_all_stop_and_share_what_they_added_up(data: DataSet, tmp_path: Path) -> None:
+    run_on_two_devices(tmp_path / "said", stop_on_the_second, data, tmp_path)
+    shares = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert shares[0] != shares[1]
+    saved = saved_progress(tmp_path / "resume.pth")
+    assert (saved.epoch, saved.batch) == (1, 1)
+    assert saved.totals.dr_labelled == 2  # of the 4 photographs of a step, half for each device to go on from
+    np.testing.assert_allclose(saved.totals, np.mean(shares, axis=0), rtol=1e-6)
 
 
 @pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_devices: tuple[Path, str]) -> None:
     artifacts, said = on_two_devices
-    assert said.count("epoch   1 ") == 2  # once per run
-    assert said.count("2 devices: a step sees 8 photographs instead of 4. ") == 2
+    assert said.count("epoch   1 ") == 3  # once per run
+    assert said.count("2 devices: a step sees 8 photographs instead of 4. ") == 3
     assert "deprecated" not in said  # of PyTorch and Lightning to each other
     options = [*TWICE_THE_BATCH, *EXACT, "--accumulate", "2"]
     alone = CliRunner().invoke(main, command(data, artifacts, "one", *options))

@@ -32,36 +32,35 @@ def _draw_nothing(*arguments: Any) -> None:
     Image.new("L", (1, 1)).save(arguments[-1], "PNG")
 
 
-def started(*commands: list[str], out: Path, err: Path | None = None, torchrun: Sequence[str] = ()) -> BaseProcess:
+def started(*commands: list[str], out: Path, err: Path | None = None) -> BaseProcess:
     """A process that leads its own group and runs commands one after another, since each start costs too.
 
     Args:
         commands: arguments of ``retina-train``.
         out: the file for standard output.
         err: the file for standard error; None: the same.
-        torchrun: options of ``torchrun``; with any, the commands run in its processes.
     """
-    process = FORKS.Process(target=_run_detached, args=(commands, out, err or out, torchrun))
+    process = FORKS.Process(target=_detached, args=(out, err or out, run_commands, *commands))
     process.start()
     return process
 
 
-def _run_detached(commands: Sequence[list[str]], out: Path, err: Path, torchrun: Sequence[str]) -> None:
-    os.setpgrp()
-    for stream, path in ((1, out), (2, err)):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, stream)
-        os.close(descriptor)
-    if not torchrun:
-        _run(commands)
-        return
-    # As torchrun does it, but its processes are forks as well, and need not load PyTorch.
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    config, *_ = run.config_from_args(run.parse_args(["--start-method", "fork", *torchrun, __file__]))
-    elastic_launch(config, _run)(commands)
+def run_on_two_devices(out: Path, function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function of a module in two processes of torchrun, and wait for their end.
+
+    Args:
+        out: the file for what they print.
+        function: what to call.
+        arguments: its arguments, which pickle can copy.
+    """
+    process = FORKS.Process(target=_detached, args=(out, out, _launch, function, arguments))
+    process.start()
+    process.join(280)
+    assert process.exitcode == 0, out.read_text()
 
 
-def _run(commands: Sequence[list[str]]) -> None:
+def run_commands(*commands: list[str]) -> None:
+    """Run commands of ``retina-train``, given by their arguments, one after another."""
     replace_pictures(setattr)
     *earlier, last = commands
     for arguments in earlier:
@@ -71,3 +70,21 @@ def _run(commands: Sequence[list[str]]) -> None:
             if ended.code:
                 raise
     main(last)
+
+
+def _detached(out: Path, err: Path, function: Callable[..., None], *arguments: Any) -> None:
+    os.setpgrp()
+    for stream, path in ((1, out), (2, err)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, stream)
+        os.close(descriptor)
+    function(*arguments)
+
+
+def _launch(function: Callable[..., None], arguments: Sequence[Any]) -> None:
+    # As torchrun does it, but its processes are forks as well, and need not load PyTorch.
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    options = ["--start-method", "fork", "--nproc-per-node", "2", "--local-addr", "127.0.0.1"]
+    options += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    config, *_ = run.config_from_args(run.parse_args([*options, __file__]))
+    elastic_launch(config, function)(*arguments)
