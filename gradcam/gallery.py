@@ -19,11 +19,12 @@ from ..runtime.contract import HEADS, Head
 from ..runtime.errors import OutputError, PictureError, UsageError
 from ..runtime.field import Field
 from ..runtime.folder import find_pictures, is_picture
+from ..runtime.formats import NO_MEMORY
 from ..runtime.image_file import ImageFormat, fault_of_picture, write_image
 from ..runtime.output_file import require_folder, write_atomically
 from ..runtime.overlay import overlay_path, peak_at, write_overlays
 from ..runtime.panel import draw_panel
-from ..runtime.picture import NO_MEMORY, load
+from ..runtime.picture import load
 from ..runtime.second_look import needs_second_look
 from ..runtime.workers import usable_cores
 from .explainer import Answer, Explainer, Pixels

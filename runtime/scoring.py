@@ -12,10 +12,11 @@ from .contract import HEADS
 from .errors import OutputError, PictureError, UsageError
 from .file_state import Stamp, stamp
 from .folder import Listing
+from .formats import NO_MEMORY
 from .journal import Journal
 from .model import RetinaModel
 from .output_file import require_folder
-from .picture import NO_MEMORY, load
+from .picture import load
 from .prediction import Prediction
 from .table import Row
 from .versions import decoder_versions

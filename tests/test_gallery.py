@@ -27,10 +27,11 @@ from retina.runtime import RELEASED
 from retina.runtime.contract import Contract, Head, Rule
 from retina.runtime.errors import OutputError, PictureError
 from retina.runtime.field import Field
+from retina.runtime.formats import NO_MEMORY
 from retina.runtime.model import RetinaModel
 from retina.runtime.overlay import HeadMap, peak_at
 from retina.runtime.panel import TILE
-from retina.runtime.picture import NO_MEMORY, decode
+from retina.runtime.picture import decode
 from retina.runtime.prediction import Prediction
 from retina.train.checkpoint import Checkpoint
 from retina.train.synthetic import photograph

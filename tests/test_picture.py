@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from retina.runtime.errors import PictureError
+from retina.runtime.formats import MAX_BYTES
 from retina.runtime.jpeg import endless_fault, is_unfinished
-from retina.runtime.picture import MAX_BYTES, decode, from_image
+from retina.runtime.picture import decode, from_image
 
 
 def photograph(width: int = 96, height: int = 64) -> Image.Image:

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..runtime.errors import OutputError, UsageError
+from ..runtime.formats import MAX_PIXELS
 from ..runtime.options import PathName
-from ..runtime.picture import MAX_PIXELS
 from ..runtime.progress import progress
 from ..runtime.terminal import exit_codes, tell
 from .eye import CAMERAS, Side, View, illumination, retina
