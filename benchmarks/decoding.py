@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from retina.runtime import Prediction, RetinaModel
+from retina.runtime.contract import DECISIONS
 from retina.runtime.folder import find_pictures
 from retina.runtime.picture import decode
 
@@ -33,7 +34,7 @@ def lead(answer: Prediction, first: int, second: int) -> float:
 
 def decisions(answer: Prediction) -> tuple[object, ...]:
     """All decisions about a photograph."""
-    return answer.grade, answer.me_risk, answer.referable, answer.referable_me
+    return tuple(getattr(answer, name) for name in DECISIONS)
 
 
 def main() -> None:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from ..runtime.contract import Framing, Precision
-from ..runtime.errors import require_extra
+from ..runtime.extras import require_extra
 from ..runtime.file_state import stamp
 from ..runtime.model import RetinaModel
 from ..runtime.model_file import INT8_NAME, MODEL_NAME
 from ..runtime.options import PathName, artifacts_option, require_alone
 from ..runtime.output_file import require_place
-from ..runtime.signature import signature_of
+from ..runtime.signature import signature_path
 from ..runtime.terminal import answer, exit_codes, warn
 from ..train.options import bare_options
 
@@ -184,7 +184,7 @@ def _inspected(file: Path, key: Path | None, kit: Path | None, *, as_json: bool)
         from .signature import require_key, sign
 
         require_key(key)
-        require_place(signature_of(file), [key])
+        require_place(signature_path(file), [key])
     inspection = inspect_file(file)
     if kit is not None:
         from .conformance import write_kit

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..runtime.contract import Contract, Framing, Precision
-from ..runtime.digest import digest_of, sha256_of
+from ..runtime.digest import digest_path, sha256_of
 from ..runtime.errors import UsageError
 from ..runtime.model import RetinaModel
 from ..runtime.model_file import MODEL_NAME
@@ -23,7 +23,7 @@ from ..runtime.output_file import (
     write_text_atomically,
 )
 from ..runtime.progress import progress
-from ..runtime.signature import signature_of
+from ..runtime.signature import signature_path
 from ..runtime.versions import own_version
 from ..train.checkpoint import Checkpoint, assumption, load_checkpoint
 from .conformance import write_kit
@@ -144,8 +144,8 @@ def run_export(job: ExportJob) -> Exported:
     """
     read = [path for path in (job.checkpoint, job.sign, job.check) if path is not None]
     require_place(job.out, read)  # before its name is made into others: a folder may have none
-    digest_file, contract_file = digest_of(job.out), job.out.with_name(job.out.name + CONTRACT_ENDING)
-    signature_file = signature_of(job.out)
+    digest_file, contract_file = digest_path(job.out), job.out.with_name(job.out.name + CONTRACT_ENDING)
+    signature_file = signature_path(job.out)
     for path in (digest_file, contract_file, signature_file):
         require_place(path, read)
     if job.conformance is not None:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..runtime.contract import (
+    DECISIONS,
     DR_CAM,
     DR_CAM_PER_GRADE,
     DR_PROBS,
@@ -271,8 +272,7 @@ class _Tally:
     ) -> None:
         for row, name in enumerate(names):
             ours, theirs = (decide(self.contract, v[DR_PROBS][row], v[ME_PROBS][row]) for v in (expected, found))
-            fields = ("grade", "me_risk", "referable", "referable_me")
-            differing = [field for field in fields if getattr(ours, field) != getattr(theirs, field)]
+            differing = [field for field in DECISIONS if getattr(ours, field) != getattr(theirs, field)]
             self.pictures += 1
             self.equal += not differing
             if differing and self.bounds.equal_decisions:

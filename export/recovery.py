@@ -13,7 +13,8 @@ from pathlib import Path
 
 import click
 
-from ..runtime.errors import UsageError, require_extra
+from ..runtime.errors import UsageError
+from ..runtime.extras import require_extra
 from ..runtime.folder import find_pictures
 from ..runtime.model import RetinaModel
 from ..runtime.options import PathName

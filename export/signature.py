@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import UsageError, require_extra
-from ..runtime.signature import fault_of_key, signature_of
+from ..runtime.errors import UsageError
+from ..runtime.extras import require_extra
+from ..runtime.signature import fault_of_key, signature_path
 
 
 def require_key(key: Path) -> None:
@@ -29,8 +30,8 @@ def sign(path: Path, key: Path) -> Path:
     Raises:
         UsageError: the file ``key`` has no such key.
     """
-    _signer(key).sign(path, signature_of(path))
-    return signature_of(path)
+    _signer(key).sign(path, signature_path(path))
+    return signature_path(path)
 
 
 def _signer(key: Path) -> Any:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..runtime.contract import HEADS, Head
-from ..runtime.errors import MissingExtraError, UsageError, require_extra
+from ..runtime.errors import MissingExtraError, UsageError
+from ..runtime.extras import require_extra
 from ..runtime.model_file import RELEASED
 from ..runtime.options import PathName, artifacts_option, asked_for_model, require_alone
 from ..runtime.output_file import require_folder, write_text_atomically

@@ -318,6 +318,10 @@ class Decision:
     """Whether the macular edema risk is referable (by default: from a probability of 0.5)."""
 
 
+DECISIONS = ("grade", "me_risk", "referable", "referable_me")
+"""The fields of ``Decision`` that are decided, and not computed."""
+
+
 def decide(contract: Contract, dr_probs: NDArray[np.floating], me_probs: NDArray[np.floating]) -> Decision:
     """Apply the contract's rules to one photograph's probabilities, dr_probs (K,) and me_probs (2,), in [0, 1]."""
     referable_from = contract.referable_from

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import MissingExtraError, PictureError, require_extra
+from .errors import MissingExtraError, PictureError
+from .extras import require_extra
 from .formats import JPEG, OPENERS, UNFINISHED, refusal, require, require_size, to_8_bits
 from .jpeg import endless_fault, is_unfinished, silent_fault
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from .errors import ModelFileError
 
 
-def digest_of(path: Path) -> Path:
+def digest_path(path: Path) -> Path:
     """Where a file's sha256 is: beside it, with ``.sha256`` appended to its name."""
     return path.with_name(path.name + ".sha256")
 
@@ -21,7 +21,7 @@ def sha256_of(path: Path) -> str:
 
 
 def check_digest(path: Path, found: str) -> bool:
-    """Compare a file's sha256 with the digest beside it (``digest_of``), if there is one.
+    """Compare a file's sha256 with the digest beside it (``digest_path``), if there is one.
 
     Args:
         path: the model file.
@@ -33,7 +33,7 @@ def check_digest(path: Path, found: str) -> bool:
     Raises:
         ModelFileError: they differ, or the digest cannot be read.
     """
-    beside = digest_of(path)
+    beside = digest_path(path)
     if not os.path.isfile(beside):
         return False
     try:

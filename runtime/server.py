@@ -13,7 +13,8 @@ from typing import Any
 
 import click
 
-from .errors import UsageError, require_extra
+from .errors import UsageError
+from .extras import require_extra
 from .limits import MIB, Limits
 from .memory import use_one_heap
 from .options import PathName, model_options, open_model

@@ -8,11 +8,12 @@ import shlex
 import tempfile
 from pathlib import Path
 
-from .errors import ModelFileError, OutputError, UsageError, require_extra
+from .errors import ModelFileError, OutputError, UsageError
+from .extras import require_extra
 from .model_file import read_model
 
 
-def signature_of(path: Path) -> Path:
+def signature_path(path: Path) -> Path:
     """Where a file's signature is: beside it, with ``.sig`` appended to its name."""
     return path.with_name(path.name + ".sig")
 
@@ -42,7 +43,7 @@ def verify(path: Path, key: Path) -> str:
     require_extra("sign")
     if not os.path.isfile(key):
         raise UsageError(f"--verify {key}: expected a public key file (PEM, elliptic curve), found none there")
-    signature = signature_of(path)
+    signature = signature_path(path)
     if not os.path.isfile(signature):
         raise ModelFileError(
             f"{path}: expected its signature in {signature}, found none. Sign it: "

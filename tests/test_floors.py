@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from eyes import write_set
 from PIL import Image
-from retina.runtime.errors import EXTRA_MODULES
+from retina.runtime.extras import EXTRA_MODULES
 from small_export import SmallExport
 from tiny_model import write_tiny_model
 

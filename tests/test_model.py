@@ -432,7 +432,7 @@ def test_a_session_neither_spins_nor_takes_more_threads_than_asked() -> None:
     options = open_session(tiny_model().SerializeToString(), 3).get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-    assert options.enable_mem_pattern is False, "it would keep a plan of memory for each size of photograph"
+    assert options.enable_mem_pattern is False, "it would keep a plan of memory for a size that comes again"
 
 
 def test_onnxruntime_reports_nothing(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ from PIL import Image
 from retina.runtime import RetinaModel
 from retina.runtime.connection import Connection
 from retina.runtime.envelope import CLIENT_GONE, DRAINED, Envelope
-from retina.runtime.errors import MissingExtraError, ModelFileError, OutputError, UsageError, require_extra
+from retina.runtime.errors import MissingExtraError, ModelFileError, OutputError, UsageError
+from retina.runtime.extras import require_extra
 from retina.runtime.json_log import JsonLines
 from retina.runtime.limits import MIB, Limits
 from retina.runtime.server import main

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from ..runtime.errors import require_extra
+from ..runtime.extras import require_extra
 from ..runtime.options import PathName
 from ..runtime.output_file import require_place
 from ..runtime.terminal import exit_codes, tell

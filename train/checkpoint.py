@@ -17,6 +17,7 @@ from torch import Tensor
 from ..runtime.contract import MAX_DR_GRADE, Contract, Framing, Preprocessing
 from ..runtime.errors import ModelFileError, UsageError
 from ..runtime.output_file import write_atomically
+from ..runtime.versions import own_version
 from .config import HOW_TO_GET_A_CHECKPOINT
 from .model import RetinaNet, backbone_names, read_state_dict, unwrapped
 from .options import BARE_FRAMING, BARE_IMAGE_SIZE
@@ -188,7 +189,8 @@ def _check_fits(path: Path, checkpoint: Checkpoint) -> None:
 
 def current_versions() -> dict[str, str]:
     """Versions of the libraries that influence the weights, by package name."""
-    return {name: _version(name) for name in ("retina-edge", "torch", "torchvision", "numpy", "pillow")}
+    libraries = {name: _version(name) for name in ("torch", "torchvision", "numpy", "pillow")}
+    return {"retina-edge": own_version(), **libraries}
 
 
 _version = cache(version)  # which searches the installed packages, for 8 ms each

@@ -16,7 +16,8 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
-from ..runtime.errors import UsageError, require_extra
+from ..runtime.errors import UsageError
+from ..runtime.extras import require_extra
 from ..runtime.options import Command, PathName, artifacts_option, is_given, require_alone, require_artifacts
 from ..runtime.terminal import answer, exit_codes, tell
 from .config import BOUNDS, TrainConfig

@@ -20,6 +20,7 @@ from ..runtime.errors import PictureError
 from ..runtime.output_file import write_text_atomically
 from ..runtime.panel import percent
 from ..runtime.picture import decode
+from ..runtime.versions import own_version
 from ..runtime.yardsticks import CALIBRATION_BINS, UNLABELLED
 from . import plots
 from .checkpoint import current_versions
@@ -139,7 +140,7 @@ def write_report(
         me_mistakes=_gallery(mistakes["me"]) if figures["all"]["me"]["n"] else _NO_LABELS,
         bins=CALIBRATION_BINS,
         settings=_settings(config, contract),
-        version=escape(current_versions()["retina-edge"]),
+        version=escape(own_version()),
     )
     write_text_atomically(run_dir / REPORT_NAME, page)
     return run_dir / REPORT_NAME

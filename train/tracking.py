@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.errors import OutputError, UsageError, require_extra
+from ..runtime.errors import OutputError, UsageError
+from ..runtime.extras import require_extra
 from ..runtime.output_file import require_place
+from ..runtime.versions import own_version
 from .flat import flatten
 from .run import BEST
 
@@ -163,8 +165,6 @@ class MlflowTracker(Tracker):
 
     def _register(self, checkpoint: Path) -> None:
         """Register a model for ``mlflow.pyfunc.load_model("models:/retina-multitask/<version>")``, without pickle."""
-        from importlib.metadata import version
-
         import mlflow.pyfunc
         import numpy as np
         from mlflow.exceptions import MlflowException
@@ -179,7 +179,7 @@ class MlflowTracker(Tracker):
                 loader_module=__name__,
                 data_path=str(checkpoint),
                 signature=ModelSignature(inputs=pixels),
-                pip_requirements=[f"retina-edge[train]=={version('retina-edge')}"],
+                pip_requirements=[f"retina-edge[train]=={own_version()}"],
             )
             self._client.log_artifacts(self._run_id, str(model), "model")
         try:
