@@ -50,7 +50,7 @@ def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
         raise OutputError(f"{out}: expected a file to write, found a folder")
     places = {place.name: place for place in (out, *(out.with_name(out.name + end) for end in (JOURNAL, PARTIAL)))}
     for place in places.values():
-        if os.path.exists(place) and not os.path.isfile(place):
+        if _is_no_file(place):
             raise OutputError(f"{place}: {_NO_FILE}")
     for path in inputs:
         meant = places.get(path.name)
@@ -70,16 +70,28 @@ def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
         raise OutputError(f"{out}: expected {needed} bytes of room for {counted(rows, 'row')}, found {free}")
 
 
+def _is_no_file(place: Path) -> bool:
+    """Whether something is there that is no file. Asked once: another run may remove its own meanwhile."""
+    try:
+        return not stat.S_ISREG(place.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def _require_table(out: Path) -> None:
     """Refuse to replace a file that is no table, or is write-protected."""
     try:
         with out.open("rb") as file:
             header = file.readline(4096)
+        is_protected = not os.access(out, os.W_OK) or _belongs_to_another(out)
+        out.stat()
+    except FileNotFoundError:  # another run renamed it meanwhile
+        return
     except OSError as err:
         raise OutputError(f"{out}: expected an earlier table or no file, found: {err.strerror}") from None
     if header and not all(column.encode() in header for column in NOTEBOOK_COLUMNS):
         raise OutputError(f"{out}: expected an earlier table or no file, found another file; name another --out")
-    if not os.access(out, os.W_OK) or _belongs_to_another(out):
+    if is_protected:
         raise OutputError(f"{out}: expected a table that may be replaced, found it write-protected; name another --out")
 
 

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Set
 from dataclasses import asdict
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,8 @@ class Journal:
         self._rows: dict[str, tuple[Stamp, Row]] = {}
         head = {"format": FORMAT, **depends_on}
         try:
-            # Unbuffered, so that a written row survives the process, and a full disk is noticed at once.
-            self._file = path.open("a+b", buffering=0)
+            self._file = _open_alone(path)
             try:
-                # Two runs writing the same table would interleave their rows.
-                lock(
-                    self._file.fileno(),
-                    f"{path}: another retina-score is writing this table; wait for it, or name another --out",
-                )
                 self._require_journal()
                 keep = self._read(head) if resume else 0
                 self._file.truncate(keep)
@@ -151,6 +146,33 @@ class Journal:
                     self._rows[row.name] = stamp, row
                 sound += len(line)
         return sound
+
+
+def _open_alone(path: Path) -> FileIO:
+    """Open the journal and lock it: two runs that write the same table would interleave their rows."""
+    while True:
+        # Unbuffered, so that a written row survives the process, and a full disk is noticed at once.
+        file = path.open("a+b", buffering=0)
+        try:
+            refusal = f"{path}: another retina-score is writing this table; wait for it, or name another --out"
+            lock(file.fileno(), refusal)
+            if not _is_removed(file, path):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _is_removed(file: FileIO, path: Path) -> bool:
+    """Whether a file that is open at ``path`` is no longer there: the run that ended meanwhile removed it."""
+    found = os.fstat(file.fileno())
+    if found.st_nlink:
+        return False
+    try:
+        return not os.path.samestat(found, path.stat())  # some file systems count no links
+    except FileNotFoundError:
+        return True
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:

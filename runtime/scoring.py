@@ -60,10 +60,10 @@ def rows_at_hand(listing: Listing, journal: Journal) -> int:
 
 
 def score_one(model: RetinaModel, name: str, path: Path, overlays: Path | None = None) -> Row:
-    """The row of one file; for an unreadable one, with the reason instead of a prediction.
+    """The row of one file; for an unreadable one, with the reason instead of a prediction, and without overlays.
 
     Raises:
-        OutputError: an overlay cannot be written.
+        OutputError: an overlay cannot be written, or a former one not be removed.
         ModelFileError: the model's output is not finite.
     """
     try:
@@ -72,9 +72,12 @@ def score_one(model: RetinaModel, name: str, path: Path, overlays: Path | None =
             draw_overlays(model, prediction, path, overlay_base(overlays, name))
         return Row(name, prediction)
     except PictureError as err:
-        return Row(name, None, err.reason)
+        reason = err.reason
     except MemoryError:  # of an overlay: the decoder reports its own
-        return Row(name, None, NO_MEMORY)
+        reason = NO_MEMORY
+    if overlays is not None:
+        _remove_overlays(overlays, name)
+    return Row(name, None, reason)
 
 
 def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: Path) -> None:
@@ -112,9 +115,23 @@ def overlay_base(overlays: Path, name: str) -> Path:
 
 def is_drawn(overlays: Path, name: str) -> bool:
     """Whether a photograph's overlays are there."""
+    return all(os.path.isfile(path) for path in _overlay_paths(overlays, name))
+
+
+def _remove_overlays(overlays: Path, name: str) -> None:
+    """Those that an earlier run drew of another photograph under this name."""
+    for path in _overlay_paths(overlays, name):
+        if os.path.isfile(path):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as err:
+                raise OutputError(f"{path}: cannot be removed, but {name} can no longer be read: {err}") from None
+
+
+def _overlay_paths(overlays: Path, name: str) -> list[Path]:
     from .overlay import overlay_path
 
-    return all(os.path.isfile(overlay_path(overlay_base(overlays, name), head)) for head in HEADS)
+    return [overlay_path(overlay_base(overlays, name), head) for head in HEADS]
 
 
 def require_maps(model: RetinaModel, listing: Listing, overlays: Path) -> None:

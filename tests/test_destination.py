@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,6 +60,40 @@ def test_a_write_protected_table_is_told_before_the_work(tmp_path: Path, monkeyp
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="other systems have no such folders")
+def test_a_table_that_another_run_renames_meanwhile_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = tmp_path / "t.csv.partial"
+    partial.write_text(",".join(columns(range(5))) + "\n")
+    access = os.access
+
+    def late(path: Path, mode: int) -> bool:
+        partial.unlink()
+        return access(path, mode)
+
+    monkeypatch.setattr(os, "access", late)
+    require_room(tmp_path / "t.csv", 1)
+    assert not partial.exists()
+
+
+def test_a_journal_that_another_run_removes_meanwhile_is_no_fault(tmp_path: Path) -> None:
+    journal, ended = tmp_path / "t.csv.journal", threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            journal.touch()
+            journal.unlink()
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        for _ in range(3000):
+            require_room(tmp_path / "t.csv", 1)
+    finally:
+        ended.set()
+        other.join()
+
+
 def test_another_users_table_in_a_sticky_folder_is_told_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -420,6 +420,23 @@ def test_two_runs_never_write_one_table(tmp_path: Path) -> None:
     Journal(tmp_path / "j", KEY).close()
 
 
+def test_a_run_never_writes_a_journal_that_another_has_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened before the other run removed it, and locked after: a third run would then lock a journal of its own."""
+    running = [Journal(tmp_path / "j", KEY)]
+
+    def late(*arguments: Any) -> None:
+        while running:
+            running.pop().discard()
+        lock(*arguments)
+
+    monkeypatch.setattr("retina.runtime.journal.lock", late)
+    second = Journal(tmp_path / "j", KEY)
+    monkeypatch.undo()
+    with pytest.raises(OutputError, match="another retina-score is writing this table"):
+        Journal(tmp_path / "j", KEY)
+    second.close()
+
+
 def locks_fail(monkeypatch: pytest.MonkeyPatch, why: int, alone: bool) -> None:
     """As the system would say it, with this number."""
 
@@ -582,6 +599,19 @@ def test_a_resumed_run_draws_what_is_missing_and_nothing_else(tmp_path: Path) ->
     (maps / "0002.png_me.jpg").unlink()
     assert drawn_afresh() == ["0000.png", "0002.png"]
     assert len(list(maps.iterdir())) == 6
+
+
+def test_no_overlay_of_a_former_photograph_stays_beside_a_failed_row(tmp_path: Path) -> None:
+    model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=CONTRACT.with_(explain=True)))
+    listing, maps = folder_of(tmp_path / "eyes", 2), tmp_path / "maps"
+    for damaged in (False, True):
+        if damaged:
+            (tmp_path / "eyes" / "0000.png").write_bytes(b"no photograph any more")
+        table = Journal(tmp_path / "j", KEY)
+        rows = [row for row, _ in score_rows(model, listing, table, 1, maps)]
+        table.close()
+    assert [bool(row.error) for row in rows] == [True, False]
+    assert {path.name for path in maps.iterdir()} == {"0001.png_dr.jpg", "0001.png_me.jpg"}
 
 
 def test_an_overlay_has_the_photographs_full_size(tmp_path: Path) -> None:
