@@ -10,7 +10,8 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image, JpegImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL.ImageFile import ImageFile
 
 from .dicom import dicom_pixels, is_dicom
 from .errors import RetinaError
@@ -27,6 +28,7 @@ from .formats import (
     too_large,
 )
 from .jpeg import is_unfinished, silent_fault
+from .webp import ends_in_zeros
 
 _STRIP = 256
 """Rows copied from Pillow at a time."""
@@ -94,9 +96,26 @@ def load(source: str | Path | bytes, *, at_least: int | None = None) -> Image.Im
 def from_image(image: Image.Image, *, at_least: int | None = None) -> NDArray[np.uint8]:
     """Convert a Pillow image by the rules of ``decode``, with the same result and errors.
 
-    The image is loaded but otherwise not modified.
+    The image is loaded but otherwise not modified. What Pillow does not tell of a damaged file is found only as long as
+    the image still has its file, such as one that comes from ``Image.open``.
     """
-    return _array(_upright(image, "picture", at_least), "picture")
+    name = "picture"
+    file = _file_of(image)
+    if file is not None:
+        _require_whole(file, name)
+    return _array(_from_file(image, file, name, at_least), name)
+
+
+def _file_of(image: Image.Image) -> BinaryIO | None:
+    """A copy of the file of which the image is the first frame; None if it has none, or no more."""
+    source = getattr(image, "fp", None)
+    if not isinstance(image, ImageFile) or source is None or getattr(source, "closed", False) or image.tell():
+        return None
+    place = source.tell()
+    source.seek(0)
+    copy = io.BytesIO(source.read())
+    source.seek(place)
+    return copy
 
 
 def _array(rgb: Image.Image, name: str) -> NDArray[np.uint8]:
@@ -134,11 +153,7 @@ def _upright(image: Image.Image, name: str, at_least: int | None) -> Image.Image
 
 
 def _load_file(file: BinaryIO, name: str, at_least: int | None) -> Image.Image:
-    head = file.read(132)
-    require(bool(head), name, "empty file")
-    if head.startswith(JPEG) and (fault := silent_fault(file)):
-        raise refusal(name, fault)
-    file.seek(0)
+    head = _require_whole(file, name)
     if is_dicom(head):
         return _upright(Image.fromarray(dicom_pixels(file, name)), name, at_least)
     for label, is_format, opener in OPENERS:
@@ -148,16 +163,35 @@ def _load_file(file: BinaryIO, name: str, at_least: int | None) -> Image.Image:
             except Exception as err:  # noqa: BLE001 - as above
                 raise refusal(name, f"damaged {label} file: {_reason(err)}") from None
             require_size(name, *image.size)
-            if isinstance(image, TiffImagePlugin.TiffImageFile):
-                _require_plain_tiff(image, name)
             if at_least is not None:
                 image.draft(image.mode, (at_least, at_least))
-            rgb = _upright(image, name, at_least)
-            if label == "JPEG" and _ends_grey(image):
-                require(not is_unfinished(file), name, UNFINISHED)
-            return rgb
+            return _from_file(image, file, name, at_least)
     formats = ", ".join(label for label, _, _ in OPENERS)
     raise refusal(name, f"expected {formats} or DICOM, found a file that starts with {head[:8].hex(' ')}")
+
+
+def _require_whole(file: BinaryIO, name: str) -> bytes:
+    """The first bytes of a file; it is refused if it is empty, or damaged in a way that its decoder does not tell."""
+    head = file.read(132)
+    require(bool(head), name, "empty file")
+    if head.startswith(JPEG) and (fault := silent_fault(file)):
+        raise refusal(name, fault)
+    file.seek(0)
+    return head
+
+
+def _from_file(image: Image.Image, file: BinaryIO | None, name: str, at_least: int | None) -> Image.Image:
+    if file is None:
+        return _upright(image, name, at_least)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _require_plain_tiff(image, name)
+    if isinstance(image, WebPImagePlugin.WebPImageFile):
+        is_cut = ends_in_zeros(file, image.width * image.height)
+        require(not is_cut, name, "damaged: zeros where the WebP's data should end")
+    rgb = _upright(image, name, at_least)
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and _ends_grey(image):
+        require(not is_unfinished(file), name, UNFINISHED)
+    return rgb
 
 
 def _ends_grey(image: Image.Image) -> bool:
@@ -185,7 +219,10 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         # PNG and JPEG 2000 use all 16 bits; TIFF states how many it uses.
         tags = getattr(image, "tag_v2", {})
-        grey = to_8_bits(np.asarray(image), tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0])
+        samples = np.asarray(image)
+        if (transparent := image.info.get("transparency")) is not None:
+            samples = np.where(samples == transparent, 0, samples)
+        grey = to_8_bits(samples, tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0])
         # With 8 bits Pillow inverts such pictures itself.
         white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
         return Image.fromarray(255 - grey if white_is_zero else grey).convert("RGB")

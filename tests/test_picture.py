@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 from retina.runtime.errors import PictureError
 from retina.runtime.formats import MAX_BYTES
 from retina.runtime.jpeg import endless_fault, is_unfinished
@@ -174,6 +174,28 @@ def test_a_jpeg_with_zeros_for_its_end_is_refused(progressive: bool, share: floa
             decode(broken)
     decode(whole)
     decode(whole + bytes(10_000))
+
+
+@pytest.mark.parametrize("options", [{"quality": 90}, {"lossless": True}, {"quality": 90, "save_all": True}])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_webp_with_zeros_for_its_end_is_refused(options: dict[str, Any], share: float) -> None:
+    eye = photograph(640, 480)
+    more = {"append_images": [ImageOps.mirror(eye)]} if "save_all" in options else {}
+    whole = encoded(eye, "WEBP", **options, **more)
+    kept = round(share * len(whole) / (1 + len(more)))
+    with pytest.raises(PictureError, match="damaged: zeros where the WebP's data should end|could not create decoder"):
+        decode(whole[:kept] + bytes(len(whole) - kept))
+    decode(whole)
+    decode(whole + bytes(10_000))
+
+
+@pytest.mark.parametrize(
+    "options", [{"quality": 20}, {"lossless": True}, {"quality": 90, "exif": b"Exif" + bytes(500)}]
+)
+@pytest.mark.parametrize("colour", ["black", "white"])
+def test_a_webp_of_one_colour_is_read(options: dict[str, Any], colour: str) -> None:
+    picture = Image.new("RGB", (3000, 2000), colour)
+    np.testing.assert_array_equal(decode(encoded(picture, "WEBP", **options)), np.asarray(picture))
 
 
 JPEGS: dict[str, dict[str, Any]] = {
@@ -468,6 +490,14 @@ def test_transparent_parts_become_black(mode: str) -> None:
     np.testing.assert_allclose(pixels, expected, atol=1.0)
 
 
+def test_a_transparent_sixteen_bit_grey_becomes_black() -> None:
+    grey = np.full((64, 96), 40_000, np.uint16)
+    grey[:, 48:] = 65_535
+    pixels = decode(encoded(Image.fromarray(grey), "PNG", transparency=65_535))
+    assert pixels[:, :48].min() == pixels[:, :48].max() == round(40_000 / 257)
+    assert not pixels[:, 48:].any()
+
+
 @pytest.mark.parametrize("format_", ["TIFF", "PNG", "WEBP"])
 def test_the_first_frame_is_taken(format_: str) -> None:
     first, second = photograph(), Image.new("RGB", (96, 64))
@@ -594,6 +624,35 @@ def test_a_pillow_image_is_converted_by_the_same_rules() -> None:
     np.testing.assert_array_equal(from_image(image), np.asarray(image))
     with pytest.raises(PictureError, match="too small"):
         from_image(Image.new("RGB", (8, 8)))
+
+
+def test_a_pillow_image_of_a_damaged_file_is_refused_like_the_file() -> None:
+    eye = photograph(640, 480)
+    jpeg, webp = encoded(eye, "JPEG", quality=95), encoded(eye, "WEBP", quality=95)
+    half = len(jpeg) // 2
+    damaged = [
+        jpeg[:half] + b"\xff\xd9",
+        jpeg[:half] + bytes(2000) + jpeg[half + 2000 :],
+        webp[:half] + bytes(len(webp) - half),
+        _tiff(bytes(32 * 32 * 6), bits=16, samples=3, planes=True),
+    ]
+    for file in damaged:
+        reasons = []
+        for read in (decode, lambda data: from_image(Image.open(io.BytesIO(data)))):
+            with pytest.raises(PictureError) as refused:
+                read(file)
+            reasons.append(refused.value.reason)
+        assert reasons[0] == reasons[1]
+    opened = Image.open(io.BytesIO(jpeg))
+    np.testing.assert_array_equal(from_image(opened), decode(jpeg))
+    np.testing.assert_array_equal(from_image(opened), decode(jpeg))  # loaded, and without its file
+
+
+def test_a_later_frame_is_not_judged_by_the_first() -> None:
+    second = ImageOps.mirror(photograph())
+    image = Image.open(io.BytesIO(encoded(photograph(), "WEBP", save_all=True, append_images=[second], lossless=True)))
+    image.seek(1)
+    np.testing.assert_array_equal(from_image(image), np.asarray(second))
 
 
 def test_threads_do_not_disturb_each_other() -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..runtime import dicom, field, formats, jpeg, picture
+from ..runtime import dicom, field, formats, jpeg, picture, webp
 from ..runtime.contract import Preprocessing
 from ..runtime.digest import sha256_of
 from ..runtime.errors import OutputError, PictureError
@@ -197,7 +197,9 @@ def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: str) -> str
     # Of a broken link, for example, there are none: reading it reports the fault.
     stats = [(os.path.realpath(path), *(stamp(path) or ())) for path in paths]
     prep = {**asdict(preprocessing), "intermediate_size": preprocessing.intermediate_size}
-    code = [sha256_of(Path(inspect.getfile(module))) for module in (picture, formats, dicom, jpeg, field, framing)]
+    code = [
+        sha256_of(Path(inspect.getfile(module))) for module in (picture, formats, dicom, jpeg, webp, field, framing)
+    ]
     versions = {**current_versions(), **decoder_versions(), "ImageHash": version("ImageHash")}
     text = json.dumps([stats, prep, dtype, PHASH_SIDE, code, versions])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
