@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime import yardsticks
-from ..runtime.contract import Contract
+from ..runtime.contract import HEAD_NAMES, Contract
 from ..runtime.yardsticks import Floats, Indices
 from ..train.metrics import accuracy
 from ..train.predictions import Decisions, Predictions
@@ -76,7 +76,7 @@ class Gate:
         """The figures as lines to print."""
         pairs = [(name, getattr(self.fp32, name), getattr(self.int8, name)) for name in asdict(self.fp32)]
         shown = [f"{name} {before:.4f} to {after:.4f}" for name, before, after in pairs if before is not None]
-        same = {"DR grade": self.dr_agreement, "ME risk": self.me_agreement}
+        same = {HEAD_NAMES["dr"]: self.dr_agreement, HEAD_NAMES["me"]: self.me_agreement}
         return [
             f"int8 against fp32 on {self.photographs} photographs of valid:",
             f"  {', '.join(shown)}",

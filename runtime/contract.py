@@ -222,6 +222,10 @@ class Contract:
         """What each index of a head's probabilities stands for: an original DR grade, or 0 or 1 for the ME risk."""
         return self.dr_grades if head == "dr" else (0, 1)
 
+    def class_names(self, head: Head) -> tuple[str, ...]:
+        """The name of each index of a head's probabilities: the original DR grade as text, or the ME label."""
+        return tuple(map(str, self.dr_grades)) if head == "dr" else self.me_labels
+
     @property
     def untrained_heads(self) -> tuple[Head, ...]:
         """Heads that never saw a label, as training recorded it: their answers mean nothing."""

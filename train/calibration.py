@@ -54,8 +54,8 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
     """
     raw = items.predictions(dr_logits, me_logits).without_labels(best.contract.untrained_heads)
     weights = best.weights
-    logits, true = {"dr": dr_logits, "me": me_logits}, {"dr": raw.dr_true, "me": raw.me_true}
-    fitted = {head: fit_temperature(logits[head], torch.from_numpy(true[head])) for head in raw.labelled_heads}
+    logits = {"dr": dr_logits, "me": me_logits}
+    fitted = {head: fit_temperature(logits[head], torch.from_numpy(raw.true(head))) for head in raw.labelled_heads}
     for head, temperature in fitted.items():
         weights = scale_head(weights, f"{head}_head", temperature)
     p = items.predictions(dr_logits / fitted.get("dr", 1.0), me_logits / fitted.get("me", 1.0))

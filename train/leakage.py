@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.contract import HEAD_NAMES
 from ..runtime.plural import counted
 from .data import SPLITS, DataSet, Photo
 from .frames import PHASH_SIDE, Look
@@ -105,7 +106,7 @@ def find_copies(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak
 def _leak(kind: Kind, a: str, photo_a: Photo, b: str, photo_b: Photo) -> Leak:
     labels = [
         (name, getattr(photo_a, field), getattr(photo_b, field))
-        for name, field in (("DR grade", "dr_grade"), ("ME risk", "me_label"))
+        for name, field in ((HEAD_NAMES["dr"], "dr_grade"), (HEAD_NAMES["me"], "me_label"))
     ]
     conflict = ", ".join(f"{name} {x} and {y}" for name, x, y in labels if None not in (x, y) and x != y)
     first, second = (f"{split}/{photo.image_name} (line {photo.line})" for split, photo in ((a, photo_a), (b, photo_b)))

@@ -162,10 +162,8 @@ def classification_report(p: Predictions, contract: Contract) -> str:
 
     decisions = Decisions.of(p, contract)
     parts = []
-    for title, true, pred, labels in (
-        ("Diabetic retinopathy grade", p.dr_true, decisions.dr_pred, [str(grade) for grade in contract.dr_grades]),
-        ("Risk of macular edema", p.me_true, decisions.me_pred, list(contract.me_labels)),
-    ):
+    for head, title in zip(HEADS, ("Diabetic retinopathy grade", "Risk of macular edema"), strict=True):
+        true, pred, labels = p.true(head), decisions.pred(head), contract.class_names(head)
         known = true != UNLABELLED
         body = f"{NO_LABEL.capitalize()}.\n"
         if known.any():
@@ -190,25 +188,21 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
         "threshold": contract.thresholds["referable_me"].threshold,
         "positives": int((p.me_true == 1).sum()),
     }
-    for task, probs, true, pred, labels in (
-        ("dr", p.dr_probs, p.dr_true, decisions.dr_pred, [str(grade) for grade in contract.dr_grades]),
-        ("me", p.me_probs, p.me_true, decisions.me_pred, list(contract.me_labels)),
-    ):
+    for head in HEADS:
+        probs, true, labels = p.probs(head), p.true(head), contract.class_names(head)
         known = true != UNLABELLED
-        body[task]["n"] = int(known.sum())
+        body[head]["n"] = int(known.sum())
         error = yardsticks.calibration_error(probs, true)
-        body[task]["calibration_error"] = _without_interval(error, _BY_CHANCE_ALONE if known.any() else NO_LABEL)
+        body[head]["calibration_error"] = _without_interval(error, _BY_CHANCE_ALONE if known.any() else NO_LABEL)
         chance = yardsticks.calibration_chance(probs[known], n_bootstrap, seed)
-        body[task]["calibration_chance"] = _with_interval(float(chance.mean()), chance, body[task]["n"], NO_LABEL)
-        counts = yardsticks.confusion(true, pred, len(labels), weights)[0]
-        body[task]["labels"] = labels
-        body[task]["confusion_matrix"] = counts.astype(int).tolist()
+        body[head]["calibration_chance"] = _with_interval(float(chance.mean()), chance, body[head]["n"], NO_LABEL)
+        counts = yardsticks.confusion(true, decisions.pred(head), len(labels), weights)[0]
+        body[head]["labels"] = list(labels)
+        body[head]["confusion_matrix"] = counts.astype(int).tolist()
         support = counts.sum(axis=1).astype(int).tolist()
-        body[task]["classes"] = [{"label": label, "support": n} for label, n in zip(labels, support, strict=True)]
+        body[head]["classes"] = [{"label": label, "support": n} for label, n in zip(labels, support, strict=True)]
     patients = np.array(p.patients)
-    graded = {
-        head: np.unique(patients[true != UNLABELLED]).size for head, true in (("dr", p.dr_true), ("me", p.me_true))
-    }
+    graded: dict[str, int] = {head: np.unique(patients[p.true(head) != UNLABELLED]).size for head in HEADS}
     for key, value in _figures(p, decisions, weights).items():
         task, name, *classes = key
         n_patients = graded[task.removeprefix("referable_")]

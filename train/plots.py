@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..runtime import yardsticks
-from ..runtime.contract import HEAD_NAMES, Contract
+from ..runtime.contract import HEAD_NAMES, HEADS, Contract
 from ..runtime.yardsticks import UNLABELLED
 from .figure import BLUE, GREEN, GREY, ORANGE, write_png
 from .predictions import Decisions, Predictions
@@ -116,7 +116,7 @@ def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_p
             for said, marker in points:
                 ax.plot(said[true == 0].mean(), said[true == 1].mean(), marker, color=colour, ms=6, mec="white")
     for ax, title in (
-        (axes[0, 0], "ME risk"),
+        (axes[0, 0], HEAD_NAMES["me"]),
         (axes[0, 1], f"Referable DR (grade {contract.referable_from} or worse)"),
     ):
         ax.plot([0, 1], [0, 1], color=GREY, lw=0.6)
@@ -130,12 +130,9 @@ def reliability_diagrams(p: Predictions, out_png: Path) -> None:
     """For each head, accuracy by confidence, in ``CALIBRATION_BINS`` bins; the diagonal is perfect calibration."""
     figure, axes = _figure(1, 2, (9, 4.6))
     width = 1 / yardsticks.CALIBRATION_BINS
-    for ax, title, probs, true in (
-        (axes[0, 0], "DR grade", p.dr_probs, p.dr_true),
-        (axes[0, 1], "ME risk", p.me_probs, p.me_true),
-    ):
-        n, confidence, right = yardsticks.reliability(probs, true)
-        error = yardsticks.calibration_error(probs, true)
+    for ax, head in zip(axes.flat, HEADS, strict=True):
+        n, confidence, right = yardsticks.reliability(p.probs(head), p.true(head))
+        error = yardsticks.calibration_error(p.probs(head), p.true(head))
         shares = n / max(n.sum(), 1)
         ax.bar((np.arange(n.size) + 0.5) * width, shares, width * 0.92, color="#cccccc", label="share of photographs")
         ax.plot([0, 1], [0, 1], color=GREY, lw=0.8, label="perfect calibration")
@@ -148,7 +145,8 @@ def reliability_diagrams(p: Predictions, out_png: Path) -> None:
             ms=4,
             label=f"model (ECE {error:.3f})" if n.any() else "no labels",
         )
-        ax.set(title=title, xlabel="confidence in the chosen answer", ylabel="share right", xlim=(0, 1), ylim=(0, 1.02))
+        ax.set_title(HEAD_NAMES[head])
+        ax.set(xlabel="confidence in the chosen answer", ylabel="share right", xlim=(0, 1), ylim=(0, 1.02))
         ax.set_aspect("equal")
         ax.legend(loc="upper left", fontsize=8)
         for axis in (ax.xaxis, ax.yaxis):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,14 +74,21 @@ class Predictions:
     @property
     def labelled_heads(self) -> tuple[Head, ...]:
         """The heads for which at least one photograph has a label."""
-        true = {"dr": self.dr_true, "me": self.me_true}
-        return tuple(head for head in HEADS if (true[head] != UNLABELLED).any())
+        return tuple(head for head in HEADS if (self.true(head) != UNLABELLED).any())
+
+    def true(self, head: Head) -> Indices:
+        """The true labels of one head: (N,)."""
+        return self.dr_true if head == "dr" else self.me_true
+
+    def probs(self, head: Head) -> NDArray[np.float32]:
+        """The probabilities of one head: (N, K) or (N, 2), in [0, 1]."""
+        return self.dr_probs if head == "dr" else self.me_probs
 
     def without_labels(self, heads: Collection[Head]) -> Predictions:
         """The same predictions without labels for these heads, so that what they say is neither fitted nor judged."""
         none = np.full(len(self.paths), UNLABELLED)
-        labels: dict[str, Any] = {f"{head}_true": none for head in heads}
-        return replace(self, **labels)
+        dr_true, me_true = (none if head in heads else self.true(head) for head in HEADS)
+        return replace(self, dr_true=dr_true, me_true=me_true)
 
     def of_source(self, source: str) -> Predictions:
         """The photographs of one source, in the same order."""
@@ -132,3 +138,7 @@ class Decisions:
             np.array([d.referable_prob for d in made], np.float64),
             np.array([d.referable_me for d in made], np.int64),
         )
+
+    def pred(self, head: Head) -> Indices:
+        """The predicted class of one head: (N,)."""
+        return self.dr_pred if head == "dr" else self.me_pred

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..runtime.contract import HEAD_NAMES, Contract
+from ..runtime.contract import HEAD_NAMES, HEADS, Contract, Head
 from ..runtime.errors import PictureError
 from ..runtime.output_file import write_text_atomically
 from ..runtime.panel import percent
@@ -51,28 +51,20 @@ class Mistake:
     """Probability of the predicted class, in [0, 1]."""
 
 
-def worst_mistakes(p: Predictions, contract: Contract, limit: int = MISTAKES_SHOWN) -> dict[str, list[Mistake]]:
+def worst_mistakes(p: Predictions, contract: Contract, limit: int = MISTAKES_SHOWN) -> dict[Head, list[Mistake]]:
     """The worst mistakes of ``dr`` and ``me``, at most ``limit`` each.
 
     Farthest from the true grade first; among equally far ones, the most confident first.
     """
     decisions = Decisions.of(p, contract)
     worst = {}
-    for task, true, pred, probs, values, labels in (
-        (
-            "dr",
-            p.dr_true,
-            decisions.dr_pred,
-            p.dr_probs,
-            contract.dr_grades,
-            [str(grade) for grade in contract.dr_grades],
-        ),
-        ("me", p.me_true, decisions.me_pred, p.me_probs, (0, 1), list(contract.me_labels)),
-    ):
-        distance = np.abs(np.array(values)[pred] - np.array(values)[true])
-        confidence = probs[np.arange(true.size), pred]
+    for head in HEADS:
+        true, pred, labels = p.true(head), decisions.pred(head), contract.class_names(head)
+        values = np.array(contract.classes(head))
+        distance = np.abs(values[pred] - values[true])
+        confidence = p.probs(head)[np.arange(true.size), pred]
         order = [i for i in np.lexsort((-confidence, -distance)) if distance[i] > 0 and true[i] != UNLABELLED]
-        worst[task] = [
+        worst[head] = [
             Mistake(p.image_names[i], p.paths[i], p.sources[i], labels[pred[i]], labels[true[i]], float(confidence[i]))
             for i in order[:limit]
         ]
@@ -236,12 +228,10 @@ def _counts_table(predictions: Mapping[str, Predictions], contract: Contract) ->
         "photographs": [len(p.patients) for p in parts.values()],
         "patients": [len(set(p.patients)) for p in parts.values()],
     }
-    for prefix, labels, none, trues in (
-        ("DR", contract.dr_grades, "no DR grade", [p.dr_true for p in parts.values()]),
-        ("ME", contract.me_labels, "no ME label", [p.me_true for p in parts.values()]),
-    ):
-        for index, label in enumerate(labels):
-            columns[f"{prefix} {label}"] = [int((true == index).sum()) for true in trues]
+    for head, none in zip(HEADS, ("no DR grade", "no ME label"), strict=True):
+        trues = [p.true(head) for p in parts.values()]
+        for index, label in enumerate(contract.class_names(head)):
+            columns[f"{head.upper()} {label}"] = [int((true == index).sum()) for true in trues]
         if any(without := [int((true == UNLABELLED).sum()) for true in trues]):
             columns[none] = without
     rows = [[escape(name), *map(str, numbers)] for name, *numbers in zip(parts, *columns.values(), strict=True)]
