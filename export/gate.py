@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime import yardsticks
 from ..runtime.contract import HEAD_NAMES, Contract
-from ..runtime.yardsticks import Floats, Indices
-from ..train.metrics import accuracy
+from ..train.metrics import accuracy, auc
 from ..train.predictions import Decisions, Predictions
 
 ACCURACY_LOSS = 0.005
@@ -105,13 +103,9 @@ def _quality(p: Predictions, decisions: Decisions) -> Quality:
     return Quality(
         _if_defined(accuracy(p.dr_true, decisions.dr_pred)),
         _if_defined(accuracy(p.me_true, decisions.me_pred)),
-        _auc(decisions.referable_true, decisions.referable_prob),
-        _auc(p.me_true, p.me_probs[:, 1].astype(np.float64)),
+        _if_defined(auc(decisions.referable_true, decisions.referable_prob)),
+        _if_defined(auc(p.me_true, p.me_probs[:, 1])),
     )
-
-
-def _auc(true: Indices, score: Floats) -> float | None:
-    return _if_defined(float(yardsticks.auc(true, score, np.ones((1, true.size)))[0]))
 
 
 def _if_defined(figure: float) -> float | None:

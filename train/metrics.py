@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..runtime import yardsticks
 from ..runtime.contract import HEADS, Contract, Head
@@ -68,7 +69,7 @@ def epoch_scores(p: Predictions, dr_grades: Sequence[int], heads: Collection[Hea
     kappa 0, AUC 0.5. A head for which no photograph has a label does not count, and its figures are NaN.
     """
     dr_pred = p.dr_probs.argmax(axis=1)
-    me_auc = float(yardsticks.auc(p.me_true, p.me_probs[:, 1], np.ones((1, p.me_true.size)))[0])
+    me_auc = auc(p.me_true, p.me_probs[:, 1])
     scores = {
         "dr_accuracy": accuracy(p.dr_true, dr_pred),
         "dr_kappa": quadratic_kappa(p.dr_true, dr_pred, dr_grades),
@@ -104,6 +105,16 @@ def quadratic_kappa(true: Indices, pred: Indices, values: Sequence[int]) -> floa
     counts = yardsticks.confusion(true, pred, len(values), np.ones((1, true.size)))
     kappa = float(yardsticks.quadratic_kappa(counts, values)[0])
     return 0.0 if math.isnan(kappa) else kappa
+
+
+def auc(true: Indices, score: NDArray[np.floating]) -> float:
+    """Area under the ROC curve, in [0, 1]; NaN if all photographs with a true label are of one class.
+
+    Args:
+        true: (N,) 0, 1 or ``UNLABELLED``.
+        score: (N,), higher where 1 is likelier.
+    """
+    return float(yardsticks.auc(true, score, np.ones((1, true.size)))[0])
 
 
 def evaluate(p: Predictions, contract: Contract, *, n_bootstrap: int = 1000, seed: int = 0) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ..runtime import yardsticks
 from ..runtime.contract import HEAD_NAMES, HEADS, Contract
 from ..runtime.yardsticks import UNLABELLED
 from .figure import BLUE, GREEN, GREY, ORANGE, write_png
+from .metrics import auc
 from .predictions import Decisions, Predictions
 
 SPLIT_LINES = {"train": (GREY, ":"), "valid": (ORANGE, "--"), "test": (BLUE, "-")}
@@ -110,8 +111,8 @@ def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_p
                 ax.plot([], [], dash, color=colour, label=f"{split}: {why}")
                 continue
             false_positive, true_positive, _ = roc_curve(known, score[true != UNLABELLED], drop_intermediate=False)
-            area = yardsticks.auc(true, score, np.ones((1, true.size)))[0]
-            ax.plot(false_positive, true_positive, dash, color=colour, label=f"{split}: AUC {area:.3f}")
+            label = f"{split}: AUC {auc(true, score):.3f}"
+            ax.plot(false_positive, true_positive, dash, color=colour, label=label)
             points = [(pred, "o"), *([(decisions.referable_me_pred, "s")] if ax is axes[0, 0] else [])]
             for said, marker in points:
                 ax.plot(said[true == 0].mean(), said[true == 1].mean(), marker, color=colour, ms=6, mec="white")
