@@ -26,7 +26,7 @@ from retina.train import Run, TrainConfig, train
 from retina.train.checkpoint import load_checkpoint
 from retina.train.config import RECIPES
 from retina.train.data import DataSet, Photo, read_dataset
-from retina.train.evaluation import brief
+from retina.train.markdown import brief
 from retina.train.metrics import HEADLINES
 from retina.train.run import BEST, FINAL
 from retina.train.soup import average, items_of, judged

@@ -25,7 +25,8 @@ from retina.runtime import RELEASED, RetinaModel
 from retina.runtime.errors import RetinaError
 from retina.runtime.picture import load
 from retina.train.data import SPLITS, Photo, sound_dataset
-from retina.train.evaluation import brief, score_split
+from retina.train.evaluation import score_split
+from retina.train.markdown import brief
 from retina.train.metrics import evaluate
 from scipy.ndimage import binary_fill_holes, binary_opening
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 from retina.gradcam.explainer import CheckpointExplainer
-from retina.gradcam.gallery import BATCH, Gallery, Photograph
+from retina.gradcam.gallery import BATCH, Gallery
+from retina.gradcam.photograph import Photograph
 from retina.runtime.picture import load
 from retina.train.synthetic import photograph
 

@@ -7,7 +7,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -29,31 +29,11 @@ from ..runtime.second_look import needs_second_look
 from ..runtime.workers import usable_cores
 from .explainer import Answer, Explainer, Pixels
 from .index import write_index, write_rows
+from .photograph import Photograph
 
 INDEX = "index.html"
 BATCH = 8
 """Photographs per forward pass; more is no faster on a CPU."""
-
-
-@dataclass(frozen=True)
-class Photograph:
-    """A file to explain, and the result: a row of ``gradcam.csv``."""
-
-    path: Path
-    name: str
-    """Relative to the folder given, separated by ``/``."""
-    stem: str
-    """The path, relative to the output folder, that the names of its overlays begin with."""
-    answer: Answer | None = None
-    """None before it was explained, or if it could not be read or explained."""
-    peaks: Mapping[Head, tuple[int, int] | None] = field(default_factory=dict)
-    """(x, y) in pixels of the photograph where each map is largest; None for a blank map."""
-    overlays: Mapping[Head, str] = field(default_factory=dict)
-    """Each overlay's file, relative to the output folder, separated by ``/``."""
-    undone: Literal["", "read", "explained", "drawn"] = ""
-    """What could not be done with it; one that was explained but not drawn keeps its answer."""
-    error: str = ""
-    """Why not; else empty."""
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,13 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ..runtime.contract import HEADS
 from ..runtime.output_file import write_text_atomically
 from ..runtime.panel import NOTE, in_words, percent
 from ..runtime.plural import counted
-
-if TYPE_CHECKING:
-    from .gallery import Photograph
+from .photograph import Photograph
 
 _OF_HEAD = ("target", "target_prob", "peak", "total", "blank", "peak_x", "peak_y", "overlay")
 COLUMNS = (

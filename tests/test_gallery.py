@@ -21,8 +21,9 @@ from PIL import Image
 from retina.gradcam import head_logit
 from retina.gradcam.cli import main
 from retina.gradcam.explainer import Answer, CheckpointExplainer, OnnxExplainer
-from retina.gradcam.gallery import Gallery, Photograph, _looked_at_again, _tops, list_photographs
+from retina.gradcam.gallery import Gallery, _looked_at_again, _tops, list_photographs
 from retina.gradcam.index import write_index, write_rows
+from retina.gradcam.photograph import Photograph
 from retina.runtime import RELEASED
 from retina.runtime.contract import Contract, Head, Rule
 from retina.runtime.errors import OutputError, PictureError

@@ -16,7 +16,7 @@ from retina.runtime import yardsticks
 from retina.runtime.agreement import Confusion
 from retina.runtime.contract import Contract, Rule, decide, default_thresholds
 from retina.train.data import Photo
-from retina.train.evaluation import classes_table, figures_table
+from retina.train.markdown import classes_table, figures_table
 from retina.train.metrics import classification_report, epoch_scores, evaluate, headline, quadratic_kappa, write_metrics
 from retina.train.predictions import Decisions, Predictions
 from retina.train.report import _counts_table, _figures_table

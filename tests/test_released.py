@@ -15,7 +15,8 @@ from retina.runtime import RELEASED
 from retina.runtime.contract import Rule
 from retina.runtime.model import RetinaModel
 from retina.runtime.prediction import Prediction
-from retina.train.evaluation import classes_table, evaluate_file, figures_table
+from retina.train.evaluation import evaluate_file
+from retina.train.markdown import classes_table, figures_table
 from retina.train.metrics import HEADLINES
 
 ROOT = Path(__file__).parent.parent

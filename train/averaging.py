@@ -16,7 +16,7 @@ from ..runtime.extras import require_extra
 from ..runtime.options import PathName
 from ..runtime.output_file import require_place
 from ..runtime.terminal import exit_codes, tell
-from .evaluation import brief
+from .markdown import brief
 
 
 @click.command()

@@ -18,9 +18,8 @@ from ..runtime.contract import MAX_DR_GRADE, Contract, Framing, Preprocessing
 from ..runtime.errors import ModelFileError, UsageError
 from ..runtime.output_file import write_atomically
 from ..runtime.versions import own_version
-from .config import HOW_TO_GET_A_CHECKPOINT
+from .config import BARE_FRAMING, BARE_IMAGE_SIZE, HOW_TO_GET_A_CHECKPOINT
 from .model import RetinaNet, backbone_names, read_state_dict, unwrapped
-from .options import BARE_FRAMING, BARE_IMAGE_SIZE
 from .run import BEST
 
 _KIND = "retina-edge checkpoint"

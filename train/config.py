@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_type_hints
 
 from ..runtime.annotations import MAX_ME_GRADE
-from ..runtime.contract import MIN_SIDE
+from ..runtime.contract import MIN_SIDE, Framing
 from ..runtime.errors import UsageError
 
 # Here and not in checkpoint.py, because the commands' help names them and checkpoint.py imports torch.
@@ -19,6 +19,10 @@ HOW_TO_GET_A_CHECKPOINT = (
     "Make one with  retina-train DATA, or from a model file:  "
     "python -m retina.export.recovery PHOTOGRAPHS --out recovered.pth"
 )
+
+BARE_FRAMING: Framing = "squash"
+BARE_IMAGE_SIZE = 384
+"""The preprocessing of the original notebook, whose checkpoints are bare state_dicts."""
 
 ONE_PIXEL = 32
 """Side in pixels of the largest square whose last feature map is a single pixel, in every ResNet."""

@@ -8,7 +8,6 @@ Scores as ``retina-score`` does, with the file that clinics run instead of the c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.progress import progress
 from ..runtime.terminal import exit_codes, tell
 from .data import SPLITS, Photo, sound_dataset, unknown_grades
-from .metrics import FIGURES, evaluate, label_counts
+from .markdown import classes_table, figures_table
+from .metrics import evaluate
 from .predictions import Predictions
 
 
@@ -74,37 +74,6 @@ def evaluate_file(
             name: evaluate(score_split(model, data.splits[name].photos), model.contract) for name in splits
         },
     }  # fmt: skip
-
-
-def figures_table(evaluation: Mapping[str, Any]) -> Iterator[str]:
-    """One split's figures as lines of a Markdown table: over all photographs, then by source."""
-    columns = [("all", evaluation["all"]), *evaluation["sources"].items()]  # a source may be called "all"
-    bodies = [body for _, body in columns]
-    yield "| | " + " | ".join(f"{name} ({body['n']})".replace("|", "\\|") for name, body in columns) + " |"
-    yield "|---" * (len(bodies) + 1) + "|"
-    for title, counts in label_counts(bodies):
-        yield f"| {title} | " + " | ".join(map(str, counts)) + " |"
-    for task, name, title in FIGURES:
-        yield f"| {title} | " + " | ".join(_cell(body[task][name]) for body in bodies) + " |"
-
-
-def classes_table(evaluation: Mapping[str, Any]) -> Iterator[str]:
-    """Precision, recall and F1 of each class over all photographs, as lines of a Markdown table."""
-    yield "| class | photographs | precision | recall | F1 |"
-    yield "|---|---|---|---|---|"
-    for task, title in (("dr", "DR grade"), ("me", "ME")):
-        for row in evaluation["all"][task]["classes"]:
-            figures = " | ".join(_cell(row[name]) for name in ("precision", "recall", "f1"))
-            yield f"| {title} {row['label']} | {row['support']} | {figures} |"
-
-
-def brief(figure: Mapping[str, Any]) -> str:
-    """A figure's value as text, or why it has none."""
-    return str(figure["why"]) if figure["value"] is None else f"{figure['value']:.3f}"
-
-
-def _cell(figure: Mapping[str, Any]) -> str:
-    return brief(figure) + ("" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})")
 
 
 @click.command(context_settings={"show_default": True})

@@ -8,10 +8,7 @@ import click
 
 from ..runtime.contract import MIN_SIDE, Framing
 from ..runtime.options import together
-
-BARE_FRAMING: Framing = "squash"
-BARE_IMAGE_SIZE = 384
-"""The preprocessing of the original notebook, whose checkpoints are bare state_dicts."""
+from .config import BARE_FRAMING, BARE_IMAGE_SIZE
 
 bare_options = together(
     click.option(

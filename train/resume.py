@@ -1,58 +1,21 @@
-"""How far a run is, and the file that ``--resume`` continues from."""
+"""The file that ``--resume`` continues from."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ..runtime.errors import ModelFileError
 from .checkpoint import save_tensors
 from .model import read_state_dict, require_readable
+from .progress import Progress
 from .run import BEST
-from .totals import Totals
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .trainer import Trainer
 
 _KIND = "retina-edge resume state 2"
 Used = TypeVar("Used")
-
-
-@dataclass
-class Progress:
-    """How far a run is: all that ``--resume`` needs besides the weights and the states of optimiser and scheduler."""
-
-    epoch: int = 1
-    """The current epoch, from 1."""
-    batch: int = 0
-    """Number of its micro-batches that are done, on each device."""
-    totals: Totals = field(default_factory=Totals)
-    """Of the current epoch so far."""
-    seconds: float = 0.0
-    """Training time of the current epoch."""
-    best_score: float = -1.0
-    """Highest ``score`` of ``epoch_scores`` on valid so far."""
-    best_epoch: int = 0
-    """Its epoch; 0 before the first."""
-    history: list[dict[str, float]] = field(default_factory=list)
-    """One row per finished epoch, with the columns of ``history.csv``."""
-
-    def place(self, epochs: int) -> str:
-        """How far a run of this many epochs is, in words."""
-        if self.epoch > epochs:
-            return "the end of its last epoch"
-        where = f"batch {self.batch}" if self.batch else "the start"
-        return f"{where} of epoch {self.epoch} of {epochs}"
-
-    def state(self) -> dict[str, Any]:
-        return {**vars(self), "totals": list(self.totals)}
-
-    @classmethod
-    def of(cls, state: dict[str, Any]) -> Progress:
-        return cls(**{**state, "totals": Totals(*state["totals"])})
 
 
 def save_resume(trainer: Trainer, file: Path) -> None:
