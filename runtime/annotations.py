@@ -218,6 +218,26 @@ class NameIndex:
         return bool(below) and any(f"{here}/".endswith(f"/{below}") for here in self._here)
 
 
+def mentioned(path: Path, index: NameIndex) -> set[str]:
+    """The files that any cell of an annotations file names; all of the index if it cannot be read.
+
+    So that a photograph whose row has a fault is not reported as unlisted as well.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return set(index.names)
+    files = set()
+    for cell in set(re.split(r'[,;\t\r\n"]+', _decoded(content))):
+        try:
+            file = index.find(cell.strip())
+        except AnnotationError:
+            continue
+        if file is not None:
+            files.add(file)
+    return files
+
+
 def _header_faults(line: int, header: list[str]) -> list[str]:
     keys = [_column_key(column) for column in header]
     faults = []
@@ -233,6 +253,16 @@ def _header_faults(line: int, header: list[str]) -> list[str]:
         if (count := keys.count(_column_key(column))) > 1:
             faults.append(f"line {line}: expected one column {column!r}, found {count}")
     return faults
+
+
+def _decoded(content: bytes) -> str:
+    """Other encodings than UTF-8 are refused, but names in those of Windows can be read."""
+    if content.startswith(UTF16_MARKS):
+        return content.decode("utf-16", errors="replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
 
 
 def _row(line: int, header: list[str], cells: list[str], faults: list[str]) -> Annotation | None:

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.annotations import OPTIONAL, NameIndex, dr_fault, fault_report, me_label, scan_annotations
+from ..runtime.annotations import OPTIONAL, NameIndex, dr_fault, fault_report, me_label, mentioned, scan_annotations
 from ..runtime.digest import sha256_of
 from ..runtime.errors import AnnotationError
-from ..runtime.folder import UTF16_MARKS
 from ..runtime.yardsticks import label_index
 
 SPLITS = ("train", "valid", "test")
@@ -167,7 +166,7 @@ def _read_split(folder: Path, me_positive_from: int | None, faults: list[str]) -
             caption, source, patient = (extra.get(name.casefold(), "") for name in OPTIONAL)
             patient = re.sub(r"^(\d+)\.0+$", r"\1", patient)  # pandas writes 12.0 if any cell of the column was empty
             photos.append(Photo(images / file, row.image, row.line, row.dr_grade, me, caption, source, patient))
-    listed = owner.keys() | (_mentioned(annotations, index) if row_faults else set())
+    listed = owner.keys() | (mentioned(annotations, index) if row_faults else set())
     # Of a file in which no photograph is named, such as a spreadsheet's own, its own faults say enough.
     unlisted = [file for file in index.names if file not in listed] if listed or not row_faults else []
     faults += [f"{images / file}: expected a row in {annotations}, found none" for file in unlisted]
@@ -183,33 +182,6 @@ def _namesake(index: NameIndex, name: str) -> str:
     except AnnotationError:
         other = None
     return "none" if other is None else f"{other!r}, to which those folders do not lead; write that if it is meant"
-
-
-def _mentioned(path: Path, index: NameIndex) -> set[str]:
-    """Files that any cell names, so that a photograph whose row has a fault is not reported as unlisted as well."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return set(index.names)
-    files = set()
-    for cell in set(re.split(r'[,;\t\r\n"]+', _decoded(content))):
-        try:
-            file = index.find(cell.strip())
-        except AnnotationError:
-            continue
-        if file is not None:
-            files.add(file)
-    return files
-
-
-def _decoded(content: bytes) -> str:
-    """Other encodings than UTF-8 are refused, but names in those of Windows can be read."""
-    if content.startswith(UTF16_MARKS):
-        return content.decode("utf-16", errors="replace")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("cp1252", errors="replace")
 
 
 def fingerprint_of_files(data: DataSet) -> str:
