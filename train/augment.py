@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from .cameras import as_another_camera
+from .config import Augmentation
 
 Augment = Callable[[Tensor], Tensor]
 
 
-def make_augment(kind: Literal["notebook", "cameras"]) -> Augment:
+def make_augment(kind: Augmentation) -> Augment:
     """Make the augmentation of one framed photograph, (3, S, S) uint8 RGB in and out.
 
     It draws from torch's global CPU generator: see ``augment_with_seed``.

@@ -12,6 +12,11 @@ from ..runtime.annotations import MAX_ME_GRADE
 from ..runtime.contract import MIN_SIDE, Framing
 from ..runtime.errors import UsageError
 
+Targets = Literal["hard", "ordinal"]
+Sampling = Literal["shuffle", "weighted"]
+Augmentation = Literal["notebook", "cameras"]
+Cache = Literal["disk", "memory", "off"]
+
 # Here and not in checkpoint.py, because the commands' help names them and checkpoint.py imports torch.
 BEST_NAME = "retina_multitask_best.pth"
 FINAL_NAME = "retina_multitask_final.pth"
@@ -64,7 +69,7 @@ class TrainConfig:
     """Photographs per micro-batch and device; a step sees batch_size x accumulate x devices of them."""
     image_size: int = 384
     """Side in pixels of the square that the network sees."""
-    framing: Literal["field", "squash"] = "field"
+    framing: Framing = "field"
     """See ``Preprocessing.framing``."""
     backbone: str = "resnet50"
     """torchvision's name of a ResNet: see ``model.backbone_names``."""
@@ -79,7 +84,7 @@ class TrainConfig:
     """Factors of the two cross-entropies in the loss."""
     class_weights: Literal["inverse", "none"] = "inverse"
     """``inverse``: the DR loss weights each grade by total / (grades x its count): see ``items.class_weights``."""
-    dr_targets: Literal["hard", "ordinal"] = "hard"
+    dr_targets: Targets = "hard"
     """``ordinal``: a grade's neighbours get a share of its target, so that near misses cost less (targets.py)."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """``adamw``: with ``trainer.WEIGHT_DECAY``."""
@@ -89,9 +94,9 @@ class TrainConfig:
     ema: float = 0.0
     """Decay per step of the exponential moving average of the weights, which is then evaluated and kept instead of the
     weights themselves. 0: no average."""
-    sampler: Literal["shuffle", "weighted"] = "shuffle"
+    sampler: Sampling = "shuffle"
     """``weighted`` draws with replacement so that each DR grade is drawn equally often on average."""
-    augment: Literal["notebook", "cameras"] = "notebook"
+    augment: Augmentation = "notebook"
     """See ``make_augment``."""
     accumulate: int = 1
     """Micro-batches whose gradients are summed for one optimiser step."""
@@ -105,7 +110,7 @@ class TrainConfig:
     seed: int = 42
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of training; evaluation is always fp32. ``auto``: see ``device.bf16_is_faster``."""
-    cache: Literal["disk", "memory", "off"] = "disk"
+    cache: Cache = "disk"
     """Where framed photographs are kept: see ``frames.look_through``."""
     workers: int | None = None
     """Processes that load training photographs, per device; 0: none but the training process. None: see

@@ -33,12 +33,14 @@ from ..runtime.versions import decoder_versions
 from ..runtime.workers import usable_cores
 from . import framing
 from .checkpoint import current_versions
+from .config import Cache
 from .framing import make_frame
 
 PHASH_SIDE = 16
 """Side of the perceptual hash: 256 bits. imagehash's default of 64 bits hardly sees more than the lit disc, which all
 fundus photographs have in common."""
 
+PixelType = Literal["uint8", "float32"]
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
@@ -107,8 +109,8 @@ class Look:
 def look_through(
     paths: Sequence[Path],
     preprocessing: Preprocessing,
-    dtype: Literal["uint8", "float32"],
-    cache: Literal["disk", "memory", "off"],
+    dtype: PixelType,
+    cache: Cache,
     folder: Path,
     progress: Callable[[], object] = lambda: None,
 ) -> tuple[Frames, list[Look]]:
@@ -192,7 +194,7 @@ def _expect_room(folder: Path, needed: int) -> None:
         raise OutputError(f"{folder}: cannot keep the cache: {err.strerror or err}; try --cache memory") from None
 
 
-def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: str) -> str:
+def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: PixelType) -> str:
     """The cache's key: each file's path, size and times, the framing, its code, and the libraries' versions."""
     # Of a broken link, for example, there are none: reading it reports the fault.
     stats = [(os.path.realpath(path), *(stamp(path) or ())) for path in paths]

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from ..runtime.errors import UsageError
 from ..runtime.yardsticks import UNLABELLED
 from .augment import Augment, augment_with_seed, draw_seed
+from .config import Sampling
 from .data import DataSet
 from .frames import Frames
 from .predictions import Predictions
@@ -109,7 +110,7 @@ class EpochPlan(Sampler[list[Draw]]):
     """
 
     def __init__(
-        self, dr_index: Sequence[int], batch_size: int, kind: str, seed: int, rank: int = 0, world: int = 1
+        self, dr_index: Sequence[int], batch_size: int, kind: Sampling, seed: int, rank: int = 0, world: int = 1
     ) -> None:
         self.dr_index = np.asarray(dr_index)
         self.batch_size, self.kind, self.seed = batch_size, kind, seed

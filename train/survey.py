@@ -7,7 +7,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from lightning_fabric import Fabric
 
@@ -18,7 +17,7 @@ from .calibration import calibration_faults
 from .config import TrainConfig
 from .console import Console
 from .data import SPLITS, DataSet, fingerprint, read_dataset
-from .frames import DecodedFrames, Frames, Look, look_through
+from .frames import DecodedFrames, Frames, Look, PixelType, look_through
 from .labels import label_faults, label_notes, untrained_heads
 from .leakage import Leak, find_copies, find_leaks, unnamed_patients
 
@@ -113,7 +112,7 @@ def _read_photographs(
     with console.progress(total, "Reading photographs") as advance:
         for name in SPLITS:
             paths, cache = data.splits[name].paths, "off" if name == "test" else config.cache
-            dtype: Literal["uint8", "float32"] = "uint8" if name == "train" else "float32"
+            dtype: PixelType = "uint8" if name == "train" else "float32"
             read = partial(look_through, paths, preprocessing, dtype, cache, cache_folder, advance)
             if cache == "off":  # the first device tells the others what it found
                 frames[name] = DecodedFrames(paths, preprocessing)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .config import Targets
 
 ORDINAL_DECAY = 2.2
 """A grade d steps from the true one gets exp(-2.2 d) times its share, about a ninth for a neighbour; all shares are
 then scaled to sum to 1. Soft ordinal labels are from Diaz and Marathe (CVPR 2019); the decay is our choice."""
 
 
-def dr_targets(kind: Literal["hard", "ordinal"], dr_grades: Sequence[int]) -> Tensor:
+def dr_targets(kind: Targets, dr_grades: Sequence[int]) -> Tensor:
     """(K, K) float32: row i is the target distribution for a photograph of grade ``dr_grades[i]``; rows sum to 1."""
     if kind == "hard":
         return torch.eye(len(dr_grades))
