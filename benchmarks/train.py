@@ -226,7 +226,7 @@ def compare(config: TrainConfig, dataset: DataSet, keep: int, device: str, round
     gain = statistics.median(slow * n / (quick * n_original) for slow, quick in gains)
     rate = {name: n / statistics.median(times) for name, times in seconds.items()}
     rate["original"] *= n_original / n
-    precision, load = ours.fabric._precision.precision, os.getloadavg()[0]
+    precision, load = ours.fabric.strategy.precision.precision, os.getloadavg()[0]
     print(
         f"{config.backbone} at {config.image_size} px, batch {config.batch_size}, {target}, {precision}, "
         f"{torch.get_num_threads()} threads, {loader.loader.num_workers} workers\n"

@@ -203,13 +203,13 @@ def test_a_resumed_run_keeps_its_precision_on_a_machine_that_would_choose_anothe
 
     def made(device: str, precision: str) -> Fabric:
         fabric = make_fabric(device, precision)
-        used.append(fabric._precision.precision)
+        used.append(fabric.strategy.precision.precision)
         return fabric
 
     monkeypatch.setattr("retina.train.pipeline.make_fabric", made)
     for is_faster in (True, False):
         monkeypatch.setattr("retina.train.device.bf16_is_faster", lambda _, is_faster=is_faster: is_faster)
-        assert make_fabric("cpu", "auto")._precision.precision == ("bf16-mixed" if is_faster else "32-true")
+        assert make_fabric("cpu", "auto").strategy.precision.precision == ("bf16-mixed" if is_faster else "32-true")
         if is_faster:
             stopped_while_it_is_evaluated(data, tmp_path)
             recorded = (tmp_path / "runs" / "h" / "run.json").read_bytes()

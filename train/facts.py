@@ -43,7 +43,7 @@ def run_facts(survey: Survey, fabric: Fabric, dr_weights: torch.Tensor, untraine
         "leaks": [str(leak) for leak in survey.leaks],
         "device": str(fabric.device),
         "devices": fabric.world_size,
-        "precision": str(fabric._precision.precision),
+        "precision": str(fabric.strategy.precision.precision),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "python": platform.python_version(),
