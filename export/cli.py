@@ -15,7 +15,7 @@ from ..runtime.extras import require_extra
 from ..runtime.file_state import stamp
 from ..runtime.model import RetinaModel
 from ..runtime.model_file import INT8_NAME, MODEL_NAME
-from ..runtime.options import PathName, artifacts_option, require_alone
+from ..runtime.options import SETTINGS, PathName, artifacts_option, me_positive_option, require_alone
 from ..runtime.output_file import require_place
 from ..runtime.signature import signature_path
 from ..runtime.terminal import answer, exit_codes, warn
@@ -25,20 +25,18 @@ if TYPE_CHECKING:
     from .job import Exported, Format
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(context_settings=SETTINGS)
 @click.argument("checkpoint", required=False, type=PathName(), metavar="[CHECKPOINT]")
 @click.option(
     "--format",
     type=click.Choice(["onnx", "torchscript", "pt2"]),
     default="onnx",
-    show_default=True,
     help="onnx for retina-score and any onnxruntime; torchscript for libtorch; pt2 for torch.export, its successor.",
 )
 @click.option(
     "--precision",
     type=click.Choice(get_args(Precision)),
     default="fp32",
-    show_default=True,
     help="int8 (ONNX only): a quarter of the size, and faster. Tries six ways to quantise and keeps the fastest that "
     "is as accurate on valid as fp32 and close to it, else the closest that is as accurate. If none is, it writes "
     "nothing.",
@@ -50,11 +48,8 @@ if TYPE_CHECKING:
     help="For int8: the data folder given to retina-train. Calibrates on train/, evaluates on valid/, and fits the "
     "referral thresholds of a calibrated checkpoint to int8's own answers there.",
 )
-@click.option(
-    "--me-positive-from",
-    type=click.IntRange(1, 3),
-    metavar="N",
-    help="For --calibration: count ME grades of N and above as risk.  [default: as the checkpoint was trained]",
+@me_positive_option(
+    "For --calibration: count ME grades of N and above as risk.  [default: as the checkpoint was trained]"
 )
 @click.option("--explain", is_flag=True, help="Add Grad-CAM outputs: dr_cam and me_cam, and a map of every class.")
 @click.option(

@@ -17,12 +17,12 @@ from ..runtime.errors import UsageError
 from ..runtime.extras import require_extra
 from ..runtime.folder import find_pictures
 from ..runtime.model import RetinaModel
-from ..runtime.options import PathName
+from ..runtime.options import SETTINGS, PathName
 from ..runtime.output_file import require_place
 from ..runtime.terminal import exit_codes, tell
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(context_settings=SETTINGS)
 @click.argument("photographs", type=PathName())
 @click.option("--model", type=PathName(), metavar="FILE", help="[default: as for retina-score]")
 @click.option("--out", required=True, type=PathName(), metavar="FILE", help="The checkpoint to write.")

@@ -13,7 +13,7 @@ from ..runtime.contract import HEADS, Head
 from ..runtime.errors import MissingExtraError, UsageError
 from ..runtime.extras import require_extra
 from ..runtime.model_file import RELEASED
-from ..runtime.options import PathName, artifacts_option, asked_for_model, require_alone
+from ..runtime.options import SETTINGS, PathName, artifacts_option, asked_for_model, require_alone
 from ..runtime.output_file import require_folder, write_text_atomically
 from ..runtime.plural import counted
 from ..runtime.progress import progress
@@ -28,7 +28,7 @@ _OF_MAPS = ("checkpoint", "target", "layers", "method", "framing", "image_size")
 """Names of the options that say which maps of which checkpoint: those that --evaluate obeys as well."""
 
 
-@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(context_settings=SETTINGS)
 @click.argument("inputs", metavar="IMAGE|FOLDER...", nargs=-1, type=PathName())
 @click.option("--head", type=click.Choice([*HEADS, "both"]), default="both", help="Which answer to explain.")
 @click.option(

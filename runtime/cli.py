@@ -18,7 +18,7 @@ import click
 
 from .memory import use_one_heap
 from .model_file import RELEASED
-from .options import PathName, model_options, open_model
+from .options import SETTINGS, PathName, me_positive_option, model_options, open_model
 from .plural import counted
 from .terminal import drop_output, exit_codes, spell_out_what_is_lacking, stop_without_output, warn
 
@@ -30,13 +30,12 @@ if TYPE_CHECKING:
 _GO_ON = "; the same command goes on from here"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(context_settings=SETTINGS)
 @click.argument("paths", nargs=-1, metavar="FOLDER|FILES...")
 @click.option(
     "--out",
     type=PathName(),
     default=Path("test_predictions.csv"),
-    show_default=True,
     metavar="FILE",
     help="The table to write.",
 )
@@ -49,12 +48,7 @@ _GO_ON = "; the same command goes on from here"
     "there is none): fills the two True columns and prints accuracy, kappa, confusion matrices and how well referral "
     "works.",
 )
-@click.option(
-    "--me-positive-from",
-    type=click.IntRange(1, 3),
-    metavar="N",
-    help="Count ME grades of N and above as risk, where annotations grade it 0/1/2.",
-)
+@me_positive_option("Count ME grades of N and above as risk, where annotations grade it 0/1/2.")
 @click.option(
     "--referral",
     is_flag=True,
@@ -71,7 +65,6 @@ _GO_ON = "; the same command goes on from here"
 @click.option(
     "--resume/--no-resume",
     default=True,
-    show_default=True,
     help="Continue where a stopped run left off, or score everything again.",
 )
 @click.option(

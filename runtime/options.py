@@ -1,4 +1,4 @@
-"""The options shared by every command that opens a model file, and the opening itself."""
+"""What the commands share: their settings, the options of several, and the opening of a model file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from .annotations import MAX_ME_GRADE
 from .errors import ModelFileError, UsageError
 from .model import RetinaModel
 from .model_file import find_model
+
+SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
+"""``context_settings`` of every command."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -92,10 +96,14 @@ def artifacts_option(what: str) -> Callable[[Command], Command]:
         type=PathName(),
         envvar="RETINA_ARTIFACTS",
         default="artifacts",
-        show_default=True,
         metavar="DIR",
         help=f"{what}; also RETINA_ARTIFACTS.",
     )
+
+
+def me_positive_option(text: str) -> Callable[[Command], Command]:
+    """--me-positive-from, with its help."""
+    return click.option("--me-positive-from", type=click.IntRange(1, MAX_ME_GRADE), metavar="N", help=text)
 
 
 def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -133,7 +141,6 @@ model_options = together(
     click.option(
         "--provider",
         default="cpu",
-        show_default=True,
         metavar="NAME",
         help="onnxruntime execution provider: cpu, cuda, openvino, coreml, ...",
     ),

@@ -17,7 +17,7 @@ from .errors import UsageError
 from .extras import require_extra
 from .limits import MIB, Limits
 from .memory import use_one_heap
-from .options import PathName, model_options, open_model
+from .options import SETTINGS, PathName, model_options, open_model
 from .terminal import exit_codes, tell
 from .workers import workers_or_cores
 
@@ -27,11 +27,9 @@ GRACE = 30
 """Seconds that a stop waits for requests in progress."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="NAME", help="Address to listen on.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0: a free one."
-)
+@click.command(context_settings=SETTINGS)
+@click.option("--host", default="127.0.0.1", metavar="NAME", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0: a free one.")
 @model_options
 @click.option(
     "--token-file",
@@ -43,7 +41,6 @@ GRACE = 30
     "--queue",
     type=click.IntRange(min=1),
     default=Limits.requests,
-    show_default=True,
     metavar="N",
     help="Requests being read, waiting or being scored at once; further ones are answered 429.",
 )
@@ -51,7 +48,6 @@ GRACE = 30
     "--max-photographs",
     type=click.IntRange(min=1),
     default=Limits.photographs,
-    show_default=True,
     metavar="N",
     help="Most photographs in one request.",
 )
@@ -59,7 +55,6 @@ GRACE = 30
     "--max-mib",
     type=click.FloatRange(min=0, min_open=True),
     default=Limits.body // MIB,
-    show_default=True,
     metavar="MIB",
     help="Largest size of one request. Memory for request bodies is bounded by twice this times --queue.",
 )

@@ -54,6 +54,15 @@ def test_a_path_that_names_nothing_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_every_command_gives_its_help_for_h_too(module: str) -> None:
+    command = importlib.import_module(f"retina.{module}").main
+    short, long = (CliRunner().invoke(command, [option]) for option in ("-h", "--help"))
+    assert short.exit_code == 0, short.output
+    assert short.output == long.output
+    assert short.output.startswith("Usage:") and "-h, --help" in short.output
+
+
 def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
     """Also one that is not there, or may not be read: the command says what it expects of it."""
     secret = tmp_path / "secret"

@@ -13,13 +13,13 @@ from pathlib import Path
 import click
 
 from ..runtime.extras import require_extra
-from ..runtime.options import PathName
+from ..runtime.options import SETTINGS, PathName
 from ..runtime.output_file import require_place
 from ..runtime.terminal import exit_codes, tell
 from .markdown import brief
 
 
-@click.command()
+@click.command(context_settings=SETTINGS)
 @click.argument("data", type=PathName())
 @click.argument("checkpoints", nargs=-1, required=True, type=PathName(), metavar="CHECKPOINT...")
 @click.option("--out", required=True, type=PathName(), metavar="FILE", help="The checkpoint to write.")

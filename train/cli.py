@@ -18,7 +18,7 @@ import click
 
 from ..runtime.errors import UsageError
 from ..runtime.extras import require_extra
-from ..runtime.options import Command, PathName, artifacts_option, is_given, require_alone, require_artifacts
+from ..runtime.options import SETTINGS, Command, PathName, artifacts_option, is_given, require_alone, require_artifacts
 from ..runtime.terminal import answer, exit_codes, tell
 from .config import BOUNDS, TrainConfig
 
@@ -49,13 +49,12 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
         f"--{name}",
         type=click.Choice(choices) if choices else kind,
         default=default,
-        show_default=default is not None,
         metavar=metavar,
         help=text,
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(context_settings=SETTINGS)
 @click.argument("data", required=False, type=PathName())
 @_option(
     "recipe",
@@ -111,7 +110,7 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
     "workers",
     "Processes that load photographs during training, per device.  [default: 1 on a CPU, up to 16 on a GPU]",
 )
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to train.")
+@click.option("--device", default="auto", metavar="auto|cpu|cuda|mps", help="Where to train.")
 @click.option("--name", metavar="RUN", help="Name of the run's folder.  [default: the date and time]")
 @click.option(
     "--resume", is_flag=True, help="Continue the interrupted run --name, or the latest one, with its options."

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..runtime.errors import AnnotationError, UsageError
 from ..runtime.model import RetinaModel
-from ..runtime.options import PathName
+from ..runtime.options import SETTINGS, PathName, me_positive_option
 from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.progress import progress
 from ..runtime.terminal import exit_codes, tell
@@ -76,7 +76,7 @@ def evaluate_file(
     }  # fmt: skip
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(context_settings=SETTINGS)
 @click.argument("data", type=PathName())
 @click.option(
     "--model",
@@ -86,7 +86,7 @@ def evaluate_file(
 )
 @click.option("--split", "splits", type=click.Choice(SPLITS), multiple=True, default=("test",))
 @click.option("--out", type=PathName(), metavar="FILE", help="Also write all figures as JSON.")
-@click.option("--me-positive-from", type=click.IntRange(1, 3), metavar="N", help="As for retina-train.")
+@me_positive_option("As for retina-train.")
 def main(
     data: Path, model: Path | None, splits: tuple[str, ...], out: Path | None, me_positive_from: int | None
 ) -> None:

@@ -28,7 +28,7 @@ from PIL import Image
 
 from ..runtime.errors import OutputError, UsageError
 from ..runtime.formats import MAX_PIXELS
-from ..runtime.options import PathName
+from ..runtime.options import SETTINGS, PathName
 from ..runtime.progress import progress
 from ..runtime.terminal import exit_codes, tell
 from .eye import CAMERAS, Side, View, illumination, retina
@@ -311,7 +311,7 @@ def _expect_empty(folder: Path) -> None:
         raise OutputError(f"{folder}: expected a new or empty folder, found files. Remove it or choose another.")
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(context_settings=SETTINGS)
 @click.argument("folder", type=PathName())
 @click.option("--train", type=click.IntRange(min=0), default=120, help="Photographs to train on.")
 @click.option("--valid", type=click.IntRange(min=0), default=40, help="Photographs to choose the best epoch by.")
