@@ -11,8 +11,9 @@ MIB = 1 << 20
 class Limits:
     """What a service accepts.
 
-    Bodies take at most ``2 * requests * body`` bytes of memory, whatever clients do: the pieces of a body and the whole
-    that they are joined into exist at the same time.
+    Bodies take at most ``(2 * requests + workers) * body`` bytes of memory, whatever clients do: the pieces of a body
+    and the whole that they are joined into exist at the same time, and a photograph is scored to its end although its
+    client has left.
     """
 
     requests: int = 32

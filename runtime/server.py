@@ -56,7 +56,8 @@ GRACE = 30
     type=click.FloatRange(min=0, min_open=True),
     default=Limits.body // MIB,
     metavar="MIB",
-    help="Largest size of one request. Memory for request bodies is bounded by twice this times --queue.",
+    help="Largest size of one request. Memory for request bodies is bounded by twice this times --queue, and once "
+    "this per worker.",
 )
 @click.option(
     "--page",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -33,6 +33,37 @@ _PIECE = 1 << 18
 """Bytes of a response that are sent at a time."""
 
 Result = TypeVar("Result")
+
+
+class Scorers:
+    """Threads that score one photograph each, in the order of arrival.
+
+    What waits, waits outside the pool, whose queue would keep the photographs of clients that left.
+    """
+
+    def __init__(self, model: RetinaModel, number: int) -> None:
+        self._model = model
+        self._pool = ThreadPoolExecutor(number, thread_name_prefix=WORKER)
+        self._free = asyncio.Semaphore(number)
+
+    async def score(self, photographs: Sequence[Photograph], maps: bool) -> list[dict[str, Any]]:
+        """The rows of a request's photographs, in the order given."""
+        rows = [asyncio.ensure_future(self._score(photograph, maps)) for photograph in photographs]
+        try:
+            return [await row for row in rows]  # not by asyncio.gather, which keeps them until garbage is collected
+        finally:
+            for row in rows:
+                row.cancel()
+
+    async def _score(self, photograph: Photograph, maps: bool) -> dict[str, Any]:
+        await self._free.acquire()
+        running = asyncio.get_running_loop().run_in_executor(self._pool, _score_one, self._model, photograph, maps)
+        # Only then, also if this is cancelled: the thread scores its photograph to the end.
+        running.add_done_callback(lambda _: self._free.release())
+        return await asyncio.shield(running)
+
+    def stop(self) -> None:
+        self._pool.shutdown(wait=False)
 
 
 class Places:
@@ -77,12 +108,12 @@ def create_app(
     """
     limits = limits or Limits()
     places = Places(limits.requests)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix=WORKER)
+    scorers = Scorers(model, workers)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        pool.shutdown(wait=False, cancel_futures=True)
+        scorers.stop()
 
     app = FastAPI(
         title="retina-edge",
@@ -147,9 +178,7 @@ def create_app(
         entry = _entry(request)
         with places.place():
             photographs = await read_photographs(request, limits)
-            loop = asyncio.get_running_loop()
-            work = [loop.run_in_executor(pool, _score_one, model, photograph, asked.maps) for photograph in photographs]
-            results = await _unless_gone(request, asyncio.gather(*work))
+            results = await _unless_gone(request, asyncio.ensure_future(scorers.score(photographs, asked.maps)))
         entry.photographs = len(results)
         entry.unreadable = sum(result["status"] == "error" for result in results)
         status = 422 if entry.unreadable == len(results) else 200
@@ -185,7 +214,7 @@ def _score_one(model: RetinaModel, photograph: Photograph, maps: bool) -> dict[s
     return answer
 
 
-async def _unless_gone(request: Request, work: asyncio.Future[list[Result]]) -> list[Result]:
+async def _unless_gone(request: Request, work: asyncio.Task[Result]) -> Result:
     """Wait for ``work``, but cancel it as soon as the client disconnects.
 
     Raises:
@@ -196,12 +225,12 @@ async def _unless_gone(request: Request, work: asyncio.Future[list[Result]]) -> 
     try:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
             raise ClientDisconnect
         return work.result()
     finally:
-        gone.cancel()
+        for task in either:
+            task.cancel()
+        await asyncio.wait(either)
 
 
 def _guard(token: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import gc
 import hashlib
 import http.client
 import io
@@ -38,6 +39,7 @@ from retina.runtime.json_log import JsonLines
 from retina.runtime.limits import MIB, Limits
 from retina.runtime.server import main
 from retina.runtime.service import create_app
+from retina.runtime.upload import Photograph
 from serving import COMMAND, Service, serving
 from tiny_model import CONTRACT, RAMP, expected_probs, write_tiny_model
 
@@ -705,6 +707,33 @@ def test_work_for_a_client_that_left_is_dropped(model: Path, monkeypatch: pytest
     release.set()
     assert [message.get("status") for message in client.sent] == [CLIENT_GONE, None]
     assert len(begun) == 1
+
+
+def test_photographs_of_clients_that_left_are_not_kept(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their places are free, so other clients send as much again: the bound on memory would be none."""
+    opened, release = RetinaModel(model), threading.Event()
+    original = opened.score_one
+
+    def slow(source: bytes, *, maps: bool = False) -> Any:
+        release.wait(20)
+        return original(source, maps=maps)
+
+    monkeypatch.setattr(opened, "score_one", slow)
+    client = Client(opened, Limits())
+    one, many = form({"a.png": png(1)}), form({f"{n}.png": png(n) for n in range(8)})
+
+    async def come_and_leave() -> list[str]:
+        gc.disable()
+        for body in (one, many, many):
+            await client.post({"type": "http.request", "body": body, "more_body": False}, then=0.1)
+        kept = [found.name for found in gc.get_objects() if isinstance(found, Photograph)]
+        gc.enable()
+        release.set()
+        await client.post({"type": "http.request", "body": many, "more_body": False})
+        return kept
+
+    assert asyncio.run(come_and_leave()) == ["a.png"], "the one that is being scored"
+    assert client.sent[-2]["status"] == 200, "the thread is free again"
 
 
 def test_as_many_photographs_are_scored_at_once_as_there_are_workers(
