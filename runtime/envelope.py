@@ -31,7 +31,7 @@ HEADERS = {
 }
 DRAINED = 4
 """How much of a refused body is still read, as a multiple of the allowed size, so that the client reads the reason."""
-TOO_SLOW = 408
+TOO_SLOW, STOPPED = 408, 503
 CLIENT_GONE = 499
 """Status that appears only in the log: the client left before it was answered."""
 
@@ -75,7 +75,7 @@ class Envelope:
         entry = Entry(method=scope["method"])
         scope.setdefault("state", {})["entry"] = entry
         started = time.perf_counter()
-        unread, waits = True, headers.get(b"expect", b"").lower() == b"100-continue"
+        unread, answered, waits = True, False, headers.get(b"expect", b"").lower() == b"100-continue"
 
         async def reading() -> Message:
             nonlocal unread, waits
@@ -90,10 +90,11 @@ class Envelope:
                 await reading()
 
         async def answering(message: Message) -> None:
+            nonlocal answered
             if message["type"] == "http.response.start":
                 entry.status = message["status"]
                 own = {**HEADERS, "x-request-id": entry.id}
-                if unread and not waits and entry.status != TOO_SLOW:
+                if unread and not waits and entry.status not in (TOO_SLOW, STOPPED):
                     # Many clients read the answer only after sending the whole body: if the connection were closed
                     # before that, they would never see it.
                     with suppress(TimeoutError):
@@ -103,6 +104,7 @@ class Envelope:
                 given = {name for name, _ in message["headers"]}
                 own_raw = [(name.encode(), value.encode()) for name, value in own.items()]
                 message["headers"] = [*message["headers"], *(pair for pair in own_raw if pair[0] not in given)]
+                answered = True
             await send(message)
 
         try:
@@ -111,6 +113,11 @@ class Envelope:
                 await refusal(scope, reading, answering)
             else:
                 await self._app(scope, reading, answering)
+        except asyncio.CancelledError:
+            if not answered:
+                refusal = JSONResponse({"detail": "the service is stopping: send the request again later"}, STOPPED)
+                await refusal(scope, reading, answering)
+            raise
         except Exception as err:  # noqa: BLE001 - the app has answered 500; uvicorn would log this without the id
             _log.error("failed", exc_info=err, extra={"fields": {"id": entry.id}})
         finally:

@@ -122,7 +122,7 @@ def create_app(
         "For research and demonstration, not for clinical use.",
         lifespan=lifespan,
         redirect_slashes=False,
-        responses=refusals_of(421, 500),
+        responses=refusals_of(421, 500, 503),
         # These documentation pages load scripts from another origin.
         docs_url=None,
         redoc_url=None,

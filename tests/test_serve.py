@@ -349,18 +349,27 @@ def test_a_stop_lets_requests_in_work_end(model: Path, tmp_path: Path) -> None:
         assert service.lines()[-1]["event"] == "stopped"
 
 
-def test_a_stop_does_not_wait_for_a_picture_that_takes_longer(model: Path, tmp_path: Path) -> None:
+def test_a_stop_does_not_wait_for_what_takes_longer_and_says_so(model: Path, tmp_path: Path) -> None:
     slow = (
         "import time; from retina.runtime import server; from retina.runtime.model import RetinaModel\n"
         "server.GRACE, RetinaModel.score_one = 0.2, lambda *_, **__: time.sleep(30); server.main()"
     )
     with serving(tmp_path, "--model", model, command=[sys.executable, "-c", slow]) as service:
-        with half(service, png(1)) as client:
-            client.sendall(png(1)[100:])
-            wait_until(service, 1)
-            service.process.send_signal(signal.SIGTERM)
-            assert service.process.wait(15) == 0
-        assert service.lines()[-1]["event"] == "stopped"
+        scored, sending = half(service, png(1)), half(service, png(2))
+        scored.sendall(png(1)[100:])
+        wait_until(service, 2)
+        service.process.send_signal(signal.SIGTERM)
+        answers = [rest(client, b"") for client in (scored, sending)]
+        assert service.process.wait(15) == 0
+        *_, last = lines = service.lines()
+    assert last["event"] == "stopped"
+    ended = [line for line in lines if line["event"] == "request" and line["route"] == "/score"]
+    assert [line["status"] for line in ended] == [503, 503]
+    for answer in answers:
+        head, body = answer.split(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503")
+        assert sum(f"x-request-id: {line['id']}".encode() in head for line in ended) == 1
+        assert "stopping" in json.loads(body)["detail"]
 
 
 def test_a_connection_that_asks_for_nothing_is_given_up(model: Path, tmp_path: Path) -> None:
