@@ -23,6 +23,9 @@ SCHEMA = 1
 METADATA_KEY = "retina.contract"
 """Where the JSON is stored: the key in ONNX metadata, the file name among TorchScript's extra files."""
 
+_DEPTH = 100
+"""How far what a file records about itself may be nested."""
+
 INPUT_NAME = "image"
 DR_PROBS, ME_PROBS, DR_CAM, ME_CAM = "dr_probs", "me_probs", "dr_cam", "me_cam"
 DR_CAM_PER_GRADE, ME_CAM_PER_LABEL = "dr_cam_per_grade", "me_cam_per_label"
@@ -31,6 +34,8 @@ rather than selected by an input, because every runtime can fetch an output, whi
 set an optional input."""
 MIN_SIDE = 32
 """Smallest height or width in pixels: a ResNet's last feature map has one cell per 32 pixels of its input."""
+MAX_IMAGE_SIZE = 4096
+"""Largest side in pixels of the square that a network sees: beyond it, one photograph fills a computer's memory."""
 
 Head = Literal["dr", "me"]
 HEADS: tuple[Head, Head] = ("dr", "me")
@@ -57,7 +62,8 @@ class Preprocessing:
 
     Raises:
         ModelFileError: an unknown ``framing``, ``resize``, ``exif_orientation`` or ``surround``, an ``image_size`` that
-            is not a whole number from 32, or a ``mean`` or ``std`` that is not three numbers, those of ``std`` above 0.
+            is not a whole number from 32 to 4096, or a ``mean`` or ``std`` that is not three numbers, those of ``std``
+            above 0.
     """
 
     framing: Framing = "field"
@@ -98,8 +104,9 @@ class Preprocessing:
             _expect(f"preprocessing.{name}", ok, f"three numbers{' above 0' if name == 'std' else ''}", list(values))
         if self.framing == "squash":
             object.__setattr__(self, "surround", "kept")
-        size_ok = isinstance(self.image_size, int) and self.image_size >= MIN_SIDE
-        _expect("preprocessing.image_size", size_ok, f"a whole number from {MIN_SIDE}", self.image_size)
+        size_ok = isinstance(self.image_size, int) and MIN_SIDE <= self.image_size <= MAX_IMAGE_SIZE
+        sizes = f"a whole number from {MIN_SIDE} to {MAX_IMAGE_SIZE}"
+        _expect("preprocessing.image_size", size_ok, sizes, self.image_size)
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,7 @@ class Contract:
         for name in ("provenance", "parity"):
             found = getattr(self, name)
             _expect(name, isinstance(found, Mapping), "an object", found)
+            _expect(name, _is_common(found), f"finite numbers and Unicode text, nested up to {_DEPTH} times", found)
         _expect("precision", self.precision in get_args(Precision), "fp32 or int8", self.precision)
         tasks = sorted(default_thresholds())
         _expect(
@@ -346,6 +354,18 @@ def decide(contract: Contract, dr_probs: NDArray[np.floating], me_probs: NDArray
 def _expect(what: str, holds: bool, expected: object, found: object) -> None:
     if not holds:
         raise ModelFileError(f"{what}: expected {_short(expected)}, found {_short(found)}")
+
+
+def _is_common(value: object, depth: int = _DEPTH) -> bool:
+    """Whether all readers of JSON take ``value``: Python's also takes NaN, halves of characters and endless nesting."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, str):
+        return not any("\ud800" <= char <= "\udfff" for char in value)
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    parts = value if isinstance(value, list | tuple) else []
+    return all(depth > 0 and _is_common(part, depth - 1) for part in parts)
 
 
 def _like(found: Any, known: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -114,8 +115,10 @@ def test_what_is_no_contract_is_refused(change: dict[str, Any], message: str) ->
         ({"mean": [0.5, 0.5, 10**400]}, "mean: expected three numbers"),
         ({"std": [0.2, 0.2, 0.0]}, "std: expected three numbers above 0"),
         ({"std": [0.2, 0.2, float("inf")]}, "std: expected three numbers above 0"),
-        ({"image_size": 31}, "image_size: expected a whole number from 32, found 31"),
-        ({"image_size": 256.0}, "image_size: expected a whole number from 32, found 256.0"),
+        ({"image_size": 31}, "image_size: expected a whole number from 32 to 4096, found 31"),
+        ({"image_size": 4097}, "image_size: expected a whole number from 32 to 4096, found 4097"),
+        ({"image_size": 10**400}, "image_size: expected a whole number from 32 to 4096, found 1000"),
+        ({"image_size": 256.0}, "image_size: expected a whole number from 32 to 4096, found 256.0"),
     ],
 )
 def test_preprocessing_that_nobody_does_is_refused(change: dict[str, Any], message: str) -> None:
@@ -128,13 +131,30 @@ def test_preprocessing_that_nobody_does_is_refused(change: dict[str, Any], messa
 def test_the_square_that_a_photograph_is_first_resized_to_by_hand() -> None:
     assert Preprocessing("field", 97).intermediate_size == 146  # 145.5, and never less
     assert Preprocessing("squash", 97).intermediate_size == 97
-    assert Preprocessing("field", 10**400 + 1).intermediate_size == 15 * 10**399 + 2, "also beyond what floats hold"
+    assert Preprocessing("field", 4096).intermediate_size == 6144
 
 
-def test_a_number_that_json_lacks_is_not_written() -> None:
-    """Python would write NaN, with which a browser's JSON.parse refuses the whole file."""
-    with pytest.raises(ValueError, match="JSON compliant"):
-        CONTRACT.with_(provenance={"auc": float("nan")}).to_json()
+@pytest.mark.parametrize("name", ["provenance", "parity"])
+@pytest.mark.parametrize(
+    "odd",
+    [float("nan"), float("-inf"), "\ud800", {"\udfff": 1}, reduce(lambda inner, _: [inner], range(150), [])],
+    ids=["NaN", "infinity", "half a character", "half a character as key", "nested"],
+)
+def test_what_other_readers_of_json_refuse_is_neither_read_nor_written(name: str, odd: object) -> None:
+    """With NaN a browser's JSON.parse refuses the whole file; the service could send none of it."""
+    expected = rf"{name}: expected finite numbers and Unicode text, nested up to 100 times, found \{{'x': "
+    with pytest.raises(ModelFileError, match=expected):
+        CONTRACT.with_(**{name: {"x": odd}})
+    body = json.loads(CONTRACT.to_json()) | {name: {"x": odd}}
+    with pytest.raises(ModelFileError, match=f"^the contract: contract {expected}"):
+        Contract.from_json(json.dumps(body))
+    ignored = json.loads(CONTRACT.to_json()) | {"surprise": odd}
+    assert Contract.from_json(json.dumps(ignored)) == CONTRACT
+
+
+def test_what_a_file_records_comes_back_as_it_was() -> None:
+    recorded = {"run": "\U0001f441 \u00fc\n", "count": 10**400, "deep": [{"a": [None, True, -1.5]}]}
+    assert Contract.from_json(CONTRACT.with_(provenance=recorded).to_json()).provenance == recorded
 
 
 def test_what_a_later_version_adds_is_ignored() -> None:

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_type_hints
 
 from ..runtime.annotations import MAX_ME_GRADE
-from ..runtime.contract import MIN_SIDE, Framing
+from ..runtime.contract import MAX_IMAGE_SIZE, MIN_SIDE, Framing
 from ..runtime.errors import UsageError
 
 Targets = Literal["hard", "ordinal"]
@@ -34,7 +34,7 @@ ONE_PIXEL = 32
 BOUNDS: dict[str, tuple[int, int | None] | tuple[float, float | None]] = {
     "epochs": (1, None),
     "batch_size": (1, None),
-    "image_size": (MIN_SIDE, 4096),
+    "image_size": (MIN_SIDE, MAX_IMAGE_SIZE),
     "lr_backbone": (0.0, None),
     "lr_heads": (0.0, None),
     "dr_weight": (0.0, None),
