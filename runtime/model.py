@@ -169,10 +169,11 @@ class RetinaModel:
             raise ModelFileError(f"{self.path}: expected probabilities, found {dr} and {me}")
         if not with_maps:
             return Prediction.of(self.contract, dr, me)
-        asked = of or {}
-        grade = self.contract.dr_grades.index(asked["dr"]) if "dr" in asked else int(dr.argmax())
-        label = asked.get("me", int(me.argmax()))
-        return Prediction.of(self.contract, dr, me, {"dr": outputs[2][0, grade], "me": outputs[3][0, label]})
+        cams: dict[str, NDArray[np.float32]] = {}
+        for head, probs, per_class in (("dr", dr, outputs[2][0]), ("me", me, outputs[3][0])):
+            asked = (of or {}).get(head)
+            cams[head] = per_class[probs.argmax() if asked is None else self.contract.classes(head).index(asked)]
+        return Prediction.of(self.contract, dr, me, cams)
 
     def score(self, paths: Iterable[FilePath], *, workers: int | None = None, maps: bool = False) -> Iterator[Scored]:
         """Score many files on several threads and yield the results in the order given.

@@ -507,6 +507,18 @@ def test_a_small_close_call_is_decoded_once(tmp_path: Path, monkeypatch: pytest.
         assert looks == expected
 
 
+@pytest.mark.parametrize("one", [1, True, 1.0, np.int64(1)], ids=lambda one: type(one).__name__)
+def test_a_label_is_what_equals_it(tmp_path: Path, one: Any) -> None:
+    """As in Python's own look-ups: True and 1.0 are the class 1."""
+    model = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=CONTRACT.with_(explain=True)))
+    found = model.predict_pixels(pixels(), of={"dr": one, "me": one}).maps
+    expected = model.predict_pixels(pixels(), of={"dr": 1, "me": 1}).maps
+    assert found is not None and expected is not None
+    for head in ("dr", "me"):
+        assert found[head].shape == (4, 4)
+        np.testing.assert_array_equal(found[head], expected[head])
+
+
 @pytest.mark.parametrize("of", [{"dr": 9}, {"me": 2}, {"me": -1}], ids=str)
 def test_a_map_of_no_known_label_is_refused(tmp_path: Path, of: dict[Head, int]) -> None:
     model = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=CONTRACT.with_(explain=True)))
