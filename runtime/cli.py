@@ -20,7 +20,15 @@ from .memory import use_one_heap
 from .model_file import RELEASED
 from .options import SETTINGS, PathName, me_positive_option, model_options, open_model
 from .plural import counted
-from .terminal import drop_output, exit_codes, spell_out_what_is_lacking, stop_without_output, warn
+from .terminal import (
+    PrintableLines,
+    drop_output,
+    exit_codes,
+    printable,
+    spell_out_what_is_lacking,
+    stop_without_output,
+    warn,
+)
 
 if TYPE_CHECKING:
     from .annotations import Annotation
@@ -106,7 +114,7 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
         stop_without_output("retina-score", err, _GO_ON)
     try:
         for line in told:
-            click.echo(line, err=options["as_json"])
+            click.echo(printable(line), err=options["as_json"])
     except OSError:  # the table is complete; only its summary has no reader
         drop_output()
     sys.exit(1 if failed else 0)
@@ -198,7 +206,8 @@ def _hush() -> None:
         spell_out_what_is_lacking(stream)
     handler = logging.StreamHandler()
     handler.addFilter(logging.Filter("retina"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, format="retina-score: %(message)s")
+    handler.setFormatter(PrintableLines("retina-score: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     warnings.filterwarnings("ignore", module=r"PIL|pydicom")
 
 

@@ -5,6 +5,7 @@ undelivered result is a failure.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def tell(line: str) -> None:
     """Print a line about work whose result is elsewhere; if that is impossible, continue without output."""
     try:
         spell_out_what_is_lacking(sys.stdout)
-        click.echo(line)
+        click.echo(printable(line))
     except OSError:
         drop_output()
 
@@ -46,7 +47,7 @@ def tell(line: str) -> None:
 def warn(line: str) -> None:
     """Print a line on standard error; if that is impossible, continue without it."""
     try:
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
     except OSError:
         drop_output()
 
@@ -55,9 +56,23 @@ def answer(text: str, command: str) -> None:
     """Print the result of a command; exit with 2 if it cannot be written."""
     try:
         spell_out_what_is_lacking(sys.stdout)
-        click.echo(text)
+        click.echo(printable(text))
     except OSError as err:
         stop_without_output(command, err)
+
+
+def printable(text: str) -> str:
+    """Spell out control characters, but not line ends: a file's name or a model may hold a terminal's commands."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+class PrintableLines(logging.Formatter):
+    """Formats what a library logs for the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def spell_out_what_is_lacking(stream: TextIO) -> None:

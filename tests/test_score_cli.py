@@ -469,6 +469,22 @@ def test_a_terminal_that_cannot_write_a_name(score: Score) -> None:
     assert "\\u65e5.jpg" in done.stdout
 
 
+def test_a_name_that_commands_the_terminal_is_spelled_out(score: Score) -> None:
+    """As xterm would take it, this one sets the window's title; others have replaced what was on the screen."""
+    command = "\x1b]0;owned\x07"
+    Path("eyes").mkdir()
+    Image.new("L", (66_000, 40)).save(f"eyes/{command}.png")  # wider than a JPEG may be, so that a warning names it
+    write_tiny_model(Path(f"{command}.onnx"), contract=CONTRACT.with_(explain=True))
+    said = score("eyes", "--model", f"{command}.onnx", "--overlays", f"maps{command}")
+    refused = score(f"none{command}")
+    told = said.stdout + said.stderr + refused.stderr
+    assert not set(command[:1] + command[-1:]) & set(told)
+    assert "\\x1b]0;owned\\x07.png: overlays cannot be written" in said.stderr
+    assert "\\x1b]0;owned\\x07.onnx" in said.stderr
+    assert "maps\\x1b]0;owned\\x07" in said.stdout
+    assert "none\\x1b]0;owned\\x07" in refused.stderr
+
+
 def test_a_link_to_the_table_stays_a_link(score: Score) -> None:
     photographs(Path("eyes"), 1)
     Path("far").mkdir()

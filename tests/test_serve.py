@@ -473,6 +473,7 @@ def test_token(model: Path, tmp_path: Path) -> None:
         (["--host", "..", "--token-file", "token.txt"], "--host .. --port 0: expected an address to listen on"),
         (["--page", "."], "--page .: expected a folder with index.html"),
         (["--model", "none.onnx"], "none.onnx: expected a model file"),
+        (["--model", "\x1b]0;owned\x07.onnx"], "\\x1b]0;owned\\x07.onnx: expected a model file"),
     ],
 )
 def test_what_cannot_start_says_why(model: Path, tmp_path: Path, options: list[str], said: str) -> None:
