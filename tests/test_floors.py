@@ -160,3 +160,18 @@ def test_help_shows_its_examples_line_by_line(command: str) -> None:
     assert sum(line.strip().startswith(f"{example} ") for line in shown.splitlines()) >= 2
     assert "\b" not in shown, "click's mark for kept lines must not be shown"
     assert "\\b" not in shown, "nor its letters"
+
+
+def test_the_map_for_maintainers_has_every_module_once() -> None:
+    text = (ROOT / "docs" / "maintaining.md").read_text()
+    tables = dict(re.findall(r"^## (.*)\n((?:(?!^## ).*\n)*)", text, re.MULTILINE))
+    named = {
+        heading: sorted(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| .* \|$", body, re.MULTILINE))))
+        for heading, body in tables.items()
+        if "/`" in heading
+    }
+    folders = {heading: re.findall(r"`(\w+)/`", heading) for heading in named}
+    assert sorted(folder for found in folders.values() for folder in found) == ["export", "gradcam", "runtime", "train"]
+    for heading, names in named.items():
+        modules = [path.stem for folder in folders[heading] for path in (ROOT / folder).glob("*.py")]
+        assert names == sorted(module for module in modules if module != "__init__"), heading
