@@ -268,6 +268,16 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
 
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a.pth"
+    target.write_text("old")
+    synced: list[tuple[int, str]] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_size, target.read_text())))
+    write_atomically(target, lambda temporary: temporary.write_bytes(b"newer"))
+    assert synced == [(len(b"newer"), "old")], "whole, and under its former name still the former file"
+    assert target.read_bytes() == b"newer"
+
+
 @pytest.mark.parametrize(("place", "why"), [("x" * 256, "File name too long"), ("file/a", "File exists")])
 def test_a_place_that_cannot_be_is_told(tmp_path: Path, place: str, why: str) -> None:
     """In places where the temporary file cannot be removed either."""

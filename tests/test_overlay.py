@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from retina.runtime import panel as panels
@@ -231,6 +233,16 @@ def test_the_photograph_itself_is_not_touched_and_a_blank_map_changes_nothing() 
         assert peak_at(noise, field, original.size) is None
 
 
+@pytest.mark.parametrize(("total", "drawn"), [(0.009, False), (0.011, True)])
+def test_a_map_is_drawn_from_a_hundredth_of_a_logit_on(total: float, drawn: bool) -> None:
+    """A hundredth of a logit moves a probability by a quarter of a percentage point at most."""
+    pixels = np.full((64, 64, 3), 90, np.uint8)
+    values = np.zeros((4, 4), np.float32)
+    values[1, 2] = total
+    after = np.asarray(draw(Image.fromarray(pixels), HeadMap("dr", values, 2, 0.8), WHOLE))
+    assert (after != pixels).any() == drawn
+
+
 def test_a_shared_scale_keeps_a_weak_map_weak() -> None:
     original = Image.fromarray(np.full((90, 90, 3), (150, 70, 30), np.uint8))
     weak = HeadMap("dr", np.full((3, 3), 0.2, np.float32), 1, 0.5)
@@ -428,6 +440,14 @@ def test_answers_in_words() -> None:
     assert in_words("dr", 7) == "DR grade 7"
     assert in_words("me", 0) == "macular edema: no risk"
     assert [percent(p) for p in (0.001, 0.426, 0.99, 0.9999)] == ["<1%", "43%", "99%", ">99%"]
+
+
+# Of all such numbers few are near 0 or 1, where rounding would say that the model is certain.
+@given(st.floats(0.0, 1.0, exclude_min=True, exclude_max=True) | st.floats(0.98, 1.0, exclude_max=True))
+def test_a_percentage_never_says_that_the_model_is_certain(probability: float) -> None:
+    said = percent(probability)
+    assert said not in ("0%", "100%")
+    assert float(said.strip("<>%")) == pytest.approx(100 * probability, abs=1.0)
 
 
 def test_the_overlays_of_a_prediction(tmp_path: Path) -> None:
