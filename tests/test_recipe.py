@@ -45,7 +45,7 @@ from retina.train.stop import StopRequest
 from retina.train.targets import dr_targets
 from retina.train.temperature import fit_temperature, scale_head
 from retina.train.totals import Totals
-from retina.train.trainer import WARM_UP, Trainer
+from retina.train.trainer import Trainer
 from scipy.ndimage import find_objects, label, uniform_filter
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_curve
@@ -71,6 +71,40 @@ def trainer(config: TrainConfig = RELEASED) -> Trainer:
     return Trainer(
         fabric, config, RetinaNet(3, config.backbone), Normalize(SMALL.mean, SMALL.std), (0, 1, 2), torch.ones(3)
     )
+
+
+def test_the_released_recipe_is_the_documented_one() -> None:
+    notebook = TrainConfig.of_recipe("notebook", {"data": ""}).to_dict()
+    released = TrainConfig.of_recipe("released", {"data": ""}).to_dict()
+    documented: dict[str, tuple[str, str]] = {}
+    for line in (Path(__file__).parents[1] / "docs" / "recipe.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `--"):
+            options, *values = ([part.strip("` ") for part in cell.split(",")] for cell in line.split("|")[1:4])
+            for option, before, after in zip(options, *values, strict=True):
+                documented[option.removeprefix("--").replace("-", "_")] = before, after
+    assert len(documented) == 10
+    for option, (before, after) in documented.items():
+        number = isinstance(notebook[option], int | float)
+        expected = (float(before), float(after)) if number else (before, after)
+        assert (notebook[option], released[option]) == expected, option
+    assert {option for option in notebook if notebook[option] != released[option]} == {"recipe", *documented}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changed"),
+    [
+        ("released-512", {"epochs": 13, "lr_backbone": 1e-4, "lr_heads": 5e-4}),
+        ("released-640", {"epochs": 19, "lr_backbone": 1e-4, "lr_heads": 5e-4, "image_size": 640}),
+        (
+            "released-open",
+            {"epochs": 12, "lr_backbone": 1e-3, "lr_heads": 5e-4, "unfreeze_epoch": 1, "me_weight": 0.5},
+        ),
+    ],
+)
+def test_a_branch_of_the_released_recipe_is_the_documented_one(recipe: str, changed: dict[str, float]) -> None:
+    """docs/recipe.md, "Three branches, and their mean"."""
+    released = TrainConfig.of_recipe("released", {"data": ""}).to_dict()
+    assert TrainConfig.of_recipe(recipe, {"data": ""}).to_dict() == {**released, "recipe": recipe, **changed}
 
 
 def test_ordinal_targets_by_hand() -> None:
@@ -109,8 +143,8 @@ def test_cosine_rates_by_hand(data: DataSet) -> None:
         assert backbone["lr"] == pytest.approx(2e-4 * factor * opened)
         assert heads["lr"] == pytest.approx(1e-3 * factor)
     t.progress.epoch = 1
-    t._set_rates(10 * WARM_UP / 2)
-    half_way = 0.5 * (1 + math.cos(math.pi * WARM_UP / 2)) * (0.5 + 1e-3)
+    t._set_rates(0.25)  # of 10 epochs: half of the warm-up, a twentieth of the training
+    half_way = 0.5 * (1 + math.cos(0.025 * math.pi)) * (0.5 + 1e-3)
     assert heads["lr"] == pytest.approx(1e-3 * half_way)
 
 
@@ -357,6 +391,26 @@ def test_a_recompressed_picture_is_pillows_jpeg_of_a_quality_in_the_range() -> N
     torch.manual_seed(0)
     found = {recompressed(picture, 30, 31).permute(1, 2, 0).numpy().tobytes() for _ in range(20)}
     assert found == set(by_quality)
+
+
+def test_cameras_recompress_at_qualities_from_25_to_90(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recognised by comparing with Pillow's JPEG of every quality, of a picture to which nothing else is done."""
+    rows, columns = np.mgrid[:48, :48]
+    pixels = np.stack([5 * rows, 3 * columns, rows ^ columns], axis=2).astype(np.uint8)
+    qualities: dict[bytes, int] = {}
+    for quality in range(96):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+        qualities[np.asarray(Image.open(file)).tobytes()] = quality
+    for change in ("_FLIPS", "_POSE", "_other_sharpness"):
+        monkeypatch.setattr(cameras, change, lambda unchanged: unchanged)
+    picture, found = torch.from_numpy(pixels).permute(2, 0, 1), []
+    for seed in range(400):
+        asked = count()
+        monkeypatch.setattr(cameras, "_chance", lambda _probability, asked=asked: next(asked) == 7)
+        changed = augment_with_seed(cameras.as_another_camera, picture, seed)
+        found.append(qualities[changed.permute(1, 2, 0).numpy().tobytes()])
+    assert 25 <= min(found) <= 27 and 88 <= max(found) <= 90
 
 
 def test_temperature_is_the_likeliest() -> None:

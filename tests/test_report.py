@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from retina.runtime.contract import Contract
+from retina.runtime.errors import OutputError
 from retina.train import plots
 from retina.train.metrics import evaluate
 from retina.train.predictions import Predictions
@@ -226,6 +228,38 @@ def test_confusion_matrix_is_dark_where_the_row_is(tmp_path: Path) -> None:
 
     assert shade(left, top) < 120 < shade(right, top)
     assert shade(left, bottom) < 120 < shade(right, bottom), "shade is the share of the row, however rare the class"
+
+
+def test_curves_that_do_not_fit_on_the_disk_leave_the_picture_before(tmp_path: Path) -> None:
+    import resource
+
+    path = tmp_path / "curves.png"
+    plots.learning_curves(HISTORY.head(2), path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # like a full disk, but only for this process
+    try:
+        with pytest.raises(OutputError, match=r"curves\.png: cannot be written: File too large"):
+            plots.learning_curves(HISTORY, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
+
+
+@pytest.mark.parametrize(("scores", "best"), [([0.5, 0.7, 0.6], 2), ([0.5, 0.6, 0.7], 3), ([0.7, 0.7, 0.6], 1)])
+def test_a_line_through_every_plot_marks_the_first_best_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float], best: int
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "write_png", lambda path, figure: drawn.append(figure))
+    plots.learning_curves(HISTORY.assign(valid_score=scores), tmp_path / "curves.png")
+    (figure,) = drawn
+    assert len(figure.axes) == 6
+    for ax in figure.axes:
+        (line,) = (line for line in ax.lines if line.get_linestyle() == "-.")
+        assert list(line.get_xdata()) == [best, best]
+        assert f"best epoch ({best})" in [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def test_curves_of_one_epoch_and_of_one_class_can_be_drawn(tmp_path: Path) -> None:

@@ -30,14 +30,14 @@ import pytest
 from click.testing import CliRunner
 from crowd import BOUNDARY, FORM, JPEG, besiege, bodies, form
 from PIL import Image
-from retina.runtime import RetinaModel
+from retina.runtime import RetinaModel, connection
 from retina.runtime.connection import Connection
 from retina.runtime.envelope import CLIENT_GONE, DRAINED, Envelope
 from retina.runtime.errors import MissingExtraError, ModelFileError, OutputError, UsageError
 from retina.runtime.extras import require_extra
 from retina.runtime.json_log import JsonLines
 from retina.runtime.limits import MIB, Limits
-from retina.runtime.server import main
+from retina.runtime.server import GRACE, main
 from retina.runtime.service import create_app
 from retina.runtime.upload import Photograph
 from serving import COMMAND, Service, serving
@@ -669,6 +669,18 @@ class Client:
                  "headers": [(k.lower().encode(), v.encode()) for k, v in FORM.items()], "http_version": "1.1",
                  "scheme": "http", "server": ("localhost", 80), "client": None, "root_path": ""}  # fmt: skip
         await self.app(scope, receive, send)
+
+
+def test_the_limits_are_those_that_the_guide_states() -> None:
+    guide = " ".join((Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8").split())
+    assert "| 408, 413, 415 | the body took over a minute;" in guide
+    assert Limits().seconds == 60
+    assert "at most twice `--queue` times `--max-mib` (4 GiB by default)" in guide
+    assert 2 * Limits().requests * Limits().body == 4 * 2**30
+    assert "for a minute nothing is requested on it, or no part of an answer is taken." in guide
+    assert connection.SECONDS == 60
+    assert "those in progress have 30 seconds to finish" in guide
+    assert GRACE == 30
 
 
 def test_a_slow_body_gives_its_place_back(model: Path) -> None:
