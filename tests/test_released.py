@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -156,3 +157,38 @@ def test_memory_stays_bounded_when_every_decision_is_close(real_data: Path) -> N
     command = [sys.executable, "-c", ALL_TWICE, str(real_data / "fullsize")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) / 1024 <= 380
+
+
+ONE_BY_ONE = """
+import sys
+from retina.runtime import RELEASED, model
+
+model.needs_second_look = lambda *_: True
+opened, held = model.RetinaModel(RELEASED), []
+predict_pixels = opened.predict_pixels
+
+def measured(pixels, **how):
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    held.append((len(pixels), int(status["VmRSS"].split()[0]) / 1024))
+    return predict_pixels(pixels, **how)
+
+opened.predict_pixels = measured
+for _ in range(2):
+    opened.predict(sys.argv[1])
+(half, _), (whole, first), (_, _), (_, second) = held
+assert whole == 2 * half
+print(second - first)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed")
+def test_what_decoding_used_is_handed_back_before_the_graph_begins(tmp_path: Path) -> None:
+    """Of a second photograph that is decoded at full size, hardly more is held than of the first.
+
+    Measured: 9 MB; 67 MB without returning memory.
+    """
+    pixels = np.random.default_rng(0).integers(0, 200, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((4288, 2848)).save(tmp_path / "eye.jpg", quality=90)
+    command = [sys.executable, "-c", ONE_BY_ONE, str(tmp_path / "eye.jpg")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 35, done.stdout
