@@ -31,7 +31,9 @@ def write_annotations(folder: Path, rows: Sequence[Row], header: Sequence[str] =
     return path
 
 
-def write_split(folder: Path, grades: Sequence[int], seed: int, me: Sequence[int] | None = None) -> list[list[object]]:
+def write_split(
+    folder: Path, grades: Sequence[int], seed: int, me: Sequence[object] | None = None
+) -> list[list[object]]:
     """Write ``folder/images/eye_<n>.jpg`` and ``annotations.csv``; returns the rows."""
     (folder / "images").mkdir(parents=True)
     rows: list[list[object]] = []

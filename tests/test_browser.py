@@ -18,7 +18,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -419,7 +419,7 @@ def test_map_lies_where_python_draws_it(
     left, top = field.left * shape[0], field.top * shape[1]
     right, bottom = field.right * shape[0], field.bottom * shape[1]
     for head in ("dr", "me"):
-        painted = draw(photograph, HeadMap(head, maps[head], 0, 1.0), field)  # type: ignore[arg-type]
+        painted = draw(photograph, HeadMap(head, maps[head], 0, 1.0), field)
         framed = (
             np.asarray(image.transform((side, side), Image.Transform.EXTENT, (left, top, right, bottom), 2), np.int16)
             for image in (painted, photograph)
@@ -703,7 +703,7 @@ def test_fits_every_width(photographs: list[Path], page: Page, width: int) -> No
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_in_both_schemes(page: Page, scheme: str) -> None:
+def test_text_can_be_read_in_both_schemes(page: Page, scheme: Literal["light", "dark"]) -> None:
     page.emulate_media(color_scheme=scheme)
     grounds = {"paper": "ink quiet", "panel": "ink quiet accent error", "soft": "accent", "accent": "accent-ink"}
     grounds |= {"raised-soft": "raised ink"}

@@ -56,7 +56,10 @@ def test_pictures_differ_in_what_an_embedding_can_get_wrong(small_export: SmallE
     assert index["model"]["sha256"] == RetinaModel(small_export.model).sha256
     # A wrong colour order, wrong axes, or pixels scaled by the caller are noticed.
     model = RetinaModel(small_export.model)
-    for wrong in (lambda p: p[..., ::-1], lambda p: p.transpose(1, 0, 2), lambda p: p // 255):
+    mistakes: tuple[Callable[[NDArray[np.uint8]], NDArray[np.uint8]], ...] = (
+        lambda p: p[..., ::-1], lambda p: p.transpose(1, 0, 2), lambda p: p // 255
+    )  # fmt: skip
+    for wrong in mistakes:
         far = [
             np.abs(np.subtract(list(model.predict_pixels(np.ascontiguousarray(wrong(pixels))).dr_probs.values()), dr))
             for pixels, dr in ((read_pixels(small_export.kit, p), p["dr_probs"]) for p in index["pictures"])

@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,20 @@ from tiny_model import CONTRACT, write_tiny_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SOURCES = {"python": "python/score.py", "node": "node/score.js", "cpp": "cpp/score.cpp"}
-Program = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """An example program, run in the folder ``cwd`` as its users do."""
+
+    language: str
+    command: list[str]
+
+    def __call__(
+        self, *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        words = [*self.command, *map(str, arguments)]
+        return subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd, env=env, timeout=120)
 
 
 def missing(reason: str) -> None:
@@ -64,17 +77,7 @@ def command_of(language: str, build: Path) -> list[str]:
 
 @pytest.fixture(scope="module", params=sorted(SOURCES))
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """One example program, run in the folder ``cwd`` as its users do."""
-    command = command_of(request.param, tmp_path_factory.mktemp("build"))
-
-    def run(
-        *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        words = [*command, *map(str, arguments)]
-        return subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd, env=env, timeout=120)
-
-    run.language = request.param  # type: ignore[attr-defined]
-    return run
+    return Program(request.param, command_of(request.param, tmp_path_factory.mktemp("build")))
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +239,7 @@ def test_rows_are_those_of_retina_score(program: Program, small_export: SmallExp
 
 
 def test_png_with_alpha_and_16_bits(program: Program, small_export: SmallExport, tmp_path: Path) -> None:
-    if program.language == "cpp":  # type: ignore[attr-defined]
+    if program.language == "cpp":
         pytest.skip("examples/cpp reads JPEG alone")
     pixels = photograph(3, 1, 320, seed=6, source="ronda").picture
     alpha = np.full(pixels.shape[:2], 255, np.uint8)
@@ -252,7 +255,7 @@ def test_png_with_alpha_and_16_bits(program: Program, small_export: SmallExport,
 
 
 def test_tiff_of_12_bits_or_with_0_for_white(program: Program, small_export: SmallExport, tmp_path: Path) -> None:
-    if program.language != "python":  # type: ignore[attr-defined]
+    if program.language != "python":
         pytest.skip("of the programs, only Python's reads 16 bits of TIFF")
     grey = photograph(3, 1, 320, seed=6, source="ronda").picture[..., 1].astype(np.uint16)
     bits, photometric = 258, 262
@@ -270,7 +273,7 @@ def test_tiff_of_12_bits_or_with_0_for_white(program: Program, small_export: Sma
 def test_colours_and_depths_that_libvips_converts_otherwise_are_refused(
     program: Program, small_export: SmallExport, tmp_path: Path
 ) -> None:
-    if program.language != "node":  # type: ignore[attr-defined]
+    if program.language != "node":
         pytest.skip("of libvips")
     eye = Image.fromarray(photograph(3, 1, 320, seed=6, source="ronda").picture)
     eye.convert("CMYK").save(tmp_path / "a cmyk.jpg")
@@ -310,7 +313,7 @@ def test_readmes_program_answers_and_reports_nothing(small_export: SmallExport, 
 
 
 def test_what_retina_score_refuses_has_its_row(program: Program, small_export: SmallExport, tmp_path: Path) -> None:
-    if program.language != "python":  # type: ignore[attr-defined]
+    if program.language != "python":
         pytest.skip("of Pillow's own limits and modes")
     eye = Image.fromarray(photograph(3, 1, 320, seed=6, source="ronda").picture)
     Image.new("1", (20_000, 10_000)).save(tmp_path / "a bomb.png")

@@ -477,12 +477,11 @@ def test_every_damage_of_an_archive_is_refused(signature: bytes, at: int, value:
 def test_a_hidden_unit_at_zero_passes_no_gradient_as_in_pytorch() -> None:
     """Both channels have the mean 1, so W1 f = 0 and the logit changes with neither."""
     feature_map = torch.tensor([[[[2.0, 0.0]], [[0.0, 2.0]]]], requires_grad=True)
-    head = torch.nn.Sequential(
-        torch.nn.Linear(2, 1, bias=False), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(1, 1, bias=False)
-    ).eval()
+    first, last = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    head = torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.Dropout(), last).eval()
     with torch.no_grad():
-        head[0].weight.copy_(torch.tensor([[1.0, -1.0]]))
-        head[3].weight.fill_(1.0)
+        first.weight.copy_(torch.tensor([[1.0, -1.0]]))
+        last.weight.fill_(1.0)
     features = feature_map.mean(dim=(2, 3))
     (gradient,) = torch.autograd.grad(head(features).sum(), feature_map)
     expected = (gradient.mean((2, 3), keepdim=True) * feature_map).sum(1, keepdim=True).relu()

@@ -98,9 +98,11 @@ def test_the_modules_of_an_extra_are_those_that_it_installs() -> None:
     installed_by = packages_distributions()
 
     def packages(extra: str) -> set[str]:
-        found = set()
+        found: set[str] = set()
         for requirement in extras[extra]:
-            name, inner = re.fullmatch(r"([\w-]+)(?:\[(\w+)\])?(?:[<>=].*)?", requirement).groups()  # type: ignore[union-attr]
+            parts = re.fullmatch(r"([\w-]+)(?:\[(\w+)\])?(?:[<>=].*)?", requirement)
+            assert parts is not None, requirement
+            name, inner = parts.groups()
             found |= packages(inner) if name == "retina-edge" else {name}
         return found
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from retina.runtime.contract import Preprocessing
+from retina.runtime.contract import Framing, Preprocessing
 from retina.runtime.field import _field_mask, _lit_box
 from retina.runtime.picture import decode
 from retina.train.framing import field_mask, lit_box, make_frame, make_preprocess
@@ -23,9 +23,10 @@ def disc(height: int, width: int, centre: tuple[float, float], radius: float, se
     return np.where((x**2 + y**2 <= 1)[..., None], stripes, 3).astype(np.uint8)
 
 
-def framed(picture: np.ndarray, framing: str = "field", size: int = 128) -> np.ndarray:
-    frame = make_frame(Preprocessing(framing=framing, image_size=size))  # type: ignore[arg-type]
-    return frame(torch.from_numpy(picture)[None])[0].permute(1, 2, 0).numpy()
+def framed(picture: np.ndarray, framing: Framing = "field", size: int = 128) -> np.ndarray:
+    frame = make_frame(Preprocessing(framing=framing, image_size=size))
+    square: np.ndarray = frame(torch.from_numpy(picture)[None])[0].permute(1, 2, 0).numpy()
+    return square
 
 
 @pytest.mark.parametrize("shape", [(200, 300), (97, 131), (33, 500), (640, 640)])

@@ -38,7 +38,7 @@ from retina.train.checkpoint import Checkpoint
 from retina.train.synthetic import photograph
 from small_backbone import RESNET10
 from small_export import SmallExport
-from small_network import CONTRACT, network
+from small_network import CONTRACT, linear, network
 from tiny_model import write_tiny_model
 
 
@@ -221,7 +221,7 @@ def test_which_maps_sum_to_the_logit(checkpoint: Path, layers: list[str], method
         return -score(output)
 
     of_score, of_opposite = (m.sum() for m in explainer.cam(x, [score, opposite]))
-    first, last = explainer.model.dr_head[0], explainer.model.dr_head[3]
+    first, last = linear(explainer.model.dr_head, 0), linear(explainer.model.dr_head, 3)
     with torch.no_grad():
         features = explainer.model.backbone(x)[0]
         logit = (last.weight[index] @ (first.weight @ features * (first(features) > 0))).item()  # without biases

@@ -12,6 +12,7 @@ import torch
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from retina.gradcam import GradCAM, find_layer, head_logit
+from retina.gradcam.cam import Method
 from retina.gradcam.explainer import CheckpointExplainer, OnnxExplainer
 from retina.runtime.contract import Head
 from retina.runtime.errors import UsageError
@@ -21,7 +22,7 @@ from retina.train.model import RetinaNet
 from retina.train.synthetic import photograph
 from small_backbone import RESNET10
 from small_export import SmallExport
-from small_network import CONTRACT, network
+from small_network import CONTRACT, linear, network
 from torch import Tensor, nn
 
 PACKAGE = {"gradcam": package.GradCAM, "gradcam++": package.GradCAMPlusPlus, "hirescam": package.HiResCAM}
@@ -42,7 +43,8 @@ class OneHead(nn.Module):
         self.model, self.index = model, index
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)[self.index]
+        logits: tuple[Tensor, Tensor] = self.model(x)
+        return logits[self.index]
 
 
 def by_package(
@@ -54,13 +56,14 @@ def by_package(
     with PACKAGE[method](OneHead(model, 0 if head == "dr" else 1), modules) as cam:
         cam(x, targets)
         recorded = cam.activations_and_grads
-        raw = [
+        raw: list[np.ndarray] = [
             np.maximum(cam.get_cam_image(x, module, targets, a.numpy(), g.numpy(), False), 0)
             for module, a, g in zip(modules, recorded.activations, recorded.gradients, strict=True)
         ]
         if len(raw) == 1:
             return raw[0]
-        return cam.aggregate_multi_layers([scale_cam_image(each)[:, None] for each in raw])
+        whole: np.ndarray = cam.aggregate_multi_layers([scale_cam_image(each)[:, None] for each in raw])
+        return whole
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +100,7 @@ def test_equals_the_grad_cam_package(backbone: str, twenty: Tensor) -> None:
 
 @pytest.mark.parametrize("method", sorted(PACKAGE))
 @pytest.mark.parametrize("layers", [["layer3"], ["layer4[-1].conv2"], ["layer4[0].conv2", "layer4"]])
-def test_every_method_equals_the_package(method: str, layers: list[str], batch: Tensor) -> None:
+def test_every_method_equals_the_package(method: Method, layers: list[str], batch: Tensor) -> None:
     model, classes = network(), [1, 1, 4, 0]
     (mine,) = GradCAM(model, layers, method)(batch, [head_logit("dr", classes)])
     np.testing.assert_allclose(mine, by_package(model, "dr", layers, method, batch, classes), atol=1e-4, rtol=1e-4)
@@ -120,7 +123,7 @@ def test_a_batch_is_explained_as_its_pictures_one_by_one(batch: Tensor) -> None:
 def test_the_sum_is_the_logit_without_biases(batch: Tensor) -> None:
     """As the documented unit says: without biases and negative evidence, the cells sum to the logit."""
     model = network()
-    for layer in (model.dr_head[0], model.dr_head[3]):
+    for layer in (linear(model.dr_head, 0), linear(model.dr_head, 3)):
         layer.weight.data.abs_()
         layer.bias.data.zero_()
     cam = GradCAM(model)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Generator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -128,11 +129,14 @@ def save(path: Path, model: onnx.ModelProto) -> Path:
     return path
 
 
-def with_contract(**changes: object) -> onnx.ModelProto:
+def with_contract_text(text: str) -> onnx.ModelProto:
     model = tiny_model()
-    body = json.loads(CONTRACT.to_json()) | changes
-    helper.set_model_props(model, {METADATA_KEY: json.dumps(body)})
+    helper.set_model_props(model, {METADATA_KEY: text})
     return model
+
+
+def with_contract(**changes: object) -> onnx.ModelProto:
+    return with_contract_text(json.dumps(json.loads(CONTRACT.to_json()) | changes))
 
 
 def external(path: Path) -> Path:
@@ -141,17 +145,14 @@ def external(path: Path) -> Path:
     return path
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no such file": (lambda p: p, "No such file"),
     "empty": (lambda p: (p.write_bytes(b""), p)[1], "expected a model file, found an empty one"),
     "not ONNX": (lambda p: (p.write_bytes(b"PK\x03\x04 not onnx" * 99), p)[1], "retina-export CHECKPOINT --out"),
     "cut short": (lambda p: (p.write_bytes(tiny_model().SerializeToString()[:900]), p)[1], "expected"),
     "no contract": (lambda p: write_tiny_model(p, contract=None), "expected a contract under the metadata key"),
     "another schema": (lambda p: save(p, with_contract(schema=2)), r"schema: expected 1, found 2\. .* upgrade"),
-    "contract not JSON": (
-        lambda p: save(p, (m := tiny_model(), helper.set_model_props(m, {METADATA_KEY: "{"}))[0]),
-        "expected a contract in JSON",
-    ),
+    "contract not JSON": (lambda p: save(p, with_contract_text("{")), "expected a contract in JSON"),
     "renamed output": (
         lambda p: write_tiny_model(p, names={"dr_probs": "probs"}),
         r"outputs: expected \['dr_probs', 'me_probs'\], found \['probs', 'me_probs'\]",
@@ -424,7 +425,8 @@ def test_score_reads_its_input_only_a_little_ahead(tmp_path: Path) -> None:
     results = model.score(endless(), workers=2)
     for _ in range(10):
         next(results)
-    results.close()  # type: ignore[attr-defined]
+    assert isinstance(results, Generator)
+    results.close()
     assert taken <= 10 + 2 * 64
 
 

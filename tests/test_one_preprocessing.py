@@ -12,7 +12,7 @@ from PIL import Image
 from retina.export.graph import DeployedModel
 from retina.export.to_onnx import OnnxFile
 from retina.gradcam.explainer import CheckpointExplainer
-from retina.runtime.contract import Contract, Framing, Preprocessing, Surround
+from retina.runtime.contract import HEADS, Contract, Framing, Preprocessing, Surround
 from retina.runtime.model import RetinaModel
 from retina.runtime.picture import decode
 from retina.train.checkpoint import load_checkpoint
@@ -72,7 +72,7 @@ def test_every_way_to_a_probability_is_the_same(
         explained = explainer.explain([decode(path)])[0]
         np.testing.assert_allclose(list(scored.dr_probs.values()), dr, atol=1e-4, err_msg=path.name)
         np.testing.assert_allclose(scored.me_prob, me[1], atol=1e-4, err_msg=path.name)
-        for head, probs in (("dr", dr), ("me", me)):
+        for head, probs in zip(HEADS, (dr, me), strict=True):
             np.testing.assert_allclose(explained.maps[head].probability, probs.max(), atol=1e-4, err_msg=path.name)
         spread.append(dr)
     assert np.ptp(spread, axis=0).max() > 0.1, "answers too alike to tell a wrong preprocessing"

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from retina.runtime import panel as panels
-from retina.runtime.contract import Decision, Preprocessing, Surround
+from retina.runtime.contract import Decision, Framing, Head, Preprocessing, Surround
 from retina.runtime.errors import OutputError
 from retina.runtime.field import Field
 from retina.runtime.image_file import fault_of_picture, write_image
@@ -93,9 +93,9 @@ def test_the_square_is_the_one_that_the_network_sees(name: str, surround: Surrou
 
 @pytest.mark.parametrize("name", PICTURES)
 @pytest.mark.parametrize("framing", ["field", "squash"])
-def test_cut_out_of_the_photograph_it_is_what_the_network_sees(name: str, framing: str) -> None:
+def test_cut_out_of_the_photograph_it_is_what_the_network_sees(name: str, framing: Framing) -> None:
     """The same check by pixels, without using the framing's internals."""
-    preprocessing = Preprocessing(framing=framing, image_size=96)  # type: ignore[arg-type]
+    preprocessing = Preprocessing(framing=framing, image_size=96)
     pixels = PICTURES[name]
     seen = make_frame(preprocessing)(torch.from_numpy(pixels)[None])[0].permute(1, 2, 0).numpy()
     field = Field.find(pixels, preprocessing)
@@ -273,8 +273,8 @@ def test_a_map_that_is_not_in_logits_is_blank_only_where_it_is_zero_and_has_no_u
     decision, strong = Decision(2, 0, True, 0.8, False), np.ones((3, 3), np.float32)
 
     def left_of_caption(sums_to_logit: bool) -> int:
-        maps = {"dr": HeadMap("dr", strong, 2, 0.8, sums_to_logit)}
-        panel = np.asarray(draw_panel(picture, "eye.jpg", decision, maps, field))  # type: ignore[arg-type]
+        maps: dict[Head, HeadMap] = {"dr": HeadMap("dr", strong, 2, 0.8, sums_to_logit)}
+        panel = np.asarray(draw_panel(picture, "eye.jpg", decision, maps, field))
         corner = panel[62 + TILE + 8 + 78 : 62 + TILE + 8 + 100, -220:]
         return int(np.argwhere((corner < 200).any(axis=(0, 2))).min())
 
@@ -324,8 +324,11 @@ def test_the_panel_shows_the_photograph_and_each_map() -> None:
     field = Field.find(PICTURES["drawn, 3:2"], PREP)
     spot = np.zeros((3, 3), np.float32)
     spot[1, 1] = 0.5
-    maps = {"dr": HeadMap("dr", spot, 3, 0.91), "me": HeadMap("me", np.zeros((3, 3), np.float32), 0, 0.7)}
-    panel = draw_panel(picture, "eye.jpg", Decision(3, 0, True, 0.95, False), maps, field)  # type: ignore[arg-type]
+    maps: dict[Head, HeadMap] = {
+        "dr": HeadMap("dr", spot, 3, 0.91),
+        "me": HeadMap("me", np.zeros((3, 3), np.float32), 0, 0.7),
+    }
+    panel = draw_panel(picture, "eye.jpg", Decision(3, 0, True, 0.95, False), maps, field)
     left, dr, me = (
         np.asarray(panel)[62 : 62 + TILE, 20 + i * (TILE + 20) : 20 + i * (TILE + 20) + TILE] for i in range(3)
     )
@@ -340,22 +343,33 @@ def test_the_panel_shows_what_the_network_sees_and_what_it_answers(monkeypatch: 
     seen = (200, 50, 400, 250)
     field = replace(WHOLE, left=200 / 500, top=50 / 300, right=400 / 500, bottom=250 / 300)
     values = np.array([[0.0, 0.1, 0.9], [0.2, 0.5, 0.0]], np.float32)
-    maps = {"dr": HeadMap("dr", values, 3, 0.91), "me": HeadMap("me", values[::-1], 0, 0.7)}
+    maps: dict[Head, HeadMap] = {"dr": HeadMap("dr", values, 3, 0.91), "me": HeadMap("me", values[::-1], 0, 0.7)}
     tile = picture.crop(seen).resize((TILE, TILE), Image.Resampling.BICUBIC)
     texts: list[str] = []
     write = panels._write
 
-    def written(pen: object, at: object, text: str, *how: object, **more: object) -> None:
+    def written(
+        pen: ImageDraw.ImageDraw,
+        at: tuple[int, int],
+        text: str,
+        size: int,
+        fill: tuple[int, int, int],
+        *,
+        bold: bool = False,
+        anchor: str = "la",
+    ) -> None:
         texts.append(text)
-        write(pen, at, text, *how, **more)  # type: ignore[arg-type]
+        write(pen, at, text, size, fill, bold=bold, anchor=anchor)
 
     monkeypatch.setattr(panels, "_write", written)
-    for tops in (None, {"dr": 2.5, "me": 2.0}):
+    shared: dict[Head, float] = {"dr": 2.5, "me": 2.0}
+    heads: tuple[Head, ...] = ("dr", "me")
+    for tops in (None, shared):
         texts.clear()
-        panel = draw_panel(picture, "eye.jpg", Decision(3, 0, True, 0.95, False), maps, field, tops)  # type: ignore[arg-type]
-        for column, head in enumerate(("dr", "me"), start=1):
+        panel = draw_panel(picture, "eye.jpg", Decision(3, 0, True, 0.95, False), maps, field, tops)
+        for column, head in enumerate(heads, start=1):
             x = 20 + column * (TILE + 20)
-            expected = draw(tile, maps[head], WHOLE, tops and tops[head])
+            expected = draw(tile, maps[head], WHOLE, tops[head] if tops else None)
             shown = panel.crop((x, 62, x + TILE, 62 + TILE))
             np.testing.assert_allclose(np.asarray(shown, int), np.asarray(expected, int), atol=2)
         assert texts[:2] == ["eye.jpg", "Model: DR grade 3 (severe), macular edema: no risk"]
@@ -386,8 +400,8 @@ def test_the_panel_paints_the_lit_part_of_what_it_shows() -> None:
     lit = np.zeros((64, 64), np.float32)
     lit[:, :24] = 1
     field = Field(0.25, 0.0, 0.75, 1.0, lit)
-    maps = {"dr": HeadMap("dr", np.ones((3, 3), np.float32), 0, 0.9)}
-    panel = draw_panel(Image.new("RGB", (400, 200), (150, 70, 30)), "eye.jpg", NO_RISK, maps, field)  # type: ignore[arg-type]
+    maps: dict[Head, HeadMap] = {"dr": HeadMap("dr", np.ones((3, 3), np.float32), 0, 0.9)}
+    panel = draw_panel(Image.new("RGB", (400, 200), (150, 70, 30)), "eye.jpg", NO_RISK, maps, field)
     tile = np.asarray(panel)[62 : 62 + TILE, 20 + TILE + 20 : 20 + TILE + 20 + TILE]
     painted = (tile != np.array([150, 70, 30])).any(axis=2)
     assert painted[:, : TILE // 4 - 16].all() and not painted[:, TILE // 4 + 16 :].any()
@@ -398,8 +412,8 @@ def test_the_panel_shows_the_scale_as_it_looks_on_a_retina_unless_the_map_is_bla
     x, y = 20 + TILE + 20, 62 + TILE + 8 + 58
 
     def scale(values: NDArray[np.float32]) -> NDArray[np.float64]:
-        maps = {"dr": HeadMap("dr", values, 0, 0.9)}
-        panel = draw_panel(picture, "eye.jpg", NO_RISK, maps, WHOLE)  # type: ignore[arg-type]
+        maps: dict[Head, HeadMap] = {"dr": HeadMap("dr", values, 0, 0.9)}
+        panel = draw_panel(picture, "eye.jpg", NO_RISK, maps, WHOLE)
         return np.asarray(panel)[y : y + 18, x : x + TILE].astype(float)
 
     shown = scale(np.ones((3, 3), np.float32))[9]

@@ -93,7 +93,7 @@ def split_in_two(seed: int = 0, n: int = 200) -> Predictions:
 def only(p: Predictions, keep: Any) -> Predictions:
     """The photographs at which ``keep`` (N,) is true."""
     rows = np.flatnonzero(keep)
-    parts = {
+    parts: dict[str, Any] = {
         name: value[rows] if isinstance(value, np.ndarray) else tuple(value[i] for i in rows)
         for name, value in vars(p).items()
     }
@@ -159,7 +159,7 @@ def test_labels_without_which_a_run_makes_no_sense(tmp_path: Path) -> None:
     (fault,) = calibration_faults(data, Contract(provenance={"untrained_heads": ["me"]}))
     assert "expected photographs with DR grade of 2 or more" in fault, "a head that was never trained is not calibrated"
     assert untrained_heads(data, replace(RECIPE, me_weight=0.0), HEADS) == ["me"]
-    assert untrained_heads(data, replace(RECIPE, me_weight=0.0), ("dr",)) == [], "trained by what it starts from"
+    assert untrained_heads(data, replace(RECIPE, me_weight=0.0), ["dr"]) == [], "trained by what it starts from"
 
     relabel(tmp_path / "train", [0, 1, 2] * 2, [NA] * 6)
     relabel(tmp_path / "valid", [0, 1, 2], [NA, NA, NA])
@@ -334,7 +334,7 @@ def trainer(dr_index: Sequence[int], config: TrainConfig) -> Trainer:
     torch.manual_seed(0)
     fabric, net = make_fabric("cpu", "fp32"), RetinaNet(3, RESNET10)
     t = Trainer(fabric, config, net, Normalize(SMALL.mean, SMALL.std), (0, 1, 2), class_weights(dr_index, 3))
-    t.net.train = lambda mode=True: torch.nn.Module.train(t.net, False)  # type: ignore[method-assign,misc]
+    t.net.train = lambda mode=True: torch.nn.Module.train(t.net, False)  # type: ignore[method-assign]
     return t
 
 
@@ -367,7 +367,7 @@ def test_a_step_is_torchs_mean_over_each_heads_labelled_photographs(tmp_path: Pa
 
     t.net.zero_grad()
     loss, figures = expected_loss([train[draw] for micro_batch in plan for draw in micro_batch])
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     assert t.train_figures() == pytest.approx({"loss": loss.item(), **figures}, rel=1e-5)
     for name, p in t.net.named_parameters():
         torch.testing.assert_close(gradients[name], p.grad, rtol=1e-4, atol=1e-6)
@@ -379,6 +379,14 @@ def test_a_step_is_torchs_mean_over_each_heads_labelled_photographs(tmp_path: Pa
     )
 
 
+def gradients(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Those of all its parameters, of which each must have one."""
+    parameters = list(module.parameters())
+    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    assert len(found) == len(parameters) > 0
+    return found
+
+
 def test_a_step_in_which_a_head_has_no_label_gives_it_no_gradient(tmp_path: Path) -> None:
     train, _ = items(partial_set(tmp_path))
     t = trainer(train.dr_index, RECIPE)
@@ -386,9 +394,9 @@ def test_a_step_in_which_a_head_has_no_label_gives_it_no_gradient(tmp_path: Path
     t.optimizer.step = lambda: None
     t.optimizer.zero_grad = lambda: None
     t.train_epoch([batch], StopRequest(), lambda n, totals: None, 1)  # type: ignore[arg-type]
-    assert all(p.grad.abs().max() == 0 for p in t.net.me_head.parameters())
-    assert all(torch.isfinite(p.grad).all() for p in t.net.parameters())
-    assert max(p.grad.abs().max() for p in t.net.dr_head.parameters()) > 0
+    assert all(gradient.abs().max() == 0 for gradient in gradients(t.net.me_head))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(t.net))
+    assert max(gradient.abs().max() for gradient in gradients(t.net.dr_head)) > 0
     t.heads = ("dr",)
     figures = t.train_figures()
     assert np.isnan([figures["me_loss"], figures["me_accuracy"]]).all()
@@ -582,7 +590,9 @@ def test_the_screening_points_find_as_many_as_they_should() -> None:
         ("referable_me", p.me_true, 1, p.me_probs[:, 1]),
     )
     for task, true, ill_from, probs in asked:
-        referred = probs >= rules[task].threshold
+        threshold = rules[task].threshold
+        assert threshold is not None
+        referred = probs >= threshold
         assert referred[true >= ill_from].mean() >= SENSITIVITY
         assert referred[(true < ill_from) & (true != UNLABELLED)].mean() < 0.8
     assert rules["referable_me"].threshold == screening_threshold(p.me_true, p.me_probs[:, 1])

@@ -31,7 +31,7 @@ def encoded(image: Image.Image, format_: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-LOSSLESS = {
+LOSSLESS: dict[str, tuple[str, dict[str, object]]] = {
     "png": ("PNG", {}),
     "tiff": ("TIFF", {}),
     "tiff-lzw": ("TIFF", {"compression": "tiff_lzw"}),
@@ -41,7 +41,11 @@ LOSSLESS = {
     "jp2": ("JPEG2000", {}),
     "j2k": ("JPEG2000", {"no_jp2": True}),
 }
-LOSSY = {"jpeg": ("JPEG", {}), "webp": ("WEBP", {"quality": 80}), "tiff-jpeg": ("TIFF", {"compression": "jpeg"})}
+LOSSY: dict[str, tuple[str, dict[str, object]]] = {
+    "jpeg": ("JPEG", {}),
+    "webp": ("WEBP", {"quality": 80}),
+    "tiff-jpeg": ("TIFF", {"compression": "jpeg"}),
+}
 
 
 @pytest.mark.parametrize("format_", LOSSLESS)
@@ -93,8 +97,9 @@ def test_exif_orientation_is_applied(format_: str, orientation: int) -> None:
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}.get(format_, {})
-    pixels = decode(encoded(Image.fromarray(np.ascontiguousarray(stored)), format_, exif=exif, **options))
+    options: dict[str, dict[str, object]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    pixels = decode(encoded(image, format_, exif=exif, **options.get(format_, {})))
     assert pixels.shape == upright.shape
     assert np.abs(pixels.astype(int) - upright).max() <= (12 if format_ == "JPEG" else 0)
 
@@ -258,7 +263,8 @@ def test_fill_bytes_before_a_marker_do_not_hide_damage() -> None:
 
 def _written_by_others(jpeg: bytes, way: str) -> bytes:
     """The same picture from another encoder: the segments up to the scan's data, put together in another way."""
-    segments, at = [], 2
+    segments: list[tuple[int, bytes]] = []
+    at = 2
     while not segments or segments[-1][0] != 0xDA:
         end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4])
         segments.append((jpeg[at + 1], jpeg[at + 4 : end]))
@@ -427,7 +433,7 @@ def _tiff(
     ]
     if tile:
         strips_as_tiles = {273: 324, 279: 325}
-        tags = [(strips_as_tiles.get(tag, tag), *of_tag) for tag, *of_tag in tags if tag != 278]
+        tags = [(strips_as_tiles.get(tag, tag), kind, n, value) for tag, kind, n, value in tags if tag != 278]
         tags += [(322, 4, 1, tile), (323, 4, 1, tile)]
     out = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags))
     for tag, kind, count, value in tags:
@@ -685,12 +691,12 @@ def _dicom(
     high: int | None = None,
 ) -> bytes:
     from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import OphthalmicPhotography8BitImageStorage
+    from pydicom.uid import UID, OphthalmicPhotography8BitImageStorage
 
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID = syntax
+    meta.TransferSyntaxUID = UID(syntax)
     meta.MediaStorageSOPClassUID = OphthalmicPhotography8BitImageStorage
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     data.PatientName = "Secret^Person"
     data.Rows, data.Columns = pixels.shape[:2]
@@ -858,7 +864,7 @@ def test_dicom_whose_frames_are_found_by_an_extended_table_is_checked_like_other
     def dicom(*frames: bytes) -> bytes:
         def compress(data: Any) -> None:
             data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
-            data.PixelData, data.ExtendedOffsetTable, data.ExtendedOffsetTableLengths = encapsulate_extended(frames)
+            data.PixelData, data.ExtendedOffsetTable, data.ExtendedOffsetTableLengths = encapsulate_extended([*frames])
             data.NumberOfFrames = len(frames)
 
         return _changed_dicom(compress, np.zeros((480, 640, 3), np.uint8), "YBR_FULL_422")

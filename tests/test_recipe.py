@@ -11,7 +11,7 @@ import signal
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -50,6 +50,7 @@ from scipy.ndimage import find_objects, label, uniform_filter
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_curve
 from small_backbone import RESNET10
+from small_network import linear
 from small_set import SMALL, items, small_set
 from torchvision.transforms import v2
 
@@ -149,9 +150,9 @@ def test_cosine_rates_by_hand(data: DataSet) -> None:
 
 
 @pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 0.02), ("adam", 0.0)])
-def test_adamw_decays_weights_by_hand(optimizer: str, decay: float) -> None:
+def test_adamw_decays_weights_by_hand(optimizer: Literal["adam", "adamw"], decay: float) -> None:
     t = trainer(replace(RELEASED, optimizer=optimizer, lr_heads=1e-2))
-    weight = t.net.dr_head[0].weight
+    weight = linear(t.net.dr_head, 0).weight
     before = weight.detach().clone()
     weight.grad = torch.zeros_like(weight)
     t.optimizer.step()

@@ -137,8 +137,9 @@ def test_page_is_whole_and_fetches_nothing(run_dir: Path) -> None:
         for name in ("src", "href"):
             target = attributes.get(name) or "data:"
             assert target.startswith(("data:", "#"))
-        if (attributes.get("href") or "").startswith("#"):
-            assert any(other.get("id") == attributes["href"][1:] for _, other in page.tags)
+        link = attributes.get("href") or ""
+        if link.startswith("#"):
+            assert any(other.get("id") == link[1:] for _, other in page.tags)
     assert "url(" not in text
     assert "@import" not in text
     for needed in ("prefers-color-scheme: dark", "@media print", "width=device-width"):
@@ -258,8 +259,10 @@ def test_a_line_through_every_plot_marks_the_first_best_epoch(
     assert len(figure.axes) == 6
     for ax in figure.axes:
         (line,) = (line for line in ax.lines if line.get_linestyle() == "-.")
-        assert list(line.get_xdata()) == [best, best]
-        assert f"best epoch ({best})" in [text.get_text() for text in ax.get_legend().get_texts()]
+        assert np.asarray(line.get_xdata()).tolist() == [best, best]
+        legend = ax.get_legend()
+        assert legend is not None
+        assert f"best epoch ({best})" in [text.get_text() for text in legend.get_texts()]
 
 
 def test_curves_of_one_epoch_and_of_one_class_can_be_drawn(tmp_path: Path) -> None:
@@ -286,7 +289,7 @@ def test_each_split_has_its_own_figures(tmp_path: Path, monkeypatch: pytest.Monk
         name: predictions(tmp_path, answers)
         for name, answers in (("train", ANSWERS), ("valid", ANSWERS[:4]), ("test", ANSWERS[2:]))
     }
-    metrics = {"epoch": 1, "splits": {name: evaluate(p, CONTRACT, n_bootstrap=10) for name, p in splits.items()}}
+    figures_of = {name: evaluate(p, CONTRACT, n_bootstrap=10) for name, p in splits.items()}
     draw, drawn = plots.confusion_matrix, {}
 
     def confusion_matrix(matrix: list[list[int]], labels: list[str], title: str, path: Path) -> None:
@@ -294,8 +297,9 @@ def test_each_split_has_its_own_figures(tmp_path: Path, monkeypatch: pytest.Monk
         draw(matrix, labels, title, path)
 
     monkeypatch.setattr(plots, "confusion_matrix", confusion_matrix)
+    metrics = {"epoch": 1, "splits": figures_of}
     page = write_report(tmp_path, NOTHING_FOUND, metrics, HISTORY, splits, CONTRACT).read_text(encoding="utf-8")
-    for name, figures in metrics["splits"].items():
+    for name, figures in figures_of.items():
         section = page.split(f'<section id="split-{name}">')[1].split("</section>")[0]
         tables = re.findall(r"Classification report</caption>.*?</table>", section, re.DOTALL)
         for task, table in zip(("dr", "me"), tables, strict=True):

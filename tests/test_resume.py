@@ -11,7 +11,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from retina.train.cli import main
 from retina.train.console import Console
 from retina.train.data import DataSet
 from retina.train.device import make_fabric
+from retina.train.items import Batch, EvalItems
 from retina.train.loader import make_loader
 from retina.train.pipeline import train
 from retina.train.resume import load_resume, save_resume, saved_progress
@@ -104,16 +105,18 @@ def test_a_stop_requested_while_devices_agree_is_kept_for_the_next_step(monkeypa
         assert stop.agreed(fabric)
 
 
-def test_stopped_while_its_last_epoch_is_judged_a_run_stops(data: DataSet, tmp_path: Path) -> None:
+def test_stopped_while_its_last_epoch_is_judged_a_run_stops(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train, _ = items(data)
     t, file = trainer(train, replace(RECIPE, epochs=1)), tmp_path / "resume.pth"
     judge = t.judge
 
-    def interrupted(*arguments: Any) -> dict[str, float]:
+    def interrupted(split: EvalItems, loader: Iterable[Batch]) -> dict[str, float]:
         signal.raise_signal(signal.SIGINT)
-        return judge(*arguments)
+        return judge(split, loader)
 
-    t.judge = interrupted  # type: ignore[method-assign]
+    monkeypatch.setattr(t, "judge", interrupted)
     assert not run(t, data, file)
     resumed = trainer(train, t.config)
     load_resume(resumed, file)
@@ -258,7 +261,7 @@ def test_told_to_end_with_all_its_processes_a_run_saves_everything(data: DataSet
 def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
     data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted_twice(_: Console, epoch: int, *__: object) -> Callable[[int, list[float]], None]:
+    def interrupted_twice(_: Console, epoch: int, *__: object) -> Callable[[int, Totals], None]:
         def show(done: int, totals: Totals) -> None:
             for _ in range(2 * (epoch == 2)):
                 signal.raise_signal(signal.SIGINT)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -24,7 +25,19 @@ from retina.runtime.table import columns
 from tiny_model import CONTRACT, expected_probs, write_tiny_model
 
 COMMAND = [sys.executable, "-c", "from retina.runtime.cli import main; main()"]
-Score = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class Score(Protocol):
+    """Runs retina-score, in a folder where it finds a model unless told otherwise."""
+
+    def __call__(
+        self,
+        *arguments: str | Path,
+        stdin: bytes = b"",
+        cwd: str | None = None,
+        env: dict[str, str] | None = None,
+        preexec_fn: Callable[[], object] | None = None,
+    ) -> subprocess.CompletedProcess[str]: ...
 
 
 def image(seed: int, side: int = 40) -> NDArray[np.uint8]:
@@ -47,10 +60,17 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Score:
     (tmp_path / "artifacts").mkdir()
     write_tiny_model(tmp_path / "artifacts" / "retina_multitask.onnx")
 
-    def run(*arguments: str | Path, stdin: bytes = b"", **keywords: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str | Path,
+        stdin: bytes = b"",
+        cwd: str | None = None,
+        env: dict[str, str] | None = None,
+        preexec_fn: Callable[[], object] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [*COMMAND, *arguments], input=stdin, capture_output=True, timeout=60, check=False, **keywords
-        )
+            [*COMMAND, *arguments],
+            input=stdin, capture_output=True, timeout=60, check=False, cwd=cwd, env=env, preexec_fn=preexec_fn,
+        )  # fmt: skip
         out, err = (os.fsdecode(stream) for stream in (done.stdout, done.stderr))
         assert "Traceback" not in err, err
         return subprocess.CompletedProcess(done.args, done.returncode, out, err)
@@ -286,7 +306,7 @@ def survives_kills(folder: Path, moments: Sequence[float]) -> None:
     """
     rows = len(list(folder.iterdir()))
     assert subprocess.run([*COMMAND, folder, "--out", "whole.csv"], capture_output=True, check=False).returncode == 1
-    again = [*COMMAND, folder, "--out", "killed.csv", "--json"]
+    again: list[str | Path] = [*COMMAND, folder, "--out", "killed.csv", "--json"]
     for moment in moments:
         process = subprocess.Popen(again, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert process.stdout is not None

@@ -30,8 +30,8 @@ import pytest
 from click.testing import CliRunner
 from crowd import BOUNDARY, FORM, JPEG, besiege, bodies, form
 from PIL import Image
-from retina.runtime import RetinaModel, connection
-from retina.runtime.connection import Connection
+from retina.runtime import RetinaModel
+from retina.runtime.connection import SECONDS, Connection
 from retina.runtime.envelope import CLIENT_GONE, DRAINED, Envelope
 from retina.runtime.errors import MissingExtraError, ModelFileError, OutputError, UsageError
 from retina.runtime.extras import require_extra
@@ -678,7 +678,7 @@ def test_the_limits_are_those_that_the_guide_states() -> None:
     assert "at most twice `--queue` times `--max-mib` (4 GiB by default)" in guide
     assert 2 * Limits().requests * Limits().body == 4 * 2**30
     assert "for a minute nothing is requested on it, or no part of an answer is taken." in guide
-    assert connection.SECONDS == 60
+    assert SECONDS == 60
     assert "those in progress have 30 seconds to finish" in guide
     assert GRACE == 30
 

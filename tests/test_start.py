@@ -20,6 +20,7 @@ from retina.train.data import DataSet, Photo, Split
 from retina.train.model import RetinaNet, load_backbone_weights
 from retina.train.start import grades_of_network, open_start, start_notes
 from small_backbone import RESNET10
+from small_network import linear
 
 CONTRACT = Contract(Preprocessing(image_size=64), dr_grades=(0, 2, 4))
 
@@ -62,11 +63,11 @@ def test_training_goes_on_from_torchvisions_weights_with_new_heads(net: RetinaNe
     assert open_start(RESNET10, str(tmp_path / "imagenet.pth")) is None
     assert grades_of_network(None, "imagenet", graded(0, 2, 4)) == (0, 2, 4)
     fresh = RetinaNet(3, RESNET10)
-    head = fresh.dr_head[3].weight.clone()
+    head = linear(fresh.dr_head, 3).weight.clone()
     load_backbone_weights(fresh, RESNET10, str(tmp_path / "imagenet.pth"))
     saved = torch.load(tmp_path / "imagenet.pth", weights_only=True)
     assert torch.equal(fresh.backbone.conv1.weight, saved["conv1.weight"])
-    assert torch.equal(fresh.dr_head[3].weight, head)
+    assert torch.equal(linear(fresh.dr_head, 3).weight, head)
 
 
 def test_training_does_not_go_on_from_another_network(net: RetinaNet, tmp_path: Path) -> None:
@@ -123,10 +124,10 @@ def test_data_with_me_labels_alone_keep_the_grades_of_the_checkpoint(net: Retina
         ):
             grades_of_network(start, "w.pth", graded(test=(0, 3)))
     config = TrainConfig(data="d", weights="a.pth", image_size=64, framing=CONTRACT.preprocessing.framing)
-    (stale,) = start_notes(ours, config, (), ("me",))
+    (stale,) = start_notes(ours, config, (), ["me"])
     assert stale.startswith("The DR head stays that of a.pth while the features that it reads change")
     never = replace(ours, contract=CONTRACT.with_(provenance={"untrained_heads": ["dr"]})) if ours else None
-    assert start_notes(never, config, (), ("me",)) == []
+    assert start_notes(never, config, (), ["me"]) == []
 
 
 def retina_train(*arguments: object) -> Result:

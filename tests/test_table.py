@@ -99,8 +99,8 @@ def test_kappa_over_grades_with_gaps() -> None:
     for true, predicted, times in ((0, 0, 5), (4, 4, 5), (0, 4, 1), (3, 4, 2)):
         for _ in range(times):
             confusion.add(true, predicted)
-    true, predicted = [0] * 6 + [4] * 5 + [3] * 2, [0] * 5 + [4] * 8
-    expected = cohen_kappa_score(true, predicted, labels=[0, 1, 2, 3, 4], weights="quadratic")
+    grades, answers = [0] * 6 + [4] * 5 + [3] * 2, [0] * 5 + [4] * 8
+    expected = cohen_kappa_score(grades, answers, labels=[0, 1, 2, 3, 4], weights="quadratic")
     assert confusion.quadratic_kappa() == pytest.approx(expected)
 
 
@@ -109,7 +109,7 @@ def test_nothing_counted_is_nan_not_an_error() -> None:
     assert np.isnan(Confusion().quadratic_kappa())
 
 
-def truth_of(tmp_path: Path, rows: str, *names: str) -> dict[str, int]:
+def truth_of(tmp_path: Path, rows: str, *names: str) -> dict[str, int | None]:
     path = tmp_path / "a.csv"
     path.write_text("Image name,Retinopathy grade,Risk of macular edema\n" + rows)
     return {name: row.dr_grade for name, row in read_truth(path, Listing(tmp_path, names)).by_name.items()}

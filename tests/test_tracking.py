@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ from retina.train.predictions import Predictions
 from retina.train.tracking import EXPERIMENT, REGISTERED_MODEL, Tracker, make_tracker
 from small_backbone import RESNET10
 from telemetry import bare_environment
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
 
 # MLflow and SQLAlchemy warn about each other's versions.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -49,7 +54,15 @@ def test_a_path_that_sqlite_would_cut_short_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "what").exists()
 
 
-def finished_folder(folder: Path) -> dict[str, object]:
+def experiment_of(client: MlflowClient) -> str:
+    """Its id."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    number: str = experiment.experiment_id
+    return number
+
+
+def finished_folder(folder: Path) -> dict[str, Any]:
     """A run's folder as the pipeline leaves it, with a small untrained network."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
@@ -84,7 +97,7 @@ def test_a_run_is_logged_and_its_best_model_can_be_loaded_from_the_registry(arti
     tracker.finish(folder, metrics)
 
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{artifacts}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    (run,) = client.search_runs([experiment_of(client)])
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "first"
     assert run.data.params == {"epochs": "1", "backbone": RESNET10, "unfreeze_epoch": "None"}
@@ -125,9 +138,8 @@ def test_a_resumed_run_goes_on_and_a_new_run_of_the_same_name_does_not(artifacts
     stopped = make_tracker("mlflow", artifacts)
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{artifacts}/mlflow.db")
 
-    def runs_named_second() -> list[object]:
-        experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
-        return client.search_runs([experiment], "attributes.run_name = 'second'")
+    def runs_named_second() -> list[MlflowRun]:
+        return list(client.search_runs([experiment_of(client)], "attributes.run_name = 'second'"))
 
     stopped.start("second", {"epochs": 2}, FACTS)
     stopped.epoch(ROW)
@@ -158,7 +170,7 @@ def test_a_finished_run_is_not_continued_and_what_is_no_number_is_not_logged(art
     first, second = make_tracker("mlflow", artifacts), make_tracker("mlflow", artifacts)
     first.start("third", {"epochs": 1}, FACTS)
     first.epoch({**ROW, "valid_me_auc": float("nan")})
-    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    experiment = experiment_of(client)
     (run,) = client.search_runs([experiment], "attributes.run_name = 'third'")
     assert run.data.metrics.keys() == ROW.keys() - {"epoch"}
     client.set_terminated(run.info.run_id, status="FINISHED")
@@ -243,7 +255,7 @@ def test_of_two_runs_of_one_name_the_one_of_the_same_folder_is_resumed(
         tracker.stop()
     make_tracker("mlflow", artifacts).start("fourth", {}, FACTS, resume=True)
     client = mlflow.MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    experiment = experiment_of(client)
     runs = client.search_runs([experiment], "attributes.run_name = 'fourth'")
     states = {run.data.tags["retina.run_folder"]: run.info.status for run in runs}
     assert states == {f"{artifacts}/runs/fourth": "RUNNING", f"{tmp_path}/runs/fourth": "KILLED"}

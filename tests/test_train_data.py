@@ -25,7 +25,7 @@ from retina.train.augment import augment_with_seed, make_augment
 from retina.train.data import DataSet, read_dataset
 from retina.train.frames import DecodedFrames, _key, look_through
 from retina.train.framing import make_frame
-from retina.train.items import Draw, EpochPlan, EvalItems, TrainItems, class_weights, collate
+from retina.train.items import Draw, EpochPlan, EvalItems, Item, TrainItems, class_weights, collate
 from sklearn.utils.class_weight import compute_class_weight
 
 SMALL = Preprocessing(image_size=48)
@@ -280,8 +280,7 @@ def test_flips_come_as_often_as_the_notebooks(flip: str, share: float) -> None:
 
 
 def test_collated_batches() -> None:
-    data_items = [(torch.full((3, 4, 4), n), n, n % 2, f"{n}.jpg", f"c{n}") for n in range(3)]
-    batch = collate(data_items)  # type: ignore[arg-type]
+    batch = collate([Item(torch.full((3, 4, 4), n), n, n % 2, f"{n}.jpg", f"c{n}") for n in range(3)])
     assert batch.image.shape == (3, 3, 4, 4)
     assert (batch.dr_index.tolist(), batch.me_label.tolist()) == ([0, 1, 2], [0, 1, 0])
     assert batch.dr_index.dtype == torch.int64
@@ -298,8 +297,8 @@ def test_every_cache_gives_the_same_frames(tmp_path: Path, framing: Literal["fie
     expected = torch.cat([frame(torch.from_numpy(decode(path))[None]) for path in paths])
     looks = []
     for cache in ("off", "memory", "disk", "disk"):  # the second time it is found on disk
-        exact, look = look_through(paths, preprocessing, "float32", cache, tmp_path / "cache")  # type: ignore[arg-type]
-        whole, _ = look_through(paths, preprocessing, "uint8", cache, tmp_path / "cache")  # type: ignore[arg-type]
+        exact, look = look_through(paths, preprocessing, "float32", cache, tmp_path / "cache")
+        whole, _ = look_through(paths, preprocessing, "uint8", cache, tmp_path / "cache")
         for i in range(3):
             assert torch.equal(exact[i], expected[i])
             assert torch.equal(whole[i].round().to(torch.uint8), expected[i].round().to(torch.uint8))

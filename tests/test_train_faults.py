@@ -21,7 +21,7 @@ import pytest
 import torch
 import torchvision
 from click.testing import CliRunner, Result
-from eyes import eye, write_annotations, write_set, write_split
+from eyes import Row, eye, write_annotations, write_set, write_split
 from retina.runtime.contract import Head, Preprocessing
 from retina.runtime.errors import AnnotationError, OutputError, UsageError
 from retina.train import frames, pipeline, survey
@@ -64,8 +64,8 @@ def rewrite(annotations: Path, change: dict[str, list[object] | None], add: list
     """Replace, drop or add rows by their name."""
     with annotations.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    kept = [change.get(row[0], row) for row in rows]
-    write_annotations(annotations.parent, [row for row in kept if row is not None] + add, header)
+    kept: list[Row | None] = [change.get(row[0], row) for row in rows]
+    write_annotations(annotations.parent, [*(row for row in kept if row is not None), *add], header)
 
 
 def test_every_planted_fault_is_named_in_one_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -570,8 +570,8 @@ def test_labels_that_faults_have_taken_are_not_missed_too(tmp_path: Path) -> Non
 
 def test_a_head_that_nothing_has_trained_needs_no_photographs_to_calibrate_on(tmp_path: Path) -> None:
     """Of ME there are no labels in train, and no risk in valid."""
-    for seed, (name, me) in enumerate((("train", ["NA"] * 3), ("valid", [0] * 3), ("test", [0] * 3))):
-        write_split(tmp_path / name, [0, 1, 2], seed, me=me)  # type: ignore[arg-type]
+    for seed, (name, me) in enumerate((("train", "NA"), ("valid", 0), ("test", 0))):
+        write_split(tmp_path / name, [0, 1, 2], seed, me=[me] * 3)
     assert surveyed(tmp_path, tmp_path, ["me"], cache="off", calibrate="valid").data.dr_grades == (0, 1, 2)
     with pytest.raises(AnnotationError, match=r"1 fault; .*\n.* photographs with ME risk to calibrate on, found none"):
         surveyed(tmp_path, tmp_path, cache="off", calibrate="valid")

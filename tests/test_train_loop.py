@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import shutil
 import signal
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,26 +23,29 @@ from eyes import write_set
 from lightning_fabric import Fabric
 from retina.runtime.errors import NonFiniteLossError, OutputError
 from retina.runtime.picture import decode
-from retina.train import pipeline, recorder
+from retina.train import pipeline, plots, recorder
 from retina.train.augment import augment_with_seed, draw_seed, make_augment
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.cli import main
 from retina.train.data import DataSet, read_dataset
 from retina.train.device import make_fabric
 from retina.train.framing import Normalize, make_preprocess
-from retina.train.items import Draw, EpochPlan, TrainItems
+from retina.train.items import Batch, Draw, EpochPlan, TrainItems
 from retina.train.loader import EvalBatches, make_loader, require_shared_memory, workers_for
 from retina.train.loop import fit
 from retina.train.model import RetinaNet
 from retina.train.pipeline import train
 from retina.train.resume import saved_progress
 from retina.train.run import Run
+from retina.train.stop import StopRequest
 from retina.train.totals import Totals
 from retina.train.trainer import Trainer
 from small_backbone import RESNET10
+from small_network import linear
 from small_run import RECIPE, assert_same_bits, command, pretrained, run, trainable, trainer, weights
 from small_set import SMALL, items
 from torch import Tensor
+from torch.utils.data import DataLoader
 from without_pictures import replace_pictures, run_commands, run_on_two_devices
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -53,10 +57,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return trainable(tmp_path_factory.mktemp("set"))
 
 
-class NeverStop:
-    requested = False
-
-    def agreed(self, _fabric: Fabric) -> bool:
+class NeverStop(StopRequest):
+    def agreed(self, fabric: Fabric) -> bool:
         return False
 
 
@@ -64,7 +66,7 @@ def train_epoch(t: Trainer, train: TrainItems, plan: EpochPlan | None = None) ->
     plan = plan or EpochPlan(train.dr_index, t.config.batch_size, t.config.sampler, t.config.seed)
     t.train_epoch(
         make_loader(train, 0, t.fabric, batch_sampler=plan), NeverStop(), lambda n, totals: None, plan.n_batches
-    )  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.parametrize("weighting", ["inverse", "none"])
@@ -74,7 +76,7 @@ def test_one_step_is_the_textbooks(data: DataSet, weighting: str) -> None:
     t = trainer(train, replace(RECIPE, accumulate=2, dr_weight=1.5, me_weight=0.5))
     if weighting == "none":
         t.dr_weights = torch.ones(3)
-    t.net.train = lambda mode=True: torch.nn.Module.train(t.net, False)  # type: ignore[method-assign,misc]
+    t.net.train = lambda mode=True: torch.nn.Module.train(t.net, False)  # type: ignore[method-assign]
     before = weights(t)
 
     class OneStep(EpochPlan):
@@ -95,7 +97,7 @@ def test_one_step_is_the_textbooks(data: DataSet, weighting: str) -> None:
     loss = 1.5 * F.cross_entropy(dr_logits, dr_true, t.dr_weights) + 0.5 * F.cross_entropy(me_logits, me_true)
     heads = [*reference.dr_head.parameters(), *reference.me_head.parameters()]
     adam = torch.optim.Adam([{"params": reference.backbone.parameters(), "lr": 1e-4}, {"params": heads, "lr": 1e-3}])
-    loss.backward()
+    torch.autograd.backward(loss)
     # Adam's first step is the gradient's sign, so compare only where the gradient exceeds rounding errors.
     clear = {name: p.grad.abs() > 1e-6 for name, p in reference.named_parameters() if p.grad is not None}
     adam.step()
@@ -161,7 +163,7 @@ def test_a_loss_that_is_no_number_names_the_files(data: DataSet) -> None:
     train, _ = items(data)
     t = trainer(train)
     with torch.no_grad():
-        t.net.dr_head[3].bias[0] = float("nan")
+        linear(t.net.dr_head, 3).bias[0] = float("nan")
     first = next(iter(EpochPlan(train.dr_index, 4, "shuffle", RECIPE.seed)))
     names = ", ".join(train.photos[draw.index].image_name for draw in first)
     with pytest.raises(NonFiniteLossError, match=rf"epoch 1: expected a finite loss, found DR nan .* {names}\. "):
@@ -224,18 +226,26 @@ def test_grades_weigh_as_asked(data: DataSet, tmp_path: Path, asked: str, expect
 
 
 @pytest.mark.parametrize("sampler", ["shuffle", "weighted"])
-def test_photographs_are_drawn_as_asked(data: DataSet, tmp_path: Path, sampler: str) -> None:
+def test_photographs_are_drawn_as_asked(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: Literal["shuffle", "weighted"]
+) -> None:
     train, _ = items(data)
     t = judged_as(trainer(train, replace(RECIPE, epochs=1, sampler=sampler)), lambda epoch: 1.0)
     drawn: list[Any] = []
-    t.train_epoch = lambda loader, *_: bool(drawn.extend(loader.batch_sampler))  # type: ignore[method-assign]
+
+    def train_epoch(loader: DataLoader[Batch], *_: object) -> bool:
+        assert loader.batch_sampler is not None
+        drawn.extend(loader.batch_sampler)
+        return False
+
+    monkeypatch.setattr(t, "train_epoch", train_epoch)
     run(t, data, tmp_path / "resume.pth")
     assert drawn == list(EpochPlan(train.dr_index, 4, sampler, RECIPE.seed))
 
 
 @pytest.mark.parametrize("augment", ["notebook", "cameras"])
 def test_photographs_are_augmented_as_asked(
-    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: str
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: Literal["notebook", "cameras"]
 ) -> None:
     pictures: list[Tensor] = []
 
@@ -394,7 +404,7 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_device
     left, right = (load_checkpoint(artifacts / "runs" / name / "final.pth").weights for name in ("one", "twice"))
 
     def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-        return sum((a[name] - b[name]).square().sum().item() for name, _ in start.named_parameters()) ** 0.5
+        return math.sqrt(sum((a[name] - b[name]).square().sum().item() for name, _ in start.named_parameters()))
 
     # Not parameter by parameter: where a gradient is almost 0, Adam's step has the sign of its rounding error. Measured
     # 0.007; training on one device's share alone, half of the batch, gives 0.89.
@@ -413,7 +423,7 @@ def test_curves_are_drawn_now_and_then_and_at_a_stop(
 ) -> None:
     monkeypatch.setattr(recorder, "CURVES_EVERY", every)
     drawn: list[int] = []
-    monkeypatch.setattr(recorder.plots, "learning_curves", lambda history, _: drawn.append(len(history)))
+    monkeypatch.setattr(plots, "learning_curves", lambda history, _: drawn.append(len(history)))
 
     def stopped(*arguments: Any) -> bool:
         fit(*arguments)

@@ -39,8 +39,8 @@ def pip(environment: Path, *arguments: str) -> str:
     return run([sys.executable, "-m", "pip", "--python", str(environment / "bin/python"), *arguments]).stdout
 
 
-def run(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)  # type: ignore[call-overload]
+def run(command: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
     assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
     return done
 

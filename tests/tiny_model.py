@@ -101,4 +101,5 @@ def write_tiny_model(path: Path, **variant: Any) -> Path:
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     exponents = np.exp(logits - logits.max())
-    return exponents / exponents.sum()
+    probs: NDArray[np.float64] = exponents / exponents.sum()
+    return probs

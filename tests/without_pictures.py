@@ -86,5 +86,5 @@ def _launch(function: Callable[..., None], arguments: Sequence[Any]) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     options = ["--start-method", "fork", "--nproc-per-node", "2", "--local-addr", "127.0.0.1"]
     options += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    config, *_ = run.config_from_args(run.parse_args([*options, __file__]))
+    config, *_ = run.config_from_args(run.get_args_parser().parse_args([*options, __file__]))
     elastic_launch(config, function)(*arguments)
