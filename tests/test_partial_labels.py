@@ -213,12 +213,10 @@ def test_each_heads_figures_are_those_of_its_labelled_photographs() -> None:
     p, contract = split_in_two(), Contract()
     body = evaluate(p, contract, n_bootstrap=50)["all"]
     assert body["n"] == 200
-    for tasks, known in (
-        (("dr", "referable_dr"), p.dr_true != UNLABELLED),
-        (("me", "referable_me"), p.me_true != UNLABELLED),
-    ):
+    for head in HEADS:
+        tasks, known = (head, f"referable_{head}"), p.true(head) != UNLABELLED
         alone = evaluate(only(p, known), contract, n_bootstrap=50)["all"]
-        assert body[tasks[0]]["n"] == alone["n"] == known.sum() < 200
+        assert body[head]["n"] == alone["n"] == known.sum() < 200
         for task in tasks:
             for name, expected in alone[task].items():
                 if name == "classes":
@@ -231,7 +229,6 @@ def test_each_heads_figures_are_those_of_its_labelled_photographs() -> None:
                 else:  # other patients are drawn, because those without a label are drawn too
                     assert found["value"] == pytest.approx(expected["value"], rel=1e-12), (task, name)
                     assert found["low"] < found["value"] < found["high"]
-        head = tasks[0]
         for found, expected in zip(body[head]["classes"], alone[head]["classes"], strict=True):
             assert found["support"] == expected["support"]
             for name in ("precision", "recall", "f1"):

@@ -22,6 +22,7 @@ from retina.runtime.picture import decode
 from retina.train import frames as frames_code
 from retina.train import framing
 from retina.train.augment import augment_with_seed, make_augment
+from retina.train.config import Sampling
 from retina.train.data import DataSet, read_dataset
 from retina.train.frames import DecodedFrames, _key, look_through
 from retina.train.framing import make_frame
@@ -192,7 +193,7 @@ def test_what_is_learnt_does_not_depend_on_the_cache(gaps: Path, tmp_path: Path)
         assert torch.equal(kept_item.image, direct_item.image)
 
 
-def plan(kind: str = "shuffle", n: int = 23, batch_size: int = 4, **kwargs: Any) -> EpochPlan:
+def plan(kind: Sampling = "shuffle", n: int = 23, batch_size: int = 4, **kwargs: Any) -> EpochPlan:
     return EpochPlan([i % 3 for i in range(n)], batch_size, kind, 7, **kwargs)
 
 
