@@ -17,7 +17,15 @@ from retina.runtime.agreement import Confusion
 from retina.runtime.contract import Contract, Rule, decide, default_thresholds
 from retina.train.data import Photo
 from retina.train.markdown import classes_table, figures_table
-from retina.train.metrics import classification_report, epoch_scores, evaluate, headline, quadratic_kappa, write_metrics
+from retina.train.metrics import (
+    _with_interval,
+    classification_report,
+    epoch_scores,
+    evaluate,
+    headline,
+    quadratic_kappa,
+    write_metrics,
+)
 from retina.train.predictions import Decisions, Predictions
 from retina.train.report import _counts_table, _figures_table
 from sklearn import metrics as sk
@@ -311,6 +319,16 @@ def test_a_figure_undefined_on_some_resamples_says_on_how_many() -> None:
     assert defined / 500 == pytest.approx(0.637, abs=0.08)
 
 
+@pytest.mark.parametrize(
+    ("share", "why"), [(40, "no interval: defined on 40 of 100"), (60, "interval from the 60 of 100 resamples")]
+)
+def test_half_of_the_resamples_make_an_interval(share: int, why: str) -> None:
+    resampled = np.where(np.arange(100) < share, np.linspace(0.2, 0.8, 100), np.nan)
+    figure = _with_interval(0.5, resampled, 30, "")
+    assert figure["why"].startswith(why)
+    assert (figure["low"] is None) == (share < 50)
+
+
 def test_one_patient_has_no_interval() -> None:
     p = predictions(20, per_patient=20)
     figure = evaluate(p, CONTRACT, n_bootstrap=20)["all"]["dr"]["accuracy"]
@@ -424,6 +442,18 @@ def test_classification_report_is_scikit_learns() -> None:
         (p.me_true, p.me_probs.argmax(1), ["no risk", "risk"]),
     ):
         assert sk.classification_report(true, pred, target_names=names, digits=3) in text
+
+
+@pytest.mark.parametrize("predicted", [False, True], ids=["never true", "never true but predicted"])
+def test_classification_reports_macro_recall_is_the_balanced_accuracy(predicted: bool) -> None:
+    """Grade 4 does not occur: were its recall 0, it would lower the mean of those that do."""
+    p = predictions(grades=4)
+    dr_probs = np.pad(p.dr_probs, ((0, 0), (0, 1)))
+    dr_probs[0, 4] = 2.0 * predicted
+    p = Predictions(**{**vars(p), "dr_probs": dr_probs})
+    balanced = evaluate(p, CONTRACT, n_bootstrap=1)["all"]["dr"]["balanced_accuracy"]["value"]
+    (macro, _) = re.findall(r"macro avg +[\d.]+ +([\d.]+)", classification_report(p, CONTRACT))
+    assert macro == f"{balanced:.3f}"
 
 
 def test_every_column_of_the_figures_is_its_own_sources() -> None:

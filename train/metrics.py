@@ -168,7 +168,11 @@ def write_metrics(path: Path, epoch: int, splits: Mapping[str, dict[str, Any]]) 
 
 
 def classification_report(p: Predictions, contract: Contract) -> str:
-    """Both heads' precision, recall, F1 and support as text, as the original notebook printed them."""
+    """Both heads' precision, recall, F1 and support as text, as the original notebook printed them.
+
+    A figure that is undefined, such as the recall of a grade that no photograph has, is ``nan`` and left out of the
+    averages, as in ``evaluate``: the macro recall is the balanced accuracy.
+    """
     from sklearn.metrics import classification_report as table
 
     decisions = Decisions.of(p, contract)
@@ -179,7 +183,7 @@ def classification_report(p: Predictions, contract: Contract) -> str:
         body = f"{NO_LABEL.capitalize()}.\n"
         if known.any():
             body = table(
-                true[known], pred[known], labels=range(len(labels)), target_names=labels, digits=3, zero_division=0
+                true[known], pred[known], labels=range(len(labels)), target_names=labels, digits=3, zero_division=np.nan
             )
         parts.append(f"{title}\n\n{body}")
     return "\n".join(parts)
