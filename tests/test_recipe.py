@@ -149,6 +149,21 @@ def test_cosine_rates_by_hand(data: DataSet) -> None:
     assert heads["lr"] == pytest.approx(1e-3 * half_way)
 
 
+def test_cosine_rates_go_by_the_micro_batches_done(data: DataSet) -> None:
+    """Three steps of two micro-batches each: at the third, two thirds of the epoch are done, not one."""
+    t = trainer(replace(RELEASED, epochs=2, batch_size=2, accumulate=2, lr_heads=1e-3))
+    train, _ = items(data)
+    plan = EpochPlan(train.dr_index, 2, "shuffle", 42)
+    rates: list[float] = []
+
+    def show(done: int, totals: Totals) -> None:
+        rates.append(t.optimizer.param_groups[1]["lr"])
+
+    t.train_epoch(make_loader(train, 0, t.fabric, batch_sampler=plan), StopRequest(), show, plan.n_batches)
+    third, two_thirds = (1e-3 * 0.5 * (1 + math.cos(math.pi * share / 2)) for share in (1 / 3, 2 / 3))
+    assert rates == pytest.approx([1e-3 * 1e-3, third, two_thirds])
+
+
 @pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 0.02), ("adam", 0.0)])
 def test_adamw_decays_weights_by_hand(optimizer: Literal["adam", "adamw"], decay: float) -> None:
     t = trainer(replace(RELEASED, optimizer=optimizer, lr_heads=1e-2))
@@ -173,8 +188,10 @@ def test_a_head_that_does_not_learn_does_not_decay(data: DataSet) -> None:
             assert torch.equal(tensor, before[name]) == name.startswith("me_head."), name
 
 
-def test_average_is_the_exponential_one_and_is_what_is_judged(data: DataSet) -> None:
-    t = trainer(replace(RELEASED, ema=0.5))
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_average_is_the_exponential_one_and_is_what_is_judged(data: DataSet, accumulate: int) -> None:
+    """Of the network after each step, however many micro-batches a step has."""
+    t = trainer(replace(RELEASED, ema=0.5, accumulate=accumulate))
     train, valid = items(data)
     kept: list[dict[str, torch.Tensor]] = []
     update = t.average.update_parameters
@@ -184,8 +201,9 @@ def test_average_is_the_exponential_one_and_is_what_is_judged(data: DataSet) -> 
         update(net)
 
     t.average.update_parameters = record
-    plan = EpochPlan(train.dr_index, 4, "shuffle", 42)
-    t.train_epoch(make_loader(train, 0, t.fabric, batch_sampler=plan), StopRequest(), lambda n, totals: None, 3)
+    plan = EpochPlan(train.dr_index, 4 // accumulate, "shuffle", 42)
+    loader = make_loader(train, 0, t.fabric, batch_sampler=plan)
+    t.train_epoch(loader, StopRequest(), lambda n, totals: None, plan.n_batches)
     assert len(kept) == 3
     for name in ("dr_head.3.weight", "backbone.bn1.running_mean"):
         expected = kept[0][name]  # the average starts with the first step's weights

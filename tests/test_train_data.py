@@ -212,6 +212,7 @@ def test_shuffle_visits_each_photograph_once() -> None:
 def test_a_lone_last_photograph_is_left_out() -> None:
     assert [len(batch) for batch in plan(n=21)] == [4] * 5
     assert [len(batch) for batch in plan(n=5, batch_size=1)] == [1] * 5  # with batches of one, none is left out
+    assert [len(batch) for batch in plan(n=1)] == [1]  # nor the only one there is
 
 
 def test_weighted_draws_balance_grades() -> None:
