@@ -30,6 +30,7 @@ from retina.runtime.field import Field
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.model import RetinaNet
 from retina.train.synthetic import write_lesions
+from scipy.ndimage import gaussian_filter
 from scipy.stats import bootstrap as scipy_bootstrap
 from scipy.stats import spearmanr
 from small_backbone import RESNET10
@@ -82,6 +83,28 @@ def test_only_the_lit_field_counts() -> None:
     assert (unseen.hit, unseen.chance_hit, unseen.area) == (0, 0, 0)
 
 
+def test_the_field_ends_where_it_is_half_lit() -> None:
+    """Of 128 columns 64 are lit, and another 32 are the field's dim border, which does not count."""
+    lit = np.zeros((128, 128), np.float32)
+    lit[:, :64], lit[:, 64:96] = 1, 0.4
+    lesion = np.zeros((128, 128), np.bool_)
+    lesion[:, 32:96] = True
+    found = point(np.ones((8, 8), np.float32), Field(0.0, 0.0, 1.0, 1.0, lit), lesion)
+    assert (found.area, found.energy) == (32 / 64, 32 / 64)
+    assert found.chance_hit == 33 / 64  # one column more within the tolerance, of 1.9 pixels
+
+
+def test_what_is_deleted_ends_where_the_field_is_half_lit(tmp_path: Path) -> None:
+    """Grey level 20 is half lit."""
+    contract = Contract(Preprocessing(image_size=64, framing="squash"))
+    Checkpoint(RetinaNet(5, RESNET10).state_dict(), RESNET10, contract).save(tmp_path / "squash.pth")
+    distance = np.hypot(*np.mgrid[-31.5:32, -31.5:32])
+    level = np.select([distance < 20, distance < 26], [150, 18], default=0)
+    image = torch.from_numpy(np.repeat(level[..., None], 3, axis=2).astype(np.uint8))[None]
+    lit = _lit(CheckpointExplainer(tmp_path / "squash.pth"), image)
+    np.testing.assert_array_equal(lit.numpy(), distance < 20)
+
+
 def test_a_blank_map_misses() -> None:
     lesion = np.ones((64, 64), np.bool_)
     found = point(np.zeros((8, 8), np.float32), WHOLE, lesion)
@@ -122,6 +145,15 @@ class Corner(nn.Module):
         return logits, logits.flip(1)
 
 
+class Contrast(nn.Module):
+    """A network whose logits of class 1 are the logarithm of the contrast (standard deviation)."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        contrast = x[:, 0].std(dim=(1, 2), correction=0).log()
+        logits = torch.stack([torch.zeros_like(contrast), contrast], dim=1)
+        return logits, logits.flip(1)
+
+
 def test_deletion_falls_and_insertion_rises_early_where_the_map_is_right() -> None:
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     lit = torch.ones(32, 32, dtype=torch.bool)
@@ -139,6 +171,17 @@ def test_deletion_falls_and_insertion_rises_early_where_the_map_is_right() -> No
     np.testing.assert_allclose(deleted[:, 2:], deleted[:, 1::-1])  # the other head
     assert deletion.area_under(deleted[:, 1]) < deletion.area_under(deleted_wrong[:, 1]) - 0.2
     assert deletion.area_under(inserted[:, 1]) > deletion.area_under(inserted_wrong[:, 1]) + 0.2
+
+
+@pytest.mark.parametrize("side", [40, 120])
+def test_the_blur_is_a_share_of_the_side(side: int) -> None:
+    """A twentieth of it, so that the same lesions vanish whatever the size of the network's input."""
+    x = np.random.default_rng(0).normal(0, 3, (1, 3, side, side)).astype(np.float32)
+    blurred = gaussian_filter(x, (0, 0, side / 20, side / 20), mode="mirror", truncate=2.0)
+    lit, even = torch.ones(side, side, dtype=torch.bool), np.ones((4, 4), np.float32)
+    deleted, _ = deletion.curves(Contrast(), torch.from_numpy(x), lit, {"": even})[""]  # type: ignore[arg-type]
+    for found, seen in ((deleted[0], x), (deleted[-1], blurred)):
+        assert found[1] == pytest.approx(1 / (1 + np.exp(-np.log(seen[0, 0].std()))), rel=1e-3)
 
 
 def test_pixels_are_ranked_in_the_lit_field_alone_and_equal_ones_at_random() -> None:
