@@ -29,7 +29,7 @@ from retina.runtime.errors import UsageError
 from retina.runtime.picture import decode
 from retina.train import cameras
 from retina.train.augment import augment_with_seed, make_augment
-from retina.train.calibration import calibration_faults, calibration_line
+from retina.train.calibration import calibrated, calibration_faults, calibration_line, is_calibrated
 from retina.train.cameras import _blurred, _other_mask, _other_sharpness, _specks, recompressed
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.config import RECIPES, TrainConfig
@@ -464,6 +464,27 @@ def test_a_temperature_at_its_bounds_is_said_to_be() -> None:
     facts = {"dr_temperature": 1.234, "me_temperature": 0.9}
     line = calibration_line(Checkpoint({}, RESNET10, Contract(provenance=facts)))
     assert line.startswith("temperatures DR 1.234, ME 0.900; referral")
+
+
+@pytest.mark.parametrize("gap", [1.0, 1e4])
+def test_a_threshold_that_refers_everybody_is_said_to(data: DataSet, gap: float) -> None:
+    """The network is surest of all that the one photograph with DR to refer, of four, has none: probability 0.0."""
+    best = Checkpoint(RetinaNet(3, RESNET10).state_dict(), RESNET10, Contract(dr_grades=(0, 1, 2)))
+    wrong = gap * torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 0]])
+    found = calibrated(best, items(data)[1], wrong, torch.zeros(4, 2))
+    everybody = found.contract.thresholds["referable_dr"].threshold == 0.0
+    assert everybody == (gap > 1)
+    assert ("Warning: everybody will be referred for DR, because" in calibration_line(found)) == everybody
+
+
+@pytest.mark.parametrize("lacking", ["dr_grade", "me_label"])
+def test_a_checkpoint_calibrated_for_one_head_alone_is_calibrated(data: DataSet, lacking: str) -> None:
+    valid = data.splits["valid"]
+    half = replace(valid, photos=tuple(replace(photo, **{lacking: None}) for photo in valid.photos))
+    _, half_labelled = items(replace(data, splits={**data.splits, "valid": half}))
+    best = Checkpoint(RetinaNet(3, RESNET10).state_dict(), RESNET10, Contract(dr_grades=(0, 1, 2)))
+    assert not is_calibrated(best.contract)
+    assert is_calibrated(calibrated(best, half_labelled, torch.eye(3)[[0, 1, 2, 0]], torch.eye(2)[[0, 0, 1, 0]]).contract)
 
 
 def test_a_folded_temperature_divides_the_logits() -> None:

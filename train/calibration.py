@@ -67,7 +67,7 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
 
 
 def calibration_line(best: Checkpoint) -> str:
-    """The temperatures and thresholds that ``calibrated`` found, as text."""
+    """The temperatures and thresholds that ``calibrated`` found, as text, with a warning if one refers everybody."""
     facts, rules = best.contract.provenance, best.contract.thresholds
     fitted = [head for head in HEADS if f"{head}_temperature" in facts]
     temperatures = ", ".join(f"{head.upper()} {_in_words(facts[f'{head}_temperature'])}" for head in fitted)
@@ -75,7 +75,12 @@ def calibration_line(best: Checkpoint) -> str:
     why = dict.fromkeys(HEADS, "for which it has no labels")
     why |= dict.fromkeys(best.contract.untrained_heads, "which was never trained")
     others = "".join(f"; not {head.upper()}, {why[head]}" for head in HEADS if head not in fitted)
-    return f"temperatures {temperatures}; referral from {referral}{others}"
+    everybody = " and ".join(head.upper() for head in fitted if rules[f"referable_{head}"].threshold == 0.0)
+    warning = (
+        f". Warning: everybody will be referred for {everybody}, because more than a tenth of the photographs with the "
+        "condition have probability 0"
+    )
+    return f"temperatures {temperatures}; referral from {referral}{others}{warning if everybody else ''}"
 
 
 def _in_words(temperature: float) -> str:
