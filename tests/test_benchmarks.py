@@ -124,6 +124,14 @@ def test_degradation_scores_the_spoiled_copies(drawn: Path, tmp_path: Path) -> N
     assert len({tuple(row.values())[2:] for row in rows}) == len(rows)
 
 
+def test_likeness_counts_the_copies_that_are_missed(drawn: Path) -> None:
+    rows = {row.pop("copy"): row for row in table("likeness.py", str(drawn), "--every", "8")}
+    brighter, framed = rows["10% brighter"], rows["on a black 3:2 frame"]
+    assert brighter["missed"] == framed["missed"] == "0 of 3"
+    assert (framed["by the field alone"], framed["by the whole alone"]) == ("0", "3")
+    assert all(int(row["largest distance"]) % 2 == 0 for row in rows.values())
+
+
 def test_dust_is_so_many_grains_that_take_light_of_every_colour_alike() -> None:
     dust = runpy.run_path(str(BENCHMARKS / "degradation.py"))["WAYS"]["dust, 10 dark grains"]
     plain = Image.new("RGB", (512, 512), (200, 100, 50))

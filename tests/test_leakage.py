@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from retina.train import leakage
 from retina.train.cli import main
 from retina.train.data import SPLITS, read_dataset
 from retina.train.frames import Look, look_through
-from retina.train.leakage import _near, find_copies, find_leaks, unnamed_patients
+from retina.train.leakage import NEAR_BITS, _near, find_copies, find_leaks, unnamed_patients
+from retina.train.likeness import bits, distances, perceptual_hash
 from retina.train.synthetic import photograph
 from small_backbone import RESNET10
 
@@ -31,11 +33,11 @@ def leaks_of(root: Path) -> list[str]:
     return [str(leak) for leak in find_leaks(data, looks)]
 
 
-def test_near_is_up_to_sixteen_bits_of_256() -> None:
-    one = np.ones((1, 256), np.float32)
-    other = np.ones((2, 256), np.float32)
-    other[0, :16] = other[1, :17] = -1
-    assert list(_near(one, other)) == [(0, 0)]
+def test_near_is_up_to_sixteen_bits_of_256_in_either_view() -> None:
+    one = np.ones((1, 2, 256), np.float32)
+    other = -np.ones((4, 2, 256), np.float32)
+    other[0, 0, 16:] = other[1, 0, 17:] = other[2, 1, 16:] = other[3, 1, 17:] = 1
+    assert list(_near(one, other)) == [(0, 0), (0, 2)]
 
 
 def test_splits_of_different_eyes_and_patients_have_no_leak(tmp_path: Path) -> None:
@@ -72,6 +74,35 @@ def test_a_recompressed_or_shrunk_copy_is_near_identical(tmp_path: Path, side: i
     assert leaks_of(tmp_path) == [
         "near-identical: train/eye_2.jpg (line 4) and test/eye_1.jpg (line 3); DR grade 2 and 1, ME risk 1 and 0"
     ]
+
+
+def test_a_copy_on_a_wider_black_frame_is_near_identical(tmp_path: Path) -> None:
+    """As a camera saves it that does not cut its photographs to the field."""
+    write_set(tmp_path)
+    original = Image.fromarray(photograph(1, 0, 256, seed=3).picture)
+    original.save(tmp_path / "train/images/eye_2.jpg", quality=95)
+    sensor = Image.new("RGB", (round(1.5 * original.width), original.height))
+    sensor.paste(original, (original.width // 4, 0))
+    sensor.save(tmp_path / "test/images/eye_1.jpg", quality=95)
+    (leak,) = leaks_of(tmp_path)
+    assert leak.startswith("near-identical: train/eye_2.jpg")
+
+
+@pytest.mark.parametrize("seed", [3, 5])
+def test_the_whole_of_a_copy_is_near_where_its_fields_edge_is_found_elsewhere(seed: int) -> None:
+    original = Image.fromarray(photograph(1, 0, 384, seed=seed).picture)
+    file = BytesIO()
+    original.resize((150, 150)).save(file, "JPEG", quality=30)
+    one, other = (bits([perceptual_hash(np.array(image))]) for image in (original, Image.open(file)))
+    assert distances(one, other).min() <= NEAR_BITS
+
+
+def test_what_is_near_identical_does_not_depend_on_what_is_trained(tmp_path: Path) -> None:
+    path = tmp_path / "eye.png"
+    Image.fromarray(photograph(1, 0, 256, seed=3).picture).save(path)
+    runs = [Preprocessing(image_size=32), Preprocessing(image_size=224), Preprocessing("squash"),
+            Preprocessing(surround="kept")]  # fmt: skip
+    assert len({look_through([path], run, "uint8", "off", tmp_path)[1][0].phash for run in runs}) == 1
 
 
 def test_drawn_eyes_are_told_apart(tmp_path: Path) -> None:
@@ -128,7 +159,7 @@ def test_copies_in_one_split_are_told_and_stop_the_run_if_their_labels_differ(tm
 
 def test_pairs_are_found_whichever_portion_they_are_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leakage, "_ROWS_AT_ONCE", 2)
-    left = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), (5, 256))
+    left = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), (5, 2, 256))
     assert list(_near(left, left[[3, 4, 0]])) == [(0, 2), (3, 0), (4, 1)]
 
 

@@ -15,11 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, Protocol
 
-import imagehash
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from ..runtime import dicom, field, formats, jpeg, picture, webp
@@ -31,14 +29,13 @@ from ..runtime.output_file import remove_leftovers, require_free, write_atomical
 from ..runtime.picture import decode
 from ..runtime.versions import decoder_versions
 from ..runtime.workers import usable_cores
-from . import framing
+from . import framing, likeness
 from .checkpoint import current_versions
 from .config import Cache
 from .framing import make_frame
 
-PHASH_SIDE = 16
-"""Side of the perceptual hash: 256 bits. imagehash's default of 64 bits hardly sees more than the lit disc, which all
-fundus photographs have in common."""
+_CODE = (picture, formats, dicom, jpeg, webp, field, framing, likeness)
+"""What decodes, frames and hashes: frames made by another version of it are made again."""
 
 PixelType = Literal["uint8", "float32"]
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
@@ -64,10 +61,13 @@ class DecodedFrames:
     def __len__(self) -> int:
         return len(self.paths)
 
-    @torch.inference_mode()
     def __getitem__(self, index: int) -> Tensor:
-        pixels = torch.from_numpy(decode(self.paths[index]))
-        return self._frame(pixels.unsqueeze(0))[0].clone()  # type: ignore[no-any-return]
+        return self.framed(decode(self.paths[index]))
+
+    @torch.inference_mode()
+    def framed(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """A decoded photograph (H, W, 3) as (3, S, S) float32."""
+        return self._frame(torch.from_numpy(pixels).unsqueeze(0))[0].clone()  # type: ignore[no-any-return]
 
 
 class ArrayFrames:
@@ -101,7 +101,7 @@ class Look:
     sha256: str
     """Of the file, in hexadecimal; empty if it cannot be read."""
     phash: str
-    """Perceptual hash of the framed photograph, 16 x 16 bits in hexadecimal; empty if it cannot be decoded."""
+    """``likeness.perceptual_hash`` of the photograph; empty if it cannot be decoded."""
     fault: str = ""
     """Why it cannot be read or decoded, with the file's name; empty if it can."""
 
@@ -169,17 +169,17 @@ def _look_at_each(frames: DecodedFrames, array: Pixels | None, progress: Callabl
         digest, path = "", frames.paths[index]
         try:
             digest = sha256_of(path)
-            frame = frames[index]
+            pixels = decode(path)
         except OSError as err:
             return Look(digest, "", f"{path}: cannot be read: {err.strerror or err}")
         except PictureError as err:
             return Look(digest, "", str(err))
         finally:
             progress()
-        whole = frame.round().to(torch.uint8).numpy()
         if array is not None:
-            array[index] = whole if array.dtype == np.uint8 else frame.numpy()
-        return Look(digest, str(imagehash.phash(Image.fromarray(whole.transpose(1, 2, 0)), PHASH_SIDE)))
+            frame = frames.framed(pixels)
+            array[index] = (frame.round().to(torch.uint8) if array.dtype == np.uint8 else frame).numpy()
+        return Look(digest, likeness.perceptual_hash(pixels))
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(look, range(len(frames))))
@@ -195,13 +195,11 @@ def _expect_room(folder: Path, needed: int) -> None:
 
 
 def _key(paths: Sequence[Path], preprocessing: Preprocessing, dtype: PixelType) -> str:
-    """The cache's key: each file's path, size and times, the framing, its code, and the libraries' versions."""
+    """The cache's key: each file's path, size and times, the framing, the code, and the libraries' versions."""
     # Of a broken link, for example, there are none: reading it reports the fault.
     stats = [(os.path.realpath(path), *(stamp(path) or ())) for path in paths]
     prep = {**asdict(preprocessing), "intermediate_size": preprocessing.intermediate_size}
-    code = [
-        sha256_of(Path(inspect.getfile(module))) for module in (picture, formats, dicom, jpeg, webp, field, framing)
-    ]
+    code = [sha256_of(Path(inspect.getfile(module))) for module in _CODE]
     versions = {**current_versions(), **decoder_versions(), "ImageHash": version("ImageHash")}
-    text = json.dumps([stats, prep, dtype, PHASH_SIDE, code, versions])
+    text = json.dumps([stats, prep, dtype, code, versions])
     return hashlib.sha256(text.encode()).hexdigest()[:24]

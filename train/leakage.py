@@ -5,26 +5,26 @@ photographs that are in one split twice.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..runtime.contract import HEAD_NAMES
 from ..runtime.plural import counted
 from .data import SPLITS, DataSet, Photo
-from .frames import PHASH_SIDE, Look
+from .frames import Look
+from .likeness import Bits, bits, distances
 
 NEAR_BITS = 16
-"""Pairs whose perceptual hashes differ in at most this many of 256 bits are reported. Copies of 84 photographs of the
-valid split at 150 px, JPEG quality 50 and 10% brighter differed from their originals in at most 16 bits; of its half a
-million pairs with the train split, all but one differ in 18 or more (``docs/training.md``)."""
+"""Pairs of which a view's perceptual hashes differ in at most this many of 256 bits are reported: more than the 10 of
+shrunk, recompressed and brighter copies, and fewer than the 18 of all but two of a million pairs of different patients
+(``docs/training.md``)."""
 
-_ROWS_AT_ONCE = 1024
-"""Rows compared at a time: 40 MB against 10 000 photographs of the other split."""
+_ROWS_AT_ONCE = 512
+"""Photographs compared at a time: 40 MB against 10 000 photographs of the other split."""
 
 Kind = Literal["same bytes", "near-identical", "same patient"]
 
@@ -73,7 +73,7 @@ def find_leaks(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]
             [(p, look) for p, look in zip(data.splits[name].photos, looks[name], strict=True) if not look.fault]
             for name in (a, b)
         )
-        for i, j in _near(_bits(look for _, look in left), _bits(look for _, look in right)):
+        for i, j in _near(*(bits(look.phash for _, look in side) for side in (left, right))):
             (photo_a, look_a), (photo_b, look_b) = left[i], right[j]
             kind: Kind = "same bytes" if look_a.sha256 == look_b.sha256 else "near-identical"
             leaks.append(_leak(kind, a, photo_a, b, photo_b))
@@ -113,16 +113,8 @@ def _leak(kind: Kind, a: str, photo_a: Photo, b: str, photo_b: Photo) -> Leak:
     return Leak(kind, first, second, conflict=conflict)
 
 
-def _bits(looks: Iterable[Look]) -> NDArray[np.float32]:
-    """The perceptual hashes as (n, 256) float32, each bit -1 or 1."""
-    hashes = b"".join(bytes.fromhex(look.phash) for look in looks)
-    bits = np.unpackbits(np.frombuffer(hashes, dtype=np.uint8)).astype(np.float32) * 2 - 1
-    return bits.reshape(-1, PHASH_SIDE**2)
-
-
-def _near(left: NDArray[np.float32], right: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
-    """Index pairs of rows, of (n, 256) and (m, 256) bits, that differ in at most NEAR_BITS places."""
+def _near(left: Bits, right: Bits) -> Iterator[tuple[int, int]]:
+    """Index pairs of photographs, of (n, 2, 256) and (m, 2, 256) bits, of which a view differs in at most NEAR_BITS."""
     for start in range(0, len(left), _ROWS_AT_ONCE):
-        # Bits are -1 or 1, so a dot product counts agreements minus disagreements.
-        distance = (PHASH_SIDE**2 - left[start : start + _ROWS_AT_ONCE] @ right.T) / 2
-        yield from ((start + int(i), int(j)) for i, j in np.argwhere(distance <= NEAR_BITS))
+        nearest = distances(left[start : start + _ROWS_AT_ONCE], right).min(axis=0)
+        yield from ((start + int(i), int(j)) for i, j in np.argwhere(nearest <= NEAR_BITS))
