@@ -128,7 +128,7 @@ def test_likeness_counts_the_copies_that_are_missed(drawn: Path) -> None:
     rows = {row.pop("copy"): row for row in table("likeness.py", str(drawn), "--every", "8")}
     brighter, framed = rows["10% brighter"], rows["on a black 3:2 frame"]
     assert brighter["missed"] == framed["missed"] == "0 of 3"
-    assert (framed["by the field alone"], framed["by the whole alone"]) == ("0", "3")
+    assert framed["by the field alone"] == "0" < framed["by the whole alone"]
     assert all(int(row["largest distance"]) % 2 == 0 for row in rows.values())
 
 
