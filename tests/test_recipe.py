@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
 from PIL import Image
-from retina.runtime.contract import Contract, Rule, decide
+from retina.runtime.contract import HEADS, Contract, Head, Rule, decide
 from retina.runtime.errors import UsageError
 from retina.runtime.picture import decode
 from retina.train import cameras
@@ -477,10 +477,13 @@ def test_a_threshold_that_refers_everybody_is_said_to(data: DataSet, gap: float)
     assert ("Warning: everybody will be referred for DR, because" in calibration_line(found)) == everybody
 
 
-@pytest.mark.parametrize("lacking", ["dr_grade", "me_label"])
-def test_a_checkpoint_calibrated_for_one_head_alone_is_calibrated(data: DataSet, lacking: str) -> None:
+@pytest.mark.parametrize("lacking", HEADS)
+def test_a_checkpoint_calibrated_for_one_head_alone_is_calibrated(data: DataSet, lacking: Head) -> None:
     valid = data.splits["valid"]
-    half = replace(valid, photos=tuple(replace(photo, **{lacking: None}) for photo in valid.photos))
+    photos = [
+        replace(photo, dr_grade=None) if lacking == "dr" else replace(photo, me_label=None) for photo in valid.photos
+    ]
+    half = replace(valid, photos=tuple(photos))
     _, half_labelled = items(replace(data, splits={**data.splits, "valid": half}))
     best = Checkpoint(RetinaNet(3, RESNET10).state_dict(), RESNET10, Contract(dr_grades=(0, 1, 2)))
     assert not is_calibrated(best.contract)
