@@ -96,6 +96,7 @@ def _read_header(file: BinaryIO, name: str) -> _Header:
         file.seek(0)
         found = dcmread(file, stop_before_pixels=True, specific_tags=[*_FACTS, *_OFFSETS])
         bits = int(found.BitsStored)
+        offsets = tuple(found[name].value for name in _OFFSETS if name in found)
         return _Header(
             width=int(found.Columns),
             height=int(found.Rows),
@@ -105,7 +106,7 @@ def _read_header(file: BinaryIO, name: str) -> _Header:
             colours=str(found.PhotometricInterpretation),
             frames=int(found.get("NumberOfFrames") or 1),
             syntax=syntax,
-            offsets=(found[_OFFSETS[0]].value, found[_OFFSETS[1]].value) if _OFFSETS[0] in found else None,
+            offsets=(offsets[0], offsets[1]) if len(offsets) == len(_OFFSETS) else None,
             pixels_at=file.tell(),
         )
     except PictureError:

@@ -49,6 +49,8 @@ class Scorers:
     async def score(self, photographs: Sequence[Photograph], maps: bool) -> list[dict[str, Any]]:
         """The rows of a request's photographs, in the order given."""
         rows = [asyncio.ensure_future(self._score(photograph, maps)) for photograph in photographs]
+        for row in rows:
+            row.add_done_callback(_retrieve)
         try:
             return [await row for row in rows]  # not by asyncio.gather, which keeps them until garbage is collected
         finally:
@@ -60,10 +62,18 @@ class Scorers:
         running = asyncio.get_running_loop().run_in_executor(self._pool, _score_one, self._model, photograph, maps)
         # Only then, also if this is cancelled: the thread scores its photograph to the end.
         running.add_done_callback(lambda _: self._free.release())
-        return await asyncio.shield(running)
+        row = asyncio.shield(running)
+        row.add_done_callback(_retrieve)
+        return await row
 
     def stop(self) -> None:
         self._pool.shutdown(wait=False)
+
+
+def _retrieve(done: asyncio.Future[dict[str, Any]]) -> None:
+    # Or asyncio would report each further failure of a request that has already failed, without the request's id.
+    if not done.cancelled():
+        done.exception()
 
 
 class Places:

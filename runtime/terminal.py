@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TextIO
@@ -15,6 +16,9 @@ from typing import NoReturn, TextIO
 import click
 
 from .errors import RetinaError
+
+_CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode's categories of control and format characters, halves of characters, and separators of lines."""
 
 
 @contextmanager
@@ -25,6 +29,8 @@ def exit_codes(command: str, stopped: str = "stopped") -> Iterator[None]:
         command: the name of the program.
         stopped: what to say after Ctrl-C; a message of the KeyboardInterrupt is appended.
     """
+    if logging.lastResort is not None:  # which prints the warnings of a program that has set up no log
+        logging.lastResort.setFormatter(PrintableLines())
     try:
         yield
     except RetinaError as err:
@@ -63,9 +69,12 @@ def answer(text: str, command: str) -> None:
 
 def printable(text: str) -> str:
     """Spell out control characters, but not line ends: a file's name or a model may hold a terminal's commands."""
-    return "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
-    )
+    return "".join(char.encode("unicode_escape").decode() if _is_control(char) else char for char in text)
+
+
+def _is_control(char: str) -> bool:
+    # Blanks such as U+3000 are not printable for Python either, but belong to names.
+    return not char.isprintable() and char != "\n" and unicodedata.category(char) in _CONTROL
 
 
 class PrintableLines(logging.Formatter):

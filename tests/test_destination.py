@@ -59,7 +59,6 @@ def test_a_write_protected_table_is_told_before_the_work(tmp_path: Path, monkeyp
         require_room(table, 1)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="other systems have no such folders")
 def test_a_table_that_another_run_renames_meanwhile_is_no_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +93,7 @@ def test_a_journal_that_another_run_removes_meanwhile_is_no_fault(
     assert not journal.exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="other systems have no such folders")
 def test_another_users_table_in_a_sticky_folder_is_told_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

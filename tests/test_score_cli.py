@@ -22,6 +22,7 @@ from PIL import Image
 from retina.runtime import RetinaModel
 from retina.runtime.cli import main
 from retina.runtime.table import columns
+from retina.runtime.terminal import printable
 from tiny_model import CONTRACT, expected_probs, write_tiny_model
 
 COMMAND = [sys.executable, "-c", "from retina.runtime.cli import main; main()"]
@@ -503,6 +504,7 @@ def test_a_name_that_commands_the_terminal_is_spelled_out(score: Score) -> None:
     assert "\\x1b]0;owned\\x07.onnx" in said.stderr
     assert "maps\\x1b]0;owned\\x07" in said.stdout
     assert "none\\x1b]0;owned\\x07" in refused.stderr
+    assert printable("患者　1.jpg\n9.41\u202fAM\u200b") == "患者　1.jpg\n9.41\u202fAM\\u200b"
 
 
 def test_a_link_to_the_table_stays_a_link(score: Score) -> None:

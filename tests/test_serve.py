@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ from retina.runtime.extras import require_extra
 from retina.runtime.json_log import JsonLines
 from retina.runtime.limits import MIB, Limits
 from retina.runtime.server import GRACE, main
-from retina.runtime.service import create_app
+from retina.runtime.service import Scorers, create_app
 from retina.runtime.upload import Photograph
 from serving import COMMAND, Service, serving
 from tiny_model import CONTRACT, RAMP, expected_probs, write_tiny_model
@@ -669,6 +669,25 @@ class Client:
                  "headers": [(k.lower().encode(), v.encode()) for k, v in FORM.items()], "http_version": "1.1",
                  "scheme": "http", "server": ("localhost", 80), "client": None, "root_path": ""}  # fmt: skip
         await self.app(scope, receive, send)
+
+
+def test_only_the_request_tells_that_its_photographs_failed(caplog: pytest.LogCaptureFixture) -> None:
+    """And asyncio reports none of them: it does not know the request's id."""
+
+    class Failing:
+        def __getattr__(self, name: str) -> NoReturn:
+            raise RuntimeError("the model failed")
+
+    async def ask() -> None:
+        scorers = Scorers(Failing(), 2)  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match="the model failed"):
+            await scorers.score([Photograph(f"{n}.png", b"") for n in range(4)], maps=False)
+        await asyncio.sleep(0.05)
+        scorers.stop()
+
+    asyncio.run(ask())
+    gc.collect()
+    assert caplog.records == []
 
 
 def test_the_limits_are_those_that_the_guide_states() -> None:

@@ -53,4 +53,6 @@ def distances(left: Bits, right: Bits) -> Bits:
     """
     # Bits are -1 or 1, so a dot product counts agreements minus disagreements.
     agreement: Bits = left.transpose(1, 0, 2) @ right.transpose(1, 2, 0)
-    return (np.float32(PHASH_SIDE**2) - agreement) / np.float32(2)
+    agreement -= PHASH_SIDE**2
+    agreement /= -2
+    return agreement

@@ -6,7 +6,7 @@ from typing import get_args
 
 import click
 
-from ..runtime.contract import MIN_SIDE, Framing
+from ..runtime.contract import MAX_IMAGE_SIZE, MIN_SIDE, Framing
 from ..runtime.options import together
 from .config import BARE_FRAMING, BARE_IMAGE_SIZE
 
@@ -19,7 +19,7 @@ bare_options = together(
     ),
     click.option(
         "--image-size",
-        type=click.IntRange(MIN_SIDE),
+        type=click.IntRange(MIN_SIDE, MAX_IMAGE_SIZE),
         metavar="PIXELS",
         help=f"Likewise: the side of the square that it was trained on.  [default: {BARE_IMAGE_SIZE}]",
     ),
