@@ -20,15 +20,7 @@ from .memory import use_one_heap
 from .model_file import RELEASED
 from .options import SETTINGS, PathName, me_positive_option, model_options, open_model
 from .plural import counted
-from .terminal import (
-    PrintableLines,
-    drop_output,
-    exit_codes,
-    printable,
-    spell_out_what_is_lacking,
-    stop_without_output,
-    warn,
-)
+from .terminal import PrintableLines, exit_codes, spell_out_what_is_lacking, stop_without_output, tell, warn
 
 if TYPE_CHECKING:
     from .annotations import Annotation
@@ -112,11 +104,9 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
             failed, told = _run(paths, **options)
     except OSError as err:  # from standard output: all other OSErrors became RetinaErrors where they occurred
         stop_without_output("retina-score", err, _GO_ON)
-    try:
-        for line in told:
-            click.echo(printable(line), err=options["as_json"])
-    except OSError:  # the table is complete; only its summary has no reader
-        drop_output()
+    say = warn if options["as_json"] else tell
+    for line in told:  # of the table, which is complete whether or not this has a reader
+        say(line)
     sys.exit(1 if failed else 0)
 
 

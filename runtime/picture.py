@@ -212,7 +212,7 @@ def _ends_grey(image: Image.Image) -> bool:
 
 def _ends_even(image: Image.Image) -> bool:
     """Whether the last row is of one colour: then zeros at the end of a lossy WebP's data are right."""
-    row = np.asarray(image.convert("RGB").crop((0, image.height - 1, image.width, image.height)))
+    row = np.asarray(image.crop((0, image.height - 1, image.width, image.height)).convert("RGB"))
     return int(np.ptp(row, axis=(0, 1)).max()) <= _EVEN
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -348,18 +349,9 @@ def test_the_panel_shows_what_the_network_sees_and_what_it_answers(monkeypatch: 
     texts: list[str] = []
     write = panels._write
 
-    def written(
-        pen: ImageDraw.ImageDraw,
-        at: tuple[int, int],
-        text: str,
-        size: int,
-        fill: tuple[int, int, int],
-        *,
-        bold: bool = False,
-        anchor: str = "la",
-    ) -> None:
+    def written(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, *style: Any, **options: Any) -> None:
         texts.append(text)
-        write(pen, at, text, size, fill, bold=bold, anchor=anchor)
+        write(pen, at, text, *style, **options)
 
     monkeypatch.setattr(panels, "_write", written)
     shared: dict[Head, float] = {"dr": 2.5, "me": 2.0}
