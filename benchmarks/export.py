@@ -15,6 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -67,7 +68,7 @@ def main() -> None:
 
 def contenders(model: RetinaNet, contract: Contract, folder: Path, options: argparse.Namespace) -> dict[str, Run]:
     """By name, a function of (1, H, W, 3) uint8 RGB."""
-    plain, explain = contract.with_(explain=False), contract.with_(explain=True)
+    plain, explain = replace(contract, explain=False), replace(contract, explain=True)
     deployed = DeployedModel(model, plain)
     script = TorchScriptFile.of(deployed)
     paths = {"ONNX fp32": folder / "fp32.onnx", "ONNX fp32 explain": folder / "explain.onnx"}

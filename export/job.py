@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -156,8 +156,11 @@ def run_export(job: ExportJob) -> Exported:
     if job.calibration is not None and not os.path.isdir(job.calibration):
         raise UsageError(f"--calibration {job.calibration}: expected the data folder given to retina-train, found none")
     checkpoint = load_checkpoint(job.checkpoint, framing=job.bare_framing, image_size=job.bare_image_size)
-    contract = checkpoint.contract.with_(
-        explain=job.explain, precision=job.precision, provenance=provenance(job.checkpoint, checkpoint)
+    contract = replace(
+        checkpoint.contract,
+        explain=job.explain,
+        precision=job.precision,
+        provenance=provenance(job.checkpoint, checkpoint),
     )
     size = sum(tensor.nbytes for tensor in checkpoint.weights.values()) // (4 if job.precision == "int8" else 1)
     require_free(job.out.absolute().parent, size, "room for the file", "; make room, or name another --out")
@@ -165,7 +168,7 @@ def run_export(job: ExportJob) -> Exported:
     photographs = choose_photographs(job.check, checkpoint)
     file, int8 = _convert(job, checkpoint, DeployedModel(model, contract), contract)
     if int8 is not None:
-        contract = contract.with_(thresholds=dict(int8.thresholds))
+        contract = replace(contract, thresholds=dict(int8.thresholds))
     done: list[tuple[Contract, Parity]] = []
 
     def write_and_check(temporary: Path) -> None:
@@ -173,7 +176,7 @@ def run_export(job: ExportJob) -> Exported:
         answer = file.open(temporary, contract)
         bounds = FP32 if job.precision == "fp32" else INT8
         parity = check_parity(answer, Reference(model, contract), photographs, bounds, photographs.source)
-        final = contract.with_(parity=parity.to_dict() | ({} if int8 is None else {"int8": int8.to_dict()}))
+        final = replace(contract, parity=parity.to_dict() | ({} if int8 is None else {"int8": int8.to_dict()}))
         file.write(temporary, final)
         done.append((final, parity))
         # Remove the former file's: if the export is stopped after this, they would make readers refuse the new file.

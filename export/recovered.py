@@ -8,6 +8,7 @@ with a scale and shift that undo the normalisation, so that training can continu
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +76,8 @@ def recover(model: RetinaModel, photographs: Sequence[Path]) -> tuple[Checkpoint
             f"{apart:.4f} apart on average ({MOST_APART[contract.precision]} allowed)"
         )
     provenance = {key: value for key, value in contract.provenance.items() if key not in _OF_THE_FILE}
-    own = contract.with_(
-        precision="fp32", explain=False, parity={}, provenance={**provenance, "recovered_from": model.sha256}
+    own = replace(
+        contract, precision="fp32", explain=False, parity={}, provenance={**provenance, "recovered_from": model.sha256}
     )
     return Checkpoint(net.state_dict(), backbone, own), apart
 

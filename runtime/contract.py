@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -249,9 +249,6 @@ class Contract:
         if max(self.dr_grades) < self.referable_from:
             told.append(f"The model knows no DR grade from {self.referable_from} on: it refers nobody for DR.")
         return " ".join(told)
-
-    def with_(self, **changes: Any) -> Contract:
-        return replace(self, **changes)
 
     def to_json(self) -> str:
         body = asdict(self)

@@ -34,7 +34,7 @@ def branch(seed: int, contract: Contract = CONTRACT, backbone: str = RESNET10) -
     net = RetinaNet(len(contract.dr_grades), backbone).train()
     for _ in range(seed):
         net(torch.randn(4, 3, 32, 32))  # gives it batch-norm statistics and counts of its own
-    contract = contract.with_(provenance={**contract.provenance, "run": f"run-{seed}"})
+    contract = replace(contract, provenance={**contract.provenance, "run": f"run-{seed}"})
     return Checkpoint(net.state_dict(), backbone, contract, config={"seed": seed}, metrics={"old": 1}, epoch=seed)
 
 
@@ -46,8 +46,8 @@ def contract_of(data: Path, me_positive_from: int | None = None) -> Contract:
         for name, split in read.splits.items()
         for photo in split.photos
     ]
-    return CONTRACT.with_(
-        provenance={"data_fingerprint": hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()}
+    return replace(
+        CONTRACT, provenance={"data_fingerprint": hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()}
     )
 
 
@@ -79,8 +79,8 @@ def test_mean_is_torchs_own() -> None:
             replace(CONTRACT, preprocessing=Preprocessing("squash", 32)),
             "the framing.*field with.*black, found squash",
         ),
-        (RESNET10, CONTRACT.with_(provenance={"data_fingerprint": "beef"}), "the training data.*f00d, found beef"),
-        (RESNET10, CONTRACT.with_(provenance={}), "names the data it was trained on, found bare weights"),
+        (RESNET10, replace(CONTRACT, provenance={"data_fingerprint": "beef"}), "the training data.*f00d, found beef"),
+        (RESNET10, replace(CONTRACT, provenance={}), "names the data it was trained on, found bare weights"),
     ],
 )
 def test_what_has_no_mean_is_refused(backbone: str, contract: Contract, message: str) -> None:
@@ -156,7 +156,8 @@ def test_mean_of_a_head_without_labels(tmp_path: Path, lacking: str) -> None:
         labels = [("NA", n % 2) if lacking == "dr" else (grade, "NA") for n, grade in enumerate(GRADES)]
         write_annotations(data / name, [[f"eye_{n}.jpg", *both, "", "", ""] for n, both in enumerate(labels)])
     contract = contract_of(data)
-    branch(1, contract.with_(provenance={**contract.provenance, "untrained_heads": [lacking]})).save(tmp_path / "1.pth")
+    contract = replace(contract, provenance={**contract.provenance, "untrained_heads": [lacking]})
+    branch(1, contract).save(tmp_path / "1.pth")
     result = CliRunner().invoke(main, [str(data), str(tmp_path / "1.pth"), "--out", str(tmp_path / "mean.pth")])
     assert result.exit_code == 0, result.output
     assert f"{lacking.upper()} accuracy no photograph has a label" in result.output
@@ -168,7 +169,7 @@ def test_a_head_that_was_never_trained_is_not_calibrated(tmp_path: Path) -> None
     """Valid may have labels for it all the same."""
     data = write_set(tmp_path / "data", train=GRADES, others=GRADES)
     contract = contract_of(data)
-    branch(1, contract.with_(provenance={**contract.provenance, "untrained_heads": ["dr"]})).save(tmp_path / "1.pth")
+    branch(1, replace(contract, provenance={**contract.provenance, "untrained_heads": ["dr"]})).save(tmp_path / "1.pth")
     result = CliRunner().invoke(main, [str(data), str(tmp_path / "1.pth"), "--out", str(tmp_path / "mean.pth")])
     assert result.exit_code == 0, result.output
     mean = load_checkpoint(tmp_path / "mean.pth")
@@ -201,7 +202,7 @@ def test_faults_are_named(tmp_path: Path) -> None:
 
 
 def test_a_head_that_one_branch_never_trained_is_untrained_in_the_mean() -> None:
-    never = CONTRACT.with_(provenance={**CONTRACT.provenance, "untrained_heads": ["me"]})
+    never = replace(CONTRACT, provenance={**CONTRACT.provenance, "untrained_heads": ["me"]})
     for contracts in ((never, CONTRACT), (CONTRACT, never)):
         branches = [(f"{n}.pth", branch(n, contract)) for n, contract in enumerate(contracts, 1)]
         assert average(branches).contract.untrained_heads == ("me",)

@@ -12,7 +12,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -41,7 +41,7 @@ PAGE = Path(__file__).parent.parent / "examples" / "browser"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
-EXPLAIN = CONTRACT.with_(explain=True, preprocessing=Preprocessing(framing="field", image_size=64))
+EXPLAIN = replace(CONTRACT, explain=True, preprocessing=Preprocessing(framing="field", image_size=64))
 
 missing = [
     reason
@@ -295,7 +295,7 @@ def test_conforms(small_export: SmallExport, static: tuple[str, Path], open_page
 def test_decisions_follow_the_rules_in_the_file(page: Page, rule: dict[str, Any]) -> None:
     referable = Rule("at_least", 0.7, from_grade=3)
     thresholds = {"me": Rule(**rule), "referable_dr": referable, "referable_me": Rule("at_least", 0.2)}
-    contract = CONTRACT.with_(thresholds={**default_thresholds(), **thresholds})
+    contract = replace(CONTRACT, thresholds={**default_thresholds(), **thresholds})
     rng = np.random.default_rng(0)
     for _ in range(20):
         dr, risk = rng.dirichlet(np.ones(5) / 2), rng.uniform()
@@ -510,7 +510,7 @@ def test_what_the_model_was_never_trained_for_is_said(
 ) -> None:
     page = open_page(static[0])
     expect(page.locator("#caution")).to_be_hidden()
-    never = EXPLAIN.with_(provenance={"untrained_heads": ["me"]})
+    never = replace(EXPLAIN, provenance={"untrained_heads": ["me"]})
     page.set_input_files("#other-model", write_tiny_model(tmp_path / "never.onnx", contract=never))
     expect(page.locator("#caution")).to_be_visible()
     expect(page.locator("#caution")).to_have_text(f"Caution. {never.caution}")
@@ -539,7 +539,7 @@ def test_a_referral_for_edema_that_is_no_risk_is_seen_in_the_table(
     page = open_page(static[0])
     for risk, referral, word in ((1.0, 1.0, "no"), (1.0, 0.0, "refer"), (0.0, 0.0, "yes")):
         rules = {"me": Rule("at_least", risk), "referable_me": Rule("at_least", referral)}
-        contract = CONTRACT.with_(thresholds={**default_thresholds(), **rules})
+        contract = replace(CONTRACT, thresholds={**default_thresholds(), **rules})
         model = write_tiny_model(tmp_path / f"{word}.onnx", contract=contract)
         drop(page, [model, *(path for path in photographs if path.name == "b.png")])
         expect(page.locator("#rows td").nth(2)).to_have_text(word)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_decisions_follow_the_rules(tmp_path: Path) -> None:
 def test_every_wrong_rule_shows_on_a_case(tmp_path: Path) -> None:
     """With thresholds like those of the file that ships, between which and 0.5 no picture of its kit lies."""
     fitted = {"me": Rule(), "referable_dr": Rule("at_least", 0.41), "referable_me": Rule("at_least", 0.27)}
-    contract = CONTRACT.with_(thresholds={**CONTRACT.thresholds, **fitted})
+    contract = replace(CONTRACT, thresholds={**CONTRACT.thresholds, **fitted})
     write_kit(RetinaModel(write_tiny_model(tmp_path / "m.onnx", contract=contract)), tmp_path / "kit")
     cases = [
         (np.array(case["dr_probs"]), case["me_probs"], case["decisions"])
@@ -118,7 +119,7 @@ def test_a_close_call_is_left_to_the_embedding(tmp_path: Path) -> None:
     noise = dict(pictures())["noise"]
     at_noise = Rule("at_least", RetinaModel(write_tiny_model(tmp_path / "m.onnx")).predict_pixels(noise).me_prob)
     thresholds = {**CONTRACT.thresholds, "me": at_noise, "referable_me": at_noise}
-    path = write_tiny_model(tmp_path / "m.onnx", contract=CONTRACT.with_(thresholds=thresholds))
+    path = write_tiny_model(tmp_path / "m.onnx", contract=replace(CONTRACT, thresholds=thresholds))
     write_kit(RetinaModel(path), tmp_path / "kit")
     decisions = {p["name"]: p["decisions"] for p in read_index(tmp_path / "kit")["pictures"]}
     assert decisions["noise"] is None and decisions["black"] is not None
@@ -129,7 +130,7 @@ def test_decisions_are_the_same_for_every_answer_within_the_tolerance(
     tmp_path: Path, precision: Precision, tolerance: float
 ) -> None:
     """Two grades may both move: the lead of the first shrinks by twice the tolerance."""
-    contract = CONTRACT.with_(precision=precision)
+    contract = replace(CONTRACT, precision=precision)
     path = write_tiny_model(tmp_path / "m.onnx", contract=contract)
 
     def decided(lead: float) -> bool:
@@ -144,7 +145,7 @@ def test_decisions_are_the_same_for_every_answer_within_the_tolerance(
 
 
 def test_the_tolerance_is_the_precisions(tmp_path: Path) -> None:
-    path = write_tiny_model(tmp_path / "m.onnx", contract=CONTRACT.with_(precision="int8"))
+    path = write_tiny_model(tmp_path / "m.onnx", contract=replace(CONTRACT, precision="int8"))
     result = CliRunner().invoke(main, ["--inspect", str(path), "--conformance", str(tmp_path / "kit")])
     assert result.exit_code == 0, result.output
     assert read_index(tmp_path / "kit")["tolerance"] == 2e-2

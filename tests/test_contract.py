@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ RULES = {"dr": {"rule": "argmax"}, "me": {"rule": "argmax"}, "referable_dr": AT_
 
 def test_json_both_ways() -> None:
     assert Contract.from_json(CONTRACT.to_json()) == CONTRACT
-    never = CONTRACT.with_(provenance={"untrained_heads": ["dr"]})
+    never = replace(CONTRACT, provenance={"untrained_heads": ["dr"]})
     assert Contract.from_json(never.to_json()) == never
     body = json.loads(CONTRACT.to_json())
     assert body["input"] == {
@@ -141,10 +142,11 @@ def test_the_square_that_a_photograph_is_first_resized_to_by_hand() -> None:
 )
 def test_what_other_readers_of_json_refuse_is_neither_read_nor_written(name: str, odd: object) -> None:
     """With NaN a browser's JSON.parse refuses the whole file; the service could send none of it."""
+    change: dict[str, Any] = {name: {"x": odd}}
     expected = rf"{name}: expected finite numbers and Unicode text, nested up to 100 times, found \{{'x': "
     with pytest.raises(ModelFileError, match=expected):
-        CONTRACT.with_(**{name: {"x": odd}})
-    body = json.loads(CONTRACT.to_json()) | {name: {"x": odd}}
+        replace(CONTRACT, **change)
+    body = json.loads(CONTRACT.to_json()) | change
     with pytest.raises(ModelFileError, match=f"^the contract: contract {expected}"):
         Contract.from_json(json.dumps(body))
     ignored = json.loads(CONTRACT.to_json()) | {"surprise": odd}
@@ -153,7 +155,7 @@ def test_what_other_readers_of_json_refuse_is_neither_read_nor_written(name: str
 
 def test_what_a_file_records_comes_back_as_it_was() -> None:
     recorded = {"run": "\U0001f441 \u00fc\n", "count": 10**400, "deep": [{"a": [None, True, -1.5]}]}
-    assert Contract.from_json(CONTRACT.with_(provenance=recorded).to_json()).provenance == recorded
+    assert Contract.from_json(replace(CONTRACT, provenance=recorded).to_json()).provenance == recorded
 
 
 def test_what_a_later_version_adds_is_ignored() -> None:
@@ -190,8 +192,9 @@ def test_decisions_by_hand() -> None:
     decision = decide(CONTRACT, np.array([0.2, 0.35, 0.45]), np.array([0.6, 0.4]))
     assert (decision.grade, decision.me_risk, decision.referable) == (3, 0, False)
     assert decision.referable_prob == pytest.approx(0.45)
-    screening = CONTRACT.with_(
-        thresholds=default_thresholds() | {"me": Rule("at_least", 0.3), "referable_dr": Rule("at_least", 0.45, 1)}
+    screening = replace(
+        CONTRACT,
+        thresholds=default_thresholds() | {"me": Rule("at_least", 0.3), "referable_dr": Rule("at_least", 0.45, 1)},
     )
     decision = decide(screening, np.array([0.5, 0.25, 0.25]), np.array([0.6, 0.4]))
     assert (decision.grade, decision.me_risk, decision.referable) == (0, 1, True)
@@ -200,8 +203,9 @@ def test_decisions_by_hand() -> None:
 
 def test_a_probability_that_equals_its_threshold_is_a_yes() -> None:
     """At 0.5, which is exact in binary, a photograph is referred, as the rule ``at_least`` says."""
-    even = CONTRACT.with_(
-        thresholds=default_thresholds() | {"me": Rule("at_least", 0.5), "referable_dr": Rule("at_least", 0.5, 1)}
+    even = replace(
+        CONTRACT,
+        thresholds=default_thresholds() | {"me": Rule("at_least", 0.5), "referable_dr": Rule("at_least", 0.5, 1)},
     )
     decision = decide(even, np.array([0.5, 0.25, 0.25]), np.array([0.5, 0.5]))
     assert (decision.me_risk, decision.referable, decision.referable_me) == (1, True, True)
@@ -266,7 +270,7 @@ def test_a_long_value_is_cut_in_a_message() -> None:
     ],
 )
 def test_what_a_model_was_never_trained_for_is_said_once_for_each_head(recorded: object, caution: str) -> None:
-    contract = CONTRACT.with_(provenance={"untrained_heads": recorded})
+    contract = replace(CONTRACT, provenance={"untrained_heads": recorded})
     assert contract.caution == caution
     assert json.loads(contract.to_json()).get("caution", "") == caution
 
@@ -275,7 +279,7 @@ def test_a_model_that_can_refer_nobody_says_so() -> None:
     nobody = "The model knows no DR grade from 2 on: it refers nobody for DR."
     contract = Contract(dr_grades=(0, 1))
     assert contract.caution == json.loads(contract.to_json())["caution"] == nobody
-    both = contract.with_(provenance={"untrained_heads": ["me"]}).caution
+    both = replace(contract, provenance={"untrained_heads": ["me"]}).caution
     assert both == f"The model was never trained for ME: what it says about ME means nothing. {nobody}"
     assert Contract(dr_grades=(0, 2)).caution == ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_figures_are_scikit_learns_on_the_files_own_answers(data: Path, tmp_path
 
 
 def test_what_the_model_was_never_trained_for_is_said(data: Path, tmp_path: Path) -> None:
-    contract = CONTRACT.with_(provenance={"untrained_heads": ["me"]})
+    contract = replace(CONTRACT, provenance={"untrained_heads": ["me"]})
     model = write_tiny_model(tmp_path / "tiny.onnx", contract=contract)
     result = CliRunner().invoke(main, [str(data), "--model", str(model)])
     assert result.output.startswith(f"Caution: {contract.caution}\n")
@@ -110,7 +111,7 @@ def test_the_model_is_not_written_over(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_grade_that_the_model_lacks_is_named(data: Path, tmp_path: Path) -> None:
-    model = write_tiny_model(tmp_path / "three.onnx", contract=CONTRACT.with_(dr_grades=(0, 1, 2)))
+    model = write_tiny_model(tmp_path / "three.onnx", contract=replace(CONTRACT, dr_grades=(0, 1, 2)))
     result = CliRunner().invoke(main, [str(data), "--model", str(model)])
     assert result.exit_code == 2
     assert "expected DR grades [0, 1, 2], found [3, 4]" in result.output

@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -147,14 +147,15 @@ def test_another_answer_is_told(program: Program, small_export: SmallExport, tmp
 
 
 def test_decisions_are_by_the_files_own_thresholds(program: Program, tmp_path: Path) -> None:
-    plain = CONTRACT.with_(thresholds=default_thresholds())
-    fitted = CONTRACT.with_(
+    plain = replace(CONTRACT, thresholds=default_thresholds())
+    fitted = replace(
+        CONTRACT,
         thresholds={
             "dr": Rule(),
             "me": Rule("at_least", 0.8),
             "referable_dr": Rule("at_least", 0.5, from_grade=4),
             "referable_me": Rule("at_least", 0.75),
-        }
+        },
     )
     kits = []
     for name, contract in (("plain", plain), ("fitted", fitted)):
@@ -207,7 +208,7 @@ def test_a_rule_that_is_not_known_is_refused(program: Program, tmp_path: Path) -
 
 
 def test_what_the_model_was_never_trained_for_is_said(program: Program, tmp_path: Path) -> None:
-    never = CONTRACT.with_(provenance={"untrained_heads": ["me"]})
+    never = replace(CONTRACT, provenance={"untrained_heads": ["me"]})
     model = write_tiny_model(tmp_path / "never.onnx", contract=never)
     Image.fromarray(photograph(3, 1, 64, seed=6, source="ronda").picture).save(tmp_path / "eye.jpg")
     result = program(model, tmp_path / "eye.jpg")

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,7 @@ def test_what_takes_the_place_of_a_verified_file_is_refused(
 
     def verify_and_replace(path: Path, key: Path) -> str:
         digest = verify(path, key)
-        write_tiny_model(path, contract=CONTRACT.with_(provenance={"run": "another"}))
+        write_tiny_model(path, contract=replace(CONTRACT, provenance={"run": "another"}))
         return digest
 
     monkeypatch.setattr("retina.runtime.signature.verify", verify_and_replace)

@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_a_close_call_is_explained_on_the_whole_photograph_as_it_is_scored(tmp_p
         if source == "--checkpoint":
             Checkpoint(network().state_dict(), RESNET10, contract).save(tmp_path / "a.pth")
             return tmp_path / "a.pth", CheckpointExplainer(tmp_path / "a.pth")
-        file = write_tiny_model(tmp_path / "a.onnx", contract=contract.with_(explain=True))
+        file = write_tiny_model(tmp_path / "a.onnx", contract=replace(contract, explain=True))
         return file, OnnxExplainer(file)
 
     def risk_of(explainer: CheckpointExplainer | OnnxExplainer, whole: bool) -> tuple[int, float]:
@@ -128,7 +129,7 @@ def test_a_close_call_is_explained_on_the_whole_photograph_as_it_is_scored(tmp_p
     assert plain.decode(path).shape != plain.decode(path, whole=True).shape
     between = (risk_of(plain, whole=False)[1] + risk_of(plain, whole=True)[1]) / 2
     rules = {**CONTRACT.thresholds, "me": Rule("at_least", between)}
-    file, explainer = opened(CONTRACT.with_(thresholds=rules))
+    file, explainer = opened(replace(CONTRACT, thresholds=rules))
     reduced, whole = risk_of(explainer, whole=False)[0], risk_of(explainer, whole=True)[0]
     assert reduced != whole
     result = CliRunner().invoke(main, [str(path), source, str(file), "--out", str(tmp_path / "out")])
@@ -151,11 +152,11 @@ def test_a_small_close_call_is_decoded_once(tmp_path: Path, source: str, monkeyp
         if source == "--checkpoint":
             Checkpoint(network().state_dict(), RESNET10, contract).save(file)
             return CheckpointExplainer(file)
-        return OnnxExplainer(write_tiny_model(file, contract=contract.with_(explain=True)))
+        return OnnxExplainer(write_tiny_model(file, contract=replace(contract, explain=True)))
 
     plain = opened(CONTRACT)
     at = plain.explain([plain.decode(path)])[0].prediction.me_prob
-    explainer = type(opened(CONTRACT.with_(thresholds={**CONTRACT.thresholds, "me": Rule("at_least", at)})))
+    explainer = type(opened(replace(CONTRACT, thresholds={**CONTRACT.thresholds, "me": Rule("at_least", at)})))
     looks: list[bool] = []
     decoded = explainer.decode
 
@@ -514,7 +515,7 @@ def test_torch_is_asked_for_only_where_a_checkpoint_would_be_read(folder: Path, 
 
     artifacts = tmp_path / "artifacts"
     artifacts.mkdir()
-    write_tiny_model(artifacts / "retina_multitask.onnx", contract=TINY.with_(explain=True))
+    write_tiny_model(artifacts / "retina_multitask.onnx", contract=replace(TINY, explain=True))
     args = (folder / "a.jpg", "--artifacts", artifacts)
     done = without_extras(*args)
     assert done.returncode == 0, done.stderr
@@ -535,7 +536,7 @@ def test_a_model_file_needs_no_torch(folder: Path, tmp_path: Path) -> None:
     from tiny_model import CONTRACT as TINY
     from tiny_model import tiny_model
 
-    for name, contract in (("explain.onnx", TINY.with_(explain=True)), ("plain.onnx", TINY)):
+    for name, contract in (("explain.onnx", replace(TINY, explain=True)), ("plain.onnx", TINY)):
         (tmp_path / name).write_bytes(tiny_model(contract=contract).SerializeToString())
 
     def run(model: str) -> subprocess.CompletedProcess[str]:
@@ -585,7 +586,7 @@ def test_stopped_by_the_user_it_says_so(
 def test_more_photographs_than_are_explained_at_once_keep_their_own_answers(tmp_path: Path) -> None:
     for n in range(18):
         Image.fromarray(photograph(n % 5, 0, 64, seed=n).picture).save(tmp_path / f"{n:02d}.png")
-    file = write_tiny_model(tmp_path / "tiny.onnx", contract=CONTRACT.with_(explain=True))
+    file = write_tiny_model(tmp_path / "tiny.onnx", contract=replace(CONTRACT, explain=True))
     result = CliRunner().invoke(main, [str(tmp_path), "--model", str(file), "--out", str(tmp_path.with_name("out"))])
     assert result.exit_code == 0, result.output
     with (tmp_path.with_name("out") / "gradcam.csv").open(newline="") as table:
@@ -613,7 +614,7 @@ def test_a_panel_is_not_drawn_over_a_photograph_either(small_explained: Path, tm
 
 def test_a_row_says_what_was_decided_and_which_map_is_blank(tmp_path: Path) -> None:
     """Of a photograph without risk whose risk is enough to refer it."""
-    contract = CONTRACT.with_(thresholds={**CONTRACT.thresholds, "referable_me": Rule("at_least", 0.2)})
+    contract = replace(CONTRACT, thresholds={**CONTRACT.thresholds, "referable_me": Rule("at_least", 0.2)})
     said = Prediction.of(contract, np.array([0.6, 0.4, 0, 0, 0]), np.array([0.7, 0.3]))
     maps: dict[Head, HeadMap] = {
         "dr": HeadMap("dr", np.ones((2, 2), np.float32), 0, 0.6),
@@ -668,7 +669,7 @@ def test_each_photograph_is_counted_when_it_is_explained_and_when_it_is_drawn(tm
     for n in range(10):
         Image.fromarray(photograph(n % 5, 0, 64, seed=n).picture).save(tmp_path / "eyes" / f"{n}.png")
     (tmp_path / "eyes" / "torn.png").write_bytes(b"torn")
-    file = write_tiny_model(tmp_path / "tiny.onnx", contract=CONTRACT.with_(explain=True))
+    file = write_tiny_model(tmp_path / "tiny.onnx", contract=replace(CONTRACT, explain=True))
     steps: list[None] = []
     photographs = list_photographs([tmp_path / "eyes"])
     made = Gallery(tmp_path / "out").make(OnnxExplainer(file), photographs, lambda: steps.append(None))
@@ -679,7 +680,7 @@ def test_each_photograph_is_counted_when_it_is_explained_and_when_it_is_drawn(tm
 def test_a_full_disk_stops_a_gallery(tmp_path: Path) -> None:
     """It is not the fault of a picture, which would keep its row."""
     Image.fromarray(photograph(2, 1, 300, seed=8).picture).save(tmp_path / "eye.png")
-    file = write_tiny_model(tmp_path / "tiny.onnx", contract=CONTRACT.with_(explain=True))
+    file = write_tiny_model(tmp_path / "tiny.onnx", contract=replace(CONTRACT, explain=True))
     explainer, photographs = OnnxExplainer(file), list_photographs([tmp_path / "eye.png"])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -696,12 +697,12 @@ def test_a_close_call_that_is_gone_before_its_second_look_was_not_read(tmp_path:
     Image.fromarray(photograph(2, 1, 900, seed=8).picture).save(path, quality=60)
 
     def opened(contract: Contract) -> OnnxExplainer:
-        return OnnxExplainer(write_tiny_model(tmp_path / "a.onnx", contract=contract.with_(explain=True)))
+        return OnnxExplainer(write_tiny_model(tmp_path / "a.onnx", contract=replace(contract, explain=True)))
 
     plain = opened(CONTRACT)
     pixels = plain.decode(path)
     at = plain.explain([pixels])[0].prediction.me_prob
-    explainer = opened(CONTRACT.with_(thresholds={**CONTRACT.thresholds, "me": Rule("at_least", at)}))
+    explainer = opened(replace(CONTRACT, thresholds={**CONTRACT.thresholds, "me": Rule("at_least", at)}))
     answer = explainer.explain([pixels])[0]
     again = _looked_at_again(explainer, path, pixels, answer)
     assert isinstance(again, Answer) and again.prediction.me_prob != at

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -67,7 +68,8 @@ def test_a_source_of_another_kind_is_named(tmp_path: Path, source: Any) -> None:
 
 
 def test_grades_are_the_contracts_own(tmp_path: Path) -> None:
-    contract = CONTRACT.with_(
+    contract = replace(
+        CONTRACT,
         dr_grades=(0, 2, 4),
         thresholds={
             "dr": Rule(),
@@ -86,7 +88,8 @@ def test_grades_are_the_contracts_own(tmp_path: Path) -> None:
 def test_maps_come_where_the_file_has_them(tmp_path: Path) -> None:
     image = pixels()
     plain = RetinaModel(write_tiny_model(tmp_path / "m.onnx")).predict(image)
-    explain = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=CONTRACT.with_(explain=True))).predict(image)
+    with_maps = write_tiny_model(tmp_path / "e.onnx", contract=replace(CONTRACT, explain=True))
+    explain = RetinaModel(with_maps).predict(image)
     Image.fromarray(image).save(tmp_path / "eye.png")
     (scored,) = RetinaModel(tmp_path / "e.onnx").score([tmp_path / "eye.png"], maps=True)
     assert plain.maps is None
@@ -187,7 +190,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
 def with_contract_only(**changes: Any) -> onnx.ModelProto:
     """A model with a valid contract that does not match its graph."""
     model = tiny_model()
-    helper.set_model_props(model, {METADATA_KEY: CONTRACT.with_(**changes).to_json()})
+    helper.set_model_props(model, {METADATA_KEY: replace(CONTRACT, **changes).to_json()})
     return model
 
 
@@ -349,7 +352,7 @@ def test_the_model_is_looked_for_where_export_puts_it(tmp_path: Path, monkeypatc
 
 
 def test_a_large_picture_is_decoded_at_a_fraction_unless_exact(tmp_path: Path) -> None:
-    path = write_tiny_model(tmp_path / "m.onnx", contract=CONTRACT.with_(preprocessing=Preprocessing("field", 64)))
+    path = write_tiny_model(tmp_path / "m.onnx", contract=replace(CONTRACT, preprocessing=Preprocessing("field", 64)))
     smooth = Image.fromarray(pixels(3, 600, 900)).filter(ImageFilter.GaussianBlur(9))
     buffer = io.BytesIO()
     smooth.save(buffer, "JPEG", quality=95)
@@ -472,14 +475,14 @@ def test_a_close_call_is_decided_on_the_whole_picture(tmp_path: Path, monkeypatc
         return options
 
     monkeypatch.setattr("retina.runtime.model.handing_back", options_of_run)
-    plain = CONTRACT.with_(preprocessing=Preprocessing("squash", 64))
+    plain = replace(CONTRACT, preprocessing=Preprocessing("squash", 64))
     smooth = Image.fromarray(pixels(3, 600, 900)).filter(ImageFilter.GaussianBlur(9))
     path = tmp_path / "eye.jpg"
     smooth.save(path, quality=60)
     me_prob = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=plain), exact=True).predict(path).me_prob
     for offset, is_close in ((0.0, True), (0.04, False)):
         rules = {**plain.thresholds, "me": Rule("at_least", me_prob + offset)}
-        file = write_tiny_model(tmp_path / "b.onnx", contract=plain.with_(thresholds=rules))
+        file = write_tiny_model(tmp_path / "b.onnx", contract=replace(plain, thresholds=rules))
         scaled, exact = RetinaModel(file), RetinaModel(file, exact=True)
         from_scaled = scaled.predict_pixels(scaled.decode(path))
         assert from_scaled.me_prob != exact.predict(path).me_prob
@@ -503,7 +506,7 @@ def test_a_small_close_call_is_decoded_once(tmp_path: Path, monkeypatch: pytest.
         Image.fromarray(pixels(3, side, 2 * least)).save(path)
         me_prob = RetinaModel(write_tiny_model(tmp_path / "a.onnx"), exact=True).predict(path).me_prob
         rules = {**CONTRACT.thresholds, "me": Rule("at_least", me_prob)}
-        file = write_tiny_model(tmp_path / "b.onnx", contract=CONTRACT.with_(thresholds=rules))
+        file = write_tiny_model(tmp_path / "b.onnx", contract=replace(CONTRACT, thresholds=rules))
         looks.clear()
         RetinaModel(file).predict(path)
         assert looks == expected
@@ -512,7 +515,7 @@ def test_a_small_close_call_is_decoded_once(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("one", [1, True, 1.0, np.int64(1)], ids=lambda one: type(one).__name__)
 def test_a_label_is_what_equals_it(tmp_path: Path, one: Any) -> None:
     """As in Python's own look-ups: True and 1.0 are the class 1."""
-    model = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=CONTRACT.with_(explain=True)))
+    model = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=replace(CONTRACT, explain=True)))
     found = model.predict_pixels(pixels(), of={"dr": one, "me": one}).maps
     expected = model.predict_pixels(pixels(), of={"dr": 1, "me": 1}).maps
     assert found is not None and expected is not None
@@ -523,7 +526,7 @@ def test_a_label_is_what_equals_it(tmp_path: Path, one: Any) -> None:
 
 @pytest.mark.parametrize("of", [{"dr": 9}, {"me": 2}, {"me": -1}], ids=str)
 def test_a_map_of_no_known_label_is_refused(tmp_path: Path, of: dict[Head, int]) -> None:
-    model = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=CONTRACT.with_(explain=True)))
+    model = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=replace(CONTRACT, explain=True)))
     with pytest.raises(UsageError, match=rf"of: expected one of 0, 1.* found {next(iter(of.values()))}"):
         model.predict_pixels(pixels(1, 40, 40), of=of)
     with pytest.raises(UsageError, match="of: expected the heads dr and me, found grade"):
@@ -559,12 +562,12 @@ def test_a_first_grade_that_leads_by_little_is_a_close_call() -> None:
 
 
 def test_the_second_look_explains_what_it_decides(tmp_path: Path) -> None:
-    plain = CONTRACT.with_(preprocessing=Preprocessing("squash", 64), explain=True)
+    plain = replace(CONTRACT, preprocessing=Preprocessing("squash", 64), explain=True)
     path = tmp_path / "eye.jpg"
     Image.fromarray(pixels(3, 600, 900)).filter(ImageFilter.GaussianBlur(9)).save(path, quality=60)
     me_prob = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=plain), exact=True).predict(path).me_prob
     rules = {**plain.thresholds, "me": Rule("at_least", me_prob)}
-    file = write_tiny_model(tmp_path / "b.onnx", contract=plain.with_(thresholds=rules))
+    file = write_tiny_model(tmp_path / "b.onnx", contract=replace(plain, thresholds=rules))
     seen, expected = RetinaModel(file).predict(path), RetinaModel(file, exact=True).predict(path)
     assert seen.maps is not None and expected.maps is not None
     for head in ("dr", "me"):

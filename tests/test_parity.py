@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("few_sizes")
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     read = load_checkpoint(small_checkpoint(tmp_path_factory.mktemp("parity") / "c.pth", image_size=32))
-    return Reference(read.build_model(), read.contract.with_(explain=True))
+    return Reference(read.build_model(), replace(read.contract, explain=True))
 
 
 def photographs() -> list[tuple[str, NDArray[np.uint8]]]:
@@ -175,7 +175,7 @@ def test_a_turned_decision_is_refused_of_fp32(
     right = reference(photographs()[0][1][None]).values
     above = {"referable_dr": right["dr_probs"][0, 2:].sum() + 1e-3, "referable_me": right["me_probs"][0, 1] + 1e-3}
     rules = {name: Rule("at_least", float(threshold), 2) for name, threshold in above.items()}
-    contract = reference.contract.with_(thresholds={**reference.contract.thresholds, **rules})
+    contract = replace(reference.contract, thresholds={**reference.contract.thresholds, **rules})
     with pytest.raises(ParityError, match=f"decision on eye0.png: expected {differs},"):
         check(
             replace(reference, contract=contract), lambda out, _pixels: out | {output: change(out[output])},

@@ -550,7 +550,7 @@ def test_retina_score_compares_each_head_with_its_own_labels(scored: tuple[Path,
 
 def test_what_a_model_was_never_trained_for_is_said_and_not_summed_up(tmp_path: Path) -> None:
     write_set(tmp_path / "data", train=range(5))
-    never = CONTRACT.with_(provenance={"untrained_heads": ["me"]})
+    never = replace(CONTRACT, provenance={"untrained_heads": ["me"]})
     model = write_tiny_model(tmp_path / "tiny.onnx", contract=never)
     result = invoke(score_cli.main, tmp_path / "data/train/images", "--model", model, "--out", tmp_path / "scores.csv")
     caution = "Caution: The model was never trained for ME: what it says about ME means nothing."
@@ -559,11 +559,11 @@ def test_what_a_model_was_never_trained_for_is_said_and_not_summed_up(tmp_path: 
     assert "to refer (which ones: --referral): DR" in result.stdout
     assert "; ME" not in result.stdout
     assert "ME risk" not in result.stdout
-    write_tiny_model(model, contract=never.with_(explain=True))
+    write_tiny_model(model, contract=replace(never, explain=True))
     explained = invoke(gradcam_cli.main, tmp_path / "data/train/images", "--model", model, "--out", tmp_path / "maps")
     assert explained.exit_code == 0, explained.output
     assert caution in explained.stderr
-    assert CONTRACT.with_(provenance={"untrained_heads": "me"}).untrained_heads == ()
+    assert replace(CONTRACT, provenance={"untrained_heads": "me"}).untrained_heads == ()
     assert CONTRACT.caution == ""
 
 

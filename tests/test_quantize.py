@@ -270,7 +270,7 @@ def test_a_calibrated_checkpoints_referrals_are_fitted_to_the_int8_answers() -> 
 
 
 def test_rules_that_nobody_fitted_stay() -> None:
-    asked = CALIBRATED.with_(provenance={})
+    asked = replace(CALIBRATED, provenance={})
     valid = answers([(0, 0), (4, 1)], np.eye(5, dtype=np.float32)[[0, 4]], np.eye(2, dtype=np.float32))
     assert screening_thresholds(asked, valid) == asked.thresholds
 
@@ -287,7 +287,7 @@ def test_an_exported_int8_file_carries_its_own_referrals(
         graded = re.sub(r"^([^,]+,\d),1\b", r"\1,2", split.annotations.read_text(), flags=re.MULTILINE)
         split.annotations.write_text(graded)
     checkpoint = load_checkpoint(small_export.checkpoint)
-    calibrated = checkpoint.contract.with_(thresholds=CALIBRATED.thresholds, provenance=CALIBRATED.provenance)
+    calibrated = replace(checkpoint.contract, thresholds=CALIBRATED.thresholds, provenance=CALIBRATED.provenance)
     replace(checkpoint, contract=calibrated, config={"me_positive_from": 2}).save(tmp_path / "c.pth")
     job = ExportJob(
         tmp_path / "c.pth", tmp_path / "m.onnx", precision="int8", calibration=data.root,
@@ -452,7 +452,7 @@ def test_only_what_is_judged_must_have_the_models_grades_and_what_is_calibrated_
     annotations.write_text(annotations.read_text().replace(",1,", ",0,"))
     assert {photo.me_label for photo in _read(data.root, contract, None).splits["valid"].photos} == {0}
     with pytest.raises(AnnotationError, match="photographs with ME risk to calibrate on, found none"):
-        _read(data.root, CALIBRATED.with_(dr_grades=(0, 1, 2)), None)
+        _read(data.root, replace(CALIBRATED, dr_grades=(0, 1, 2)), None)
 
 
 def test_what_int8_does_better_is_no_fault() -> None:

@@ -100,7 +100,7 @@ def test_an_int8_file_gives_its_rounded_weights_and_its_rules(
 ) -> None:
     before = load_checkpoint(small_export.checkpoint)
     rules = {**before.contract.thresholds, "referable_dr": Rule("at_least", 0.37, 2)}
-    contract = before.contract.with_(precision="int8", thresholds=rules, provenance={"backbone": RESNET10})
+    contract = replace(before.contract, precision="int8", thresholds=rules, provenance={"backbone": RESNET10})
     deployed = onnx.load(small_export.model)
     seen = [np.array(Image.open(file)) for file in sorted(photographs.iterdir())]
     ranges = measure_ranges(deployed, tensors_to_measure(deployed), seen)
@@ -133,7 +133,7 @@ def test_layers_frozen_from_the_start_are_recovered(photographs: Path, tmp_path:
     new = RetinaNet(5, RESNET10).state_dict()
     frozen = {name: value for name, value in new.items() if name.startswith(("backbone.bn1.", "backbone.layer1."))}
     before = replace(before, weights=before.weights | frozen)
-    contract = before.contract.with_(provenance={"backbone": RESNET10})
+    contract = replace(before.contract, provenance={"backbone": RESNET10})
     file = OnnxFile.of(DeployedModel(before.build_model(), contract), contract)
     assert [len(node.input) for node in file.model.graph.node if node.op_type == "Conv"][:4] == [2, 2, 2, 3]
     file.write(tmp_path / "m.onnx", contract)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -352,7 +353,7 @@ def test_a_resumed_run_notices_another_model_and_changed_files(score: Score) -> 
     process.kill()
     process.communicate()
     Image.fromarray(image(999)).save(Path("eyes") / "00003.png")
-    write_tiny_model(Path("artifacts/retina_multitask.onnx"), contract=CONTRACT.with_(dr_grades=(0, 1, 2)))
+    write_tiny_model(Path("artifacts/retina_multitask.onnx"), contract=replace(CONTRACT, dr_grades=(0, 1, 2)))
     done = score("eyes")
     assert "scoring all again: model changed since the last run" in done.stderr
     for i, row in enumerate(table()):
@@ -409,7 +410,7 @@ def test_overlays_are_drawn_beside_the_same_table(score: Score, tmp_path: Path) 
     refused = score("eyes", "--overlays", "maps")
     assert refused.returncode == 2
     assert "expected a model file with Grad-CAM maps" in refused.stderr
-    write_tiny_model(tmp_path / "explain.onnx", contract=CONTRACT.with_(explain=True))
+    write_tiny_model(tmp_path / "explain.onnx", contract=replace(CONTRACT, explain=True))
     assert score("eyes", "--model", "explain.onnx").returncode == 1
     plain = Path("test_predictions.csv").read_bytes()
     assert score("eyes", "--model", "explain.onnx", "--overlays", "maps").returncode == 1
@@ -424,7 +425,7 @@ def test_overlays_are_drawn_beside_the_same_table(score: Score, tmp_path: Path) 
 
 def test_overlays_never_lie_where_photographs_are_scored(score: Score, tmp_path: Path) -> None:
     photographs(Path("eyes"), 2)
-    write_tiny_model(tmp_path / "explain.onnx", contract=CONTRACT.with_(explain=True))
+    write_tiny_model(tmp_path / "explain.onnx", contract=replace(CONTRACT, explain=True))
     explain = ("--model", tmp_path / "explain.onnx", "--overlays")
     inside = score("eyes", *explain, "eyes/maps")
     assert inside.returncode == 2
@@ -442,7 +443,7 @@ def test_overlays_never_lie_where_photographs_are_scored(score: Score, tmp_path:
 
 def test_an_overlay_is_never_that_of_another_photograph(score: Score, tmp_path: Path) -> None:
     photographs(Path("eyes"), 500)
-    write_tiny_model(tmp_path / "explain.onnx", contract=CONTRACT.with_(explain=True))
+    write_tiny_model(tmp_path / "explain.onnx", contract=replace(CONTRACT, explain=True))
     Path("maps").mkdir()
     for head in ("dr", "me"):
         Image.new("RGB", (9, 9)).save(f"maps/00000.png_{head}.jpg")  # of the former 00000.png
@@ -466,7 +467,7 @@ def test_an_overlay_that_cannot_be_drawn_keeps_its_row(score: Score, tmp_path: P
     Image.new("L", (66_000, 40)).save("eyes/wide.png")  # wider than a JPEG may be
     just_fits = 240 * "z" + ".png"
     Image.fromarray(image(1)).save(Path("eyes") / just_fits)
-    write_tiny_model(tmp_path / "explain.onnx", contract=CONTRACT.with_(explain=True))
+    write_tiny_model(tmp_path / "explain.onnx", contract=replace(CONTRACT, explain=True))
     done = score("eyes", "--model", "explain.onnx", "--overlays", "maps")
     assert done.returncode == 0
     assert "overlays cannot be written: File name too long" in done.stderr
@@ -495,7 +496,7 @@ def test_a_name_that_commands_the_terminal_is_spelled_out(score: Score) -> None:
     command = "\x1b]0;owned\x07"
     Path("eyes").mkdir()
     Image.new("L", (66_000, 40)).save(f"eyes/{command}.png")  # wider than a JPEG may be, so that a warning names it
-    write_tiny_model(Path(f"{command}.onnx"), contract=CONTRACT.with_(explain=True))
+    write_tiny_model(Path(f"{command}.onnx"), contract=replace(CONTRACT, explain=True))
     said = score("eyes", "--model", f"{command}.onnx", "--overlays", f"maps{command}")
     refused = score(f"none{command}")
     told = said.stdout + said.stderr + refused.stderr
@@ -527,7 +528,7 @@ def test_a_model_whose_name_leaves_no_room_for_a_digest_beside_it(score: Score) 
 def test_a_link_in_a_circle_is_told_whichever_option_names_it(score: Score, tmp_path: Path) -> None:
     photographs(Path("eyes"), 1)
     Path("loop").symlink_to("loop")
-    write_tiny_model(tmp_path / "explain.onnx", contract=CONTRACT.with_(explain=True))
+    write_tiny_model(tmp_path / "explain.onnx", contract=replace(CONTRACT, explain=True))
     for options in (["--model", "loop"], ["--annotations", "loop"], ["--model", "explain.onnx", "--overlays", "loop"]):
         done = score("eyes", *options)
         assert done.returncode == 2

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -583,7 +584,7 @@ def test_a_link_that_leads_nowhere_does_not_hide_its_folder(tmp_path: Path) -> N
 
 def test_a_resumed_run_draws_what_is_missing_and_nothing_else(tmp_path: Path) -> None:
     """For example after a kill between a row and its second overlay, or if someone removed files."""
-    model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=CONTRACT.with_(explain=True)))
+    model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=replace(CONTRACT, explain=True)))
     listing, maps = folder_of(tmp_path / "eyes", 3), tmp_path / "maps"
 
     def drawn_afresh() -> list[str]:
@@ -602,7 +603,7 @@ def test_a_resumed_run_draws_what_is_missing_and_nothing_else(tmp_path: Path) ->
 
 
 def test_no_overlay_of_a_former_photograph_stays_beside_a_failed_row(tmp_path: Path) -> None:
-    model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=CONTRACT.with_(explain=True)))
+    model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=replace(CONTRACT, explain=True)))
     listing, maps = folder_of(tmp_path / "eyes", 2), tmp_path / "maps"
     for damaged in (False, True):
         if damaged:
@@ -616,7 +617,7 @@ def test_no_overlay_of_a_former_photograph_stays_beside_a_failed_row(tmp_path: P
 
 def test_an_overlay_has_the_photographs_full_size(tmp_path: Path) -> None:
     """Also of one so large that the network is given a reduced one."""
-    model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=CONTRACT.with_(explain=True)))
+    model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=replace(CONTRACT, explain=True)))
     Image.new("RGB", (1800, 1750), "orange").save(tmp_path / "a.png")
     (tmp_path / "maps").mkdir()
     assert score_one(model, "a.png", tmp_path / "a.png", tmp_path / "maps").error == ""
@@ -626,7 +627,7 @@ def test_an_overlay_has_the_photographs_full_size(tmp_path: Path) -> None:
 
 
 def test_an_overlay_too_large_for_memory_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=CONTRACT.with_(explain=True)))
+    model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=replace(CONTRACT, explain=True)))
     listing = folder_of(tmp_path / "eyes", 2)
 
     def no_memory(*_: object) -> None:
@@ -642,7 +643,7 @@ def test_an_overlay_too_large_for_memory_has_its_row(tmp_path: Path, monkeypatch
 def test_overlays_among_the_photographs_are_refused_however_they_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=CONTRACT.with_(explain=True)))
+    model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=replace(CONTRACT, explain=True)))
     folder_of(tmp_path / "eyes", 1)
     monkeypatch.chdir(tmp_path)
     Path("link").symlink_to("eyes")

@@ -21,6 +21,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -59,7 +60,7 @@ def png(seed: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.onnx", contract=CONTRACT.with_(explain=True))
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.onnx", contract=replace(CONTRACT, explain=True))
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_the_file_given_is_the_one_that_answers_whatever_became_of_it(tmp_path: 
     path = write_tiny_model(tmp_path / "m.onnx")
     opened = path.read_bytes()
     with serving(tmp_path, "--model", path) as service:
-        for change in (lambda: write_tiny_model(path, contract=CONTRACT.with_(explain=True)), path.unlink):
+        for change in (lambda: write_tiny_model(path, contract=replace(CONTRACT, explain=True)), path.unlink):
             change()
             answer = service.ask("GET", "/model.onnx")
             assert (answer.status, answer.headers["content-type"]) == (200, "application/octet-stream")
@@ -605,7 +606,7 @@ def test_log_is_json_and_names_no_file(service: Service) -> None:
 
 
 def test_log_says_what_the_model_was_never_trained_for(tmp_path: Path) -> None:
-    never = CONTRACT.with_(provenance={"untrained_heads": ["me"]})
+    never = replace(CONTRACT, provenance={"untrained_heads": ["me"]})
     with serving(tmp_path, "--model", write_tiny_model(tmp_path / "tiny.onnx", contract=never)) as service:
         said = service.ask("GET", "/model").json
         cautions = [line for line in service.lines() if line["level"] == "warning"]

@@ -96,7 +96,7 @@ def test_training_does_not_go_on_from_other_grades(net: RetinaNet, tmp_path: Pat
 
 def test_who_goes_on_from_a_checkpoint_is_told_what_will_differ(net: RetinaNet, tmp_path: Path) -> None:
     screening = {**default_thresholds(), "referable_dr": Rule("at_least", 0.4056, from_grade=2)}
-    fitted = CONTRACT.with_(thresholds=screening)
+    fitted = replace(CONTRACT, thresholds=screening)
     Checkpoint(net.state_dict(), RESNET10, fitted).save(tmp_path / "a.pth")
     start = open_start(RESNET10, str(tmp_path / "a.pth"))
     config = TrainConfig(data="d", weights="a.pth", image_size=64, framing=CONTRACT.preprocessing.framing)
@@ -126,7 +126,7 @@ def test_data_with_me_labels_alone_keep_the_grades_of_the_checkpoint(net: Retina
     config = TrainConfig(data="d", weights="a.pth", image_size=64, framing=CONTRACT.preprocessing.framing)
     (stale,) = start_notes(ours, config, (), ["me"])
     assert stale.startswith("The DR head stays that of a.pth while the features that it reads change")
-    never = replace(ours, contract=CONTRACT.with_(provenance={"untrained_heads": ["dr"]})) if ours else None
+    never = replace(ours, contract=replace(CONTRACT, provenance={"untrained_heads": ["dr"]})) if ours else None
     assert start_notes(never, config, (), ["me"]) == []
 
 
@@ -163,7 +163,7 @@ def test_a_network_keeps_the_grades_that_new_data_lack(tmp_path: Path, monkeypat
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("before", [(), ("me",)])
 def test_a_head_that_is_left_alone_is_as_trained_as_before(tmp_path: Path, before: tuple[str, ...]) -> None:
-    contract = Contract(Preprocessing(image_size=32)).with_(provenance={"untrained_heads": list(before)})
+    contract = Contract(Preprocessing(image_size=32), provenance={"untrained_heads": list(before)})
     Checkpoint(RetinaNet(5, RESNET10).state_dict(), RESNET10, contract).save(tmp_path / "start.pth")
     data = write_set(tmp_path / "data", train=[0, 1, 2] * 3, others=(0, 1, 2))
     quick = ["--image-size", "32", "--backbone", RESNET10, "--workers", "0", "--epochs", "1", "--batch-size", "3"]

@@ -6,6 +6,7 @@ and the maps (4, 4) are the mean red and the mean green times RAMP.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def tiny_model(
     for item in nodes:
         item.output[:] = [names.get(name, name) for name in item.output]
         item.input[:] = [names.get(name, name) for name in item.input]
-    described = (contract or CONTRACT).with_(explain=explain).outputs
+    described = replace(contract or CONTRACT, explain=explain).outputs
     outputs = [
         helper.make_tensor_value_info(names.get(out["name"], out["name"]), TensorProto.FLOAT, out["shape"])
         for out in described

@@ -59,7 +59,8 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
     for head, temperature in fitted.items():
         weights = scale_head(weights, f"{head}_head", temperature)
     p = items.predictions(dr_logits / fitted.get("dr", 1.0), me_logits / fitted.get("me", 1.0))
-    contract = best.contract.with_(
+    contract = replace(
+        best.contract,
         thresholds=screening_rules(best.contract, p),
         provenance={**best.contract.provenance, **{f"{head}_temperature": value for head, value in fitted.items()}},
     )

@@ -57,7 +57,7 @@ def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
     return replace(
         first,
         weights={name: _mean([checkpoint.weights[name] for _, checkpoint in branches]) for name in first.weights},
-        contract=first.contract.with_(provenance=provenance),
+        contract=replace(first.contract, provenance=provenance),
         metrics={},
         epoch=None,
         versions=current_versions(),
