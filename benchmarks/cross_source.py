@@ -21,11 +21,12 @@ from typing import Any
 
 import click
 from retina.runtime.annotations import NOT_GRADED
-from retina.runtime.errors import RetinaError
+from retina.runtime.errors import UsageError
+from retina.runtime.terminal import exit_codes
 from retina.train import Run, TrainConfig, train
 from retina.train.checkpoint import load_checkpoint
 from retina.train.config import RECIPES
-from retina.train.data import DataSet, Photo, read_dataset
+from retina.train.data import DataSet, Photo, sound_dataset
 from retina.train.markdown import brief
 from retina.train.metrics import HEADLINES
 from retina.train.run import BEST, FINAL
@@ -105,6 +106,7 @@ def options(step: int, image_size: int, epochs: int) -> dict[str, Any]:
 @click.option("--epochs", default=4, help="Epochs on the largest source; the others get as many steps.")
 @click.option("--seed", default=42)
 @click.option("--workers", type=int, help="Processes that load photographs during training.")
+@exit_codes("cross_source.py")
 def main(
     root: Path,
     steps: tuple[int, ...],
@@ -117,12 +119,10 @@ def main(
     workers: int | None,
 ) -> None:
     """Train on each source alone and test on the others, one change at a time."""
-    data, faults = read_dataset(root)
-    if faults:
-        raise click.ClickException(faults[0])
+    data = sound_dataset(root)
     counts = Counter(photo.source for photo in data.splits["train"].photos)
     if unknown := set(sources) - set(counts):
-        raise click.ClickException(f"--source {min(unknown)}: expected one of {', '.join(sorted(counts))}")
+        raise UsageError(f"--source {min(unknown)}: expected one of {', '.join(sorted(counts))}")
     trained_on = sorted(set(sources or counts))
     titles = [f"{where} {title}" for where in ("own", "other") for *_, title in FIGURES]
     click.echo("| recipe | trained on | tested on | " + " | ".join(titles) + " |")
@@ -147,14 +147,11 @@ def main(
                 return figures
             ends = [trained(branch, source) / FINAL for branch in range(len(STEPS), MEAN)]
             mean = average([(str(end), load_checkpoint(end)) for end in ends])
-            view, _ = read_dataset(Path(temporary) / source)
+            view = sound_dataset(Path(temporary) / source)
             return {split: judged(mean, items_of(mean, view, split)) for split in ("valid", "test")}
 
         for step, source in product(steps, trained_on):
-            try:
-                splits = figures_of(step, source)
-            except RetinaError as err:
-                raise click.ClickException(str(err)) from None
+            splits = figures_of(step, source)
             own, other = splits["valid"]["all"], splits["test"]["all"]
             figures = " | ".join(brief(part[task][key]) for part in (own, other) for task, key, _ in FIGURES)
             others = ", ".join(name for name in sorted(counts) if name != source)

@@ -9,15 +9,16 @@ table for docs/scoring.md.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+import click
 import numpy as np
 from retina.runtime import Prediction, RetinaModel
 from retina.runtime.contract import DECISIONS
 from retina.runtime.folder import find_pictures
 from retina.runtime.picture import decode
+from retina.runtime.terminal import exit_codes
 
 FRACTIONS: Mapping[str, int] = {"a quarter": 4, "a half": 2}
 
@@ -37,13 +38,14 @@ def decisions(answer: Prediction) -> tuple[object, ...]:
     return tuple(getattr(answer, name) for name in DECISIONS)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("photographs", type=Path)
-    given = parser.parse_args()
-    files = [given.photographs / name for name in find_pictures(given.photographs).names]
-    model = RetinaModel(given.model, exact=True)
+@click.command()
+@click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path, exists=True))
+@click.argument("photographs", metavar="FOLDER", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@exit_codes("decoding.py")
+def main(model_file: Path, photographs: Path) -> None:
+    """Compare the answers to photographs that were decoded at a fraction of their size with those to the whole."""
+    files = [photographs / name for name in find_pictures(photographs).names]
+    model = RetinaModel(model_file, exact=True)
     square = model.contract.preprocessing.intermediate_size
     found: dict[str, list[tuple[float, float, float, bool]]] = {name: [] for name in FRACTIONS}
     for file in files:
@@ -57,7 +59,7 @@ def main() -> None:
             change = max(abs(a - b) for a, b in pairs)
             of_lead = abs(lead(whole, first, second) - lead(answer, first, second))
             found[name].append((side / square, change, of_lead, decisions(whole) != decisions(answer)))
-    print(f"{model.path.name}, sha256 {model.sha256[:12]}, {len(files)} photographs of {given.photographs.name}\n")
+    print(f"{model.path.name}, sha256 {model.sha256[:12]}, {len(files)} photographs of {photographs.name}\n")
     print("| decoded at | multiple of the square | largest change | mean | of the lead | decisions that turned |")
     print("|---" * 6 + "|")
     for name, rows in found.items():

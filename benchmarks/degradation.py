@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from retina.runtime import RELEASED, RetinaModel
-from retina.runtime.errors import RetinaError
 from retina.runtime.picture import load
+from retina.runtime.terminal import exit_codes
 from retina.train.data import SPLITS, Photo, sound_dataset
 from retina.train.evaluation import score_split
 from retina.train.markdown import brief
@@ -174,23 +174,18 @@ def spoiled(photos: tuple[Photo, ...], spoil: Spoil, folder: Path) -> Iterator[P
 @click.option("--split", type=click.Choice(SPLITS), default="valid")
 @click.option("--model", "files", type=click.Path(path_type=Path), multiple=True, default=(RELEASED,))
 @click.option("--way", "ways", type=click.Choice(list(WAYS)), multiple=True, default=tuple(WAYS))
+@exit_codes("degradation.py")
 def main(root: Path, split: str, files: tuple[Path, ...], ways: tuple[str, ...]) -> None:
     """Score degraded copies of a split with each model file."""
-    try:
-        data = sound_dataset(root)
-        models = [RetinaModel(file) for file in files]
-    except RetinaError as err:
-        raise click.ClickException(str(err)) from None
+    data = sound_dataset(root)
+    models = [RetinaModel(file) for file in files]
     click.echo("| photograph | model | " + " | ".join(title for *_, title in FIGURES) + " |")
     click.echo("|---" * (2 + len(FIGURES)) + "|")
     for way in ways:
         with tempfile.TemporaryDirectory() as folder:
             photos = tuple(spoiled(data.splits[split].photos, WAYS[way], Path(folder)))
             for model in models:
-                try:
-                    body = evaluate(score_split(model, photos), model.contract)["all"]
-                except RetinaError as err:
-                    raise click.ClickException(str(err)) from None
+                body = evaluate(score_split(model, photos), model.contract)["all"]
                 figures = " | ".join(brief(body[task][name]) for task, name, _ in FIGURES)
                 click.echo(f"| {way} | {model.path.name} {model.sha256[:8]} | {figures} |")
 

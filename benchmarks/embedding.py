@@ -10,7 +10,6 @@ largest difference of a probability, as median and maximum over the photographs,
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import shlex
@@ -19,12 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from retina.runtime import Prediction, RetinaModel
 from retina.runtime.folder import find_pictures
 from retina.runtime.picture import decode
+from retina.runtime.terminal import exit_codes
 
 Pixels = NDArray[np.uint8]
 Mistake = Callable[[Pixels], Pixels]
@@ -157,21 +158,21 @@ def print_table(first: str, rows: dict[str, Differences], columns: int) -> None:
     print()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("photographs", type=Path)
-    parser.add_argument("--count", type=int, default=12, help="photographs, evenly spread (default: 12)")
-    parser.add_argument("--program", action="append", default=[], help="a program of examples/ to compare with Python")
-    given = parser.parse_args()
-    names = find_pictures(given.photographs).names
-    chosen = sorted({round(i) for i in np.linspace(0, len(names) - 1, min(given.count, len(names)))})
-    files = [given.photographs / names[i] for i in chosen]
-    model = RetinaModel(given.model, exact=True)
-    print(f"{model.path.name}, sha256 {model.sha256[:12]}, {len(files)} photographs of {given.photographs.name}\n")
-    if given.program:
-        programs = {command: measure_program(command, model, files) for command in given.program}
-        print_table("program", programs, 4)
+@click.command(context_settings={"show_default": True})
+@click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path, exists=True))
+@click.argument("photographs", metavar="FOLDER", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--count", type=click.IntRange(1), default=12, help="Photographs, evenly spread.")
+@click.option("--program", "programs", multiple=True, help="A program of examples/ to compare with Python.")
+@exit_codes("embedding.py")
+def main(model_file: Path, photographs: Path, count: int, programs: tuple[str, ...]) -> None:
+    """Measure what a program that embeds the model file may get wrong, and by how much each mistake moves answers."""
+    names = find_pictures(photographs).names
+    chosen = sorted({round(i) for i in np.linspace(0, len(names) - 1, min(count, len(names)))})
+    files = [photographs / names[i] for i in chosen]
+    model = RetinaModel(model_file, exact=True)
+    print(f"{model.path.name}, sha256 {model.sha256[:12]}, {len(files)} photographs of {photographs.name}\n")
+    if programs:
+        print_table("program", {command: measure_program(command, model, files) for command in programs}, 4)
     print_table("what the embedding does", measure_mistakes(model, files), 5)
 
 

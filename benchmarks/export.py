@@ -9,7 +9,6 @@ median and the fastest round. Framing is part of every contender. Needs the extr
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import tempfile
 import time
@@ -19,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from retina.export.to_onnx import OnnxFile
 from retina.export.to_torchscript import TorchScriptFile
 from retina.runtime.contract import INPUT_NAME, Contract, Preprocessing
 from retina.runtime.session import open_session
+from retina.runtime.terminal import exit_codes
 from retina.train.checkpoint import load_checkpoint
 from retina.train.model import RetinaNet
 from retina.train.synthetic import photograph
@@ -35,38 +36,43 @@ from retina.train.synthetic import photograph
 Run = Callable[[NDArray[np.uint8]], object]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="default: a ResNet-50 with random weights at 384 px")
-    parser.add_argument("--int8", type=Path, help="int8 ONNX file of the same checkpoint")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--compile", action="store_true", help="also torch.compile, which needs a C++ compiler")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+@click.command(context_settings={"show_default": True})
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="[default: a ResNet-50 with random weights at 384 px]"
+)
+@click.option("--int8", type=click.Path(path_type=Path), help="int8 ONNX file of the same checkpoint.")
+@click.option("--threads", type=click.IntRange(1), default=2)
+@click.option("--rounds", type=click.IntRange(1), default=30)
+@click.option("--compile", "compiled", is_flag=True, help="Also torch.compile, which needs a C++ compiler.")
+@exit_codes("export.py")
+def main(checkpoint: Path | None, int8: Path | None, threads: int, rounds: int, compiled: bool) -> None:
+    """Compare the time that each runtime takes for one photograph."""
+    torch.set_num_threads(threads)
     warnings.filterwarnings("ignore", message=r"`torch\.jit", category=FutureWarning)
 
-    if options.checkpoint:
-        read = load_checkpoint(options.checkpoint)
+    if checkpoint:
+        read = load_checkpoint(checkpoint)
         model, contract = read.build_model(), read.contract
     else:
         model, contract = RetinaNet(5).eval(), Contract(Preprocessing(image_size=384))
     pixels = photograph(2, 1, 512, seed=0).picture[None]
     with tempfile.TemporaryDirectory() as folder:
-        runs = contenders(model, contract, Path(folder), options)
+        runs = contenders(model, contract, Path(folder), threads, int8=int8, compiled=compiled)
         times: dict[str, list[float]] = {name: [] for name in runs}
         for run in runs.values():
             run(pixels)
             run(pixels)
-        for _ in range(options.rounds):
+        for _ in range(rounds):
             for name, run in runs.items():
                 start = time.perf_counter()
                 run(pixels)
                 times[name].append(time.perf_counter() - start)
-    print_table(times, contract, options.threads)
+    print_table(times, contract, threads)
 
 
-def contenders(model: RetinaNet, contract: Contract, folder: Path, options: argparse.Namespace) -> dict[str, Run]:
+def contenders(
+    model: RetinaNet, contract: Contract, folder: Path, threads: int, *, int8: Path | None, compiled: bool
+) -> dict[str, Run]:
     """By name, a function of (1, H, W, 3) uint8 RGB."""
     plain, explain = replace(contract, explain=False), replace(contract, explain=True)
     deployed = DeployedModel(model, plain)
@@ -74,23 +80,19 @@ def contenders(model: RetinaNet, contract: Contract, folder: Path, options: argp
     paths = {"ONNX fp32": folder / "fp32.onnx", "ONNX fp32 explain": folder / "explain.onnx"}
     OnnxFile.of(deployed, plain).write(paths["ONNX fp32"], plain)
     OnnxFile.of(DeployedModel(model, explain), explain).write(paths["ONNX fp32 explain"], explain)
-    if options.int8:
-        paths["ONNX int8"] = options.int8
+    if int8:
+        paths["ONNX int8"] = int8
     channels_last = DeployedModel(model, plain).to(memory_format=torch.channels_last)
     runs: dict[str, Run] = {
         "PyTorch eager": answer_of_module(deployed, plain),
         "PyTorch channels_last": answer_of_module(channels_last, plain),
         "TorchScript": answer_of_module(script.module, plain),
     }
-    if options.compile:
+    if compiled:
         runs["torch.compile"] = answer_of_module(cast(torch.nn.Module, torch.compile(deployed)), plain)
-    runs |= {name: _onnxruntime(path, options.threads) for name, path in paths.items()}
+    runs |= {name: _onnxruntime(path, threads) for name, path in paths.items()}
     if importlib.util.find_spec("openvino"):
-        runs |= {
-            f"OpenVINO, {name}": _openvino(path, options.threads)
-            for name, path in paths.items()
-            if "explain" not in name
-        }
+        runs |= {f"OpenVINO, {name}": _openvino(path, threads) for name, path in paths.items() if "explain" not in name}
     return runs
 
 

@@ -9,20 +9,23 @@ other load on the machine affects both.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
+import click
 import torch
 from PIL import Image
 from retina.gradcam.explainer import CheckpointExplainer
 from retina.gradcam.gallery import BATCH, Gallery
 from retina.gradcam.photograph import Photograph
+from retina.runtime.image_file import ImageFormat
 from retina.runtime.picture import load
+from retina.runtime.terminal import exit_codes
 from retina.train.synthetic import photograph
 
 
@@ -46,37 +49,38 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=Path("artifacts/retina_multitask_best.pth"))
-    parser.add_argument("--photographs", type=Path)
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--format", choices=["jpeg", "png"], default="jpeg")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    explainer = CheckpointExplainer(options.checkpoint)
+@click.command(context_settings={"show_default": True})
+@click.option("--checkpoint", type=click.Path(path_type=Path), default=Path("artifacts/retina_multitask_best.pth"))
+@click.option("--photographs", "own", type=click.Path(path_type=Path, exists=True), help="[default: a drawn one]")
+@click.option("--count", type=click.IntRange(1), default=100)
+@click.option("--rounds", type=click.IntRange(1), default=3)
+@click.option("--threads", type=click.IntRange(1), default=2)
+@click.option("--format", "image_format", type=click.Choice(get_args(ImageFormat)), default="jpeg")
+@exit_codes("gradcam.py")
+def main(checkpoint: Path, own: Path | None, count: int, rounds: int, threads: int, image_format: ImageFormat) -> None:
+    """Compare the time that overlays take with that of decoding and forward passes alone."""
+    torch.set_num_threads(threads)
+    explainer = CheckpointExplainer(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
-        if options.photographs is None:
+        if own is None:
             Image.fromarray(photograph(3, 1, 4288, seed=0, source="larga").picture).save(
                 f"{folder}/drawn.jpg", quality=92
             )
-        files = sorted((options.photographs or Path(folder)).glob("*.jpg"))
-        photographs = [Photograph(files[i % len(files)], str(i), str(i)) for i in range(options.count)]
-        gallery = Gallery(Path(folder) / "out", image_format=options.format)
+        files = sorted((own or Path(folder)).glob("*.jpg"))
+        photographs = [Photograph(files[i % len(files)], str(i), str(i)) for i in range(count)]
+        gallery = Gallery(Path(folder) / "out", image_format=image_format)
         contenders: dict[str, Callable[[list[Photograph]], object]] = {
             "plain: decoding and forward passes": partial(plain, explainer),
-            f"overlays of both heads, {options.format}": partial(gallery.make, explainer),
+            f"overlays of both heads, {image_format}": partial(gallery.make, explainer),
         }
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
         for work in contenders.values():
             work(photographs[:BATCH])  # warm up
-        for _ in range(options.rounds):
+        for _ in range(rounds):
             for name, work in contenders.items():
                 found[name].append(seconds(partial(work, photographs)))
     size = explainer.contract.preprocessing.image_size
-    print(f"{options.count} photographs, {size} px, {options.threads} threads, {options.rounds} rounds")
+    print(f"{count} photographs, {size} px, {threads} threads, {rounds} rounds")
     print(f"{'':<38}{'seconds':>8}{'cpu seconds':>18}")
     totals = {name: [sum(column) for column in zip(*each, strict=True)] for name, each in found.items()}
     base, *_ = totals.values()

@@ -21,8 +21,8 @@ import click
 import imagehash
 import numpy as np
 from PIL import Image
-from retina.runtime.errors import RetinaError
 from retina.runtime.picture import decode, load
+from retina.runtime.terminal import exit_codes
 from retina.runtime.workers import usable_cores
 from retina.train.data import sound_dataset
 from retina.train.leakage import NEAR_BITS
@@ -82,12 +82,10 @@ def hashes(path: Path) -> tuple[str, str]:
 @click.command(context_settings={"show_default": True})
 @click.argument("root", metavar="DATA", type=click.Path(path_type=Path, exists=True))
 @click.option("--every", type=click.IntRange(1), default=4, help="Copy every so-manyth photograph of valid.")
+@exit_codes("likeness.py")
 def main(root: Path, every: int) -> None:
     """Measure what counts as near-identical on copies of DATA's photographs, and on different ones."""
-    try:
-        data = sound_dataset(root)
-    except RetinaError as err:
-        raise click.ClickException(str(err)) from None
+    data = sound_dataset(root)
     with ThreadPoolExecutor(usable_cores()) as pool:
         found = {name: list(pool.map(hashes, split.paths)) for name, split in data.splits.items()}
         long = {name: bits(each for each, _ in both) for name, both in found.items()}

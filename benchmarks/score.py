@@ -16,18 +16,19 @@ affect.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 import onnxruntime as ort
 import torch
 from PIL import Image
 from retina.runtime import RetinaModel
 from retina.runtime.folder import find_pictures
+from retina.runtime.terminal import exit_codes
 from retina.runtime.workers import usable_cores
 from retina.train.checkpoint import load_checkpoint
 
@@ -112,14 +113,13 @@ def alone(model: RetinaModel) -> Callable[[Sequence[Path]], object]:
     return run
 
 
-def compare(folder: Path, args: argparse.Namespace, cores: int) -> None:
-    listing = find_pictures(folder)
-    files = [folder / name for name in listing.names[: args.images]]
-    files = (files * (args.images // len(files) + 1))[: args.images]
-    fp32, int8 = RetinaModel(args.model_fp32), RetinaModel(args.model_int8)
+def compare(folder: Path, fp32: RetinaModel, int8: RetinaModel, checkpoint: Path, images: int, rounds: int) -> None:
+    cores = usable_cores()
+    files = [folder / name for name in find_pictures(folder).names[:images]]
+    files = (files * (images // len(files) + 1))[:images]
     size = fp32.contract.preprocessing.image_size
-    a = Contender("a notebook's loop", notebook(args.checkpoint, cores))
-    b = Contender("b plain onnxruntime", plain(args.model_fp32, size))
+    a = Contender("a notebook's loop", notebook(checkpoint, cores))
+    b = Contender("b plain onnxruntime", plain(fp32.path, size))
     ours = [
         Contender(f"{letter} retina-score {model.contract.precision}", score(model, cores))
         for letter, model in (("c", fp32), ("d", int8))
@@ -128,10 +128,10 @@ def compare(folder: Path, args: argparse.Namespace, cores: int) -> None:
     contenders = [a, b, *ours, *bounds]
     for contender in contenders:  # warm up caches and memory arenas, not counted
         contender.run(files[:2])
-    for _ in range(args.rounds):
+    for _ in range(rounds):
         for contender in contenders:
             contender.turn(files)
-    print(f"\n{folder}: {len(files)} photographs, {args.rounds} rounds, {size} px, {cores} cores")
+    print(f"\n{folder}: {len(files)} photographs, {rounds} rounds, {size} px, {cores} cores")
     print(f"{'':<24}{'per second':>12}{'cpu ms':>9}{'to a':>8}{'to b':>8}{'efficiency':>12}{'by cpu':>9}")
     for contender in contenders:
         line = f"{contender.name:<24}{contender.rate:>12.2f}{1000 * contender.cpu_each:>9.1f}"
@@ -143,17 +143,21 @@ def compare(folder: Path, args: argparse.Namespace, cores: int) -> None:
         print(line)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
-    parser.add_argument("--model-fp32", type=Path, required=True)
-    parser.add_argument("--model-int8", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=24, help="photographs a turn (default: 24)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default: 5)")
-    args = parser.parse_args()
-    for folder in args.folders:
-        compare(folder, args, usable_cores())
+@click.command(context_settings={"show_default": True})
+@click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--model-fp32", type=click.Path(path_type=Path), required=True)
+@click.option("--model-int8", type=click.Path(path_type=Path), required=True)
+@click.option("--checkpoint", type=click.Path(path_type=Path), required=True)
+@click.option("--images", type=click.IntRange(1), default=24, help="Photographs a turn.")
+@click.option("--rounds", type=click.IntRange(1), default=5, help="Turns of each contender.")
+@exit_codes("score.py")
+def main(
+    folders: tuple[Path, ...], model_fp32: Path, model_int8: Path, checkpoint: Path, images: int, rounds: int
+) -> None:
+    """Compare retina-score with plain loops and with the bound that the cores set."""
+    fp32, int8 = RetinaModel(model_fp32), RetinaModel(model_int8)
+    for folder in folders:
+        compare(folder, fp32, int8, checkpoint, images, rounds)
 
 
 if __name__ == "__main__":

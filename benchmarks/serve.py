@@ -9,7 +9,6 @@ answers are compared too.
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import subprocess
@@ -20,8 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import local
 
+import click
 from retina.runtime import RetinaModel
 from retina.runtime.folder import find_pictures
+from retina.runtime.terminal import exit_codes
 from retina.runtime.workers import usable_cores
 
 Answers = list[tuple[int, int]]
@@ -89,17 +90,18 @@ def compare(files: Sequence[Path], contenders: dict[str, Callable[[Sequence[Path
         print(f"{name:<34}{rounds * len(files) / seconds[name]:>11.2f}{share:>14.3f}{best_share:>12.3f}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", type=Path, help="default: as retina-score finds it")
-    parser.add_argument("--images", type=int, default=48, help="photographs a turn (default: 48)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default: 5)")
-    parser.add_argument("--clients", type=int, default=4, help="requests at once (default: 4)")
-    args = parser.parse_args()
-    found = [args.folder / name for name in find_pictures(args.folder).names[: args.images]]
-    files = (found * (args.images // len(found) + 1))[: args.images]
-    model, cores = RetinaModel(args.model), usable_cores()
+@click.command(context_settings={"show_default": True})
+@click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--model", "model_file", type=click.Path(path_type=Path), help="[default: as retina-score finds it]")
+@click.option("--images", type=click.IntRange(1), default=48, help="Photographs a turn.")
+@click.option("--rounds", type=click.IntRange(1), default=5, help="Turns of each contender.")
+@click.option("--clients", type=click.IntRange(1), default=4, help="Requests at once.")
+@exit_codes("serve.py")
+def main(folder: Path, model_file: Path | None, images: int, rounds: int, clients: int) -> None:
+    """Compare the service with retina-score's own workers."""
+    found = [folder / name for name in find_pictures(folder).names[:images]]
+    files = (found * (images // len(found) + 1))[:images]
+    model, cores = RetinaModel(model_file), usable_cores()
     command = [sys.executable, "-c", "from retina.runtime.server import main; main()"]
     command += ["--port", "0", "--model", str(model.path), "--workers", str(cores)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as service:
@@ -108,10 +110,10 @@ def main() -> None:
             port = int(service.stdout.readline().split("/")[2].rsplit(":", 1)[1])
             contenders = {
                 f"retina-score, {cores} workers": directly(model, cores),
-                f"retina-serve, {args.clients} clients": served(port, args.clients, 1),
-                f"retina-serve, {args.clients} clients, forms of 8": served(port, args.clients, 8),
+                f"retina-serve, {clients} clients": served(port, clients, 1),
+                f"retina-serve, {clients} clients, forms of 8": served(port, clients, 8),
             }
-            compare(files, contenders, args.rounds)
+            compare(files, contenders, rounds)
         finally:
             service.terminate()
 

@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from retina.runtime.contract import Preprocessing
+from retina.runtime.terminal import exit_codes
 from retina.train import EpochPlan, Normalize, RetinaNet, TrainConfig, Trainer, class_weights
 from retina.train.augment import make_augment
-from retina.train.data import DataSet, read_dataset
+from retina.train.data import DataSet, sound_dataset
 from retina.train.device import make_fabric, pick_device
 from retina.train.frames import look_through
 from retina.train.items import Batch, TrainItems
@@ -160,6 +161,7 @@ def timed(device: torch.device, work: Callable[[], None]) -> float:
 @click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "fp32", "bf16"]))
 @click.option("--device", default="auto", show_default=True)
 @click.option("--rounds", default=5, show_default=True)
+@exit_codes("train.py")
 def main(
     data: Path | None, size: int, count: int, backbone: str, image_size: int, batch_size: int, batches: int,
     workers: int | None, precision: str, device: str, rounds: int,
@@ -174,10 +176,7 @@ def main(
             str(data), batch_size=batch_size, image_size=image_size, backbone=backbone, workers=workers,
             precision=precision,  # type: ignore[arg-type]
         )  # fmt: skip
-        dataset, faults = read_dataset(data)
-        if faults:
-            raise click.ClickException(faults[0])
-        compare(config, dataset, batches * batch_size, pick_device(device), rounds, Path(scratch))
+        compare(config, sound_dataset(data), batches * batch_size, pick_device(device), rounds, Path(scratch))
 
 
 def compare(config: TrainConfig, dataset: DataSet, keep: int, device: str, rounds: int, scratch: Path) -> None:

@@ -40,6 +40,20 @@ def table(name: str, *arguments: str) -> list[dict[str, str]]:
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
 
 
+@pytest.mark.parametrize("name", sorted(file.name for file in BENCHMARKS.glob("*.py")))
+def test_each_benchmark_says_how_it_is_used(name: str) -> None:
+    result = CliRunner().invoke(runpy.run_path(str(BENCHMARKS / name))["main"], ["--help"])
+    assert result.exit_code == 0
+    assert result.output.startswith("Usage: ")
+
+
+def test_bad_input_ends_a_benchmark_as_it_ends_a_command(drawn: Path) -> None:
+    main = runpy.run_path(str(BENCHMARKS / "cross_source.py"))["main"]
+    result = CliRunner().invoke(main, [str(drawn), "--source", "nowhere"])
+    assert result.exit_code == 2
+    assert result.stderr == "cross_source.py: --source nowhere: expected one of larga, ronda\n"
+
+
 def test_cross_source_tests_on_the_other_source_and_leaves_the_test_split_alone(drawn: Path, tmp_path: Path) -> None:
     module: dict[str, Any] = runpy.run_path(str(BENCHMARKS / "cross_source.py"))
     data, _ = read_dataset(drawn)
