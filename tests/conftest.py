@@ -13,6 +13,7 @@ from filelock import FileLock
 
 # All else is imported where it is needed, or the process that only hands tests to the others would load PyTorch too.
 if TYPE_CHECKING:
+    from retina.train.data import DataSet
     from small_export import SmallExport
 
 # A shell script that starts the suite in the background makes it ignore Ctrl-C, and so its child processes, which some
@@ -41,6 +42,14 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     from without_pictures import replace_pictures
 
     replace_pictures(monkeypatch.setattr)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    """What the tests of training's loop train on; files with other data have a fixture of this name."""
+    from small_run import trainable
+
+    return trainable(tmp_path_factory.mktemp("set"))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from click.testing import CliRunner
+from invoking import invoke
 from PIL import Image
 from retina.export.cli import main
 from small_checkpoint import small_checkpoint
@@ -47,5 +47,5 @@ def small_pictures(folder: Path) -> Path:
 
 
 def _export(*arguments: object) -> None:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    result = invoke(main, *arguments)
     assert result.exit_code == 0, result.output

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from click.testing import CliRunner, Result
 from eyes import eye, write_annotations, write_set
 from hypothesis import given
 from hypothesis import strategies as st
+from invoking import invoke
 from retina.export.gate import judge
 from retina.gradcam import cli as gradcam_cli
 from retina.runtime import cli as score_cli
@@ -31,7 +31,6 @@ from retina.train.calibration import calibration_faults
 from retina.train.checkpoint import load_checkpoint
 from retina.train.config import TrainConfig
 from retina.train.data import DataSet, read_dataset
-from retina.train.device import make_fabric
 from retina.train.frames import look_through
 from retina.train.framing import Normalize
 from retina.train.items import Batch, EpochPlan, class_weights
@@ -39,7 +38,6 @@ from retina.train.labels import label_faults, label_notes, trained_heads, untrai
 from retina.train.leakage import find_copies
 from retina.train.loader import make_loader
 from retina.train.metrics import classification_report, epoch_scores, evaluate
-from retina.train.model import RetinaNet
 from retina.train.predictions import Decisions, Predictions
 from retina.train.report import _source_note, worst_mistakes
 from retina.train.screening import SENSITIVITY, screening_rules, screening_threshold
@@ -47,6 +45,7 @@ from retina.train.stop import StopRequest
 from retina.train.temperature import fit_temperature
 from retina.train.trainer import Trainer
 from small_backbone import RESNET10
+from small_run import trainer
 from small_set import SMALL, items
 from tiny_model import CONTRACT, write_tiny_model
 from without_pictures import replace_pictures
@@ -327,10 +326,8 @@ def test_draws_and_weights_go_by_the_grades_that_there_are() -> None:
     assert share == pytest.approx({0: 0.4, 1: 0.4, UNLABELLED: 0.2}, abs=0.02)
 
 
-def trainer(dr_index: Sequence[int], config: TrainConfig) -> Trainer:
-    torch.manual_seed(0)
-    fabric, net = make_fabric("cpu", "fp32"), RetinaNet(3, RESNET10)
-    t = Trainer(fabric, config, net, Normalize(SMALL.mean, SMALL.std), (0, 1, 2), class_weights(dr_index, 3))
+def without_dropout(t: Trainer) -> Trainer:
+    """In training, too, its network computes what it does in evaluation."""
     t.net.train = lambda mode=True: torch.nn.Module.train(t.net, False)  # type: ignore[method-assign]
     return t
 
@@ -338,7 +335,7 @@ def trainer(dr_index: Sequence[int], config: TrainConfig) -> Trainer:
 def test_a_step_is_torchs_mean_over_each_heads_labelled_photographs(tmp_path: Path) -> None:
     """The gradients of three accumulated micro-batches of 4, with no step taken."""
     train, valid = items(partial_set(tmp_path))
-    t = trainer(train.dr_index, replace(RECIPE, accumulate=3, dr_weight=1.5, me_weight=0.5))
+    t = without_dropout(trainer(train, replace(RECIPE, accumulate=3, dr_weight=1.5, me_weight=0.5)))
     plan = EpochPlan(train.dr_index, 4, "shuffle", 0)
     gradients: dict[str, torch.Tensor] = {}
 
@@ -386,7 +383,7 @@ def gradients(module: torch.nn.Module) -> list[torch.Tensor]:
 
 def test_a_step_in_which_a_head_has_no_label_gives_it_no_gradient(tmp_path: Path) -> None:
     train, _ = items(partial_set(tmp_path))
-    t = trainer(train.dr_index, RECIPE)
+    t = without_dropout(trainer(train, RECIPE))
     batch = Batch(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]), torch.tensor([-1, -1]), ["a", "b"], ["", ""])
     t.optimizer.step = lambda: None
     t.optimizer.zero_grad = lambda: None
@@ -402,7 +399,7 @@ def test_a_step_in_which_a_head_has_no_label_gives_it_no_gradient(tmp_path: Path
 
 def test_a_head_that_does_not_learn_helps_neither_to_choose_the_epoch_nor_to_set_the_rates(tmp_path: Path) -> None:
     train, valid = items(partial_set(tmp_path))
-    both, one = (replace(trainer(train.dr_index, RECIPE), heads=heads) for heads in (HEADS, ("dr",)))
+    both, one = (replace(trainer(train, RECIPE), heads=heads) for heads in (HEADS, ("dr",)))
     one.net.load_state_dict(both.net.state_dict())
     all_of_it, found = (t.judge(valid, make_loader(valid, 0, t.fabric)) for t in (both, one))
     assert found["me_loss"] == all_of_it["me_loss"] > 0
@@ -411,12 +408,6 @@ def test_a_head_that_does_not_learn_helps_neither_to_choose_the_epoch_nor_to_set
 
 
 # ---- the commands
-
-
-def invoke(command: Any, *arguments: object) -> Result:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-    return result
 
 
 @pytest.mark.parametrize("without", ["some of both", "every ME label", "every DR grade"])

@@ -22,7 +22,6 @@ from click.testing import CliRunner, Result
 from eyes import write_set
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning_fabric import Fabric
 from PIL import Image
 from retina.runtime.contract import HEADS, Contract, Head, Rule, decide
 from retina.runtime.errors import UsageError
@@ -34,7 +33,7 @@ from retina.train.cameras import _blurred, _other_mask, _other_sharpness, _speck
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.config import RECIPES, TrainConfig
 from retina.train.data import DataSet
-from retina.train.framing import Normalize, make_preprocess
+from retina.train.framing import make_preprocess
 from retina.train.items import EpochPlan
 from retina.train.loader import EvalBatches, make_loader
 from retina.train.loop import fit
@@ -51,27 +50,21 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_curve
 from small_backbone import RESNET10
 from small_network import linear
-from small_set import SMALL, items, small_set
+from small_run import trainer
+from small_set import items, small_set
 from torchvision.transforms import v2
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 RELEASED = replace(
     TrainConfig.of_recipe("released", {"data": ""}),
     epochs=2, batch_size=4, image_size=32, backbone=RESNET10, weights="none", workers=0, augment="notebook",
+    precision="fp32",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return small_set(tmp_path_factory.mktemp("set"), train=[0, 0, 0, 1, 2, 1, 0, 2, 0, 1, 0, 0], others=[0, 1, 2, 0])
-
-
-def trainer(config: TrainConfig = RELEASED) -> Trainer:
-    torch.manual_seed(0)
-    fabric = Fabric(accelerator="cpu", devices=1)
-    return Trainer(
-        fabric, config, RetinaNet(3, config.backbone), Normalize(SMALL.mean, SMALL.std), (0, 1, 2), torch.ones(3)
-    )
 
 
 def test_the_released_recipe_is_the_documented_one() -> None:
@@ -123,7 +116,7 @@ def test_ordinal_targets_go_by_the_grades_and_not_by_their_places() -> None:
 
 
 def test_a_near_miss_costs_less_than_a_far_one() -> None:
-    t = trainer()
+    t = trainer(config=RELEASED)
     sure_of = torch.eye(3) * 8.0
     true, me = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2)
     losses = [t._sums(logits[None], me, true, true)["dr_loss"] for logits in sure_of]
@@ -131,7 +124,7 @@ def test_a_near_miss_costs_less_than_a_far_one() -> None:
 
 
 def test_cosine_rates_by_hand(data: DataSet) -> None:
-    t = trainer(replace(RELEASED, epochs=10, lr_backbone=2e-4, lr_heads=1e-3, unfreeze_epoch=6))
+    t = trainer(config=replace(RELEASED, epochs=10, lr_backbone=2e-4, lr_heads=1e-3, unfreeze_epoch=6))
     backbone, heads = t.optimizer.param_groups
     for epoch, share, factor, opened in (
         (1, 0.0, 1e-3, 1.0),
@@ -151,7 +144,7 @@ def test_cosine_rates_by_hand(data: DataSet) -> None:
 
 def test_cosine_rates_go_by_the_micro_batches_done(data: DataSet) -> None:
     """Three steps of two micro-batches each: at the third, two thirds of the epoch are done, not one."""
-    t = trainer(replace(RELEASED, epochs=2, batch_size=2, accumulate=2, lr_heads=1e-3))
+    t = trainer(config=replace(RELEASED, epochs=2, batch_size=2, accumulate=2, lr_heads=1e-3))
     train, _ = items(data)
     plan = EpochPlan(train.dr_index, 2, "shuffle", 42)
     rates: list[float] = []
@@ -166,7 +159,7 @@ def test_cosine_rates_go_by_the_micro_batches_done(data: DataSet) -> None:
 
 @pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 0.02), ("adam", 0.0)])
 def test_adamw_decays_weights_by_hand(optimizer: Literal["adam", "adamw"], decay: float) -> None:
-    t = trainer(replace(RELEASED, optimizer=optimizer, lr_heads=1e-2))
+    t = trainer(config=replace(RELEASED, optimizer=optimizer, lr_heads=1e-2))
     weight = linear(t.net.dr_head, 0).weight
     before = weight.detach().clone()
     weight.grad = torch.zeros_like(weight)
@@ -177,7 +170,7 @@ def test_adamw_decays_weights_by_hand(optimizer: Literal["adam", "adamw"], decay
 def test_a_head_that_does_not_learn_does_not_decay(data: DataSet) -> None:
     """Its loss counts for nothing, so that its gradients are 0, which AdamW takes for a reason to shrink it."""
     train, _ = items(data)
-    t = trainer(replace(RELEASED, me_weight=0.0, ema=0.0, lr_heads=1e-2))
+    t = trainer(config=replace(RELEASED, me_weight=0.0, ema=0.0, lr_heads=1e-2))
     t = Trainer(t.fabric, t.config, t.net, t.normalize, t.dr_grades, t.dr_weights, ("dr",))
     before = {name: tensor.clone() for name, tensor in t.net.state_dict().items()}
     plan = EpochPlan(train.dr_index, t.config.batch_size, "shuffle", 0)
@@ -191,7 +184,7 @@ def test_a_head_that_does_not_learn_does_not_decay(data: DataSet) -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_average_is_the_exponential_one_and_is_what_is_judged(data: DataSet, accumulate: int) -> None:
     """Of the network after each step, however many micro-batches a step has."""
-    t = trainer(replace(RELEASED, ema=0.5, accumulate=accumulate))
+    t = trainer(config=replace(RELEASED, ema=0.5, accumulate=accumulate))
     train, valid = items(data)
     kept: list[dict[str, torch.Tensor]] = []
     update = t.average.update_parameters
@@ -234,11 +227,11 @@ def test_resumed_average_and_rates_are_those_of_a_run_never_stopped(data: DataSe
         return fit(t, train, valid, tmp_path / "resume.pth", lambda row: None, lambda history: None,
                    lambda *_: show)  # fmt: skip
 
-    through = trainer()
+    through = trainer(config=RELEASED)
     assert run(through)
-    stopped = trainer()
+    stopped = trainer(config=RELEASED)
     assert not run(stopped, stop_at=4)  # in the second of two epochs of three batches
-    resumed = trainer()
+    resumed = trainer(config=RELEASED)
     load_resume(resumed, tmp_path / "resume.pth")
     assert run(resumed)
     expected, found = through.judged.state_dict(), resumed.judged.state_dict()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from invoking import invoke
 from onnx import numpy_helper
 from PIL import Image
 from retina.export.graph import DeployedModel
@@ -28,6 +29,8 @@ from small_checkpoint import small_checkpoint
 from small_export import SmallExport
 from torch import Tensor, nn
 
+recover = partial(invoke, main)
+
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -37,10 +40,6 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = rng.integers(0, 256, (70, 60, 3), dtype=np.uint8) // np.uint8(1 + n % 3)
         Image.fromarray(pixels).save(folder / f"{n}.png")
     return folder
-
-
-def recover(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def logits(checkpoint: Checkpoint, folder: Path) -> Tensor:

@@ -38,16 +38,11 @@ from retina.train.stop import StopRequest
 from retina.train.totals import Totals
 from retina.train.tracking import Tracker
 from small_backbone import RESNET10
-from small_run import RECIPE, assert_same_bits, command, pretrained, run, trainable, trainer, weights
+from small_run import RECIPE, assert_same_bits, command, pretrained, run, trainer, weights
 from small_set import items, small_set
 from without_pictures import started
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    return trainable(tmp_path_factory.mktemp("set"))
 
 
 def test_a_run_is_not_continued_without_its_best_checkpoint(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
-from click.testing import CliRunner, Result
 from eyes import write_set
+from invoking import invoke
 from retina.runtime.contract import HEADS, Contract, Preprocessing, Rule, default_thresholds
 from retina.runtime.errors import ModelFileError
 from retina.train import cli, pipeline
@@ -23,6 +24,7 @@ from small_backbone import RESNET10
 from small_network import linear
 
 CONTRACT = Contract(Preprocessing(image_size=64), dr_grades=(0, 2, 4))
+retina_train = partial(invoke, cli.main)
 
 
 def graded(*train: int, test: tuple[int, ...] = ()) -> DataSet:
@@ -128,10 +130,6 @@ def test_data_with_me_labels_alone_keep_the_grades_of_the_checkpoint(net: Retina
     assert stale.startswith("The DR head stays that of a.pth while the features that it reads change")
     never = replace(ours, contract=replace(CONTRACT, provenance={"untrained_heads": ["dr"]})) if ours else None
     assert start_notes(never, config, (), ["me"]) == []
-
-
-def retina_train(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
 
 
 @pytest.mark.usefixtures("no_pictures")

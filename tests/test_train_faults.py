@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from click.testing import CliRunner, Result
 from eyes import Row, eye, write_annotations, write_set, write_split
+from invoking import invoke
 from retina.runtime.contract import Head, Preprocessing
 from retina.runtime.errors import AnnotationError, OutputError, UsageError
 from retina.train import frames, pipeline, survey
@@ -39,12 +40,7 @@ from without_pictures import started
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 QUICK = ["--image-size", "32", "--backbone", RESNET10, "--weights", "none", "--workers", "0", "--epochs", "1"]
-
-
-def retina_train(*arguments: object) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-    return result
+retina_train = partial(invoke, main)
 
 
 def refused(artifacts: Path, *arguments: object) -> str:

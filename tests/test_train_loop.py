@@ -42,7 +42,7 @@ from retina.train.totals import Totals
 from retina.train.trainer import Trainer
 from small_backbone import RESNET10
 from small_network import linear
-from small_run import RECIPE, assert_same_bits, command, pretrained, run, trainable, trainer, weights
+from small_run import RECIPE, assert_same_bits, command, pretrained, run, trainer, weights
 from small_set import SMALL, items
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -50,11 +50,6 @@ from without_pictures import replace_pictures, run_commands, run_on_two_devices
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 FROZEN = ("backbone.conv1", "backbone.bn1", "backbone.layer1")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    return trainable(tmp_path_factory.mktemp("set"))
 
 
 class NeverStop(StopRequest):
