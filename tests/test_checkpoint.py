@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,14 @@ class Evil:
         return os.mkdir, (str(self.target),)
 
 
-def test_foreign_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
-    torch.save({"weights": Evil(tmp_path / "was_run")}, tmp_path / "evil.pth")
+@pytest.mark.parametrize("container", ["pickle", "torch"])
+@pytest.mark.parametrize("kind", [{}, {"kind": "retina-edge checkpoint"}])
+def test_foreign_pickle_is_refused_and_never_run(tmp_path: Path, container: str, kind: dict[str, str]) -> None:
+    content = {**kind, "weights": Evil(tmp_path / "was_run")}
+    if container == "pickle":
+        (tmp_path / "evil.pth").write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, tmp_path / "evil.pth")
     with pytest.raises(ModelFileError, match=r"evil\.pth: expected a torch file of plain tensors"):
         load_checkpoint(tmp_path / "evil.pth")
     assert not (tmp_path / "was_run").exists()
@@ -143,6 +150,7 @@ def test_foreign_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
     [
         (b"not a torch file", "cannot be read safely"),
         (b"", "cannot be read safely"),
+        (b"PK\x03\x04 cut short", "cannot be read safely"),
         (None, "found no such file. Make one with  retina-train"),
         ([1, 2], "found list"),
         ({"model": 1}, "found the entries model"),
