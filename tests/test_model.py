@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image, ImageFilter
 from retina.runtime import ModelFileError, PictureError, Prediction, RetinaModel, UsageError
-from retina.runtime.contract import METADATA_KEY, Contract, Head, Preprocessing, Rule, default_thresholds
+from retina.runtime.contract import HEADS, METADATA_KEY, Contract, Head, Preprocessing, Rule, default_thresholds
 from retina.runtime.model_file import find_model
 from retina.runtime.picture import decode
 from retina.runtime.second_look import is_close_call, least_side
@@ -513,15 +513,21 @@ def test_a_small_close_call_is_decoded_once(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("one", [1, True, 1.0, np.int64(1)], ids=lambda one: type(one).__name__)
-def test_a_label_is_what_equals_it(tmp_path: Path, one: Any) -> None:
-    """As in Python's own look-ups: True and 1.0 are the class 1."""
-    model = RetinaModel(write_tiny_model(tmp_path / "a.onnx", contract=replace(CONTRACT, explain=True)))
-    found = model.predict_pixels(pixels(), of={"dr": one, "me": one}).maps
-    expected = model.predict_pixels(pixels(), of={"dr": 1, "me": 1}).maps
-    assert found is not None and expected is not None
-    for head in ("dr", "me"):
-        assert found[head].shape == (4, 4)
-        np.testing.assert_array_equal(found[head], expected[head])
+def test_a_label_is_what_equals_it(small_explained: Path, one: Any) -> None:
+    """As in Python's own look-ups: True and 1.0 are the class 1. Without a label, the answer's map is given."""
+    model, image = RetinaModel(small_explained), pixels()
+    answered, asked = model.predict_pixels(image), model.predict_pixels(image, of={"dr": one, "me": one})
+    assert answered.maps is not None and asked.maps is not None
+    names = ["dr_cam_per_grade", "me_cam_per_label"]
+    for head, per_class, answer in zip(
+        HEADS,
+        ort.InferenceSession(small_explained).run(names, {"image": image[None]}),
+        (answered.grade, answered.me_risk),
+        strict=True,
+    ):
+        assert len({each.tobytes() for each in per_class[0]}) == len(per_class[0]), "each class has a map of its own"
+        np.testing.assert_allclose(asked.maps[head], per_class[0, 1], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(answered.maps[head], per_class[0, answer], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("of", [{"dr": 9}, {"me": 2}, {"me": -1}], ids=str)
