@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from PIL import Image
 
 from ..runtime.contract import DR_PROBS, INPUT, ME_PROBS, MIN_SIDE, Contract, Decision, Precision, decide
 from ..runtime.model import RetinaModel
-from ..runtime.output_file import require_folder, write_atomically, write_text_atomically
+from ..runtime.output_file import require_folder, write_bytes_atomically, write_text_atomically
 from ..runtime.prediction import Prediction
 from ..runtime.second_look import is_close_call
 from ..train.synthetic import photograph
@@ -43,7 +42,7 @@ def write_kit(model: RetinaModel, folder: Path) -> None:
     require_folder(folder, "--conformance")
     entries, tolerance = [], TOLERANCES[model.contract.precision]
     for name, pixels in pictures():
-        write_atomically(folder / f"{name}.rgb", partial(Path.write_bytes, data=pixels.tobytes()))
+        write_bytes_atomically(folder / f"{name}.rgb", pixels.tobytes())
         entries.append(_entry(name, pixels, model.predict_pixels(pixels), model, tolerance))
     index = {
         "schema": SCHEMA,

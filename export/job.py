@@ -16,10 +16,10 @@ from ..runtime.model import RetinaModel
 from ..runtime.model_file import MODEL_NAME
 from ..runtime.output_file import (
     remove_leftovers,
+    replacing,
     require_folder,
     require_free,
     require_place,
-    write_atomically,
     write_text_atomically,
 )
 from ..runtime.progress import progress
@@ -169,23 +169,19 @@ def run_export(job: ExportJob) -> Exported:
     file, int8 = _convert(job, checkpoint, DeployedModel(model, contract), contract)
     if int8 is not None:
         contract = replace(contract, thresholds=dict(int8.thresholds))
-    done: list[tuple[Contract, Parity]] = []
-
-    def write_and_check(temporary: Path) -> None:
+    bounds = FP32 if job.precision == "fp32" else INT8
+    with replacing(job.out) as temporary:
         file.write(temporary, contract)
-        answer = file.open(temporary, contract)
-        bounds = FP32 if job.precision == "fp32" else INT8
-        parity = check_parity(answer, Reference(model, contract), photographs, bounds, photographs.source)
-        final = replace(contract, parity=parity.to_dict() | ({} if int8 is None else {"int8": int8.to_dict()}))
-        file.write(temporary, final)
-        done.append((final, parity))
+        parity = check_parity(
+            file.open(temporary, contract), Reference(model, contract), photographs, bounds, photographs.source
+        )
+        contract = replace(contract, parity=parity.to_dict() | ({} if int8 is None else {"int8": int8.to_dict()}))
+        file.write(temporary, contract)
         # Remove the former file's: if the export is stopped after this, they would make readers refuse the new file.
         for path in (digest_file, contract_file, signature_file):
             path.unlink(missing_ok=True)
-
-    write_atomically(job.out, write_and_check)
     digest = sha256_of(job.out)
-    beside = {digest_file: f"{digest}  {job.out.name}\n", contract_file: done[0][0].to_json() + "\n"}
+    beside = {digest_file: f"{digest}  {job.out.name}\n", contract_file: contract.to_json() + "\n"}
     for path, text in beside.items():
         write_text_atomically(path, text)
     if job.sign is not None:
@@ -193,7 +189,7 @@ def run_export(job: ExportJob) -> Exported:
     if job.conformance is not None:
         write_kit(RetinaModel(job.out), job.conformance)
     assumed = assumption(job.checkpoint, checkpoint, job.bare_framing, job.bare_image_size)
-    return Exported(job.out, digest, *done[0], int8, assumed)
+    return Exported(job.out, digest, contract, parity, int8, assumed)
 
 
 def provenance(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:

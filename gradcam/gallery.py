@@ -8,7 +8,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +20,7 @@ from ..runtime.field import Field
 from ..runtime.folder import find_pictures, is_picture
 from ..runtime.formats import NO_MEMORY
 from ..runtime.image_file import ImageFormat, fault_of_picture, write_image
-from ..runtime.output_file import require_folder, write_atomically
+from ..runtime.output_file import require_folder, write_bytes_atomically
 from ..runtime.overlay import overlay_path, peak_at, write_overlays
 from ..runtime.panel import draw_panel
 from ..runtime.picture import load
@@ -167,7 +166,7 @@ class Gallery:
             for overlay, head_map in zip(overlays, answer.maps.values(), strict=True):
                 file = io.BytesIO()  # np.save would append .npy to the name of a temporary file
                 np.save(file, head_map.values)
-                write_atomically(overlay.with_suffix(".npy"), partial(Path.write_bytes, data=file.getbuffer()))
+                write_bytes_atomically(overlay.with_suffix(".npy"), file.getbuffer())
         panel = draw_panel(picture, photograph.name, answer.prediction, answer.maps, lit, tops)
         write_image(_panel_path(base), panel)
         written = dict(zip(answer.maps, (path.relative_to(self.folder).as_posix() for path in overlays), strict=True))

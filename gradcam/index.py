@@ -33,7 +33,7 @@ def write_rows(path: Path, photographs: Sequence[Photograph]) -> None:
     The file is UTF-8; a name that is not is written as in retina-score's table.
 
     Raises:
-        OutputError: as ``write_atomically``.
+        OutputError: as ``replacing``.
     """
     lines = io.StringIO()
     writer = csv.DictWriter(lines, COLUMNS, restval="")
@@ -72,7 +72,7 @@ def write_index(path: Path, photographs: Sequence[Photograph]) -> None:
     """Write a page with every panel, which any browser can open without a network.
 
     Raises:
-        OutputError: as ``write_atomically``.
+        OutputError: as ``replacing``.
     """
     failed = Counter(photograph.undone for photograph in photographs if photograph.undone)
     of = counted(len(photographs), "photograph")

@@ -25,7 +25,7 @@ def write_table(path: Path, found: Faithfulness) -> None:
     """Write every figure with its interval as CSV: measure, lesion, head, of, photographs, value, low, high.
 
     Raises:
-        OutputError: as ``write_atomically``.
+        OutputError: as ``replacing``.
     """
     lines = io.StringIO()
     writer = csv.writer(lines)
@@ -91,7 +91,7 @@ def write_picture(path: Path, found: Faithfulness) -> None:
     """Draw four charts in a PNG: pointing, lift, deletion with insertion, and randomisation.
 
     Raises:
-        OutputError: as ``write_atomically``.
+        OutputError: as ``replacing``.
     """
     canvas = Canvas(figsize=(13, 9), dpi=110, layout="constrained")
     axes = canvas.subplots(2, 2)

@@ -10,7 +10,7 @@ from typing import Literal
 from PIL import Image
 
 from .errors import OutputError
-from .output_file import write_atomically
+from .output_file import replacing
 
 ImageFormat = Literal["jpeg", "png"]
 ENDING_OF: dict[ImageFormat, str] = {"jpeg": ".jpg", "png": ".png"}
@@ -29,8 +29,9 @@ def write_image(path: Path, image: Image.Image) -> None:
     Raises:
         OutputError: the folder is not writable, the disk is full, or a JPEG would exceed ``MOST_PIXELS``.
     """
-    # Into memory first: on a disk that fills up, Pillow does not notice that its last block was written in part.
-    write_atomically(path, lambda temporary: temporary.write_bytes(_encoded(image, path.suffix == ENDING_OF["png"])))
+    with replacing(path) as temporary:
+        # Into memory first: on a disk that fills up, Pillow does not notice that its last block was written in part.
+        temporary.write_bytes(_encoded(image, as_png=path.suffix == ENDING_OF["png"]))
 
 
 def _encoded(image: Image.Image, as_png: bool) -> memoryview:

@@ -10,7 +10,7 @@ import stat
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import OutputError
@@ -89,20 +89,22 @@ def require_folder(folder: Path, option: str) -> None:
         ) from None
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``; creates the folder.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary file's path beside ``path`` for the block to fill, then rename it to ``path``; creates the
+    folder.
 
-    A power cut, too, leaves the former file or the new one. The permissions of a former file are kept; a link is
-    replaced by the file.
+    If the block raises, ``path`` stays as it was. A power cut, too, leaves the former file or the new one. The
+    permissions of a former file are kept; a link is replaced by the file.
 
     Raises:
-        OutputError: the folder is not writable or the disk is full.
+        OutputError: the folder is not writable or the disk is full; the block's own OSErrors become one, too.
     """
     # A name of fixed length, because a name of the maximum length has no room for a suffix.
     temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
+        yield temporary
         # Synced before the rename, or a power cut could leave an empty file under the final name.
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -117,11 +119,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left of ``write_atomically``; what changed within a day may still be written."""
+    """Remove what killed processes left of ``replacing``; what changed within a day may still be written."""
     for left in folder.glob("." + 8 * "[0-9a-f]" + ".[0-9]*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > DAY:
                 left.unlink()
+
+
+def write_bytes_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Write bytes to a file, whole or not at all.
+
+    Raises:
+        OutputError: as ``replacing``.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -130,7 +142,6 @@ def write_text_atomically(path: Path, text: str) -> None:
     Surrogates from a file name that is not UTF-8 are written as backslash escapes.
 
     Raises:
-        OutputError: as ``write_atomically``.
+        OutputError: as ``replacing``.
     """
-    body = text.encode("utf-8", "backslashreplace")
-    write_atomically(path, lambda temporary: temporary.write_bytes(body))
+    write_bytes_atomically(path, text.encode("utf-8", "backslashreplace"))

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from retina.runtime.contract import Contract, Preprocessing
 from retina.runtime.errors import ModelFileError, OutputError, UsageError
-from retina.runtime.output_file import write_atomically
+from retina.runtime.output_file import replacing, write_bytes_atomically
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.model import RetinaNet, backbone_names, load_backbone_weights
 from retina.train.start import open_start
@@ -271,13 +271,10 @@ def test_frozen_layers_keep_their_statistics(net: RetinaNet) -> None:
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "a.pth"
     target.write_text("old")
-
-    def half(temporary: Path) -> None:
+    full = pytest.raises(OutputError, match=r"a\.pth: cannot be written: No space left")
+    with full, replacing(target) as temporary:
         temporary.write_text("ne")
         raise OSError(28, "No space left on device")
-
-    with pytest.raises(OutputError, match=r"a\.pth: cannot be written: No space left"):
-        write_atomically(target, half)
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
@@ -287,7 +284,7 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypat
     target.write_text("old")
     synced: list[tuple[int, str]] = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_size, target.read_text())))
-    write_atomically(target, lambda temporary: temporary.write_bytes(b"newer"))
+    write_bytes_atomically(target, b"newer")
     assert synced == [(len(b"newer"), "old")], "whole, and under its former name still the former file"
     assert target.read_bytes() == b"newer"
 
@@ -297,9 +294,9 @@ def test_a_place_that_cannot_be_is_told(tmp_path: Path, place: str, why: str) ->
     """In places where the temporary file cannot be removed either."""
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=f"cannot be written: {why}"):
-        write_atomically(tmp_path / place, lambda temporary: temporary.write_bytes(b"new"))
+        write_bytes_atomically(tmp_path / place, b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    write_atomically(tmp_path / ("y" * 255), lambda temporary: temporary.write_bytes(b"new"))  # just fits
+    write_bytes_atomically(tmp_path / ("y" * 255), b"new")  # just fits
 
 
 def test_bytes_do_not_depend_on_the_files_name_and_a_full_disk_is_told(net: RetinaNet, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from retina.runtime.errors import OutputError
 from retina.runtime.options import PathName
 from retina.runtime.output_file import (
     remove_leftovers,
+    replacing,
     require_folder,
     require_place,
-    write_atomically,
     write_text_atomically,
 )
 from retina.train.run import Run
@@ -123,13 +123,9 @@ def test_no_file_that_is_read_is_written_over_under_whatever_name(tmp_path: Path
 
 
 def test_what_killed_processes_left_half_written_is_removed_a_day_later(tmp_path: Path) -> None:
-    def note(temporary: Path) -> None:
+    with replacing(tmp_path / "b.txt") as temporary:
         temporary.touch()
-        used.append(temporary)
-
-    used: list[Path] = []
-    write_atomically(tmp_path / "b.txt", note)
-    old, new = (Path(str(used[0]).replace(f".{os.getpid()}.", f".{pid}.")) for pid in ("1", "2"))
+    old, new = (Path(str(temporary).replace(f".{os.getpid()}.", f".{pid}.")) for pid in ("1", "2"))
     another = tmp_path / ".another.1.tmp"
     for file in (old, new, another):
         file.write_text("half")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..runtime.contract import MAX_DR_GRADE, Contract, Framing, Preprocessing
 from ..runtime.errors import ModelFileError, UsageError
-from ..runtime.output_file import write_atomically
+from ..runtime.output_file import write_bytes_atomically
 from ..runtime.versions import own_version
 from .config import BARE_FRAMING, BARE_IMAGE_SIZE, HOW_TO_GET_A_CHECKPOINT
 from .model import RetinaNet, backbone_names, read_state_dict, unwrapped
@@ -202,8 +202,8 @@ def save_tensors(path: Path, body: dict[str, Any]) -> None:
     that equal weights gave different bytes, and would report a full disk as a RuntimeError.
 
     Raises:
-        OutputError: as ``write_atomically``.
+        OutputError: as ``write_bytes_atomically``.
     """
     buffer = io.BytesIO()
     torch.save(body, buffer)
-    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+    write_bytes_atomically(path, buffer.getbuffer())

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..runtime.output_file import write_atomically
+from ..runtime.output_file import replacing
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 """From the palette of Okabe and Ito (2008), which readers with colour blindness can tell apart; and a grey."""
@@ -17,7 +17,8 @@ def write_png(out_png: Path, figure: Figure) -> None:
     """Draw a figure, made without pyplot, into a PNG file.
 
     Raises:
-        OutputError: as ``write_atomically``.
+        OutputError: as ``replacing``.
     """
-    # Not savefig, which draws every figure twice where it has a layout.
-    write_atomically(out_png, FigureCanvasAgg(figure).print_png)
+    with replacing(out_png) as temporary:
+        # Not savefig, which draws every figure twice where it has a layout.
+        FigureCanvasAgg(figure).print_png(temporary)  # type: ignore[no-untyped-call]

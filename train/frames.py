@@ -25,7 +25,7 @@ from ..runtime.contract import Preprocessing
 from ..runtime.digest import sha256_of
 from ..runtime.errors import OutputError, PictureError
 from ..runtime.file_state import stamp
-from ..runtime.output_file import remove_leftovers, require_free, write_atomically, write_text_atomically
+from ..runtime.output_file import remove_leftovers, replacing, require_free, write_text_atomically
 from ..runtime.picture import decode
 from ..runtime.versions import decoder_versions
 from ..runtime.workers import usable_cores
@@ -147,14 +147,11 @@ def look_through(
             return MappedFrames(array_file), [Look(**look) for look in json.loads(looks_file.read_text())]
     remove_leftovers(folder)
     _expect_room(folder, math.prod(shape) * np.dtype(dtype).itemsize)
-    looks: list[Look] = []
-
-    def fill(temporary: Path) -> None:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
-        looks.extend(_look_at_each(frames, array, progress))
-        array.flush()
-
-    write_atomically(array_file, fill)
+    with replacing(array_file) as temporary:
+        mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        looks = _look_at_each(frames, mapped, progress)
+        mapped.flush()
+        del mapped  # some systems do not rename a file that is mapped
     if any(look.fault for look in looks):
         array_file.unlink(missing_ok=True)  # another run on the same data may have been first
         return frames, looks

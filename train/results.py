@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +11,7 @@ import torch
 
 from ..runtime.annotations import Annotation
 from ..runtime.contract import Contract
-from ..runtime.output_file import write_atomically
+from ..runtime.output_file import replacing
 from ..runtime.prediction import Prediction
 from ..runtime.table import Row, Table, cells, columns
 from . import report
@@ -93,7 +92,8 @@ def publish(
     page = report.write_report(run.folder, settings, metrics, history, predictions, best.contract)
     tracker.finish(run.folder, metrics)
     for source, name in ((BEST, BEST_NAME), (FINAL, FINAL_NAME), (TEST_PREDICTIONS, TEST_PREDICTIONS)):
-        write_atomically(run.artifacts / name, partial(shutil.copyfile, run.folder / source))
+        with replacing(run.artifacts / name) as temporary:
+            shutil.copyfile(run.folder / source, temporary)
     run.resume_file.unlink(missing_ok=True)
     return page
 
