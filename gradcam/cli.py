@@ -15,9 +15,9 @@ from ..runtime.extras import require_extra
 from ..runtime.model_file import RELEASED
 from ..runtime.options import SETTINGS, PathName, artifacts_option, asked_for_model, require_alone
 from ..runtime.output_file import require_folder, write_text_atomically
-from ..runtime.plural import counted
 from ..runtime.progress import progress
 from ..runtime.terminal import exit_codes, tell, warn
+from ..runtime.wording import counted
 from ..train.config import BEST_NAME, HOW_TO_GET_A_CHECKPOINT
 from ..train.options import bare_options
 

@@ -22,12 +22,12 @@ from ..runtime.formats import NO_MEMORY
 from ..runtime.image_file import ImageFormat, fault_of_picture, write_image
 from ..runtime.output_file import require_folder, write_bytes_atomically
 from ..runtime.overlay import overlay_path, peak_at, write_overlays
-from ..runtime.panel import draw_panel
 from ..runtime.picture import load
 from ..runtime.second_look import needs_second_look
 from ..runtime.workers import usable_cores
 from .explainer import Answer, Explainer, Pixels
 from .index import write_index, write_rows
+from .panel import draw_panel
 from .photograph import Photograph
 
 INDEX = "index.html"

@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from ..runtime.contract import HEADS
 from ..runtime.output_file import write_text_atomically
-from ..runtime.panel import NOTE, in_words, percent
-from ..runtime.plural import counted
+from ..runtime.wording import counted, percent
+from .panel import NOTE, in_words
 from .photograph import Photograph
 
 _OF_HEAD = ("target", "target_prob", "peak", "total", "blank", "peak_x", "peak_y", "overlay")

@@ -14,7 +14,7 @@ from . import yardsticks
 from .annotations import Annotation, NameIndex, dr_fault, fault_report, me_label, scan_annotations
 from .errors import AnnotationError
 from .folder import Listing
-from .plural import counted
+from .wording import counted
 
 
 @dataclass(frozen=True)

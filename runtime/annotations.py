@@ -16,7 +16,7 @@ from pathlib import Path
 from .contract import MAX_DR_GRADE
 from .errors import AnnotationError
 from .folder import UTF16_MARKS, find_pictures, is_picture
-from .plural import counted
+from .wording import counted
 
 IMAGE_NAME, DR_GRADE, ME_GRADE = "Image name", "Retinopathy grade", "Risk of macular edema"
 """The required columns (IDRiD's spelling); case, extra blanks and a byte order mark are ignored."""

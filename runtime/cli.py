@@ -19,8 +19,8 @@ import click
 from .memory import use_one_heap
 from .model_file import RELEASED
 from .options import SETTINGS, PathName, me_positive_option, model_options, open_model
-from .plural import counted
 from .terminal import PrintableLines, exit_codes, spell_out_what_is_lacking, stop_without_output, tell, warn
+from .wording import counted
 
 if TYPE_CHECKING:
     from .annotations import Annotation

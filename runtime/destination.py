@@ -10,8 +10,8 @@ from pathlib import Path
 from .errors import OutputError
 from .journal import ENDING as JOURNAL
 from .output_file import free_bytes
-from .plural import counted
 from .table import NOTEBOOK_COLUMNS, PARTIAL
+from .wording import counted
 
 BYTES_PER_ROW = 600
 """Disk space that a row takes in the journal and the table together, with a long name."""

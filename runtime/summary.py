@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from .agreement import Confusion
 from .annotations import Annotation
 from .contract import Contract
-from .plural import counted
 from .table import Row, utf8
+from .wording import counted
 
 REASONS_SHOWN = 8
 """Most frequent reasons of failure that are listed; the rest are only counted."""

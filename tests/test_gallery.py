@@ -24,6 +24,7 @@ from retina.gradcam.cli import main
 from retina.gradcam.explainer import Answer, CheckpointExplainer, OnnxExplainer
 from retina.gradcam.gallery import Gallery, _looked_at_again, _tops, list_photographs
 from retina.gradcam.index import write_index, write_rows
+from retina.gradcam.panel import TILE
 from retina.gradcam.photograph import Photograph
 from retina.runtime import RELEASED
 from retina.runtime.contract import Contract, Head, Rule
@@ -32,7 +33,6 @@ from retina.runtime.field import Field
 from retina.runtime.formats import NO_MEMORY
 from retina.runtime.model import RetinaModel
 from retina.runtime.overlay import HeadMap, peak_at
-from retina.runtime.panel import TILE
 from retina.runtime.picture import decode
 from retina.runtime.prediction import Prediction
 from retina.train.checkpoint import Checkpoint

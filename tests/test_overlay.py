@@ -15,15 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from retina.runtime import panel as panels
+from retina.gradcam import panel as panels
+from retina.gradcam.panel import TILE, draw_panel, in_words
 from retina.runtime.contract import Decision, Framing, Head, Preprocessing, Surround
 from retina.runtime.errors import OutputError
 from retina.runtime.field import Field
 from retina.runtime.image_file import fault_of_picture, write_image
 from retina.runtime.overlay import HeadMap, colours, draw, head_maps, peak_at, place, write_overlays
-from retina.runtime.panel import TILE, draw_panel, in_words, percent
 from retina.runtime.picture import decode
 from retina.runtime.prediction import Prediction
+from retina.runtime.wording import percent
 from retina.train.framing import field_mask, lit_box, make_frame
 from retina.train.synthetic import photograph
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from ..runtime.contract import HEAD_NAMES
-from ..runtime.plural import counted
+from ..runtime.wording import counted
 from .data import SPLITS, DataSet, Photo
 from .frames import Look
 from .likeness import Bits, bits, distances

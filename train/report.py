@@ -18,9 +18,9 @@ from PIL import Image
 from ..runtime.contract import HEAD_NAMES, HEADS, Contract, Head
 from ..runtime.errors import PictureError
 from ..runtime.output_file import write_text_atomically
-from ..runtime.panel import percent
 from ..runtime.picture import decode
 from ..runtime.versions import own_version
+from ..runtime.wording import percent
 from ..runtime.yardsticks import CALIBRATION_BINS, UNLABELLED
 from . import plots
 from .checkpoint import current_versions

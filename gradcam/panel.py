@@ -8,9 +8,10 @@ from contextlib import suppress
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .contract import HEADS, Decision, Head
-from .field import Field
-from .overlay import HeadMap, colours, draw
+from ..runtime.contract import HEADS, Decision, Head
+from ..runtime.field import Field
+from ..runtime.overlay import HeadMap, colours, draw
+from ..runtime.wording import percent
 
 TILE = 560
 """Longest side of each picture in pixels."""
@@ -30,11 +31,6 @@ def in_words(head: Head, value: int) -> str:
     if head == "me":
         return "macular edema: risk" if value else "macular edema: no risk"
     return f"DR grade {value}" + (f" ({GRADE_NAMES[value]})" if 0 <= value < len(GRADE_NAMES) else "")
-
-
-def percent(probability: float) -> str:
-    """A probability as a percentage, never "0%" or "100%", so that no reader takes the model to be certain."""
-    return ">99%" if probability > 0.99 else "<1%" if probability < 0.01 else f"{probability:.0%}"
 
 
 def draw_panel(
