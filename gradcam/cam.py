@@ -67,8 +67,8 @@ class GradCAM:
     """
 
     model: nn.Module
-    layers: Sequence[str | nn.Module] = ("layer4",)
-    """Names as in ``find_layer``, or modules of the model."""
+    layers: Sequence[str] = ("layer4",)
+    """Names as in ``find_layer``."""
     method: Method = "gradcam"
     output: Any = field(default=None, init=False)
     """The model's output in the latest call, detached from its graph."""
@@ -100,7 +100,7 @@ class GradCAM:
         weights = {name: tensor.detach() for name, tensor in self.model.named_parameters()}
         with torch.inference_mode(False), torch.enable_grad(), _recorded(self.model, self._modules()) as activations:
             output = torch.func.functional_call(self.model, weights, (x,))
-            kept = [_only(calls, layer) for calls, layer in zip(activations, self.layers, strict=True)]
+            kept = [_only(calls, name) for calls, name in zip(activations, self.layers, strict=True)]
             maps = []
             for target in targets:
                 gradients = torch.autograd.grad(target(output).sum(), kept, retain_graph=True, materialize_grads=True)
@@ -109,7 +109,7 @@ class GradCAM:
         return [m.cpu().numpy() for m in maps]
 
     def _modules(self) -> list[nn.Module]:
-        return [find_layer(self.model, layer) if isinstance(layer, str) else layer for layer in self.layers]
+        return [find_layer(self.model, name) for name in self.layers]
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
@@ -155,8 +155,7 @@ def _recorded(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[list[li
             module.training = training
 
 
-def _only(calls: list[Tensor], layer: str | nn.Module) -> Tensor:
-    name = layer if isinstance(layer, str) else type(layer).__name__
+def _only(calls: list[Tensor], name: str) -> Tensor:
     if len(calls) != 1 or calls[0].ndim != 4:
         found = f"{len(calls)} outputs" if len(calls) != 1 else f"an output of shape {tuple(calls[0].shape)}"
         raise UsageError(f"layer {name}: expected one output (N, C, h, w) a forward pass, found {found}")

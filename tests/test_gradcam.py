@@ -163,8 +163,8 @@ def test_a_layer_is_found_by_name_and_a_wrong_one_says_what_there_is(batch: Tens
         find_layer(model, "layer4[0].7")
     with pytest.raises(UsageError, match="3 outputs"):
         GradCAM(model, ["layer4.2.relu"])(batch, [head_logit("dr")])
-    with pytest.raises(UsageError, match=r"shape \(4, 512\)"):
-        GradCAM(model, [model.dr_head[0]])(batch, [head_logit("dr")])
+    with pytest.raises(UsageError, match=r"layer fc: .* shape \(4, 2048\)"):
+        GradCAM(model, ["fc"])(batch, [head_logit("dr")])
     with pytest.raises(UsageError, match=r"layer avgpool: .* found \(4, 2048, 1, 1\), .* earlier layer"):
         GradCAM(model, ["avgpool"])(batch, [head_logit("dr")])
     with pytest.raises(UsageError, match="gradcam, gradcam"):
