@@ -113,7 +113,8 @@ def _explain(
     image_format: Any,
     **source: Any,
 ) -> int:
-    from .gallery import INDEX, Gallery, list_photographs, require_apart
+    from .gallery import Gallery, list_photographs, require_apart
+    from .index import INDEX
 
     if not inputs:
         raise UsageError("expected photographs or folders to explain, found none. See retina-gradcam --help.")

@@ -26,11 +26,10 @@ from ..runtime.picture import load
 from ..runtime.second_look import needs_second_look
 from ..runtime.workers import usable_cores
 from .explainer import Answer, Explainer, Pixels
-from .index import write_index, write_rows
+from .index import INDEX, ROWS, write_index, write_rows
 from .panel import draw_panel
 from .photograph import Photograph
 
-INDEX = "index.html"
 BATCH = 8
 """Photographs per forward pass; more is no faster on a CPU."""
 
@@ -77,7 +76,7 @@ class Gallery:
                 answered = list(answered)
                 tops = _tops(answered)
             drawn = list(self._drawn(explainer, answered, tops, pool, on_step))
-        write_rows(self.folder / "gradcam.csv", drawn)
+        write_rows(self.folder / ROWS, drawn)
         write_index(self.folder / INDEX, drawn)
         return drawn
 

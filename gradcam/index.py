@@ -16,6 +16,8 @@ from ..runtime.wording import counted, percent
 from .panel import NOTE, in_words
 from .photograph import Photograph
 
+INDEX, ROWS = "index.html", "gradcam.csv"
+"""What the files are called."""
 _OF_HEAD = ("target", "target_prob", "peak", "total", "blank", "peak_x", "peak_y", "overlay")
 COLUMNS = (
     "Image name", "dr_grade", "me_risk", *(f"{head}_{name}" for head in HEADS for name in _OF_HEAD), "status", "error"
@@ -82,7 +84,7 @@ def write_index(path: Path, photographs: Sequence[Photograph]) -> None:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Grad-CAM of {of}</title><style>{_STYLE}</style></head><body>
 <h1>Where the model's answers come from</h1>
-<p>{", ".join(counts)}. Numbers: <a href="gradcam.csv">gradcam.csv</a>.</p>
+<p>{", ".join(counts)}. Numbers: <a href="{ROWS}">{ROWS}</a>.</p>
 <p class="note">{html.escape(NOTE)}</p>
 {body}
 </body></html>

@@ -17,8 +17,8 @@ from PIL import Image
 
 from ..runtime.errors import AnnotationError, PictureError
 from ..runtime.picture import decode
+from ..train.synthetic import LESION_LISTING
 
-LISTING = "lesions.csv"
 KIND_NAMES = {
     "EX": "hard exudates", "HE": "haemorrhages", "MA": "microaneurysms", "SE": "cotton-wool spots",
     "NV": "new vessels", "PH": "preretinal haemorrhage",
@@ -45,7 +45,7 @@ def read_lesions(folder: Path) -> list[MaskedPhotograph]:
             or a listed photograph does not exist or has no masks.
         PictureError: a photograph or mask cannot be read, or a mask has another size than its photograph.
     """
-    listing = folder / LISTING
+    listing = folder / LESION_LISTING
     try:
         with listing.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
@@ -67,7 +67,7 @@ def read_lesions(folder: Path) -> list[MaskedPhotograph]:
 
 def _read(folder: Path, name: str, line: int, listed: list[str]) -> MaskedPhotograph:
     path = folder / name
-    where = f"{folder / LISTING}, line {line}: {name}"
+    where = f"{folder / LESION_LISTING}, line {line}: {name}"
     if not os.path.isfile(path):
         raise AnnotationError(f"{where}: expected the photograph {path}, found none there")
     height, width = decode(path).shape[:2]

@@ -19,13 +19,13 @@ import click
 from .memory import use_one_heap
 from .model_file import RELEASED
 from .options import SETTINGS, PathName, me_positive_option, model_options, open_model
+from .table import TABLE_NAME, Row, record, utf8
 from .terminal import PrintableLines, exit_codes, spell_out_what_is_lacking, stop_without_output, tell, warn
 from .wording import counted
 
 if TYPE_CHECKING:
     from .annotations import Annotation
     from .job import Job
-    from .table import Row
 
 _GO_ON = "; the same command goes on from here"
 
@@ -35,7 +35,7 @@ _GO_ON = "; the same command goes on from here"
 @click.option(
     "--out",
     type=PathName(),
-    default=Path("test_predictions.csv"),
+    default=Path(TABLE_NAME),
     metavar="FILE",
     help="The table to write.",
 )
@@ -131,7 +131,6 @@ def _run(
     from .job import Job
     from .progress import progress
     from .scoring import is_drawn
-    from .table import record
 
     listing = gather(paths)
     with Job(
@@ -202,8 +201,6 @@ def _hush() -> None:
 
 
 def _tell_start(job: Job) -> None:
-    from .table import utf8
-
     model = job.model
     which = "the model that ships with this package" if model.path == RELEASED else str(model.path)
     checked = "" if model.digest_known else ", no .sha256 beside it to check"

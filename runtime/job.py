@@ -16,7 +16,7 @@ from .journal import Journal
 from .model import FilePath, RetinaModel
 from .scoring import depends_on, require_maps, score_rows
 from .summary import Summary
-from .table import Row, Table, cells, columns
+from .table import TABLE_NAME, Row, Table, cells, columns
 from .workers import workers_or_cores
 
 Seen = Callable[[Row, Annotation | None, bool], None]
@@ -117,7 +117,7 @@ class Job:
 
 def score_folder(
     photographs: FilePath | Iterable[FilePath],
-    out: FilePath = "test_predictions.csv",
+    out: FilePath = TABLE_NAME,
     *,
     model: RetinaModel | FilePath | None = None,
     annotations: FilePath | None = None,

@@ -15,6 +15,8 @@ from .annotations import Annotation
 from .errors import OutputError
 from .prediction import Prediction
 
+TABLE_NAME = "test_predictions.csv"
+"""Default name of the table, as the original notebook called it."""
 NOTEBOOK_COLUMNS = (
     "Image name",
     "Pred DR grade (orig)",

@@ -13,7 +13,7 @@ from ..runtime.annotations import Annotation
 from ..runtime.contract import Contract
 from ..runtime.output_file import replacing
 from ..runtime.prediction import Prediction
-from ..runtime.table import Row, Table, cells, columns
+from ..runtime.table import TABLE_NAME, Row, Table, cells, columns
 from . import report
 from .calibration import calibrated, calibration_line, is_calibrated
 from .checkpoint import Checkpoint, load_checkpoint
@@ -29,8 +29,6 @@ from .run import BEST, FINAL, METRICS, Run
 from .survey import Survey
 from .tracking import Tracker
 from .trainer import Trainer
-
-TEST_PREDICTIONS = "test_predictions.csv"
 
 
 def judge_best(
@@ -86,12 +84,12 @@ def publish(
     metrics = write_metrics(run.folder / METRICS, trainer.progress.best_epoch, splits)
     best = replace(best, metrics=metrics)
     best.save(run.folder / BEST)
-    write_test_predictions(run.folder / TEST_PREDICTIONS, test, predictions["test"], best.contract)
+    write_test_predictions(run.folder / TABLE_NAME, test, predictions["test"], best.contract)
     history = pd.DataFrame(trainer.progress.history)
     settings = {**trainer.config.to_dict(), **run.facts()}
     page = report.write_report(run.folder, settings, metrics, history, predictions, best.contract)
     tracker.finish(run.folder, metrics)
-    for source, name in ((BEST, BEST_NAME), (FINAL, FINAL_NAME), (TEST_PREDICTIONS, TEST_PREDICTIONS)):
+    for source, name in ((BEST, BEST_NAME), (FINAL, FINAL_NAME), (TABLE_NAME, TABLE_NAME)):
         with replacing(run.artifacts / name) as temporary:
             shutil.copyfile(run.folder / source, temporary)
     run.resume_file.unlink(missing_ok=True)

@@ -35,6 +35,8 @@ from .eye import CAMERAS, Side, View, illumination, retina
 from .lesions import LESIONS, macular_exudates
 
 MIN_SIZE, MAX_SIZE = 64, math.isqrt(MAX_PIXELS)
+LESION_LISTING = "lesions.csv"
+"""The list of a folder of photographs with lesion masks, in its column Image name."""
 GRADES = (0, 1, 2, 3, 4)
 GRADE_SHARES = (0.52, 0.13, 0.23, 0.075, 0.045)
 ME_SHARES = (0.0, 0.03, 0.46, 0.77, 0.72)
@@ -233,7 +235,7 @@ def write_lesions(folder: Path, count: int, *, size: int = 1024, seed: int = 0) 
             rows.append([path.name, "", int(exudates.sum()), int(haemorrhages.sum())])
             paths.append(path)
         header = ["Image name", "Same eye in the test split", "Hard exudate pixels", "Haemorrhage pixels"]
-        _write_csv(folder / "lesions.csv", header, rows)
+        _write_csv(folder / LESION_LISTING, header, rows)
     except OSError as err:
         raise OutputError(f"{folder}: cannot be written: {err}. Choose another folder or free some space.") from err
     return paths
