@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from ..runtime.contract import HEADS, Head
 from ..runtime.errors import MissingExtraError, UsageError
 from ..runtime.extras import require_extra
+from ..runtime.image_file import ImageFormat
 from ..runtime.model_file import RELEASED
 from ..runtime.options import SETTINGS, PathName, artifacts_option, asked_for_model, require_alone
 from ..runtime.output_file import require_folder, write_text_atomically
@@ -23,6 +24,7 @@ from ..train.options import bare_options
 
 if TYPE_CHECKING:
     from .explainer import CheckpointExplainer, Explainer
+    from .gallery import Scale
 
 _OF_MAPS = ("checkpoint", "target", "layers", "method", "framing", "image_size")
 """Names of the options that say which maps of which checkpoint: those that --evaluate obeys as well."""
@@ -49,7 +51,7 @@ _OF_MAPS = ("checkpoint", "target", "layers", "method", "framing", "image_size")
     help="Top of the colour scale: each map's own maximum, or the largest of all photographs of this run.",
 )  # fmt: skip
 @click.option(
-    "--format", "image_format", type=click.Choice(["jpeg", "png"]), default="jpeg",
+    "--format", "image_format", type=click.Choice(get_args(ImageFormat)), default="jpeg",
     help="Format of the overlays: jpeg is quick and small; png keeps every pixel, at ten times the size.",
 )  # fmt: skip
 @click.option(
@@ -108,9 +110,9 @@ def _explain(
     out: Path,
     artifacts: Path,
     *,
-    scale: Any,
+    scale: Scale,
     npy: bool,
-    image_format: Any,
+    image_format: ImageFormat,
     **source: Any,
 ) -> int:
     from .gallery import Gallery, list_photographs, require_apart

@@ -30,6 +30,7 @@ from .index import INDEX, ROWS, write_index, write_rows
 from .panel import draw_panel
 from .photograph import Photograph
 
+Scale = Literal["image", "shared"]
 BATCH = 8
 """Photographs per forward pass; more is no faster on a CPU."""
 
@@ -39,7 +40,7 @@ class Gallery:
     """Where overlays go, and how they are drawn."""
 
     folder: Path
-    scale: Literal["image", "shared"] = "image"
+    scale: Scale = "image"
     """Top of the colour scale: each map's own maximum, or for each head the largest of all photographs."""
     npy: bool = False
     """Also write each raw map beside its overlay, (h, w) float32."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import io
 from pathlib import Path
-from typing import Literal
-
-from PIL import Image
+from typing import TYPE_CHECKING, Literal
 
 from .errors import OutputError
 from .output_file import replacing
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ImageFormat = Literal["jpeg", "png"]
 ENDING_OF: dict[ImageFormat, str] = {"jpeg": ".jpg", "png": ".png"}
@@ -35,6 +36,8 @@ def write_image(path: Path, image: Image.Image) -> None:
 
 
 def _encoded(image: Image.Image, as_png: bool) -> memoryview:
+    from PIL import Image
+
     file = io.BytesIO()
     if as_png:
         image.save(file, "PNG", compress_level=1, compress_type=Image.RLE)
