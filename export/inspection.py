@@ -99,7 +99,7 @@ def _zip_contract(path: Path) -> tuple[str, Contract]:
             if entry is None:
                 raise ModelFileError(
                     f"{path}: expected the extra file {METADATA_KEY} of retina-export, found {', '.join(names[:3])} "
-                    f"... Of a checkpoint make a model file first:  retina-export {path}"
+                    f"... To make a model file from a checkpoint:  retina-export {path}"
                 )
             size = archive.getinfo(entry).file_size
             if size > _MAX_CONTRACT:

@@ -223,7 +223,7 @@ def _tell_rows(job: Job) -> None:
         return
     known, usable = len(job.journal), rows_at_hand(job.listing, job.journal)
     if usable:
-        warn(f"going on: {counted(usable, 'row')} of an earlier run")
+        warn(f"resuming: {counted(usable, 'row')} of an earlier run")
     if usable < known:
         warn(
             f"not used: {counted(known - usable, 'row')} of an earlier run, of other photographs or of ones that have "

@@ -95,7 +95,9 @@ def _open(path: Path, content: bytes, threads: int, provider: str) -> InferenceS
     except Exception as err:  # noqa: BLE001 - onnxruntime's exceptions share no other root
         found = first_line(err)
         if content.startswith(b"PK"):
-            found = "a file of PyTorch's. Of a checkpoint make an ONNX file:  retina-export CHECKPOINT --out FILE.onnx"
+            found = (
+                "a file of PyTorch's. To make an ONNX file from a checkpoint:  retina-export CHECKPOINT --out FILE.onnx"
+            )
         raise ModelFileError(f"{path}: expected an ONNX model, found: {found}") from None
     if session.get_providers()[0] != available[key]:
         raise UsageError(f"--provider {provider}: installed, but it could not be started on this machine")

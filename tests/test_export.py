@@ -220,8 +220,7 @@ def test_inspect_prints_for_a_person_and_a_program(plain: Path, checkpoint: Path
     counts = list(inspected["operators"].values())
     assert counts == sorted(counts, reverse=True) and len(set(counts)) > 3, "the most frequent first"
     assert (
-        f"Of a checkpoint make a model file first:  retina-export {checkpoint}"
-        in export("--inspect", checkpoint).output
+        f"To make a model file from a checkpoint:  retina-export {checkpoint}" in export("--inspect", checkpoint).output
     )
 
 

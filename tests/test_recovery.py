@@ -61,7 +61,7 @@ def test_it_answers_as_the_checkpoint_of_before(small_export: SmallExport, photo
     gently = "--lr-backbone 1e-5 --lr-heads 1e-4 --calibrate valid"
     assert f"retina-train DATA --weights {tmp_path}/again.pth {like_it} {gently}\n" in result.output
     with pytest.raises(
-        ModelFileError, match=r"retina_multitask\.onnx: .* make a checkpoint first: python -m retina\.export\.recovery"
+        ModelFileError, match=r"retina_multitask\.onnx: .* to a checkpoint first: python -m retina\.export\.recovery"
     ):
         load_checkpoint(small_export.model)
     again, before = load_checkpoint(tmp_path / "again.pth"), load_checkpoint(small_export.checkpoint)

@@ -320,7 +320,7 @@ def survives_kills(folder: Path, moments: Sequence[float]) -> None:
         assert not Path("killed.csv").exists()
     done = subprocess.run(again, capture_output=True, check=False)
     assert done.returncode == 1
-    assert b"going on: " in done.stderr
+    assert b"resuming: " in done.stderr
     assert len(done.stdout.splitlines()) == rows
     assert Path("killed.csv").read_bytes() == Path("whole.csv").read_bytes()
     assert not Path("killed.csv.journal").exists()
@@ -381,7 +381,7 @@ def test_interrupted_by_the_user_it_says_how_to_go_on() -> None:
     in_the_background = 'trap "" INT; exec "$0" -c "$1" eyes --json'
     code, err = interrupted(["sh", "-c", in_the_background, sys.executable, COMMAND[2]])
     assert code == 0
-    assert b"going on: " in err
+    assert b"resuming: " in err
 
 
 def test_help_teaches(score: Score) -> None:
@@ -575,7 +575,7 @@ def test_a_full_output_is_told_and_gone_on_from(score: Score) -> None:
     assert done.returncode == 2 and b"Traceback" not in done.stderr
     assert b"stopped, its output cannot be written: No space left on device; the same command goes on" in done.stderr
     journal = Path("test_predictions.csv.journal").read_bytes()
-    assert "going on: " in score("eyes").stderr
+    assert "resuming: " in score("eyes").stderr
     Path("test_predictions.csv").unlink()
     Path("test_predictions.csv.journal").write_bytes(journal)
     assert "going on" not in score("eyes", "--no-resume").stderr
@@ -635,7 +635,7 @@ def test_rows_of_other_photographs_are_not_counted_as_these(score: Score, monkey
     journal.write_bytes(left)
     monkeypatch.setattr("retina.runtime.progress.LINE_SECONDS", 0.0)
     done = CliRunner().invoke(main, ["a"])
-    assert re.search(rf"going on: {known} rows? of an earlier run", done.stderr) and "not used" not in done.stderr
+    assert re.search(rf"resuming: {known} rows? of an earlier run", done.stderr) and "not used" not in done.stderr
     assert f"scored 3, {known} of them in an earlier run" in done.stdout
     assert f"{known} of 3, 0.0 per second\n" in done.stderr, "what was known took no time, and tells none"
 
@@ -673,4 +673,4 @@ def test_output_closed_before_the_end_is_told_and_gone_on_from(score: Score) -> 
     assert process.wait(timeout=30) == 2
     assert b"stopped, its output was closed; the same command goes on from here" in told
     assert b"Traceback" not in told
-    assert "going on: " in score("eyes").stderr
+    assert "resuming: " in score("eyes").stderr

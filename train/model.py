@@ -162,7 +162,7 @@ def read_state_dict(path: Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # noqa: BLE001 - torch raises a different type for each way a file can be wrong
         hint = (
-            "Of an ONNX file make a checkpoint first: python -m retina.export.recovery --help"
+            "Convert the ONNX file to a checkpoint first: python -m retina.export.recovery --help"
             if path.suffix == ".onnx"
             else "Name a checkpoint of retina-train, or a state_dict as torch.save writes it."
         )
