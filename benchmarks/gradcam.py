@@ -22,14 +22,14 @@ import torch
 from PIL import Image
 from retina.gradcam.explainer import CheckpointExplainer
 from retina.gradcam.gallery import BATCH, Gallery
-from retina.gradcam.photograph import Photograph
+from retina.gradcam.item import GalleryItem
 from retina.runtime.image_file import ImageFormat
 from retina.runtime.picture import load
 from retina.runtime.terminal import exit_codes
 from retina.train.synthetic import photograph
 
 
-def plain(explainer: CheckpointExplainer, photographs: list[Photograph]) -> None:
+def plain(explainer: CheckpointExplainer, photographs: list[GalleryItem]) -> None:
     """Decode each photograph at full size, again at the network's reduced size, and run the network, in batches."""
     with ThreadPoolExecutor(2) as pool:
         whole = [pool.submit(lambda path: load(path).size, each.path) for each in photographs]
@@ -67,9 +67,9 @@ def main(checkpoint: Path, own: Path | None, count: int, rounds: int, threads: i
                 f"{folder}/drawn.jpg", quality=92
             )
         files = sorted((own or Path(folder)).glob("*.jpg"))
-        photographs = [Photograph(files[i % len(files)], str(i), str(i)) for i in range(count)]
+        photographs = [GalleryItem(files[i % len(files)], str(i), str(i)) for i in range(count)]
         gallery = Gallery(Path(folder) / "out", image_format=image_format)
-        contenders: dict[str, Callable[[list[Photograph]], object]] = {
+        contenders: dict[str, Callable[[list[GalleryItem]], object]] = {
             "plain: decoding and forward passes": partial(plain, explainer),
             f"overlays of both heads, {image_format}": partial(gallery.make, explainer),
         }

@@ -27,7 +27,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Explanation:
     """What a model says about one photograph, and where that comes from."""
 
     prediction: Prediction
@@ -48,7 +48,7 @@ class Explainer(Protocol):
         """
         ...
 
-    def explain(self, photographs: Sequence[Pixels]) -> list[Answer]:
+    def explain(self, photographs: Sequence[Pixels]) -> list[Explanation]:
         """Answer and explain each photograph, (H, W, 3) uint8 RGB; sizes may differ."""
         ...
 
@@ -94,7 +94,7 @@ class CheckpointExplainer:
         """What was assumed of a bare state_dict, as lines to print."""
         # On a CPU, channels-last convolutions take three quarters of the time (ResNet-50, 512 px).
         self.model = checkpoint.build_model().to(memory_format=torch.channels_last)
-        self.untrained = partial(RetinaNet, len(self.contract.dr_grades), checkpoint.backbone)
+        self.fresh_network = partial(RetinaNet, len(self.contract.dr_grades), checkpoint.backbone)
         """Makes the same network with random weights, as before training."""
         self.preprocess = make_preprocess(self.contract.preprocessing)
         self.heads = heads
@@ -110,7 +110,7 @@ class CheckpointExplainer:
         """See Explainer."""
         return decode(path, at_least=None if whole else least_side(self.contract.preprocessing))
 
-    def explain(self, photographs: Sequence[Pixels]) -> list[Answer]:
+    def explain(self, photographs: Sequence[Pixels]) -> list[Explanation]:
         """See Explainer; one forward pass for all photographs."""
         import torch
 
@@ -118,11 +118,11 @@ class CheckpointExplainer:
         x = torch.cat([self.preprocess(torch.from_numpy(pixels).unsqueeze(0)) for pixels in photographs])
         maps = self.cam(x, self._logits)  # for each head (N, h, w)
         dr_probs, me_probs = (logits.softmax(dim=1).numpy() for logits in self.cam.output)  # (N, K), (N, 2)
-        answers = []
+        explanations = []
         for dr, me, *of_heads in zip(dr_probs, me_probs, *maps, strict=True):
             said = Prediction.of(self.contract, dr, me, dict(zip(self.heads, of_heads, strict=True)))
-            answers.append(Answer(said, head_maps(said, self._targets, sums_to_logit=self._sums_to_logit)))
-        return answers
+            explanations.append(Explanation(said, head_maps(said, self._targets, sums_to_logit=self._sums_to_logit)))
+        return explanations
 
 
 class OnnxExplainer:
@@ -149,14 +149,14 @@ class OnnxExplainer:
         """See Explainer."""
         return decode(path) if whole else self._model.decode(path)
 
-    def explain(self, photographs: Sequence[Pixels]) -> list[Answer]:
+    def explain(self, photographs: Sequence[Pixels]) -> list[Explanation]:
         """See Explainer; one photograph after the other, because sizes may differ."""
-        answers = []
+        explanations = []
         for pixels in photographs:
             said = self._model.predict_pixels(pixels, of=self._targets)
             maps = head_maps(said, self._targets)
-            answers.append(Answer(said, {head: maps[head] for head in self.heads}))
-        return answers
+            explanations.append(Explanation(said, {head: maps[head] for head in self.heads}))
+        return explanations
 
 
 def _targets(contract: Contract, heads: Sequence[Head], target: int | None) -> dict[Head, int]:

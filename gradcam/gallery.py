@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from ..runtime.contract import HEADS, Head
 from ..runtime.errors import OutputError, PictureError, UsageError
-from ..runtime.field import Field
+from ..runtime.field import LitField
 from ..runtime.folder import find_pictures, is_picture
 from ..runtime.formats import NO_MEMORY
 from ..runtime.image_file import ImageFormat, fault_of_picture, write_image
@@ -25,10 +25,10 @@ from ..runtime.overlay import overlay_path, peak_at, write_overlays
 from ..runtime.picture import load
 from ..runtime.second_look import needs_second_look
 from ..runtime.workers import usable_cores
-from .explainer import Answer, Explainer, Pixels
+from .explainer import Explainer, Explanation, Pixels
 from .index import INDEX, ROWS, write_index, write_rows
+from .item import GalleryItem
 from .panel import draw_panel
-from .photograph import Photograph
 
 Scale = Literal["image", "shared"]
 BATCH = 8
@@ -50,9 +50,9 @@ class Gallery:
     def make(
         self,
         explainer: Explainer,
-        photographs: Sequence[Photograph],
+        photographs: Sequence[GalleryItem],
         on_step: Callable[[], object] = lambda: None,
-    ) -> list[Photograph]:
+    ) -> list[GalleryItem]:
         """Explain and draw all photographs; one that cannot be read, explained or drawn keeps its row, with the
         reason.
 
@@ -71,17 +71,17 @@ class Gallery:
         self._require_unread(photographs)
         require_folder(self.folder, "--out")
         with ThreadPoolExecutor(usable_cores()) as pool:
-            answered: Iterable[Photograph] = self._answered(explainer, photographs, pool, on_step)
-            tops = None
+            answered: Iterable[GalleryItem] = self._answered(explainer, photographs, pool, on_step)
+            scale_max = None
             if self.scale == "shared":
                 answered = list(answered)
-                tops = _tops(answered)
-            drawn = list(self._drawn(explainer, answered, tops, pool, on_step))
+                scale_max = _scale_max(answered)
+            drawn = list(self._drawn(explainer, answered, scale_max, pool, on_step))
         write_rows(self.folder / ROWS, drawn)
         write_index(self.folder / INDEX, drawn)
         return drawn
 
-    def _require_unread(self, photographs: Sequence[Photograph]) -> None:
+    def _require_unread(self, photographs: Sequence[GalleryItem]) -> None:
         """Refuse to overwrite a photograph with an overlay or panel, whatever they are called."""
         read = {os.path.realpath(photograph.path) for photograph in photographs}
         folder = Path(os.path.realpath(self.folder))
@@ -94,13 +94,13 @@ class Gallery:
     def _answered(
         self,
         explainer: Explainer,
-        photographs: Sequence[Photograph],
+        photographs: Sequence[GalleryItem],
         pool: ThreadPoolExecutor,
         on_step: Callable[[], object],
-    ) -> Iterator[Photograph]:
+    ) -> Iterator[GalleryItem]:
         """Forward passes in batches, while the pool decodes the next batch."""
 
-        def start(batch: Sequence[Photograph]) -> list[Future[Pixels | str]]:
+        def start(batch: Sequence[GalleryItem]) -> list[Future[Pixels | str]]:
             return [pool.submit(_decoded, explainer, photograph.path) for photograph in batch]
 
         batches = [photographs[i : i + BATCH] for i in range(0, len(photographs), BATCH)]
@@ -108,29 +108,31 @@ class Gallery:
         for i, batch in enumerate(batches):
             decoded = [future.result() for future in waiting]
             waiting = start(batches[i + 1]) if i + 1 < len(batches) else []
-            answers = iter(_explained(explainer, [pixels for pixels in decoded if not isinstance(pixels, str)]))
+            explanations = iter(_explained(explainer, [pixels for pixels in decoded if not isinstance(pixels, str)]))
             for photograph, pixels in zip(batch, decoded, strict=True):
                 on_step()
-                answer = pixels if isinstance(pixels, str) else next(answers)
-                if not isinstance(pixels, str) and isinstance(answer, Answer):
-                    answer = _looked_at_again(explainer, photograph.path, pixels, answer)
-                if isinstance(answer, str):
-                    yield replace(photograph, undone="read" if isinstance(pixels, str) else "explained", error=answer)
+                explanation = pixels if isinstance(pixels, str) else next(explanations)
+                if not isinstance(pixels, str) and isinstance(explanation, Explanation):
+                    explanation = _looked_at_again(explainer, photograph.path, pixels, explanation)
+                if isinstance(explanation, str):
+                    yield replace(
+                        photograph, undone="read" if isinstance(pixels, str) else "explained", error=explanation
+                    )
                 else:
-                    yield replace(photograph, answer=answer)
+                    yield replace(photograph, explanation=explanation)
 
     def _drawn(
         self,
         explainer: Explainer,
-        photographs: Iterable[Photograph],
-        tops: Mapping[Head, float] | None,
+        photographs: Iterable[GalleryItem],
+        scale_max: Mapping[Head, float] | None,
         pool: ThreadPoolExecutor,
         on_step: Callable[[], object],
-    ) -> Iterator[Photograph]:
+    ) -> Iterator[GalleryItem]:
         """Draw in the pool, in order, never more than a batch ahead of the results taken."""
-        pending: deque[Future[Photograph]] = deque()
+        pending: deque[Future[GalleryItem]] = deque()
         for photograph in photographs:
-            pending.append(pool.submit(self._draw, explainer, photograph, tops))
+            pending.append(pool.submit(self._draw, explainer, photograph, scale_max))
             if len(pending) > BATCH:
                 on_step()
                 yield pending.popleft().result()
@@ -138,18 +140,20 @@ class Gallery:
             on_step()
             yield pending.popleft().result()
 
-    def _draw(self, explainer: Explainer, photograph: Photograph, tops: Mapping[Head, float] | None) -> Photograph:
-        answer = photograph.answer
-        if answer is None:
+    def _draw(
+        self, explainer: Explainer, photograph: GalleryItem, scale_max: Mapping[Head, float] | None
+    ) -> GalleryItem:
+        explanation = photograph.explanation
+        if explanation is None:
             return photograph
         try:
             picture = load(photograph.path)
-            lit = Field.find(picture, explainer.contract.preprocessing)
-            peaks = {head: peak_at(head_map, lit, picture.size) for head, head_map in answer.maps.items()}
+            lit = LitField.find(picture, explainer.contract.preprocessing)
+            peaks = {head: peak_at(head_map, lit, picture.size) for head, head_map in explanation.maps.items()}
             photograph = replace(photograph, peaks=peaks)
-            return self._write(photograph, answer, picture, lit, tops)
+            return self._write(photograph, explanation, picture, lit, scale_max)
         except PictureError as err:  # removed or replaced since it was explained
-            return replace(photograph, answer=None, undone="read", error=err.reason)
+            return replace(photograph, explanation=None, undone="read", error=err.reason)
         except MemoryError:
             return replace(photograph, undone="drawn", error=NO_MEMORY)
         except OutputError as err:
@@ -158,22 +162,29 @@ class Gallery:
             return replace(photograph, undone="drawn", error=f"overlays cannot be written: {fault}")
 
     def _write(
-        self, photograph: Photograph, answer: Answer, picture: Image, lit: Field, tops: Mapping[Head, float] | None
-    ) -> Photograph:
+        self,
+        photograph: GalleryItem,
+        explanation: Explanation,
+        picture: Image,
+        lit: LitField,
+        scale_max: Mapping[Head, float] | None,
+    ) -> GalleryItem:
         base = self.folder / photograph.stem
-        overlays = write_overlays(base, picture, lit, answer.maps.values(), self.image_format, tops)
+        overlays = write_overlays(base, picture, lit, explanation.maps.values(), self.image_format, scale_max)
         if self.npy:
-            for overlay, head_map in zip(overlays, answer.maps.values(), strict=True):
+            for overlay, head_map in zip(overlays, explanation.maps.values(), strict=True):
                 file = io.BytesIO()  # np.save would append .npy to the name of a temporary file
                 np.save(file, head_map.values)
                 write_bytes_atomically(overlay.with_suffix(".npy"), file.getbuffer())
-        panel = draw_panel(picture, photograph.name, answer.prediction, answer.maps, lit, tops)
+        panel = draw_panel(picture, photograph.name, explanation.prediction, explanation.maps, lit, scale_max)
         write_image(_panel_path(base), panel)
-        written = dict(zip(answer.maps, (path.relative_to(self.folder).as_posix() for path in overlays), strict=True))
+        written = dict(
+            zip(explanation.maps, (path.relative_to(self.folder).as_posix() for path in overlays), strict=True)
+        )
         return replace(photograph, overlays=written)
 
 
-def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:
+def list_photographs(inputs: Sequence[Path]) -> list[GalleryItem]:
     """The files given, each once, and all photographs in the folders given and their subfolders.
 
     Among others, one that is named like a picture need not exist: reading it reports the fault.
@@ -209,7 +220,7 @@ def list_photographs(inputs: Sequence[Path]) -> list[Photograph]:
     # The name without its ending, unless another photograph's overlays would begin with that too.
     stems = {name: str(Path(name).with_suffix("")) for name in names}
     used = Counter(stems.values()) + names
-    return [Photograph(path, name, stems[name] if used[stems[name]] == 1 else name) for path, name in found]
+    return [GalleryItem(path, name, stems[name] if used[stems[name]] == 1 else name) for path, name in found]
 
 
 def require_apart(out: Path, inputs: Sequence[Path]) -> None:
@@ -243,8 +254,8 @@ def _decoded(explainer: Explainer, path: Path, *, whole: bool = False) -> Pixels
         return err.reason
 
 
-def _explained(explainer: Explainer, photographs: Sequence[Pixels]) -> list[Answer | str]:
-    """An answer for each photograph, or the reason why there is none; if a batch fails, each is tried alone."""
+def _explained(explainer: Explainer, photographs: Sequence[Pixels]) -> list[Explanation | str]:
+    """An explanation for each photograph, or the reason why there is none; if a batch fails, each is tried alone."""
     if not photographs:
         return []
     try:
@@ -252,23 +263,23 @@ def _explained(explainer: Explainer, photographs: Sequence[Pixels]) -> list[Answ
     except PictureError as err:
         if len(photographs) == 1:
             return [err.reason]
-    return [answer for pixels in photographs for answer in _explained(explainer, [pixels])]
+    return [explanation for pixels in photographs for explanation in _explained(explainer, [pixels])]
 
 
-def _looked_at_again(explainer: Explainer, path: Path, pixels: Pixels, answer: Answer) -> Answer | str:
-    """The answer; for a close call at reduced size, that for the photograph at full size, as in retina-score."""
-    if not needs_second_look(explainer.contract, answer.prediction, pixels):
-        return answer
+def _looked_at_again(explainer: Explainer, path: Path, pixels: Pixels, explanation: Explanation) -> Explanation | str:
+    """The explanation; for a close call at reduced size, that for the photograph at full size, as in retina-score."""
+    if not needs_second_look(explainer.contract, explanation.prediction, pixels):
+        return explanation
     whole = _decoded(explainer, path, whole=True)
     if isinstance(whole, str):
         return whole
-    return answer if whole.shape == pixels.shape else _explained(explainer, [whole])[0]
+    return explanation if whole.shape == pixels.shape else _explained(explainer, [whole])[0]
 
 
-def _tops(photographs: Iterable[Photograph]) -> dict[Head, float]:
+def _scale_max(photographs: Iterable[GalleryItem]) -> dict[Head, float]:
     """The largest value of each head's maps over all photographs."""
-    tops: dict[Head, float] = {}
+    scale_max: dict[Head, float] = {}
     for photograph in photographs:
-        for head, head_map in (photograph.answer.maps if photograph.answer else {}).items():
-            tops[head] = max(tops.get(head, 0.0), head_map.peak)
-    return tops
+        for head, head_map in (photograph.explanation.maps if photograph.explanation else {}).items():
+            scale_max[head] = max(scale_max.get(head, 0.0), head_map.peak)
+    return scale_max

@@ -13,8 +13,8 @@ from urllib.parse import quote
 from ..runtime.contract import HEADS
 from ..runtime.output_file import write_text_atomically
 from ..runtime.wording import counted, percent
+from .item import GalleryItem
 from .panel import NOTE, in_words
-from .photograph import Photograph
 
 INDEX, ROWS = "index.html", "gradcam.csv"
 """What the files are called."""
@@ -28,7 +28,7 @@ to compare with each other only; ``blank``: 1 if the map is drawn blank; ``peak_
 within the lit field, in pixels of the photograph; ``overlay``: its file."""
 
 
-def write_rows(path: Path, photographs: Sequence[Photograph]) -> None:
+def write_rows(path: Path, photographs: Sequence[GalleryItem]) -> None:
     """Write a row for each photograph, with the COLUMNS; values that were not requested or do not exist stay empty.
 
     A photograph that was explained but could not be drawn has the status ``error``, and its answer.
@@ -44,14 +44,14 @@ def write_rows(path: Path, photographs: Sequence[Photograph]) -> None:
     write_text_atomically(path, lines.getvalue())
 
 
-def _row(photograph: Photograph) -> dict[str, object]:
+def _row(photograph: GalleryItem) -> dict[str, object]:
     status = "error" if photograph.undone else "ok"
     row: dict[str, object] = {"Image name": photograph.name, "status": status, "error": photograph.error}
-    if photograph.answer is None:
+    if photograph.explanation is None:
         return row
-    prediction = photograph.answer.prediction
+    prediction = photograph.explanation.prediction
     row |= {"dr_grade": prediction.grade, "me_risk": prediction.me_risk}
-    for head, head_map in photograph.answer.maps.items():
+    for head, head_map in photograph.explanation.maps.items():
         x, y = photograph.peaks.get(head) or ("", "")
         of_head = (
             head_map.target, f"{head_map.probability:.6f}", f"{head_map.peak:.6g}", f"{head_map.values.sum():.6g}",
@@ -70,7 +70,7 @@ p { margin: 4px 0 } .error { color: #8a1c1c } .note { color: #5c6670 } a { color
 """
 
 
-def write_index(path: Path, photographs: Sequence[Photograph]) -> None:
+def write_index(path: Path, photographs: Sequence[GalleryItem]) -> None:
     """Write a page with every panel, which any browser can open without a network.
 
     Raises:
@@ -92,15 +92,15 @@ def write_index(path: Path, photographs: Sequence[Photograph]) -> None:
     write_text_atomically(path, page)
 
 
-def _article(photograph: Photograph) -> str:
+def _article(photograph: GalleryItem) -> str:
     title = f"<h2>{html.escape(photograph.name)}</h2>"
-    if photograph.answer is None or photograph.undone:
+    if photograph.explanation is None or photograph.undone:
         reason = f"Not {photograph.undone}: {html.escape(photograph.error)}"
         return f'<article>{title}<p class="error">{reason}</p></article>'
     links = " · ".join(
         f'<a href="{_link(photograph.overlays[head])}">{in_words(head, head_map.target)},'
         f" {html.escape(percent(head_map.probability))}: full size</a>"
-        for head, head_map in photograph.answer.maps.items()
+        for head, head_map in photograph.explanation.maps.items()
     )
     panel = f'<img loading="lazy" alt="photograph and maps" src="{_link(f"{photograph.stem}_panel.jpg")}">'
     # With the name as text, though the panel has it: where no font of the system helps, the panel has only ASCII.

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..runtime.contract import HEADS, Decision, Head
-from ..runtime.field import Field
+from ..runtime.field import LitField
 from ..runtime.overlay import HeadMap, colours, draw
 from ..runtime.wording import percent
 
@@ -38,8 +38,8 @@ def draw_panel(
     name: str,
     decision: Decision,
     maps: Mapping[Head, HeadMap],
-    field: Field,
-    tops: Mapping[Head, float] | None = None,
+    field: LitField,
+    scale_max: Mapping[Head, float] | None = None,
 ) -> Image.Image:
     """The original and its maps side by side, cropped to the part that the network sees, as an RGB image.
 
@@ -49,7 +49,7 @@ def draw_panel(
         decision: the model's answers.
         maps: one for each head that was explained.
         field: of this photograph.
-        tops: for each head, the value at the top of the scale, if it is shared between photographs; None:
+        scale_max: for each head, the value at the top of the scale, if it is shared between photographs; None:
             each map's own maximum.
     """
     seen = (
@@ -72,13 +72,13 @@ def draw_panel(
     _write(pen, (_GAP, 37), answers, 17, _GREY)
     for column, head in enumerate([None, *shown]):
         x, y = _GAP + column * (TILE + _GAP), _HEADER
-        picture = tile if head is None else draw(tile, maps[head], tile_field, tops[head] if tops else None)
+        picture = tile if head is None else draw(tile, maps[head], tile_field, scale_max[head] if scale_max else None)
         panel.paste((0, 0, 0), (x, y, x + TILE, y + TILE))
         panel.paste(picture, (x + (TILE - size[0]) // 2, y + (TILE - size[1]) // 2))
         if head is None:
             _write(pen, (x, y + TILE + 8), "Photograph, as the model frames it", 19, _INK, bold=True)
         else:
-            _caption(panel, (x, y + TILE + 8), maps[head], tops[head] if tops else None)
+            _caption(panel, (x, y + TILE + 8), maps[head], scale_max[head] if scale_max else None)
     _write(pen, (_GAP, panel.height - 24), NOTE, 14, _GREY)
     return panel
 
@@ -104,7 +104,7 @@ def _caption(panel: Image.Image, at: tuple[int, int], head_map: HeadMap, top: fl
     _write(pen, (x + TILE, y + 80), f"most {of}: {top or head_map.peak:.2g}{unit}", 15, _GREY, anchor="ra")
 
 
-def _cut(field: Field, box: tuple[int, int, int, int], size: tuple[int, int]) -> Field:
+def _cut(field: LitField, box: tuple[int, int, int, int], size: tuple[int, int]) -> LitField:
     """The field as fractions of a crop (``box``, in pixels) of its photograph of this ``size``."""
     left, top, right, bottom = box
     across, down = (right - left) / size[0], (bottom - top) / size[1]
@@ -112,7 +112,7 @@ def _cut(field: Field, box: tuple[int, int, int, int], size: tuple[int, int]) ->
     rows, columns = field.lit.shape
     area = (x * columns, y * rows, (x + across) * columns, (y + down) * rows)
     lit = np.asarray(Image.fromarray(field.lit).resize((columns, rows), Image.Resampling.BILINEAR, area))
-    return Field(
+    return LitField(
         (field.left - x) / across, (field.top - y) / down, (field.right - x) / across, (field.bottom - y) / down, lit
     )
 

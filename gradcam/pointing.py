@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from ..runtime.field import Field
+from ..runtime.field import LitField
 from ..runtime.overlay import place
 
 TOLERANCE = 15 / 1024
@@ -36,7 +36,7 @@ class Pointing:
     """The lesions' share of the lit field, in [0, 1]: the energy share of a uniform map."""
 
 
-def point(values: Floats, field: Field, lesion: NDArray[np.bool_]) -> Pointing:
+def point(values: Floats, field: LitField, lesion: NDArray[np.bool_]) -> Pointing:
     """Measure a map on the lesions of a photograph; a map without any value above 0 misses.
 
     Args:

@@ -29,19 +29,21 @@ ALIKE_BELOW = 0.5
 """The check passes if the 95% interval of the correlation of original and fully redrawn maps is below this."""
 
 
-def redrawn_models(model: RetinaNet, untrained: Callable[[], RetinaNet], seed: int) -> Iterator[tuple[str, nn.Module]]:
+def redrawn_models(
+    model: RetinaNet, fresh_network: Callable[[], RetinaNet], seed: int
+) -> Iterator[tuple[str, nn.Module]]:
     """Yield the name of each of STAGES, and the model with redrawn weights after it; the model itself is not changed.
 
     The same copy is yielded each time, with more of its weights redrawn.
 
     Args:
         model: trained.
-        untrained: makes the same network as before training, with the layers' own random initialisation.
+        fresh_network: makes the same network as before training, with the layers' own random initialisation.
         seed: of that initialisation; torch's global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = untrained()
+        fresh = fresh_network()
     redrawn = copy.deepcopy(model)
     for stage, modules in STAGES.items():
         for name in modules:

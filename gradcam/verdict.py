@@ -9,13 +9,13 @@ from math import isnan
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
+from matplotlib.figure import Figure
 
 from ..runtime.contract import HEAD_NAMES, HEADS, Head
 from ..runtime.output_file import write_text_atomically
 from ..train.figure import BLUE, GREY, ORANGE, write_png
 from .deletion import FRACTIONS
-from .faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Figure
+from .faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Measurement
 from .interval import Interval
 from .lesions import KIND_NAMES
 from .randomisation import ALIKE_BELOW, DRAWS, STAGES
@@ -30,7 +30,7 @@ def write_table(path: Path, found: Faithfulness) -> None:
     lines = io.StringIO()
     writer = csv.writer(lines)
     writer.writerow(["measure", "lesion", "head", "of", "photographs", "value", "low", "high"])
-    for f in found.figures:
+    for f in found.measurements:
         numbers = [f"{n:.4f}" for n in (f.interval.value, f.interval.low, f.interval.high)]
         writer.writerow([f.measure, f.lesion, f.head, f.of, f.photographs, *numbers])
     write_text_atomically(path, lines.getvalue())
@@ -79,10 +79,10 @@ def _line(found: Faithfulness, name: str, kind: str, head: Head, versus: str) ->
     return "| " + " | ".join(cells) + " |"
 
 
-def _cell(figure: Figure | None) -> str:
-    if figure is None or isnan(figure.interval.value):
+def _cell(measurement: Measurement | None) -> str:
+    if measurement is None or isnan(measurement.interval.value):
         return ""
-    interval = figure.interval
+    interval = measurement.interval
     # Resamples that all agree, as those of few photographs may, tell nothing about others.
     return f"{interval.value:.2f}" if isnan(interval.low) or interval.low == interval.high else f"{interval:.2f}"
 
@@ -93,16 +93,16 @@ def write_picture(path: Path, found: Faithfulness) -> None:
     Raises:
         OutputError: as ``replacing``.
     """
-    canvas = Canvas(figsize=(13, 9), dpi=110, layout="constrained")
-    axes = canvas.subplots(2, 2)
-    photographs = max(f.photographs for f in found.figures)
-    canvas.suptitle(f"Do the maps look at the lesions? {photographs} photographs, bars: 95% intervals", fontsize=15)
+    figure = Figure(figsize=(13, 9), dpi=110, layout="constrained")
+    axes = figure.subplots(2, 2)
+    photographs = max(f.photographs for f in found.measurements)
+    figure.suptitle(f"Do the maps look at the lesions? {photographs} photographs, bars: 95% intervals", fontsize=15)
     _draw_hits(axes[0, 0], found, "pointing", "Peak of the map meets a lesion (hit rate)")
     _draw_hits(axes[0, 1], found, "lift", "Map's share on lesions / their share of the field")
     axes[0, 1].axvline(1, color=GREY, linestyle="--")
     _draw_curves(axes[1, 0], found)
     _draw_redrawn(axes[1, 1], found)
-    write_png(path, canvas)
+    write_png(path, figure)
 
 
 def _draw_hits(axis: Axes, found: Faithfulness, name: str, title: str) -> None:
@@ -157,8 +157,8 @@ def _bars(intervals: Sequence[Interval]) -> tuple[list[float], list[list[float]]
 
 
 def _heads(found: Faithfulness) -> list[Head]:
-    return [head for head in HEADS if any(f.head == head for f in found.figures)]
+    return [head for head in HEADS if any(f.head == head for f in found.measurements)]
 
 
 def _kinds(found: Faithfulness) -> list[str]:
-    return sorted({f.lesion for f in found.figures if f.lesion})
+    return sorted({f.lesion for f in found.measurements if f.lesion})

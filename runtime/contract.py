@@ -194,7 +194,9 @@ class Contract:
         for name in ("provenance", "parity"):
             found = getattr(self, name)
             _expect(name, isinstance(found, Mapping), "an object", found)
-            _expect(name, _is_common(found), f"finite numbers and Unicode text, nested up to {_DEPTH} times", found)
+            _expect(
+                name, _is_portable_json(found), f"finite numbers and Unicode text, nested up to {_DEPTH} times", found
+            )
         _expect("precision", self.precision in get_args(Precision), "fp32 or int8", self.precision)
         tasks = sorted(default_thresholds())
         _expect(
@@ -284,24 +286,25 @@ class Contract:
             )
         try:
             _expect("schema", type(schema) is int and schema == SCHEMA, SCHEMA, schema)
-            _expect("input", _like(body.get("input") or {}, INPUT) == INPUT, INPUT, "another input")
+            _expect("input", _known_keys(body.get("input") or {}, INPUT) == INPUT, INPUT, "another input")
             outputs = body.get("outputs")
             known = {f.name for f in fields(cls)}
             _expect("fields", set(body) >= known, sorted(known), sorted(body))
             body = {key: body[key] for key in known}
-            rules = _like(body.pop("thresholds"), default_thresholds())
+            rules = _known_keys(body.pop("thresholds"), default_thresholds())
             thresholds = {
-                task: Rule(**{"rule": rule["rule"], **_like(rule, asdict(Rule()))}) for task, rule in rules.items()
+                task: Rule(**{"rule": rule["rule"], **_known_keys(rule, asdict(Rule()))})
+                for task, rule in rules.items()
             }
             # Files written before ME had a referral rule of its own refer it from 0.5 on.
             thresholds.setdefault("referable_me", default_thresholds()["referable_me"])
             # Graphs exported before the surround was blackened keep it.
-            prep = {"surround": "kept", **_like(body.pop("preprocessing"), asdict(Preprocessing()))}
+            prep = {"surround": "kept", **_known_keys(body.pop("preprocessing"), asdict(Preprocessing()))}
             prep["mean"], prep["std"] = tuple(prep["mean"]), tuple(prep["std"])
             grades, labels = body.pop("dr_grades"), body.pop("me_labels")
             _expect("me_labels", isinstance(labels, list), list(ME_LABELS), labels)
             contract = cls(Preprocessing(**prep), tuple(grades), tuple(labels), thresholds, **body)
-            named = [_like(output, contract.outputs[0]) for output in outputs or []]
+            named = [_known_keys(output, contract.outputs[0]) for output in outputs or []]
             promised = [output for output in named if output["name"] in contract.output_names]
             _expect("outputs", promised == contract.outputs, contract.outputs, outputs)
         except ModelFileError as err:
@@ -353,7 +356,7 @@ def _expect(what: str, holds: bool, expected: object, found: object) -> None:
         raise ModelFileError(f"{what}: expected {_short(expected)}, found {_short(found)}")
 
 
-def _is_common(value: object, depth: int = _DEPTH) -> bool:
+def _is_portable_json(value: object, depth: int = _DEPTH) -> bool:
     """Whether all readers of JSON take ``value``: Python's also takes NaN, halves of characters and endless nesting."""
     if isinstance(value, float):
         return math.isfinite(value)
@@ -362,10 +365,10 @@ def _is_common(value: object, depth: int = _DEPTH) -> bool:
     if isinstance(value, Mapping):
         value = [*value, *value.values()]
     parts = value if isinstance(value, list | tuple) else []
-    return all(depth > 0 and _is_common(part, depth - 1) for part in parts)
+    return all(depth > 0 and _is_portable_json(part, depth - 1) for part in parts)
 
 
-def _like(found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+def _known_keys(found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of an object under known keys: a later version may have added others."""
     return {key: value for key, value in found.items() if key in known}
 

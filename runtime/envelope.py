@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Entry:
+class RequestLog:
     """A request's line in the log."""
 
     id: str = field(default_factory=lambda: secrets.token_hex(6))
@@ -72,7 +72,7 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        entry = Entry(method=scope["method"])
+        entry = RequestLog(method=scope["method"])
         scope.setdefault("state", {})["entry"] = entry
         started = time.perf_counter()
         unread, answered, waits = True, False, headers.get(b"expect", b"").lower() == b"100-continue"

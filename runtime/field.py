@@ -1,9 +1,9 @@
 """Where the network's square lies on a photograph, and where the photograph is lit: for drawing maps on it.
 
 Nothing here affects a prediction: the framing that the network sees is train/framing.py, and travels inside the model
-file. A map is in coordinates of that framed square, so drawing it needs the way back to the photograph. ``Field.find``
-is the numpy counterpart of framing's ``lit_box``; tests/test_overlay.py checks that the two agree on real and drawn
-photographs.
+file. A map is in coordinates of that framed square, so drawing it needs the way back to the photograph.
+``LitField.find`` is the numpy counterpart of framing's ``lit_box``; tests/test_overlay.py checks that the two agree on
+real and drawn photographs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CAPTION_CELLS = 7
 
 
 @dataclass(frozen=True)
-class Field:
+class LitField:
     """Where a photograph is lit, and the rectangle of it that the network sees.
 
     The edges are fractions of the photograph's width and height, so that they hold at every resolution. They may lie
@@ -55,7 +55,7 @@ class Field:
     haemorrhages. M is ``Preprocessing.intermediate_size``."""
 
     @classmethod
-    def find(cls, photograph: NDArray[np.uint8] | Image.Image, preprocessing: Preprocessing) -> Field:
+    def find(cls, photograph: NDArray[np.uint8] | Image.Image, preprocessing: Preprocessing) -> LitField:
         """Find the field on a photograph: (H, W, 3) uint8 RGB, or a Pillow image in RGB.
 
         The edges agree with the graph's to about a pixel of the intermediate square, because Pillow rounds to whole

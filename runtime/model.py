@@ -193,9 +193,9 @@ class RetinaModel:
         """
         if isinstance(paths, str | os.PathLike):
             raise TypeError(f"expected several paths, found one: {paths}; use predict")
-        return ordered_map(lambda path: self.score_one(path, maps=maps), paths, workers_or_cores(workers))
+        return ordered_map(lambda path: self.score_file(path, maps=maps), paths, workers_or_cores(workers))
 
-    def score_one(self, source: FilePath | Buffer, *, maps: bool = False) -> Scored:
+    def score_file(self, source: FilePath | Buffer, *, maps: bool = False) -> Scored:
         """Score one file, given by its path or as bytes (the result's ``source`` is then empty).
 
         An unreadable photograph becomes a ``Scored`` with an error.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .contract import HEADS, Head
-from .field import Field
+from .field import LitField
 from .image_file import ENDING_OF, ImageFormat, write_image
 
 if TYPE_CHECKING:
@@ -98,10 +98,10 @@ def head_maps(
 def write_overlays(
     base: Path,
     photograph: Image.Image,
-    field: Field,
+    field: LitField,
     maps: Iterable[HeadMap],
     image_format: ImageFormat = "jpeg",
-    tops: Mapping[Head, float] | None = None,
+    scale_max: Mapping[Head, float] | None = None,
 ) -> list[Path]:
     """Draw each map on a photograph and write it as ``<base>_dr.jpg``, ``<base>_me.jpg``.
 
@@ -111,7 +111,7 @@ def write_overlays(
         field: of this photograph.
         maps: for example ``head_maps(prediction).values()``.
         image_format: ``jpeg``, or ``png`` where every pixel matters.
-        tops: for each head, the value at the top of the scale; see ``draw``.
+        scale_max: for each head, the value at the top of the scale; see ``draw``.
 
     Returns:
         the files written, in the order of ``maps``.
@@ -124,7 +124,7 @@ def write_overlays(
     for head_map in maps:
         if written:
             drawn.paste(photograph)  # into the same memory: a new copy of 12 megapixels takes four times as long
-        _paint(drawn, head_map, field, tops[head_map.head] if tops else None)
+        _paint(drawn, head_map, field, scale_max[head_map.head] if scale_max else None)
         path = overlay_path(base, head_map.head, image_format)
         write_image(path, drawn)
         written.append(path)
@@ -136,7 +136,7 @@ def overlay_path(base: Path, head: Head, image_format: ImageFormat = "jpeg") -> 
     return base.with_name(f"{base.name}_{head}{ENDING_OF[image_format]}")
 
 
-def place(values: NDArray[np.float32], field: Field, size: tuple[int, int]) -> NDArray[np.float32]:
+def place(values: NDArray[np.float32], field: LitField, size: tuple[int, int]) -> NDArray[np.float32]:
     """Resample a map of the framed square to the photograph: bilinear between cells, 0 outside the lit field.
 
     Args:
@@ -160,7 +160,7 @@ def place(values: NDArray[np.float32], field: Field, size: tuple[int, int]) -> N
     return placed
 
 
-def peak_at(head_map: HeadMap, field: Field, size: tuple[int, int]) -> tuple[int, int] | None:
+def peak_at(head_map: HeadMap, field: LitField, size: tuple[int, int]) -> tuple[int, int] | None:
     """Where a map is largest within the lit field of a photograph of this width and height: (x, y) in pixels.
 
     None if the map is blank there.
@@ -175,7 +175,7 @@ def peak_at(head_map: HeadMap, field: Field, size: tuple[int, int]) -> tuple[int
     return int((column + 0.5) * size[0] / canvas[0]), int((row + 0.5) * size[1] / canvas[1])
 
 
-def draw(photograph: Image.Image, head_map: HeadMap, field: Field, top: float | None = None) -> Image.Image:
+def draw(photograph: Image.Image, head_map: HeadMap, field: LitField, top: float | None = None) -> Image.Image:
     """A copy of the photograph, at its full size, with the map drawn on it.
 
     Args:
@@ -190,7 +190,7 @@ def draw(photograph: Image.Image, head_map: HeadMap, field: Field, top: float | 
     return drawn
 
 
-def _paint(photograph: Image.Image, head_map: HeadMap, field: Field, top: float | None) -> None:
+def _paint(photograph: Image.Image, head_map: HeadMap, field: LitField, top: float | None) -> None:
     """Draw on the photograph in place; see ``draw``."""
     if head_map.is_blank:
         return

@@ -45,7 +45,7 @@ def score_rows(
         row = journal.row(name, before)
         if row is not None and (overlays is None or is_drawn(overlays, name)):
             return row, before, True
-        return score_one(model, name, path, overlays), before, False
+        return make_row(model, name, path, overlays), before, False
 
     for row, before, known in ordered_map(work, listing.names, workers):
         if not known:
@@ -59,7 +59,7 @@ def rows_at_hand(listing: Listing, journal: Journal) -> int:
     return sum(journal.row(name, stamp(listing.root / name)) is not None for name in names)
 
 
-def score_one(model: RetinaModel, name: str, path: Path, overlays: Path | None = None) -> Row:
+def make_row(model: RetinaModel, name: str, path: Path, overlays: Path | None = None) -> Row:
     """The row of one file; for an unreadable one, with the reason instead of a prediction, and without overlays.
 
     Raises:
@@ -89,13 +89,13 @@ def draw_overlays(model: RetinaModel, prediction: Prediction, path: Path, base: 
         PictureError: the photograph cannot be decoded.
         OutputError: the folder is not writable or the disk is full.
     """
-    from .field import Field
+    from .field import LitField
     from .image_file import fault_of_picture
     from .overlay import head_maps, write_overlays
 
     # Decoded again at full size, because the prediction may have been made at reduced size.
     photograph = load(path)
-    field = Field.find(photograph, model.contract.preprocessing)
+    field = LitField.find(photograph, model.contract.preprocessing)
     try:
         write_overlays(base, photograph, field, head_maps(prediction).values())
     except OutputError as err:

@@ -18,13 +18,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from .browser_page import add_page, find_page
-from .envelope import CLIENT_GONE, Entry
+from .envelope import CLIENT_GONE, RequestLog
 from .limits import Limits
 from .model import RetinaModel
 from .prediction import Scored
 from .schema import BINARY, Health, ModelFacts, ScoreQuery, Scores, body_of, refusals_of
 from .table import Row, record
-from .upload import OCTETS, Photograph, read_photographs
+from .upload import OCTETS, SentFile, read_photographs
 from .versions import own_version
 
 WORKER = "retina-serve"
@@ -46,7 +46,7 @@ class Scorers:
         self._pool = ThreadPoolExecutor(number, thread_name_prefix=WORKER)
         self._free = asyncio.Semaphore(number)
 
-    async def score(self, photographs: Sequence[Photograph], maps: bool) -> list[dict[str, Any]]:
+    async def score(self, photographs: Sequence[SentFile], maps: bool) -> list[dict[str, Any]]:
         """The rows of a request's photographs, in the order given."""
         rows = [asyncio.ensure_future(self._score(photograph, maps)) for photograph in photographs]
         for row in rows:
@@ -57,9 +57,9 @@ class Scorers:
             for row in rows:
                 row.cancel()
 
-    async def _score(self, photograph: Photograph, maps: bool) -> dict[str, Any]:
+    async def _score(self, photograph: SentFile, maps: bool) -> dict[str, Any]:
         await self._free.acquire()
-        running = asyncio.get_running_loop().run_in_executor(self._pool, _score_one, self._model, photograph, maps)
+        running = asyncio.get_running_loop().run_in_executor(self._pool, _score_to_json, self._model, photograph, maps)
         # Only then, also if this is cancelled: the thread scores its photograph to the end.
         running.add_done_callback(lambda _: self._free.release())
         row = asyncio.shield(running)
@@ -185,7 +185,7 @@ def create_app(
         """
         if len(request.query_params.multi_items()) > len(request.query_params):
             raise HTTPException(400, "expected each parameter of the query once, found one twice")
-        entry = _entry(request)
+        entry = _request_log(request)
         with places.place():
             photographs = await read_photographs(request, limits)
             results = await _unless_gone(request, asyncio.ensure_future(scorers.score(photographs, asked.maps)))
@@ -211,8 +211,8 @@ class _InPieces(Response):
         await send({"type": "http.response.body"})
 
 
-def _score_one(model: RetinaModel, photograph: Photograph, maps: bool) -> dict[str, Any]:
-    scored: Scored = model.score_one(photograph.content, maps=maps)
+def _score_to_json(model: RetinaModel, photograph: SentFile, maps: bool) -> dict[str, Any]:
+    scored: Scored = model.score_file(photograph.content, maps=maps)
     answer = record(Row(photograph.name, scored.prediction, scored.error or ""))
     if scored.prediction is not None and scored.prediction.maps is not None:
         from .overlay import head_maps
@@ -266,9 +266,9 @@ async def _say_what_is_invalid(_: Request, err: Exception) -> JSONResponse:
     return JSONResponse({"detail": said}, 400)
 
 
-def _entry(request: Request) -> Entry:
+def _request_log(request: Request) -> RequestLog:
     """The request's log entry; without ``Envelope`` around the app, one that is never written."""
-    return getattr(request.state, "entry", None) or Entry()
+    return getattr(request.state, "entry", None) or RequestLog()
 
 
 async def _say_nothing(_: Request, __: Exception) -> Response:
@@ -276,4 +276,4 @@ async def _say_nothing(_: Request, __: Exception) -> Response:
 
 
 async def _say_no_more(request: Request, _: Exception) -> JSONResponse:
-    return JSONResponse({"detail": f"internal error; the log has it under {_entry(request).id}"}, 500)
+    return JSONResponse({"detail": f"internal error; the log has it under {_request_log(request).id}"}, 500)

@@ -25,14 +25,14 @@ _OTHER_FIELDS = 16
 
 
 @dataclass(frozen=True)
-class Photograph:
+class SentFile:
     """A file as it was sent; it may turn out not to be a photograph."""
 
     name: str
     content: bytes
 
 
-async def read_photographs(request: Request, limits: Limits) -> list[Photograph]:
+async def read_photographs(request: Request, limits: Limits) -> list[SentFile]:
     """All photographs of a request, at least one, in the order sent.
 
     Raises:
@@ -54,10 +54,10 @@ async def read_photographs(request: Request, limits: Limits) -> list[Photograph]
         raise HTTPException(TOO_SLOW, f"expected the whole body within {limits.seconds:g} seconds") from None
     if not content:
         raise HTTPException(400, "expected the bytes of a photograph, found an empty body")
-    return [Photograph("photograph", content)]
+    return [SentFile("photograph", content)]
 
 
-async def _form(request: Request, limits: Limits) -> list[Photograph]:
+async def _form(request: Request, limits: Limits) -> list[SentFile]:
     parser = _Form(
         request.headers, _bounded(request, limits.body), max_files=limits.photographs, max_fields=_OTHER_FIELDS
     )
@@ -69,7 +69,7 @@ async def _form(request: Request, limits: Limits) -> list[Photograph]:
         files = [item for _, item in form.multi_items() if isinstance(item, UploadFile)]
         if not files:
             raise HTTPException(400, f"expected {FORM} with at least one file, found none")
-        return [Photograph(file.filename or f"photograph {n}", await file.read()) for n, file in enumerate(files, 1)]
+        return [SentFile(file.filename or f"photograph {n}", await file.read()) for n, file in enumerate(files, 1)]
     finally:
         await form.close()
 

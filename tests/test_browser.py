@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from retina.runtime import RELEASED, RetinaModel
 from retina.runtime.contract import Preprocessing, Rule, Surround, decide, default_thresholds
-from retina.runtime.field import Field
+from retina.runtime.field import LitField
 from retina.runtime.overlay import HeadMap, colours, draw
 from retina.runtime.picture import decode
-from retina.runtime.scoring import score_one
+from retina.runtime.scoring import make_row
 from retina.runtime.table import cells, columns
 from serving import serving
 from small_export import SmallExport
@@ -214,7 +214,7 @@ def test_a_drop_gives_the_table_of_retina_score(
     assert [line[0] for line in lines] == sorted(path.name for path in photographs)
     by_name = {path.name: path for path in photographs}
     for line in lines:
-        expected = cells(score_one(model, line[0], by_name[line[0]]), model.contract.dr_grades)
+        expected = cells(make_row(model, line[0], by_name[line[0]]), model.contract.dr_grades)
         if line[0] == "eye.tif":  # the only file that Python reads and browsers do not
             assert line[-2:] == ["error", "not a photograph that this browser reads: expected JPEG, PNG, WebP or BMP, "
                                  "found TIFF: convert it, or use retina-score, which reads it"]  # fmt: skip
@@ -412,7 +412,7 @@ def test_map_lies_where_python_draws_it(
 
     pixels = np.asarray(photograph)
     said = RetinaModel(static[1] / "model.onnx", exact=True).predict(tmp_path / "eye.png")
-    field = Field.find(pixels, EXPLAIN.preprocessing)
+    field = LitField.find(pixels, EXPLAIN.preprocessing)
     maps = said.maps or {}
     assert maps["dr"] == pytest.approx(pixels[..., 0].mean() / 255 * RAMP.reshape(4, 4), abs=1e-5)
     side = shown["figure-dr"].shape[0]
@@ -441,7 +441,7 @@ def test_field_is_the_one_that_python_finds(page: Page, surround: Surround) -> N
         photograph = Image.new("RGB", (width, height), (9, 3, 2))
         photograph.paste((250, 250, 250), (2, 2, 32, 10))
         photograph.paste(eye(seed, 150), (width - 160, 20))
-        expected = Field.find(np.asarray(photograph), preprocessing)
+        expected = LitField.find(np.asarray(photograph), preprocessing)
         buffer = io.BytesIO()
         photograph.save(buffer, "PNG")
         text = base64.b64encode(buffer.getvalue()).decode()
@@ -759,7 +759,7 @@ def test_without_onnxruntime_the_service_scores_and_the_page_says_so(
         lines = {line[0]: line for line in table_of(page)[1:]}
         opened = RetinaModel(model)
         for path in photographs:
-            expected = cells(score_one(opened, path.name, path), opened.contract.dr_grades)
+            expected = cells(make_row(opened, path.name, path), opened.contract.dr_grades)
             assert lines[path.name] == expected
         page.get_by_role("button", name="b.png", exact=True).click()
         page.locator("#figure-dr .tint").wait_for()
@@ -786,7 +786,7 @@ def test_camera_original_as_python_decides_it(real_data: Path, open_page: Open, 
         page.screenshot(path=tmp_path / "page.png", full_page=True)
         page.close()
     for path in originals:
-        expected = cells(score_one(model, path.name, path), model.contract.dr_grades)
+        expected = cells(make_row(model, path.name, path), model.contract.dr_grades)
         assert lines[path.name][:5] == expected[:5]
         found = [float(p) for p in lines[path.name][5:-2]]
         assert found == pytest.approx([float(p) for p in expected[5:-2]], abs=0.02)

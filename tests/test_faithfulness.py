@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from matplotlib.figure import Figure as Canvas
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from retina.gradcam import GradCAM, deletion, faithfulness, head_logit, randomisation
 from retina.gradcam.cli import main
 from retina.gradcam.explainer import CheckpointExplainer
-from retina.gradcam.faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Figure, _lit, _mean_of_seen, measure
+from retina.gradcam.faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Measurement, _lit, _mean_of_seen, measure
 from retina.gradcam.faithfulness import _on_lesions as figures_on_lesions
 from retina.gradcam.interval import Interval, bootstrap
 from retina.gradcam.lesions import MaskedPhotograph, read_lesions
@@ -26,7 +26,7 @@ from retina.gradcam.randomisation import ALIKE_BELOW, STAGES, redrawn_models, si
 from retina.gradcam.verdict import _bars, _draw_curves, as_markdown
 from retina.runtime.contract import Contract, Head, Preprocessing
 from retina.runtime.errors import AnnotationError, PictureError
-from retina.runtime.field import Field
+from retina.runtime.field import LitField
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.model import RetinaNet
 from retina.train.synthetic import write_lesions
@@ -36,7 +36,7 @@ from scipy.stats import spearmanr
 from small_backbone import RESNET10
 from torch import Tensor, nn
 
-WHOLE = Field(0.0, 0.0, 1.0, 1.0, np.ones((64, 64), np.float32))
+WHOLE = LitField(0.0, 0.0, 1.0, 1.0, np.ones((64, 64), np.float32))
 
 
 def spot(row: int, column: int, shape: tuple[int, int] = (8, 8)) -> np.ndarray:
@@ -72,7 +72,7 @@ def test_a_near_miss_counts_within_the_tolerance() -> None:
 def test_only_the_lit_field_counts() -> None:
     lit = np.zeros((64, 64), np.float32)
     lit[:, :32] = 1
-    half = Field(0.0, 0.0, 1.0, 1.0, lit)
+    half = LitField(0.0, 0.0, 1.0, 1.0, lit)
     lesion = np.zeros((512, 512), np.bool_)
     lesion[:, 128:384] = True  # half of the lesion is lit
     found = point(np.ones((8, 8), np.float32), half, lesion)
@@ -89,7 +89,7 @@ def test_the_field_ends_where_it_is_half_lit() -> None:
     lit[:, :64], lit[:, 64:96] = 1, 0.4
     lesion = np.zeros((128, 128), np.bool_)
     lesion[:, 32:96] = True
-    found = point(np.ones((8, 8), np.float32), Field(0.0, 0.0, 1.0, 1.0, lit), lesion)
+    found = point(np.ones((8, 8), np.float32), LitField(0.0, 0.0, 1.0, 1.0, lit), lesion)
     assert (found.area, found.energy) == (32 / 64, 32 / 64)
     assert found.chance_hit == 33 / 64  # one column more within the tolerance, of 1.9 pixels
 
@@ -282,7 +282,7 @@ def test_every_measure_is_taken_and_can_be_taken_again(lesions: Path, checkpoint
     assert kinds == {"EX", "HE"}
     expected = {(kind, head) for kind in kinds for head in ("dr", "me")}
     for name in ("pointing", "lift"):
-        assert {(f.lesion, f.head) for f in found.figures if f.measure == name and f.of == MAP} == expected
+        assert {(f.lesion, f.head) for f in found.measurements if f.measure == name and f.of == MAP} == expected
     for head in ("dr", "me"):
         own, other = found.get("deletion", "", head, MAP), found.get("deletion", "", head, CHANCE)
         both = found.get("deletion", "", head, f"{MAP} - {CHANCE}")
@@ -290,11 +290,11 @@ def test_every_measure_is_taken_and_can_be_taken_again(lesions: Path, checkpoint
         assert both.interval.value == pytest.approx(own.interval.value - other.interval.value)
         areas = [deletion.area_under(curve) for curve in found.curves["deletion", head, MAP]]
         assert own.interval.value == pytest.approx(np.mean(areas))
-        assert [f.of for f in found.figures if f.measure == "redrawn" and f.head == head] == list(STAGES)
+        assert [f.of for f in found.measurements if f.measure == "redrawn" and f.head == head] == list(STAGES)
         first = found.get("pointing", "HE", head, CENTRE)
         assert first
         assert first.photographs == sum("HE" in photograph.masks for photograph in photographs)
-    assert measure(explainer, photographs).figures == found.figures
+    assert measure(explainer, photographs).measurements == found.measurements
     check_curves(found, explainer, photographs)
     check_redrawn_heads(found, explainer, photographs)
 
@@ -449,7 +449,7 @@ def test_where_nothing_can_be_written_nothing_is_measured(
 
 @pytest.mark.parametrize("end", [np.nan, 0.25], ids=["of one photograph", "of photographs that agree"])
 def test_a_figure_of_too_little_has_no_interval_in_the_table(end: float) -> None:
-    one = Figure("pointing", "EX", "dr", MAP, 3, Interval(0.25, end, end))
+    one = Measurement("pointing", "EX", "dr", MAP, 3, Interval(0.25, end, end))
     table = as_markdown(Faithfulness([one], {}))
     assert "| pointing, hard exudates | DR grade | 3 | 0.25 |" in table
     assert "nan" not in table
@@ -458,12 +458,12 @@ def test_a_figure_of_too_little_has_no_interval_in_the_table(end: float) -> None
 def test_the_table_names_each_figure_for_what_it_is() -> None:
     values = {MAP: 0.1, CHANCE: 0.2, CENTRE: 0.3, f"{MAP} - {CHANCE}": 0.4, f"{MAP} - {CENTRE}": 0.5}
     figures = [
-        Figure(measure, lesion, "dr", of, 3, Interval(value + shift, np.nan, np.nan))
+        Measurement(measure, lesion, "dr", of, 3, Interval(value + shift, np.nan, np.nan))
         for measure, lesion, shift in (("pointing", "EX", 0), ("deletion", "", 1), ("insertion", "", 2))
         for of, value in values.items()
     ]
     for of, value in ((MAP, 3.1), (CENTRE, 3.3), (f"{MAP} / {CENTRE}", 3.6)):
-        figures.append(Figure("lift", "EX", "dr", of, 3, Interval(value, np.nan, np.nan)))
+        figures.append(Measurement("lift", "EX", "dr", of, 3, Interval(value, np.nan, np.nan)))
     table = as_markdown(Faithfulness(figures, {})).splitlines()
     assert table[0] == "| measure | head | n | map | chance | centre prior | map against centre |"
     assert table[2:6] == [
@@ -501,7 +501,7 @@ def test_the_sanity_check_is_sure_only_where_the_whole_interval_is() -> None:
         """Of the ME head's figure, whichever way the DR head's passes."""
         ends: dict[Head, tuple[float, float]] = {"dr": (ALIKE_BELOW - 0.2, ALIKE_BELOW - 0.1), "me": (low, high)}
         figures = [
-            Figure("redrawn", "", head, list(STAGES)[-1], 9, Interval((a + b) / 2, a, b))
+            Measurement("redrawn", "", head, list(STAGES)[-1], 9, Interval((a + b) / 2, a, b))
             for head, (a, b) in ends.items()
         ]
         return Faithfulness(figures, {}).depends_on_weights
@@ -522,7 +522,7 @@ def test_chance_is_a_point_of_the_lit_field_alone() -> None:
     lit[:, :32] = 1
     lesion = np.zeros((512, 512), np.bool_)
     lesion[:, :128] = True
-    found = point(np.ones((8, 8), np.float32), Field(0.0, 0.0, 1.0, 1.0, lit), lesion)
+    found = point(np.ones((8, 8), np.float32), LitField(0.0, 0.0, 1.0, 1.0, lit), lesion)
     assert found.chance_hit == pytest.approx((128 + 7) / 256, abs=0.01)  # of the whole photograph it were half of that
 
 
@@ -539,7 +539,7 @@ def test_each_photographs_own_maps_are_pointed_with(
         for photograph in photographs:
             pixels = explainer.decode(photograph.path)
             values = explainer.explain([pixels])[0].maps[head].values
-            field, mask = Field.find(pixels, explainer.contract.preprocessing), photograph.masks["EX"]
+            field, mask = LitField.find(pixels, explainer.contract.preprocessing), photograph.masks["EX"]
             own.append(point(values, field, mask))
             centre.append(point(centre_prior(values.shape), field, mask))
         energy = {MAP: [p.energy for p in own], CENTRE: [p.energy for p in centre]}
@@ -609,7 +609,7 @@ def test_redrawn_maps_are_compared_photograph_by_photograph(
         classes = [answer.maps[head].target for answer in answers]
         rows = np.zeros((9, 3))
         for seed in range(2):
-            _, redrawn = next(redrawn_models(explainer.model, explainer.untrained, seed))
+            _, redrawn = next(redrawn_models(explainer.model, explainer.fresh_network, seed))
             maps = GradCAM(redrawn)(x, [head_logit(head, classes)])[0]
             maps[7] = 0
             for row, answer, other in zip(rows, answers, maps, strict=True):
@@ -656,7 +656,7 @@ def test_the_table_tells_each_stage_of_redrawing_for_each_head() -> None:
         ("redrawn", "dr"): 0, ("redrawn", "me"): -0.6, ("blank", "dr"): 0, ("blank", "me"): 0.25
     }  # fmt: skip
     figures = [
-        Figure(measure, "", head, stage, 9, Interval(0.1 * number + shift, np.nan, np.nan))
+        Measurement(measure, "", head, stage, 9, Interval(0.1 * number + shift, np.nan, np.nan))
         for number, stage in enumerate(STAGES)
         for (measure, head), shift in shifts.items()
     ]
@@ -683,8 +683,8 @@ def test_the_chart_of_curves_shows_each_map_and_both_directions() -> None:
         for name, shift in (("deletion", 0.0), ("insertion", 0.5))
         for of, level in ((MAP, 0.1), (CENTRE, 0.2), (CHANCE, 0.3))
     }
-    one = Figure("deletion", "", "dr", MAP, 2, Interval(0.1, np.nan, np.nan))
-    axis = Canvas().subplots()
+    one = Measurement("deletion", "", "dr", MAP, 2, Interval(0.1, np.nan, np.nan))
+    axis = Figure().subplots()
     _draw_curves(axis, Faithfulness([one], curves))
     heights = {str(line.get_label()): np.asarray(line.get_ydata(), np.float64) for line in axis.get_lines()}
     assert {label: round(float(height[0]), 9) for label, height in heights.items()} == {

@@ -21,15 +21,15 @@ from click.testing import CliRunner
 from PIL import Image
 from retina.gradcam import head_logit
 from retina.gradcam.cli import main
-from retina.gradcam.explainer import Answer, CheckpointExplainer, OnnxExplainer
-from retina.gradcam.gallery import Gallery, _looked_at_again, _tops, list_photographs
+from retina.gradcam.explainer import CheckpointExplainer, Explanation, OnnxExplainer
+from retina.gradcam.gallery import Gallery, _looked_at_again, _scale_max, list_photographs
 from retina.gradcam.index import write_index, write_rows
+from retina.gradcam.item import GalleryItem
 from retina.gradcam.panel import TILE
-from retina.gradcam.photograph import Photograph
 from retina.runtime import RELEASED
 from retina.runtime.contract import Contract, Head, Rule
 from retina.runtime.errors import OutputError, PictureError
-from retina.runtime.field import Field
+from retina.runtime.field import LitField
 from retina.runtime.formats import NO_MEMORY
 from retina.runtime.model import RetinaModel
 from retina.runtime.overlay import HeadMap, peak_at
@@ -71,7 +71,7 @@ def test_a_folder_in_a_gallery_out(folder: Path, checkpoint: Path, small_export:
     for row in rows[:3]:
         assert row["dr_target"] == "3"
         pixels = decode(folder / row["Image name"])
-        field, size = Field.find(pixels, model.contract.preprocessing), (pixels.shape[1], pixels.shape[0])
+        field, size = LitField.find(pixels, model.contract.preprocessing), (pixels.shape[1], pixels.shape[0])
         said = model.predict(pixels)
         assert said.grade != 3
         assert float(row["dr_target_prob"]) == pytest.approx(said.dr_probs[3], abs=1e-4)
@@ -93,8 +93,8 @@ def test_a_folder_in_a_gallery_out(folder: Path, checkpoint: Path, small_export:
 
 def test_a_probability_on_the_page_is_text(tmp_path: Path) -> None:
     said = Prediction.of(CONTRACT, np.array([0.999, 0, 0, 0, 0.001]), np.array([1.0, 0.0]))
-    rare = Answer(said, {"dr": HeadMap("dr", np.ones((2, 2), np.float32), 4, 0.001)})
-    write_index(tmp_path / "index.html", [Photograph(Path("a.jpg"), "a.jpg", "a", rare, overlays={"dr": "a_dr.jpg"})])
+    rare = Explanation(said, {"dr": HeadMap("dr", np.ones((2, 2), np.float32), 4, 0.001)})
+    write_index(tmp_path / "index.html", [GalleryItem(Path("a.jpg"), "a.jpg", "a", rare, overlays={"dr": "a_dr.jpg"})])
     assert "DR grade 4 (proliferative), &lt;1%: full size</a>" in (tmp_path / "index.html").read_text()
 
 
@@ -330,7 +330,7 @@ def test_what_is_gone_before_it_is_drawn_was_not_read(
 ) -> None:
     explain = OnnxExplainer.explain
 
-    def explained_then_gone(explainer: OnnxExplainer, photographs: Any) -> list[Answer]:
+    def explained_then_gone(explainer: OnnxExplainer, photographs: Any) -> list[Explanation]:
         (folder / "a.png").unlink()
         return explain(explainer, photographs)
 
@@ -408,13 +408,13 @@ def test_no_two_photographs_overlays_begin_alike(tmp_path: Path) -> None:
 def test_the_top_of_a_shared_scale_is_each_heads_own() -> None:
     said = Prediction.of(CONTRACT, np.array([1.0, 0, 0, 0, 0]), np.array([1.0, 0.0]))
 
-    def explained(dr: float, me: float) -> Photograph:
+    def explained(dr: float, me: float) -> GalleryItem:
         peaks: dict[Head, float] = {"dr": dr, "me": me}
         maps = {head: HeadMap(head, np.array([[0, peak]], np.float32), 0, 1.0) for head, peak in peaks.items()}
-        return Photograph(Path("a.jpg"), "a.jpg", "a", Answer(said, maps))
+        return GalleryItem(Path("a.jpg"), "a.jpg", "a", Explanation(said, maps))
 
-    torn = Photograph(Path("torn.jpg"), "torn.jpg", "torn", error="empty file")
-    assert _tops([explained(1, 7), torn, explained(3, 5)]) == {"dr": 3, "me": 7}
+    torn = GalleryItem(Path("torn.jpg"), "torn.jpg", "torn", error="empty file")
+    assert _scale_max([explained(1, 7), torn, explained(3, 5)]) == {"dr": 3, "me": 7}
 
 
 def test_a_shared_scale_dims_the_weaker_map(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -620,7 +620,7 @@ def test_a_row_says_what_was_decided_and_which_map_is_blank(tmp_path: Path) -> N
         "dr": HeadMap("dr", np.ones((2, 2), np.float32), 0, 0.6),
         "me": HeadMap("me", np.zeros((2, 2), np.float32), 0, 0.7),
     }
-    write_rows(tmp_path / "gradcam.csv", [Photograph(Path("a.jpg"), "a.jpg", "a", Answer(said, maps))])
+    write_rows(tmp_path / "gradcam.csv", [GalleryItem(Path("a.jpg"), "a.jpg", "a", Explanation(said, maps))])
     with (tmp_path / "gradcam.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["dr_grade"], row["me_risk"], said.referable_me) == ("0", "0", True)
@@ -630,23 +630,23 @@ def test_a_row_says_what_was_decided_and_which_map_is_blank(tmp_path: Path) -> N
 def test_a_probability_in_a_row_has_six_decimals_and_a_peak_that_is_nowhere_no_place(tmp_path: Path) -> None:
     said = Prediction.of(CONTRACT, np.array([0.6, 0.4, 0, 0, 0]), np.array([0.7, 0.3]))
     maps: dict[Head, HeadMap] = {"dr": HeadMap("dr", np.zeros((2, 2), np.float32), 1, 0.1234567)}
-    write_rows(tmp_path / "gradcam.csv", [Photograph(Path("a.jpg"), "a.jpg", "a", Answer(said, maps))])
+    write_rows(tmp_path / "gradcam.csv", [GalleryItem(Path("a.jpg"), "a.jpg", "a", Explanation(said, maps))])
     with (tmp_path / "gradcam.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["dr_target_prob"], row["dr_peak_x"], row["dr_peak_y"]) == ("0.123457", "", "")
 
 
 def test_a_reason_on_the_page_is_text(tmp_path: Path) -> None:
-    torn = Photograph(Path("a.jpg"), "a.jpg", "a", error="found <b>&", undone="read")
+    torn = GalleryItem(Path("a.jpg"), "a.jpg", "a", error="found <b>&", undone="read")
     write_index(tmp_path / "index.html", [torn])
     assert '<p class="error">Not read: found &lt;b&gt;&amp;</p>' in (tmp_path / "index.html").read_text()
 
 
 def test_a_link_to_a_name_that_is_not_utf_8_has_its_bytes(tmp_path: Path) -> None:
     said = Prediction.of(CONTRACT, np.array([1.0, 0, 0, 0, 0]), np.array([1.0, 0.0]))
-    answer = Answer(said, {"dr": HeadMap("dr", np.ones((2, 2), np.float32), 0, 1.0)})
+    explanation = Explanation(said, {"dr": HeadMap("dr", np.ones((2, 2), np.float32), 0, 1.0)})
     name = os.fsdecode(b"\xe4")
-    eye = Photograph(Path(name), name, name, answer, overlays={"dr": f"{name}_dr.jpg"})
+    eye = GalleryItem(Path(name), name, name, explanation, overlays={"dr": f"{name}_dr.jpg"})
     write_index(tmp_path / "index.html", [eye])
     page = (tmp_path / "index.html").read_text()
     assert 'href="%E4_dr.jpg"' in page and 'src="%E4_panel.jpg"' in page
@@ -656,7 +656,9 @@ def test_links_lead_to_names_that_mean_something_in_an_address(tmp_path: Path) -
     said = Prediction.of(CONTRACT, np.array([1.0, 0, 0, 0, 0]), np.array([1.0, 0.0]))
     maps: dict[Head, HeadMap] = {head: HeadMap(head, np.ones((2, 2), np.float32), 0, 1.0) for head in ("dr", "me")}
     overlays: dict[Head, str] = {"dr": "left#1 50%_dr.jpg", "me": "left#1 50%_me.jpg"}
-    eye = Photograph(Path("left#1 50%.jpg"), "left#1 50%.jpg", "left#1 50%", Answer(said, maps), overlays=overlays)
+    eye = GalleryItem(
+        Path("left#1 50%.jpg"), "left#1 50%.jpg", "left#1 50%", Explanation(said, maps), overlays=overlays
+    )
     write_index(tmp_path / "index.html", [eye])
     page = (tmp_path / "index.html").read_text()
     for name in ('href="left%231%2050%25_dr.jpg', 'href="left%231%2050%25_me.jpg', 'src="left%231%2050%25_panel.jpg'):
@@ -703,8 +705,8 @@ def test_a_close_call_that_is_gone_before_its_second_look_was_not_read(tmp_path:
     pixels = plain.decode(path)
     at = plain.explain([pixels])[0].prediction.me_prob
     explainer = opened(replace(CONTRACT, thresholds={**CONTRACT.thresholds, "me": Rule("at_least", at)}))
-    answer = explainer.explain([pixels])[0]
-    again = _looked_at_again(explainer, path, pixels, answer)
-    assert isinstance(again, Answer) and again.prediction.me_prob != at
+    explanation = explainer.explain([pixels])[0]
+    again = _looked_at_again(explainer, path, pixels, explanation)
+    assert isinstance(again, Explanation) and again.prediction.me_prob != at
     path.unlink()
-    assert _looked_at_again(explainer, path, pixels, answer) == "no such file"
+    assert _looked_at_again(explainer, path, pixels, explanation) == "no such file"

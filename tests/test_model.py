@@ -54,7 +54,7 @@ def test_every_kind_of_source_gives_the_hand_computed_answer(tmp_path: Path, see
     buffers = (content, bytearray(content), memoryview(content))
     for source in (path, str(path), PurePath(path), *buffers, image, image[::-1][::-1], Image.fromarray(image)):
         check(model.predict(source), image)
-    assert model.score_one(bytearray(content)).source == ""
+    assert model.score_file(bytearray(content)).source == ""
     assert [scored.prediction is None for scored in model.score([str(path), PurePath(path)])] == [False, False]
 
 

@@ -19,7 +19,7 @@ from retina.gradcam import panel as panels
 from retina.gradcam.panel import TILE, draw_panel, in_words
 from retina.runtime.contract import Decision, Framing, Head, Preprocessing, Surround
 from retina.runtime.errors import OutputError
-from retina.runtime.field import Field
+from retina.runtime.field import LitField
 from retina.runtime.image_file import fault_of_picture, write_image
 from retina.runtime.overlay import HeadMap, colours, draw, head_maps, peak_at, place, write_overlays
 from retina.runtime.picture import decode
@@ -30,7 +30,7 @@ from retina.train.synthetic import photograph
 
 FONTS = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"))
 PREP = Preprocessing(image_size=96)
-WHOLE = Field(0.0, 0.0, 1.0, 1.0, np.ones((64, 64), np.float32))
+WHOLE = LitField(0.0, 0.0, 1.0, 1.0, np.ones((64, 64), np.float32))
 
 
 def disc(height: int, width: int, centre: tuple[int, int], radius: int, level: int = 120) -> NDArray[np.uint8]:
@@ -82,7 +82,7 @@ def framing_edges(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> ND
 
 
 def assert_same_square(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> None:
-    field = Field.find(pixels, preprocessing)
+    field = LitField.find(pixels, preprocessing)
     mine = np.array([field.left, field.top, field.right, field.bottom])
     np.testing.assert_allclose(mine, framing_edges(pixels, preprocessing), atol=1.5 / preprocessing.intermediate_size)
 
@@ -100,7 +100,7 @@ def test_cut_out_of_the_photograph_it_is_what_the_network_sees(name: str, framin
     preprocessing = Preprocessing(framing=framing, image_size=96)
     pixels = PICTURES[name]
     seen = make_frame(preprocessing)(torch.from_numpy(pixels)[None])[0].permute(1, 2, 0).numpy()
-    field = Field.find(pixels, preprocessing)
+    field = LitField.find(pixels, preprocessing)
     height, width = pixels.shape[:2]
     x = (field.left + (np.arange(96) + 0.5) / 96 * (field.right - field.left)) * width
     y = (field.top + (np.arange(96) + 0.5) / 96 * (field.bottom - field.top)) * height
@@ -130,7 +130,7 @@ def test_a_map_lands_where_the_network_looked() -> None:
         seen = make_frame(PREP)(torch.from_numpy(dotted)[None])[0].mean(dim=0).numpy()
         framed = np.zeros((96, 96), np.float32)
         framed[seen > 200] = 1
-        laid = place(framed, Field.find(dotted, PREP), (500, 300))
+        laid = place(framed, LitField.find(dotted, PREP), (500, 300))
         rows, columns = np.nonzero(laid > 0.5)
         assert rows.mean() == pytest.approx(row, abs=1.5)
         assert columns.mean() == pytest.approx(column, abs=1.5)
@@ -146,7 +146,7 @@ def test_a_map_is_laid_bilinearly() -> None:
 def test_nothing_is_drawn_outside_the_lit_field() -> None:
     pixels = disc(300, 500, (150, 320), 90)
     flat = HeadMap("dr", np.ones((3, 3), np.float32), 2, 0.8)
-    drawn = np.asarray(draw(Image.fromarray(pixels), flat, Field.find(pixels, PREP)))
+    drawn = np.asarray(draw(Image.fromarray(pixels), flat, LitField.find(pixels, PREP)))
     rows, columns = np.ogrid[:300, :500]
     away = (rows - 150) ** 2 + (columns - 320) ** 2
     changed = (drawn != pixels).any(axis=2)
@@ -213,7 +213,7 @@ def test_no_line_runs_along_the_edge_of_the_photograph() -> None:
 def test_dark_vessels_and_haemorrhages_belong_to_the_field() -> None:
     pixels = disc(200, 200, (100, 100), 90)
     pixels[80:110, 90:120] = 0
-    lit = Field.find(pixels, PREP).lit
+    lit = LitField.find(pixels, PREP).lit
     assert lit.shape == (144, 144)
     assert lit[95 * 144 // 200, 105 * 144 // 200] == 1
     assert lit[2, 2] == 0
@@ -224,7 +224,7 @@ def test_the_photograph_itself_is_not_touched_and_a_blank_map_changes_nothing() 
     before = original.tobytes()
     spot = np.zeros((3, 3), np.float32)
     spot[1, 1] = 0.5
-    field = Field.find(PICTURES["drawn, square"], PREP)
+    field = LitField.find(PICTURES["drawn, square"], PREP)
     drawn = draw(original, HeadMap("dr", spot, 3, 0.9), field)
     assert original.tobytes() == before != drawn.tobytes()
     assert drawn.size == original.size
@@ -271,7 +271,7 @@ def test_a_map_that_is_not_in_logits_is_blank_only_where_it_is_zero_and_has_no_u
     assert HeadMap("dr", weak, 2, 0.8).is_blank
     assert not HeadMap("dr", weak, 2, 0.8, sums_to_logit=False).is_blank
     assert HeadMap("dr", 0 * weak, 2, 0.8, sums_to_logit=False).is_blank
-    picture, field = Image.fromarray(PICTURES["drawn, 3:2"]), Field.find(PICTURES["drawn, 3:2"], PREP)
+    picture, field = Image.fromarray(PICTURES["drawn, 3:2"]), LitField.find(PICTURES["drawn, 3:2"], PREP)
     decision, strong = Decision(2, 0, True, 0.8, False), np.ones((3, 3), np.float32)
 
     def left_of_caption(sums_to_logit: bool) -> int:
@@ -323,7 +323,7 @@ def test_a_png_keeps_every_pixel(tmp_path: Path) -> None:
 
 def test_the_panel_shows_the_photograph_and_each_map() -> None:
     picture = Image.fromarray(PICTURES["drawn, 3:2"])
-    field = Field.find(PICTURES["drawn, 3:2"], PREP)
+    field = LitField.find(PICTURES["drawn, 3:2"], PREP)
     spot = np.zeros((3, 3), np.float32)
     spot[1, 1] = 0.5
     maps: dict[Head, HeadMap] = {
@@ -392,7 +392,7 @@ def test_the_panel_paints_the_lit_part_of_what_it_shows() -> None:
     """Of a photograph of 400 x 200, the square from 100 to 300 is seen, and lit up to 150: a quarter of the tile."""
     lit = np.zeros((64, 64), np.float32)
     lit[:, :24] = 1
-    field = Field(0.25, 0.0, 0.75, 1.0, lit)
+    field = LitField(0.25, 0.0, 0.75, 1.0, lit)
     maps: dict[Head, HeadMap] = {"dr": HeadMap("dr", np.ones((3, 3), np.float32), 0, 0.9)}
     panel = draw_panel(Image.new("RGB", (400, 200), (150, 70, 30)), "eye.jpg", NO_RISK, maps, field)
     tile = np.asarray(panel)[62 : 62 + TILE, 20 + TILE + 20 : 20 + TILE + 20 + TILE]
@@ -430,7 +430,7 @@ def test_a_long_name_is_shortened_in_its_middle() -> None:
 def test_the_panel_writes_names_beyond_ascii() -> None:
     if not any(path.name == "DejaVuSans.ttf" for folder in FONTS for path in folder.rglob("*.ttf")):
         pytest.skip("no font of the system")
-    picture, field = Image.fromarray(PICTURES["drawn, 3:2"]), Field.find(PICTURES["drawn, 3:2"], PREP)
+    picture, field = Image.fromarray(PICTURES["drawn, 3:2"]), LitField.find(PICTURES["drawn, 3:2"], PREP)
     decision = Decision(3, 0, True, 0.95, False)
 
     def header(name: str) -> bytes:
@@ -466,7 +466,7 @@ def test_the_overlays_of_a_prediction(tmp_path: Path) -> None:
     assert (maps["dr"].target, maps["dr"].probability) == (3, 0.7)
     assert (maps["me"].target, maps["me"].probability) == (0, 0.6)  # the more probable label, whatever the rule decided
     pixels = PICTURES["drawn, 3:2"]
-    photograph, field = Image.fromarray(pixels), Field.find(pixels, PREP)
+    photograph, field = Image.fromarray(pixels), LitField.find(pixels, PREP)
     expected = np.asarray(draw(photograph, maps["me"], field))
     written = write_overlays(tmp_path / "eye.v2", photograph, field, maps.values(), "png")
     assert [path.name for path in written] == ["eye.v2_dr.png", "eye.v2_me.png"]

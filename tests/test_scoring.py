@@ -25,7 +25,7 @@ from retina.runtime import OutputError, RetinaModel, UsageError, overlay, scorin
 from retina.runtime.file_state import lock, stamp
 from retina.runtime.folder import Listing, find_pictures, gather
 from retina.runtime.journal import FORMAT, Journal
-from retina.runtime.scoring import depends_on, overlay_base, require_maps, score_one, score_rows
+from retina.runtime.scoring import depends_on, make_row, overlay_base, require_maps, score_rows
 from retina.runtime.table import Row
 from retina.runtime.workers import AHEAD, ordered_map, usable_cores
 from tiny_model import CONTRACT, write_tiny_model
@@ -385,12 +385,12 @@ def test_a_photograph_replaced_while_it_is_scored_is_scored_again(
     listing = folder_of(tmp_path / "eyes", 2)
 
     def then_replaced(model: RetinaModel, name: str, path: Path, overlays: Path | None) -> Row:
-        row = score_one(model, name, path, overlays)
+        row = make_row(model, name, path, overlays)
         if name == "0000.png":
             path.write_bytes(path.read_bytes() + b"\0")
         return row
 
-    monkeypatch.setattr(scoring, "score_one", then_replaced)
+    monkeypatch.setattr(scoring, "make_row", then_replaced)
     assert journalled(tmp_path / "j", model, listing) == list(listing.names)
     monkeypatch.undo()
     assert journalled(tmp_path / "j", model, listing) == ["0000.png"]
@@ -620,7 +620,7 @@ def test_an_overlay_has_the_photographs_full_size(tmp_path: Path) -> None:
     model = RetinaModel(write_tiny_model(tmp_path / "e.onnx", contract=replace(CONTRACT, explain=True)))
     Image.new("RGB", (1800, 1750), "orange").save(tmp_path / "a.png")
     (tmp_path / "maps").mkdir()
-    assert score_one(model, "a.png", tmp_path / "a.png", tmp_path / "maps").error == ""
+    assert make_row(model, "a.png", tmp_path / "a.png", tmp_path / "maps").error == ""
     for head in ("dr", "me"):
         with Image.open(tmp_path / "maps" / f"a.png_{head}.jpg") as drawn:
             assert drawn.size == (1800, 1750)

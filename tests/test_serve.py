@@ -40,7 +40,7 @@ from retina.runtime.json_log import JsonLines
 from retina.runtime.limits import MIB, Limits
 from retina.runtime.server import GRACE, main
 from retina.runtime.service import Scorers, create_app
-from retina.runtime.upload import Photograph
+from retina.runtime.upload import SentFile
 from serving import COMMAND, Service, serving
 from tiny_model import CONTRACT, RAMP, expected_probs, write_tiny_model
 
@@ -353,7 +353,7 @@ def test_a_stop_lets_requests_in_work_end(model: Path, tmp_path: Path) -> None:
 def test_a_stop_does_not_wait_for_what_takes_longer_and_says_so(model: Path, tmp_path: Path) -> None:
     slow = (
         "import time; from retina.runtime import server; from retina.runtime.model import RetinaModel\n"
-        "server.GRACE, RetinaModel.score_one = 0.2, lambda *_, **__: time.sleep(30); server.main()"
+        "server.GRACE, RetinaModel.score_file = 0.2, lambda *_, **__: time.sleep(30); server.main()"
     )
     with serving(tmp_path, "--model", model, command=[sys.executable, "-c", slow]) as service:
         scored, sending = half(service, png(1)), half(service, png(2))
@@ -682,7 +682,7 @@ def test_only_the_request_tells_that_its_photographs_failed(caplog: pytest.LogCa
     async def ask() -> None:
         scorers = Scorers(Failing(), 2)  # type: ignore[arg-type]
         with pytest.raises(RuntimeError, match="the model failed"):
-            await scorers.score([Photograph(f"{n}.png", b"") for n in range(4)], maps=False)
+            await scorers.score([SentFile(f"{n}.png", b"") for n in range(4)], maps=False)
         await asyncio.sleep(0.05)
         scorers.stop()
 
@@ -735,14 +735,14 @@ def test_a_refused_client_that_sends_no_more_is_not_waited_for(model: Path) -> N
 
 def test_work_for_a_client_that_left_is_dropped(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, begun, release = RetinaModel(model), [], threading.Event()
-    original = opened.score_one
+    original = opened.score_file
 
     def slow(source: bytes, *, maps: bool = False) -> Any:
         begun.append(source)
         release.wait(20)
         return original(source, maps=maps)
 
-    monkeypatch.setattr(opened, "score_one", slow)
+    monkeypatch.setattr(opened, "score_file", slow)
     body = {"type": "http.request", "body": form({f"{n}.png": png(n) for n in range(8)}), "more_body": False}
     client = Client(opened, Limits())
     asyncio.run(client.post(body, then=0.3))
@@ -754,20 +754,20 @@ def test_work_for_a_client_that_left_is_dropped(model: Path, monkeypatch: pytest
 def test_photographs_of_clients_that_left_are_not_kept(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their places are free, so other clients send as much again: the bound on memory would be none."""
     opened, release = RetinaModel(model), threading.Event()
-    original = opened.score_one
+    original = opened.score_file
 
     def slow(source: bytes, *, maps: bool = False) -> Any:
         release.wait(20)
         return original(source, maps=maps)
 
-    monkeypatch.setattr(opened, "score_one", slow)
+    monkeypatch.setattr(opened, "score_file", slow)
     client = Client(opened, Limits())
     one, many = form({"a.png": png(1)}), form({f"{n}.png": png(n) for n in range(8)})
 
     async def come_and_leave() -> list[str]:
         for body in (one, many, many):
             await client.post({"type": "http.request", "body": body, "more_body": False}, then=0.1)
-        kept = [found.name for found in gc.get_objects() if type(found) is Photograph]
+        kept = [found.name for found in gc.get_objects() if type(found) is SentFile]
         release.set()
         await client.post({"type": "http.request", "body": many, "more_body": False})
         return kept
@@ -786,13 +786,13 @@ def test_as_many_photographs_are_scored_at_once_as_there_are_workers(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, both = RetinaModel(model), threading.Barrier(2)
-    original = opened.score_one
+    original = opened.score_file
 
     def together(source: bytes, *, maps: bool = False) -> Any:
         both.wait(5)
         return original(source, maps=maps)
 
-    monkeypatch.setattr(opened, "score_one", together)
+    monkeypatch.setattr(opened, "score_file", together)
     client = Client(opened, Limits(), workers=2)
     body = form({f"{n}.png": png(n) for n in range(2)})
     asyncio.run(client.post({"type": "http.request", "body": body, "more_body": False}))
@@ -807,7 +807,7 @@ def test_what_goes_wrong_inside_is_told_to_the_log_alone(
     def broken(source: bytes, *, maps: bool = False) -> Any:
         raise ModelFileError("MUELLER^ANNA: no probability")
 
-    monkeypatch.setattr(opened, "score_one", broken)
+    monkeypatch.setattr(opened, "score_file", broken)
     client = Client(opened, Limits())
     asyncio.run(client.post({"type": "http.request", "body": form({"a.png": png(1)}), "more_body": False}))
     assert client.sent[0]["status"] == 500

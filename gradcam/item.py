@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from ..runtime.contract import Head
-from .explainer import Answer
+from .explainer import Explanation
 
 
 @dataclass(frozen=True)
-class Photograph:
+class GalleryItem:
     """A file to explain, and the result: a row of ``gradcam.csv``."""
 
     path: Path
@@ -20,7 +20,7 @@ class Photograph:
     """Relative to the folder given, separated by ``/``."""
     stem: str
     """The path, relative to the output folder, that the names of its overlays begin with."""
-    answer: Answer | None = None
+    explanation: Explanation | None = None
     """None before it was explained, or if it could not be read or explained."""
     peaks: Mapping[Head, tuple[int, int] | None] = field(default_factory=dict)
     """(x, y) in pixels of the photograph where each map is largest; None for a blank map."""
