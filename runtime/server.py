@@ -119,8 +119,8 @@ def _serve(
     import uvicorn
 
     from .connection import Connection
-    from .envelope import Envelope
     from .json_log import log_to_stderr
+    from .middleware import ServiceMiddleware
     from .service import WORKER, create_app
 
     opened = open_model(model, artifacts, verify, provider, exact=exact)
@@ -128,7 +128,7 @@ def _serve(
     app = create_app(opened, workers=workers_or_cores(workers), limits=limits, token=token, page=page)
     listening = _listen(host, port)
     config = uvicorn.Config(
-        Envelope(app, limits, LOOPBACK if local else None),
+        ServiceMiddleware(app, limits, LOOPBACK if local else None),
         http=Connection,
         log_config=None,
         access_log=False,

@@ -18,8 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from .browser_page import add_page, find_page
-from .envelope import CLIENT_GONE, RequestLog
 from .limits import Limits
+from .middleware import CLIENT_GONE, RequestLog
 from .model import RetinaModel
 from .prediction import Scored
 from .schema import BINARY, Health, ModelFacts, ScoreQuery, Scores, body_of, refusals_of
@@ -267,7 +267,7 @@ async def _say_what_is_invalid(_: Request, err: Exception) -> JSONResponse:
 
 
 def _request_log(request: Request) -> RequestLog:
-    """The request's log entry; without ``Envelope`` around the app, one that is never written."""
+    """The request's log entry; without ``ServiceMiddleware`` around the app, one that is never written."""
     return getattr(request.state, "entry", None) or RequestLog()
 
 

@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from .envelope import TOO_SLOW
 from .limits import Limits
+from .middleware import TOO_SLOW
 
 FORM = "multipart/form-data"
 FIELD = "photographs"

@@ -33,11 +33,11 @@ from crowd import BOUNDARY, FORM, JPEG, besiege, bodies, form
 from PIL import Image
 from retina.runtime import RetinaModel
 from retina.runtime.connection import SECONDS, Connection
-from retina.runtime.envelope import CLIENT_GONE, DRAINED, Envelope
 from retina.runtime.errors import MissingExtraError, ModelFileError, OutputError, UsageError
 from retina.runtime.extras import require_extra
 from retina.runtime.json_log import JsonLines
 from retina.runtime.limits import MIB, Limits
+from retina.runtime.middleware import CLIENT_GONE, DRAINED, ServiceMiddleware
 from retina.runtime.server import GRACE, main
 from retina.runtime.service import Scorers, create_app
 from retina.runtime.upload import SentFile
@@ -615,7 +615,7 @@ def test_log_says_what_the_model_was_never_trained_for(tmp_path: Path) -> None:
 
 
 def test_log_counts_the_bytes_of_all_pieces_and_the_milliseconds(model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "retina.runtime.envelope")
+    caplog.set_level(logging.INFO, "retina.runtime.middleware")
     body, opened = form({"a.png": png(1)}), RetinaModel(model)
     pieces = [
         {"type": "http.request", "body": body[at : at + 1000], "more_body": True} for at in range(0, len(body), 1000)
@@ -647,7 +647,7 @@ class Client:
     """An ASGI client in this process, for timing that sockets cannot control."""
 
     def __init__(self, model: RetinaModel, limits: Limits, workers: int = 1) -> None:
-        self.app = Envelope(create_app(model, workers=workers, limits=limits), limits)
+        self.app = ServiceMiddleware(create_app(model, workers=workers, limits=limits), limits)
         self.sent: list[dict[str, Any]] = []
         self.waited = 0
         """How often it was waited for after it had sent its last message."""

@@ -54,7 +54,7 @@ class RequestLog:
     unreadable: int = 0
 
 
-class Envelope:
+class ServiceMiddleware:
     """An ASGI middleware around the service's application."""
 
     def __init__(self, app: ASGIApp, limits: Limits, hosts: Collection[str] | None = None) -> None:
