@@ -102,7 +102,7 @@ def main(folder: Path, model_file: Path | None, images: int, rounds: int, client
     found = [folder / name for name in find_pictures(folder).names[:images]]
     files = (found * (images // len(found) + 1))[:images]
     model, cores = RetinaModel(model_file), usable_cores()
-    command = [sys.executable, "-c", "from retina.runtime.server import main; main()"]
+    command = [sys.executable, "-c", "from retina.runtime.serve_cli import main; main()"]
     command += ["--port", "0", "--model", str(model.path), "--workers", str(cores)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as service:
         try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-COMMAND = [sys.executable, "-c", "from retina.runtime.server import main; main()"]
+COMMAND = [sys.executable, "-c", "from retina.runtime.serve_cli import main; main()"]
 
 
 @dataclass

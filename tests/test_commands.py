@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from retina.runtime import server
+from retina.runtime import serve_cli
 from retina.runtime.errors import OutputError
 from retina.runtime.options import PathName
 from retina.runtime.output_file import (
@@ -26,7 +26,7 @@ from retina.runtime.output_file import (
 from retina.train.run import Run
 
 MODULES = (
-    "runtime.cli", "runtime.server", "export.cli", "gradcam.cli", "train.cli",
+    "runtime.cli", "runtime.serve_cli", "export.cli", "gradcam.cli", "train.cli",
     "train.evaluation", "train.averaging", "train.synthetic", "export.recovery",
 )  # fmt: skip
 
@@ -77,8 +77,8 @@ def test_a_service_that_is_stopped_before_it_starts_says_so(monkeypatch: pytest.
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(server, "open_model", interrupted)
-    result = CliRunner().invoke(server.main, ["--port", "0"])
+    monkeypatch.setattr(serve_cli, "open_model", interrupted)
+    result = CliRunner().invoke(serve_cli.main, ["--port", "0"])
     assert result.exit_code == 130
     assert result.stderr == "\nretina-serve: stopped before it had started\n"
 

@@ -17,7 +17,7 @@ from retina.export.cli import main as export
 from retina.export.signature import require_key, sign
 from retina.runtime.cli import main
 from retina.runtime.errors import MissingExtraError, OutputError, RetinaError, UsageError
-from retina.runtime.server import main as serve
+from retina.runtime.serve_cli import main as serve
 from retina.runtime.signature import verify
 from small_export import SmallExport
 from tiny_model import CONTRACT, write_tiny_model

@@ -38,7 +38,7 @@ from retina.runtime.extras import require_extra
 from retina.runtime.json_log import JsonLines
 from retina.runtime.limits import MIB, Limits
 from retina.runtime.middleware import CLIENT_GONE, DRAINED, ServiceMiddleware
-from retina.runtime.server import GRACE, main
+from retina.runtime.serve_cli import GRACE, main
 from retina.runtime.service import Scorers, create_app
 from retina.runtime.upload import SentFile
 from serving import COMMAND, Service, serving
@@ -352,8 +352,8 @@ def test_a_stop_lets_requests_in_work_end(model: Path, tmp_path: Path) -> None:
 
 def test_a_stop_does_not_wait_for_what_takes_longer_and_says_so(model: Path, tmp_path: Path) -> None:
     slow = (
-        "import time; from retina.runtime import server; from retina.runtime.model import RetinaModel\n"
-        "server.GRACE, RetinaModel.score_file = 0.2, lambda *_, **__: time.sleep(30); server.main()"
+        "import time; from retina.runtime import serve_cli; from retina.runtime.model import RetinaModel\n"
+        "serve_cli.GRACE, RetinaModel.score_file = 0.2, lambda *_, **__: time.sleep(30); serve_cli.main()"
     )
     with serving(tmp_path, "--model", model, command=[sys.executable, "-c", slow]) as service:
         scored, sending = half(service, png(1)), half(service, png(2))
@@ -374,7 +374,7 @@ def test_a_stop_does_not_wait_for_what_takes_longer_and_says_so(model: Path, tmp
 
 
 def test_a_connection_that_asks_for_nothing_is_given_up(model: Path, tmp_path: Path) -> None:
-    impatient = "from retina.runtime import connection, server; connection.SECONDS = 0.3; server.main()"
+    impatient = "from retina.runtime import connection, serve_cli; connection.SECONDS = 0.3; serve_cli.main()"
     with serving(tmp_path, "--model", model, command=[sys.executable, "-c", impatient]) as service:
         address, health = ("127.0.0.1", service.port), b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
         with half(service, png(1)) as asking:
@@ -388,8 +388,8 @@ def test_a_connection_that_asks_for_nothing_is_given_up(model: Path, tmp_path: P
 
 def test_a_client_that_takes_nothing_is_given_up(model: Path, tmp_path: Path) -> None:
     impatient = (
-        "from retina.runtime import connection, server; from retina.runtime.model import RetinaModel\n"
-        f"connection.SECONDS, RetinaModel.content = 0.3, lambda _: bytes({32 * MIB}); server.main()"
+        "from retina.runtime import connection, serve_cli; from retina.runtime.model import RetinaModel\n"
+        f"connection.SECONDS, RetinaModel.content = 0.3, lambda _: bytes({32 * MIB}); serve_cli.main()"
     )
     with serving(tmp_path, "--model", model, command=[sys.executable, "-c", impatient]) as service:
         for pauses, is_given_up in ((1, True), (15, False)):
@@ -425,7 +425,7 @@ def test_a_client_that_drains_the_buffer_is_kept_though_as_much_waits_again() ->
 @pytest.mark.parametrize("output", ["/dev/null", "/dev/full"])
 def test_a_stop_at_the_very_start_and_an_address_that_cannot_be_printed(model: Path, output: str) -> None:
     stopped_while_it_prints = (
-        "import click, os, signal; from retina.runtime.server import main; echo = click.echo\n"
+        "import click, os, signal; from retina.runtime.serve_cli import main; echo = click.echo\n"
         "click.echo = lambda *told, **how: (os.kill(os.getpid(), signal.SIGTERM), echo(*told, **how)); main()"
     )
     with Path(output).open("w") as stdout:
@@ -521,7 +521,7 @@ def test_a_stop_waits_for_half_a_minute(model: Path, monkeypatch: pytest.MonkeyP
         raise UsageError(f"waits {options['timeout_graceful_shutdown']}")
 
     monkeypatch.setattr("uvicorn.Config", config)
-    monkeypatch.setattr("retina.runtime.server._listen", lambda *_: None)
+    monkeypatch.setattr("retina.runtime.serve_cli._listen", lambda *_: None)
     monkeypatch.delenv("RETINA_TOKEN", raising=False)
     result = CliRunner().invoke(main, ["--model", str(model), "--port", "0"])
     assert result.output == "retina-serve: waits 30\n"
@@ -539,14 +539,15 @@ def test_an_address_in_use_is_told(service: Service, model: Path) -> None:
 def test_help_needs_no_extra_and_running_names_it() -> None:
     helped = subprocess.run(
         [sys.executable, "-c",
-         "import sys, retina.runtime.server as s\n"
+         "import sys, retina.runtime.serve_cli as s\n"
          "heavy = [m for m in ('fastapi', 'uvicorn', 'onnxruntime', 'PIL') if m in sys.modules]\n"
          "assert not heavy, heavy\ns.main(['--help'])"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "retina-serve --model model.onnx" in helped.stdout
     missing = (
-        "import importlib.util as u; u.find_spec = lambda name: None; from retina.runtime.server import main; main([])"
+        "import importlib.util as u; u.find_spec = lambda name: None\n"
+        "from retina.runtime.serve_cli import main; main([])"
     )
     ran = subprocess.run([sys.executable, "-c", missing], capture_output=True, text=True, check=False)
     assert ran.returncode == 2
