@@ -138,8 +138,8 @@ def _explain(
 def _evaluate(lesions: Path, head: str, out: Path, artifacts: Path, **source: Any) -> int:
     require_extra("gradcam")
     from .faithfulness import measure, steps
+    from .faithfulness_report import as_markdown, write_picture, write_table
     from .lesions import read_lesions
-    from .verdict import as_markdown, write_picture, write_table
 
     photographs = read_lesions(lesions)
     explainer = _open_checkpoint(head, artifacts, "--evaluate", **source)

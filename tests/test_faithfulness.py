@@ -19,11 +19,11 @@ from retina.gradcam.cli import main
 from retina.gradcam.explainer import CheckpointExplainer
 from retina.gradcam.faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Measurement, _lit, _mean_of_seen, measure
 from retina.gradcam.faithfulness import _on_lesions as figures_on_lesions
+from retina.gradcam.faithfulness_report import _bars, _draw_curves, as_markdown
 from retina.gradcam.interval import Interval, bootstrap
 from retina.gradcam.lesions import MaskedPhotograph, read_lesions
 from retina.gradcam.pointing import Pointing, centre_prior, point
 from retina.gradcam.randomisation import ALIKE_BELOW, STAGES, redrawn_models, similarity
-from retina.gradcam.verdict import _bars, _draw_curves, as_markdown
 from retina.runtime.contract import Contract, Head, Preprocessing
 from retina.runtime.errors import AnnotationError, PictureError
 from retina.runtime.field import LitField
