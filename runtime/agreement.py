@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import yardsticks
+from . import weighted_metrics
 from .annotations import Annotation, NameIndex, dr_fault, fault_report, me_label, scan_annotations
 from .errors import AnnotationError
 from .folder import Listing
@@ -92,8 +92,8 @@ class Confusion:
 
     def accuracy(self) -> float:
         """Share of predictions equal to the true grade, in [0, 1]; NaN if nothing was counted."""
-        return float(yardsticks.accuracy(self.matrix()[None].astype(float))[0])
+        return float(weighted_metrics.accuracy(self.matrix()[None].astype(float))[0])
 
     def quadratic_kappa(self) -> float:
-        """``yardsticks.quadratic_kappa``, at most 1; NaN if fewer than two grades occur."""
-        return float(yardsticks.quadratic_kappa(self.matrix()[None].astype(float), self.grades)[0])
+        """``weighted_metrics.quadratic_kappa``, at most 1; NaN if fewer than two grades occur."""
+        return float(weighted_metrics.quadratic_kappa(self.matrix()[None].astype(float), self.grades)[0])

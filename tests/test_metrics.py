@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from numpy.typing import NDArray
-from retina.runtime import yardsticks
+from retina.runtime import weighted_metrics
 from retina.runtime.agreement import Confusion
 from retina.runtime.contract import Contract, Rule, decide, default_thresholds
 from retina.train.data import Photo
@@ -76,11 +76,11 @@ def test_quadratic_kappa_by_hand() -> None:
 def test_auc_by_hand() -> None:
     # Positives .8 .4 .4, negatives .4 .1: of 6 pairs, 4 are in order and 2 tie.
     true, score = np.array([1, 1, 1, 0, 0]), np.array([0.8, 0.4, 0.4, 0.4, 0.1])
-    assert yardsticks.auc(true, score, np.ones((1, 5)))[0] == pytest.approx(5 / 6)
+    assert weighted_metrics.auc(true, score, np.ones((1, 5)))[0] == pytest.approx(5 / 6)
     # The negative at .1 drawn three times, one positive at .4 not at all: 8 pairs, 7 in order, 1 tie.
-    assert yardsticks.auc(true, score, np.array([[1.0, 1, 0, 1, 3]]))[0] == pytest.approx(7.5 / 8)
-    assert np.isnan(yardsticks.auc(np.ones(5, np.int64), score, np.ones((1, 5)))[0])
-    assert np.isnan(yardsticks.auc(np.zeros(0, np.int64), np.zeros(0), np.ones((2, 0)))).tolist() == [True, True]
+    assert weighted_metrics.auc(true, score, np.array([[1.0, 1, 0, 1, 3]]))[0] == pytest.approx(7.5 / 8)
+    assert np.isnan(weighted_metrics.auc(np.ones(5, np.int64), score, np.ones((1, 5)))[0])
+    assert np.isnan(weighted_metrics.auc(np.zeros(0, np.int64), np.zeros(0), np.ones((2, 0)))).tolist() == [True, True]
 
 
 def test_calibration_error_by_hand() -> None:
@@ -89,11 +89,11 @@ def test_calibration_error_by_hand() -> None:
     confidence = np.array([0.9, 0.9, 0.6, 0.6, 0.6, 0.6])
     probs = np.stack([confidence, 1 - confidence], axis=1)
     true = np.array([0, 1, 0, 0, 0, 0])
-    assert yardsticks.calibration_error(probs, true) == pytest.approx(0.4)
+    assert weighted_metrics.calibration_error(probs, true) == pytest.approx(0.4)
     # Gaps within a bin cancel, but not between bins: .9 right and .9 wrong balance.
     often = np.repeat([0, 1], [9, 1])
-    assert yardsticks.calibration_error(probs[often], true[often]) == pytest.approx(0.0)
-    n, mean_confidence, right = yardsticks.reliability(probs, true)
+    assert weighted_metrics.calibration_error(probs[often], true[often]) == pytest.approx(0.0)
+    n, mean_confidence, right = weighted_metrics.reliability(probs, true)
     assert n.sum() == 6
     np.testing.assert_allclose(mean_confidence[n > 0], [0.6, 0.9])
     np.testing.assert_allclose(right[n > 0], [1.0, 0.5])
@@ -102,31 +102,31 @@ def test_calibration_error_by_hand() -> None:
 def test_bins_are_fifteen() -> None:
     """.62 wrong and .68 right are in two of fifteen bins (from .6 and from .667 on), and would be in one of ten."""
     probs = np.array([[0.62, 0.38], [0.68, 0.32]])
-    assert yardsticks.calibration_error(probs, np.array([1, 0])) == pytest.approx((0.62 + 0.32) / 2)
+    assert weighted_metrics.calibration_error(probs, np.array([1, 0])) == pytest.approx((0.62 + 0.32) / 2)
 
 
 def test_bins_are_closed_at_their_upper_end() -> None:
     """.6 is 9/15, exactly in binary too, and so not in one bin with .62."""
     probs = np.array([[0.6, 0.4], [0.62, 0.38]])
-    assert yardsticks.calibration_error(probs, np.array([0, 1])) == pytest.approx((0.4 + 0.62) / 2)
-    n, confidence, right = yardsticks.reliability(np.array([[1.0, 0.0], [0.6, 0.4]]), np.array([0, 0]))
+    assert weighted_metrics.calibration_error(probs, np.array([0, 1])) == pytest.approx((0.4 + 0.62) / 2)
+    n, confidence, right = weighted_metrics.reliability(np.array([[1.0, 0.0], [0.6, 0.4]]), np.array([0, 0]))
     assert n.tolist() == [0] * 8 + [1] + [0] * 5 + [1]
     assert (confidence[14], confidence[8], right[14]) == (1.0, 0.6, 1.0)
 
 
 def test_calibration_chance_by_hand() -> None:
     # One answer at .75: right in 3 of 4 draws, with an error of .25, else wrong, with an error of .75.
-    draws = yardsticks.calibration_chance(np.array([[0.75, 0.25]]), 4000, 0)
+    draws = weighted_metrics.calibration_chance(np.array([[0.75, 0.25]]), 4000, 0)
     np.testing.assert_allclose(np.unique(draws), [0.25, 0.75])
     assert (draws == 0.25).mean() == pytest.approx(0.75, abs=0.03)  # more than four standard errors
     # A hundred answers at .8, in one bin: the mean absolute deviation of Binomial(100, .8).
     expected = scipy.stats.binom(100, 0.8).expect(lambda right: abs(right / 100 - 0.8))
-    draws = yardsticks.calibration_chance(np.tile([0.8, 0.2], (100, 1)), 4000, 0)
+    draws = weighted_metrics.calibration_chance(np.tile([0.8, 0.2], (100, 1)), 4000, 0)
     assert draws.mean() == pytest.approx(expected, abs=0.002)
     # A hundred more in another bin add to it, because gaps of different bins do not cancel.
     both = np.concatenate([np.tile([0.8, 0.2], (100, 1)), np.tile([0.6, 0.4], (100, 1))])
     other = scipy.stats.binom(100, 0.6).expect(lambda right: abs(right / 100 - 0.6))
-    assert yardsticks.calibration_chance(both, 4000, 0).mean() == pytest.approx((expected + other) / 2, abs=0.002)
+    assert weighted_metrics.calibration_chance(both, 4000, 0).mean() == pytest.approx((expected + other) / 2, abs=0.002)
 
 
 # ---- against scikit-learn, plain and on a resample of patients
@@ -171,25 +171,28 @@ def test_every_figure_is_scikit_learns(seed: int) -> None:
 def test_balanced_accuracy_is_undefined_where_a_resample_lacks_a_class() -> None:
     """Or a model that never says risk would seem to reach 1 in the resamples without any."""
     never_risk = np.array([[[5.0, 0.0], [0.0, 0.0]], [[4.0, 0.0], [1.0, 0.0]]])
-    found = yardsticks.balanced_accuracy(never_risk, np.array([0, 0, 1, yardsticks.UNLABELLED]))
+    found = weighted_metrics.balanced_accuracy(never_risk, np.array([0, 0, 1, weighted_metrics.UNLABELLED]))
     np.testing.assert_array_equal(found, [np.nan, 0.5])
-    np.testing.assert_array_equal(yardsticks.balanced_accuracy(never_risk[:1], np.array([0, 0])), [1.0])
+    np.testing.assert_array_equal(weighted_metrics.balanced_accuracy(never_risk[:1], np.array([0, 0])), [1.0])
     np.testing.assert_array_equal(
-        yardsticks.balanced_accuracy(np.zeros((1, 2, 2)), np.array([yardsticks.UNLABELLED])), [np.nan]
+        weighted_metrics.balanced_accuracy(np.zeros((1, 2, 2)), np.array([weighted_metrics.UNLABELLED])), [np.nan]
     )
 
 
 @pytest.mark.parametrize(
     ("ours", "reference"),
     [
-        (lambda c, p, w: yardsticks.accuracy(c), lambda t, y, p: sk.accuracy_score(t, y)),
-        (lambda c, p, w: yardsticks.balanced_accuracy(c, p.dr_true), lambda t, y, p: sk.balanced_accuracy_score(t, y)),
+        (lambda c, p, w: weighted_metrics.accuracy(c), lambda t, y, p: sk.accuracy_score(t, y)),
         (
-            lambda c, p, w: yardsticks.quadratic_kappa(c, range(5)),
+            lambda c, p, w: weighted_metrics.balanced_accuracy(c, p.dr_true),
+            lambda t, y, p: sk.balanced_accuracy_score(t, y),
+        ),
+        (
+            lambda c, p, w: weighted_metrics.quadratic_kappa(c, range(5)),
             lambda t, y, p: sk.cohen_kappa_score(t, y, weights="quadratic"),
         ),
         (
-            lambda c, p, w: yardsticks.auc(p.me_true, p.me_probs[:, 1], w),
+            lambda c, p, w: weighted_metrics.auc(p.me_true, p.me_probs[:, 1], w),
             lambda t, y, p: sk.roc_auc_score(p.me_true, p.me_probs[:, 1]),
         ),
     ],
@@ -202,7 +205,7 @@ def test_weights_are_repeated_photographs(
     pred = p.dr_probs.argmax(1)
     samples = [drawn_patients(p, seed) for seed in range(20)]
     weights = np.stack([counts for _, counts in samples])
-    answers = ours(yardsticks.confusion(p.dr_true, pred, 5, weights), p, weights)
+    answers = ours(weighted_metrics.confusion(p.dr_true, pred, 5, weights), p, weights)
     for answer, (rows, _) in zip(answers, samples, strict=True):
         repeated = _rows(p, rows)
         assert answer == pytest.approx(reference(repeated.dr_true, pred[rows], repeated), abs=1e-9)

@@ -21,10 +21,10 @@ from invoking import invoke
 from retina.export.gate import judge
 from retina.gradcam import cli as gradcam_cli
 from retina.runtime import cli as score_cli
-from retina.runtime import yardsticks
+from retina.runtime import weighted_metrics
 from retina.runtime.annotations import scan_annotations
 from retina.runtime.contract import HEADS, Contract
-from retina.runtime.yardsticks import UNLABELLED
+from retina.runtime.weighted_metrics import UNLABELLED
 from retina.train import cli as train_cli
 from retina.train import evaluation, plots
 from retina.train.calibration import calibration_faults
@@ -191,20 +191,23 @@ def test_every_measure_leaves_out_what_is_not_labelled(rows: list[tuple[int, int
     known, weights = true != UNLABELLED, times[None].astype(float)
     probs = np.eye(3)[pred] * 0.5 + 1 / 6
     np.testing.assert_allclose(
-        yardsticks.confusion(true, pred, 3, weights),
-        yardsticks.confusion(true[known], pred[known], 3, weights[:, known]),
+        weighted_metrics.confusion(true, pred, 3, weights),
+        weighted_metrics.confusion(true[known], pred[known], 3, weights[:, known]),
         atol=1e-12,
     )
     np.testing.assert_allclose(
-        yardsticks.calibration_error(probs, true), yardsticks.calibration_error(probs[known], true[known]), atol=1e-12
+        weighted_metrics.calibration_error(probs, true),
+        weighted_metrics.calibration_error(probs[known], true[known]),
+        atol=1e-12,
     )
     for left, right in zip(
-        yardsticks.reliability(probs, true), yardsticks.reliability(probs[known], true[known]), strict=True
+        weighted_metrics.reliability(probs, true), weighted_metrics.reliability(probs[known], true[known]), strict=True
     ):
         np.testing.assert_allclose(left, right)
     binary = np.where(known, true > 0, UNLABELLED)
     np.testing.assert_allclose(
-        yardsticks.auc(binary, pred / 2, weights), yardsticks.auc(binary[known], pred[known] / 2, weights[:, known])
+        weighted_metrics.auc(binary, pred / 2, weights),
+        weighted_metrics.auc(binary[known], pred[known] / 2, weights[:, known]),
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..runtime.annotations import OPTIONAL, NameIndex, dr_fault, fault_report, me_label, mentioned, scan_annotations
 from ..runtime.digest import sha256_of
 from ..runtime.errors import AnnotationError
-from ..runtime.yardsticks import label_index
+from ..runtime.weighted_metrics import label_index
 
 SPLITS = ("train", "valid", "test")
 

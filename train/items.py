@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..runtime.errors import UsageError
-from ..runtime.yardsticks import UNLABELLED
+from ..runtime.weighted_metrics import UNLABELLED
 from .augment import Augment, augment_with_seed, draw_seed
 from .config import Sampling
 from .data import DataSet

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime import yardsticks
+from ..runtime import weighted_metrics
 from ..runtime.contract import HEADS, Contract, Head
 from ..runtime.output_file import write_text_atomically
-from ..runtime.yardsticks import UNLABELLED, Floats, Indices
+from ..runtime.weighted_metrics import UNLABELLED, Floats, Indices, safe_divide
 from .predictions import Decisions, Predictions
 
 FIGURES = (
@@ -102,8 +102,8 @@ def quadratic_kappa(true: Indices, pred: Indices, values: Sequence[int]) -> floa
         pred: (N,) indices into ``values``.
         values: (K,) the original grade of each index.
     """
-    counts = yardsticks.confusion(true, pred, len(values), np.ones((1, true.size)))
-    kappa = float(yardsticks.quadratic_kappa(counts, values)[0])
+    counts = weighted_metrics.confusion(true, pred, len(values), np.ones((1, true.size)))
+    kappa = float(weighted_metrics.quadratic_kappa(counts, values)[0])
     return 0.0 if math.isnan(kappa) else kappa
 
 
@@ -114,7 +114,7 @@ def auc(true: Indices, score: NDArray[np.floating]) -> float:
         true: (N,) 0, 1 or ``UNLABELLED``.
         score: (N,), higher where 1 is likelier.
     """
-    return float(yardsticks.auc(true, score, np.ones((1, true.size)))[0])
+    return float(weighted_metrics.auc(true, score, np.ones((1, true.size)))[0])
 
 
 def evaluate(p: Predictions, contract: Contract, *, n_bootstrap: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def evaluate(p: Predictions, contract: Contract, *, n_bootstrap: int = 1000, see
     each other). A value or interval that is undefined, for example for lack of a class, is None, and ``why`` gives the
     reason. ``calibration_error`` has no interval, because resampling adds to it what chance adds to it anyway. Compare
     it with ``calibration_chance``, its mean and 95% interval if the probabilities were perfectly calibrated and
-    photographs independent of each other: see ``yardsticks.calibration_chance``.
+    photographs independent of each other: see ``weighted_metrics.calibration_chance``.
 
     Returns:
         ``{"all": body, "sources": {source: body}, "bootstrap": {...}}`` of JSON values, without sources if all
@@ -207,11 +207,11 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
         probs, true, labels = p.probs(head), p.true(head), contract.class_names(head)
         known = true != UNLABELLED
         body[head]["n"] = int(known.sum())
-        error = yardsticks.calibration_error(probs, true)
+        error = weighted_metrics.calibration_error(probs, true)
         body[head]["calibration_error"] = _without_interval(error, _BY_CHANCE_ALONE if known.any() else NO_LABEL)
-        chance = yardsticks.calibration_chance(probs[known], n_bootstrap, seed)
+        chance = weighted_metrics.calibration_chance(probs[known], n_bootstrap, seed)
         body[head]["calibration_chance"] = _with_interval(float(chance.mean()), chance, body[head]["n"], NO_LABEL)
-        counts = yardsticks.confusion(true, decisions.pred(head), len(labels), weights)[0]
+        counts = weighted_metrics.confusion(true, decisions.pred(head), len(labels), weights)[0]
         body[head]["labels"] = list(labels)
         body[head]["confusion_matrix"] = counts.astype(int).tolist()
         support = counts.sum(axis=1).astype(int).tolist()
@@ -233,24 +233,24 @@ _Key = tuple[str, str] | tuple[str, str, int]
 
 def _figures(p: Predictions, d: Decisions, weights: Floats) -> dict[_Key, Floats]:
     """Every figure that gets an interval: (B,) each, one value per row of the weights (B, N)."""
-    dr = yardsticks.confusion(p.dr_true, d.dr_pred, p.dr_probs.shape[1], weights)
-    me = yardsticks.confusion(p.me_true, d.me_pred, 2, weights)
-    referable = yardsticks.confusion(d.referable_true, d.referable_pred, 2, weights)
-    referable_me = yardsticks.confusion(p.me_true, d.referable_me_pred, 2, weights)
+    dr = weighted_metrics.confusion(p.dr_true, d.dr_pred, p.dr_probs.shape[1], weights)
+    me = weighted_metrics.confusion(p.me_true, d.me_pred, 2, weights)
+    referable = weighted_metrics.confusion(d.referable_true, d.referable_pred, 2, weights)
+    referable_me = weighted_metrics.confusion(p.me_true, d.referable_me_pred, 2, weights)
     return {
-        ("dr", "accuracy"): yardsticks.accuracy(dr),
-        ("dr", "balanced_accuracy"): yardsticks.balanced_accuracy(dr, p.dr_true),
-        ("dr", "kappa"): yardsticks.quadratic_kappa(dr, d.dr_grades),
-        ("referable_dr", "auc"): yardsticks.auc(d.referable_true, d.referable_prob, weights),
-        ("referable_dr", "sensitivity"): yardsticks.share(referable[:, 1, 1], referable[:, 1].sum(axis=1)),
-        ("referable_dr", "specificity"): yardsticks.share(referable[:, 0, 0], referable[:, 0].sum(axis=1)),
-        ("referable_me", "sensitivity"): yardsticks.share(referable_me[:, 1, 1], referable_me[:, 1].sum(axis=1)),
-        ("referable_me", "specificity"): yardsticks.share(referable_me[:, 0, 0], referable_me[:, 0].sum(axis=1)),
-        ("me", "accuracy"): yardsticks.accuracy(me),
-        ("me", "balanced_accuracy"): yardsticks.balanced_accuracy(me, p.me_true),
-        ("me", "auc"): yardsticks.auc(p.me_true, p.me_probs[:, 1], weights),
-        ("me", "sensitivity"): yardsticks.share(me[:, 1, 1], me[:, 1].sum(axis=1)),
-        ("me", "specificity"): yardsticks.share(me[:, 0, 0], me[:, 0].sum(axis=1)),
+        ("dr", "accuracy"): weighted_metrics.accuracy(dr),
+        ("dr", "balanced_accuracy"): weighted_metrics.balanced_accuracy(dr, p.dr_true),
+        ("dr", "kappa"): weighted_metrics.quadratic_kappa(dr, d.dr_grades),
+        ("referable_dr", "auc"): weighted_metrics.auc(d.referable_true, d.referable_prob, weights),
+        ("referable_dr", "sensitivity"): safe_divide(referable[:, 1, 1], referable[:, 1].sum(axis=1)),
+        ("referable_dr", "specificity"): safe_divide(referable[:, 0, 0], referable[:, 0].sum(axis=1)),
+        ("referable_me", "sensitivity"): safe_divide(referable_me[:, 1, 1], referable_me[:, 1].sum(axis=1)),
+        ("referable_me", "specificity"): safe_divide(referable_me[:, 0, 0], referable_me[:, 0].sum(axis=1)),
+        ("me", "accuracy"): weighted_metrics.accuracy(me),
+        ("me", "balanced_accuracy"): weighted_metrics.balanced_accuracy(me, p.me_true),
+        ("me", "auc"): weighted_metrics.auc(p.me_true, p.me_probs[:, 1], weights),
+        ("me", "sensitivity"): safe_divide(me[:, 1, 1], me[:, 1].sum(axis=1)),
+        ("me", "specificity"): safe_divide(me[:, 0, 0], me[:, 0].sum(axis=1)),
         **_class_figures("dr", dr),
         **_class_figures("me", me),
     }
@@ -260,9 +260,9 @@ def _class_figures(task: str, counts: Floats) -> dict[_Key, Floats]:
     """Precision, recall and F1 of each class, from confusion matrices (B, K, K)."""
     hits, truly, said = np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2), counts.sum(axis=1)  # (B, K)
     figures = {
-        "precision": yardsticks.share(hits, said),
-        "recall": yardsticks.share(hits, truly),
-        "f1": yardsticks.share(2 * hits, truly + said),
+        "precision": safe_divide(hits, said),
+        "recall": safe_divide(hits, truly),
+        "f1": safe_divide(2 * hits, truly + said),
     }
     return {(task, name, k): values[:, k] for name, values in figures.items() for k in range(counts.shape[1])}
 

@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ..runtime import yardsticks
+from ..runtime import weighted_metrics
 from ..runtime.contract import HEAD_NAMES, HEADS, Contract
-from ..runtime.yardsticks import UNLABELLED
+from ..runtime.weighted_metrics import UNLABELLED, safe_divide
 from .figure import BLUE, GREEN, GREY, ORANGE, write_png
 from .metrics import auc
 from .predictions import Decisions, Predictions
@@ -74,7 +74,7 @@ def learning_curves(history: pd.DataFrame, out_png: Path) -> None:
 def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], title: str, out_png: Path) -> None:
     """One confusion matrix (K, K), with true classes in rows; shade and small print give the share of the row."""
     matrix = np.asarray(counts, np.float64)
-    shares = np.nan_to_num(yardsticks.share(matrix, np.repeat(matrix.sum(axis=1, keepdims=True), len(labels), axis=1)))
+    shares = np.nan_to_num(safe_divide(matrix, np.repeat(matrix.sum(axis=1, keepdims=True), len(labels), axis=1)))
     side = 1.6 + 0.62 * len(labels)
     figure, axes = _figure(1, 1, (side, side))
     ax = axes[0, 0]
@@ -130,10 +130,10 @@ def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_p
 def reliability_diagrams(p: Predictions, out_png: Path) -> None:
     """For each head, accuracy by confidence, in ``CALIBRATION_BINS`` bins; the diagonal is perfect calibration."""
     figure, axes = _figure(1, 2, (9, 4.6))
-    width = 1 / yardsticks.CALIBRATION_BINS
+    width = 1 / weighted_metrics.CALIBRATION_BINS
     for ax, head in zip(axes.flat, HEADS, strict=True):
-        n, confidence, right = yardsticks.reliability(p.probs(head), p.true(head))
-        error = yardsticks.calibration_error(p.probs(head), p.true(head))
+        n, confidence, right = weighted_metrics.reliability(p.probs(head), p.true(head))
+        error = weighted_metrics.calibration_error(p.probs(head), p.true(head))
         shares = n / max(n.sum(), 1)
         ax.bar((np.arange(n.size) + 0.5) * width, shares, width * 0.92, color="#cccccc", label="share of photographs")
         ax.plot([0, 1], [0, 1], color=GREY, lw=0.8, label="perfect calibration")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.contract import HEADS, Contract, Head, decide
-from ..runtime.yardsticks import UNLABELLED, Floats, Indices, label_index
+from ..runtime.weighted_metrics import UNLABELLED, Floats, Indices, label_index
 from .data import Photo
 
 UNKNOWN = "unknown"

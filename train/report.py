@@ -20,8 +20,8 @@ from ..runtime.errors import PictureError
 from ..runtime.output_file import write_text_atomically
 from ..runtime.picture import decode
 from ..runtime.versions import own_version
+from ..runtime.weighted_metrics import CALIBRATION_BINS, UNLABELLED
 from ..runtime.wording import percent
-from ..runtime.yardsticks import CALIBRATION_BINS, UNLABELLED
 from . import plots
 from .checkpoint import current_versions
 from .flat import flatten

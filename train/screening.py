@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..runtime.contract import Contract, Rule
 from ..runtime.errors import UsageError
-from ..runtime.yardsticks import UNLABELLED
+from ..runtime.weighted_metrics import UNLABELLED
 from .predictions import Decisions, Predictions
 
 SENSITIVITY = 0.90

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..runtime.yardsticks import UNLABELLED
+from ..runtime.weighted_metrics import UNLABELLED
 
 LIMITS = (0.05, 20.0)
 """Lowest and highest temperature: of answers all right by a small margin, and of answers that say nothing."""

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from ..runtime.contract import HEADS, Head
 from ..runtime.errors import NonFiniteLossError
-from ..runtime.yardsticks import UNLABELLED
+from ..runtime.weighted_metrics import UNLABELLED
 from .augment import draw_seed
 from .config import TrainConfig
 from .items import Batch, EvalItems

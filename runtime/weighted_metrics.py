@@ -43,7 +43,7 @@ def confusion(true: Indices, pred: Indices, n_classes: int, weights: Floats) -> 
 
 def accuracy(counts: Floats) -> Floats:
     """Share on the diagonal of confusion matrices (B, K, K): (B,) in [0, 1]."""
-    return share(np.trace(counts, axis1=1, axis2=2), counts.sum(axis=(1, 2)))
+    return safe_divide(np.trace(counts, axis1=1, axis2=2), counts.sum(axis=(1, 2)))
 
 
 def balanced_accuracy(counts: Floats, true: Indices) -> Floats:
@@ -51,9 +51,9 @@ def balanced_accuracy(counts: Floats, true: Indices) -> Floats:
 
     Undefined in a resample that lacks one of them: over fewer classes it would be another figure.
     """
-    recall = share(np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2))
+    recall = safe_divide(np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2))
     occurring = np.unique(true[true != UNLABELLED])
-    return share(recall[:, occurring].sum(axis=1), np.full(len(counts), float(occurring.size)))
+    return safe_divide(recall[:, occurring].sum(axis=1), np.full(len(counts), float(occurring.size)))
 
 
 def quadratic_kappa(counts: Floats, values: Sequence[int]) -> Floats:
@@ -65,8 +65,8 @@ def quadratic_kappa(counts: Floats, values: Sequence[int]) -> Floats:
     steps = np.asarray(values)
     cost = (steps[:, None] - steps) ** 2
     total = counts.sum(axis=(1, 2))
-    by_chance = share(np.einsum("bi,ij,bj->b", counts.sum(axis=2), cost, counts.sum(axis=1)), total)
-    return 1.0 - share((counts * cost).sum(axis=(1, 2)), by_chance)
+    by_chance = safe_divide(np.einsum("bi,ij,bj->b", counts.sum(axis=2), cost, counts.sum(axis=1)), total)
+    return 1.0 - safe_divide((counts * cost).sum(axis=(1, 2)), by_chance)
 
 
 def auc(true: Indices, score: NDArray[np.floating], weights: Floats) -> Floats:
@@ -81,7 +81,7 @@ def auc(true: Indices, score: NDArray[np.floating], weights: Floats) -> Floats:
     positive = np.add.reduceat((weights * true)[:, order], first_of_tie, axis=1)  # (B, different scores)
     negative = np.add.reduceat((weights * (1 - true))[:, order], first_of_tie, axis=1)
     below = np.cumsum(negative, axis=1) - negative / 2
-    return share((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
+    return safe_divide((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
 
 
 def calibration_error(probs: NDArray[np.floating], true: Indices) -> float:
@@ -112,7 +112,7 @@ def calibration_chance(probs: NDArray[np.floating], n_draws: int, seed: int) -> 
     confidence, _, bin_of = _by_confidence(probs, np.zeros(len(probs), np.int64))
     rng = np.random.default_rng(seed)
     gaps = (np.bincount(bin_of, (rng.random(confidence.size) < confidence) - confidence) for _ in range(n_draws))
-    return share(np.array([np.abs(gap).sum() for gap in gaps]), np.full(n_draws, float(confidence.size)))
+    return safe_divide(np.array([np.abs(gap).sum() for gap in gaps]), np.full(n_draws, float(confidence.size)))
 
 
 def reliability(probs: NDArray[np.floating], true: Indices) -> tuple[Indices, Floats, Floats]:
@@ -122,7 +122,7 @@ def reliability(probs: NDArray[np.floating], true: Indices) -> tuple[Indices, Fl
     n = np.bincount(bin_of, minlength=CALIBRATION_BINS).astype(np.float64)
     summed = np.bincount(bin_of, confidence, CALIBRATION_BINS).astype(np.float64)
     hits = np.bincount(bin_of, right, CALIBRATION_BINS).astype(np.float64)
-    return n.astype(np.int64), share(summed, n), share(hits, n)
+    return n.astype(np.int64), safe_divide(summed, n), safe_divide(hits, n)
 
 
 def _labelled(true: Indices, weights: Floats) -> tuple[Indices, Floats]:
@@ -139,7 +139,7 @@ def _by_confidence(probs: NDArray[np.floating], true: Indices) -> tuple[Floats, 
     return confidence, right, bin_of
 
 
-def share(part: Floats, whole: Floats) -> Floats:
+def safe_divide(part: Floats, whole: Floats) -> Floats:
     """Quotient of two arrays of the same shape, NaN where ``whole`` is 0."""
     quotient = np.full(part.shape, np.nan)
     np.divide(part, whole, out=quotient, where=whole != 0)
