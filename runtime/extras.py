@@ -6,7 +6,7 @@ import importlib.util
 
 from .errors import MissingExtraError, OutputError
 
-_TRAIN = ("torch", "torchvision", "lightning_fabric", "sklearn", "pandas", "matplotlib", "tqdm", "imagehash")
+_TRAIN = ("torch", "torchvision", "lightning_fabric", "sklearn", "pandas", "matplotlib", "imagehash")
 EXTRA_MODULES = {
     "train": _TRAIN,
     "export": (*_TRAIN, "onnx", "onnxscript"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -22,10 +23,16 @@ Item_co = TypeVar("Item_co", covariant=True)
 
 
 class Advance(Protocol):
-    """The function to call after each step."""
+    """The function to call after one step or several."""
 
-    def __call__(self, *, known: bool = False) -> None:
-        """``known``: the step was already done and took no time, so it does not count for the rate."""
+    def __call__(self, steps: int = 1, *, known: bool = False, note: str = "") -> None:
+        """Count the steps that are done.
+
+        Args:
+            steps: how many.
+            known: they were already done and took no time, so they do not count for the rate.
+            note: shown with the rate.
+        """
         ...
 
 
@@ -46,10 +53,10 @@ def tracked(items: Countable[Item_co], label: str) -> Iterator[Item_co]:
 
 
 @contextmanager
-def progress(total: int, label: str = "") -> Iterator[Advance]:
+def progress(total: int, label: str = "", *, leave: bool = True) -> Iterator[Advance]:
     """Report the progress of ``total`` steps on standard error, with their rate and the time left.
 
-    Any thread may take a step.
+    Any thread may take a step. Without ``leave`` the bar is gone from the terminal at the end.
     """
     start = told = time.monotonic()
     done = quick = 0
@@ -59,28 +66,39 @@ def progress(total: int, label: str = "") -> Iterator[Advance]:
     def rate() -> float:
         return (done - quick) / max(time.monotonic() - start, 1e-9)
 
+    def beside_the_bar(note: str | None) -> str:
+        # Cut where the terminal ends: a line that wraps would be drawn below itself again and again.
+        before = len(f"{label}  []  {total}/{total}  00:00:00  ")
+        text = f"{rate():.1f} per second" + (f"  {note}" if note else "")
+        return text[: max(0, shutil.get_terminal_size().columns - before)]
+
     bar: Any = click.progressbar(
         length=total,
         label=label,
         file=sys.stderr,
+        width=0,  # what the terminal has left
         show_pos=True,
         hidden=not sys.stderr.isatty(),
-        item_show_func=lambda _: f"{rate():.1f} per second",
+        item_show_func=beside_the_bar,
     )
 
-    def advance(*, known: bool = False) -> None:
+    def advance(steps: int = 1, *, known: bool = False, note: str = "") -> None:
         nonlocal told, done, quick
         with one_at_a_time:
-            done, quick = done + 1, quick + known
+            done, quick = done + steps, quick + steps * known
             now = time.monotonic()
             if sys.stderr.isatty():
                 if now - told >= BAR_SECONDS or done == total:
                     told = now
-                    bar.update(done - bar.pos)
+                    bar.update(done - bar.pos, note)
             elif now - told >= LINE_SECONDS:
                 told = now
                 left = f", {timedelta(seconds=round((total - done) / rate()))} left" if done > quick else ""
-                warn(f"{name}{done} of {total}, {rate():.1f} per second{left}")
+                warn(f"{name}{done} of {total}, {rate():.1f} per second{left}" + (f", {note}" if note else ""))
 
-    with bar:
-        yield advance
+    try:
+        with bar:
+            yield advance
+    finally:
+        if sys.stderr.isatty() and not leave:
+            click.echo("\033[1A\033[2K", err=True, nl=False)  # up to the bar's line, and clear it

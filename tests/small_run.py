@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ def trainer(train: TrainItems | None = None, config: TrainConfig = RECIPE) -> Tr
 
 def run(t: Trainer, data: DataSet, file: Path, show: Callable[[int, Totals], None] = lambda n, totals: None) -> bool:
     train, valid = items(data)
-    return fit(t, train, valid, file, lambda row: None, lambda history: None, lambda *_: show)
+    return fit(t, train, valid, file, lambda row: None, lambda history: None, lambda *_: nullcontext(show))
 
 
 def weights(t: Trainer) -> dict[str, Tensor]:

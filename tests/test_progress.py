@@ -48,3 +48,50 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert "1/2" in shown
     assert "2/2" in shown
     assert "per second" in shown
+
+
+def test_several_steps_are_counted_at_once_and_a_note_is_shown_with_the_rate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with progress(12, "epoch 1/2") as advance:
+        now += 10.0
+        advance(4, note="loss 0.700")
+        now += 10.0
+        advance(4, known=True)
+    # By hand: 4 in 10 s, so the other 8 take 20 s; then 4 are left and 4 took 20 s.
+    assert capsys.readouterr().err.splitlines() == [
+        "epoch 1/2: 4 of 12, 0.4 per second, 0:00:20 left, loss 0.700",
+        "epoch 1/2: 8 of 12, 0.2 per second, 0:00:20 left",
+    ]
+
+
+@pytest.mark.parametrize("columns", [200, 80, 40, 10])
+def test_a_bar_and_its_note_do_not_exceed_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr(module, "BAR_SECONDS", 0.0)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with progress(2, "epoch") as advance:
+        advance(note="DR loss 0.700 acc 0.500  ME loss 0.700 acc 0.500")
+        drawn = capsys.readouterr().err.rpartition("\r")[2].replace("\033[?25l", "")
+        advance()
+    assert len(drawn) <= max(columns, len("epoch  []  1/2"))
+    assert ("ME loss 0.700 acc 0.500" in drawn) == (columns == 200)
+    assert ("DR loss 0.7" in drawn) == (columns >= 80)
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_a_bar_that_is_not_left_is_cleared_from_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, leave: bool
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress(1, leave=leave) as advance:
+        advance()
+    assert capsys.readouterr().err.endswith("\n\033[1A\033[2K") == (not leave)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    with progress(1, leave=leave) as advance:
+        advance()
+    assert capsys.readouterr().err == ""

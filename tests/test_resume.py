@@ -11,7 +11,8 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,12 +257,13 @@ def test_told_to_end_with_all_its_processes_a_run_saves_everything(data: DataSet
 def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
     data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted_twice(_: Console, epoch: int, *__: object) -> Callable[[int, Totals], None]:
+    @contextmanager
+    def interrupted_twice(_: Console, epoch: int, *__: object) -> Iterator[Callable[[int, Totals], None]]:
         def show(done: int, totals: Totals) -> None:
             for _ in range(2 * (epoch == 2)):
                 signal.raise_signal(signal.SIGINT)
 
-        return show
+        yield show
 
     with monkeypatch.context() as patch:
         patch.setattr(Console, "epoch", interrupted_twice)
@@ -293,8 +295,8 @@ def test_resumed_a_run_is_tracked_and_runs_where_it_was_asked_to(
         devices.append(device)
         return "cpu"
 
-    def interrupted(*_: object) -> Callable[[int, Totals], None]:
-        return lambda done, totals: signal.raise_signal(signal.SIGINT)
+    def interrupted(*_: object) -> AbstractContextManager[Callable[[int, Totals], None]]:
+        return nullcontext(lambda done, totals: signal.raise_signal(signal.SIGINT))
 
     monkeypatch.setattr("retina.train.tracking.make_tracker", make)
     monkeypatch.setattr(pipeline, "pick_device", pick)

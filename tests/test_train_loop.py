@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from eyes import write_set
 from lightning_fabric import Fabric
+from retina.runtime import progress
 from retina.runtime.errors import NonFiniteLossError, OutputError
 from retina.runtime.picture import decode
 from retina.train import pipeline, plots, recorder
@@ -135,7 +137,14 @@ def test_frozen_layers_and_their_statistics_wait_for_the_epoch_that_opens_them(d
         seen.append(weights(t))
         rates.append(history[-1]["lr_backbone"])
 
-    fit(t, *items(data), tmp_path / "resume.pth", lambda row: None, on_epoch, lambda *_: lambda done, totals: None)
+    fit(
+        t,
+        *items(data),
+        tmp_path / "resume.pth",
+        lambda row: None,
+        on_epoch,
+        lambda *_: nullcontext(lambda done, totals: None),
+    )
     start, first, second = seen
     frozen = [name for name in start if name.startswith(FROZEN)]
     assert any("running_mean" in name for name in frozen)
@@ -172,7 +181,7 @@ def test_a_network_that_diverged_in_its_last_step_is_not_kept(data: DataSet, tmp
     with pytest.raises(NonFiniteLossError, match="epoch 1: expected a finite loss on valid, found DR nan"):
         fit(
             t, train, valid, tmp_path / "resume.pth", kept.append, lambda history: None,
-            lambda *_: lambda done, totals: None,
+            lambda *_: nullcontext(lambda done, totals: None),
         )  # fmt: skip
     assert kept == []
 
@@ -410,6 +419,21 @@ def test_two_processes_are_one_with_twice_the_batch(data: DataSet, on_two_device
     metrics = json.loads((artifacts / "runs" / "twice" / "metrics.json").read_text())
     counts = {name: len(split.photos) for name, split in data.splits.items()}
     assert {name: split["all"]["n"] for name, split in metrics["splits"].items()} == counts
+
+
+def test_without_a_terminal_lines_tell_how_far_an_epoch_is(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    result = CliRunner().invoke(main, command(data, tmp_path, "lines", "--workers", "0"))
+    assert result.exit_code == 0, result.output
+    told = [line for line in result.stderr.splitlines() if line.startswith("epoch ")]
+    # Of 16 photographs by 4.
+    expected = [f"epoch {epoch}/3: {batch} of 4, " for epoch in (1, 2, 3) for batch in (1, 2, 3, 4)]
+    assert [line[: len(start)] for line, start in zip(told, expected, strict=True)] == expected
+    last = pd.read_csv(tmp_path / "runs" / "lines" / "history.csv").iloc[-1]
+    figures = [last[f"train_{name}"] for name in ("dr_loss", "dr_accuracy", "me_loss", "me_accuracy")]
+    assert told[-1].endswith(", DR loss {:.3f} acc {:.3f}  ME loss {:.3f} acc {:.3f}".format(*figures))
 
 
 @pytest.mark.parametrize(("every", "expected"), [(0.0, [1, 2, 3, 3]), (999.0, [1, 3])])

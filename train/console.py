@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-
-from tqdm import tqdm
 
 from ..runtime.progress import Advance, Countable, Item_co, progress, tracked
 from .totals import Totals
@@ -21,34 +19,29 @@ class Console:
     """Called with each line to print."""
     shows_progress: bool = True
 
-    def progress(self, total: int, label: str) -> AbstractContextManager[Advance]:
+    def progress(self, total: int, label: str, *, leave: bool = True) -> AbstractContextManager[Advance]:
         """As ``runtime.progress.progress``."""
-        return progress(total, label) if self.shows_progress else nullcontext(_ignored)
+        return progress(total, label, leave=leave) if self.shows_progress else nullcontext(_ignored)
 
     def tracked(self, items: Countable[Item_co], label: str) -> Iterable[Item_co]:
         """As ``runtime.progress.tracked``."""
         return tracked(items, label) if self.shows_progress else items
 
-    def epoch(self, epoch: int, epochs: int, n: int) -> Callable[[int, Totals], None]:
-        """A bar of the ``n`` micro-batches that an epoch has left.
+    @contextmanager
+    def epoch(self, epoch: int, epochs: int, n: int) -> Iterator[Callable[[int, Totals], None]]:
+        """As ``progress``, of the ``n`` micro-batches that an epoch has left.
 
-        Returns:
+        Yields:
             the function to call after each step with its number of micro-batches and the epoch's totals.
         """
-        bar = tqdm(total=n, desc=f"epoch {epoch}/{epochs}", leave=False, disable=None if self.shows_progress else True)
+        with self.progress(n, f"epoch {epoch}/{epochs}", leave=False) as advance:
 
-        def show(done: int, totals: Totals) -> None:
-            bar.set_postfix_str(
-                "DR loss {dr_loss} acc {dr_accuracy}  ME loss {me_loss} acc {me_accuracy}".format_map(
-                    {name: _number(value) for name, value in totals.figures().items()}
-                ),
-                refresh=False,
-            )
-            bar.update(done)
-            if bar.n >= n:
-                bar.close()
+            def show(done: int, totals: Totals) -> None:
+                figures = {name: _number(value) for name, value in totals.figures().items()}
+                text = "DR loss {dr_loss} acc {dr_accuracy}  ME loss {me_loss} acc {me_accuracy}"
+                advance(done, note=text.format_map(figures))
 
-        return show
+            yield show
 
 
 SILENT = Console(lambda line: None, shows_progress=False)
@@ -66,7 +59,7 @@ def epoch_line(row: dict[str, float], best_epoch: int) -> str:
     )
 
 
-def _ignored(*, known: bool = False) -> None: ...
+def _ignored(steps: int = 1, *, known: bool = False, note: str = "") -> None: ...
 
 
 def _number(value: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ..runtime.errors import NonFiniteLossError
@@ -22,7 +23,7 @@ def fit(
     resume_file: Path,
     on_best: Callable[[dict[str, float]], None],
     on_epoch: Callable[[list[dict[str, float]]], None],
-    show_epoch: Callable[[int, int, int], Callable[[int, Totals], None]],
+    show_epoch: Callable[[int, int, int], AbstractContextManager[Callable[[int, Totals], None]]],
 ) -> bool:
     """Train to the end of the last epoch.
 
@@ -33,8 +34,8 @@ def fit(
         resume_file: written at the start, after each epoch and at a stop.
         on_best: called with the epoch's row of history if its score is the best so far.
         on_epoch: called with the history after each epoch.
-        show_epoch: makes an epoch's progress callback from its number, that of the last one, and the number of
-            micro-batches that it has left.
+        show_epoch: a context that gives an epoch's progress callback, from its number, that of the last one, and the
+            number of micro-batches that it has left.
 
     Returns:
         True at the end; False if stopped by SIGINT or SIGTERM, with everything saved.
@@ -58,8 +59,9 @@ def fit(
             if progress.batch == 0 and progress.epoch == config.unfreeze_epoch:
                 trainer.unfreeze()
             plan.epoch, plan.start = progress.epoch, progress.batch
-            show = show_epoch(progress.epoch, config.epochs, len(plan))
-            if trainer.train_epoch(train_batches, stop, show, plan.n_batches):
+            with show_epoch(progress.epoch, config.epochs, len(plan)) as show:
+                stopped = trainer.train_epoch(train_batches, stop, show, plan.n_batches)
+            if stopped:
                 # When resumed, each device continues from an equal share of the sum.
                 progress.totals = Totals(*(total / fabric.world_size for total in trainer.summed_totals()))
                 save_resume(trainer, resume_file)
