@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-from retina.runtime.annotations import NOT_GRADED
+from retina.runtime.annotations import (
+    ANNOTATIONS_FILE,
+    DR_GRADE,
+    IMAGE_NAME,
+    IMAGES_DIR,
+    ME_GRADE,
+    NOT_GRADED,
+    PATIENT,
+    SOURCE,
+)
 from retina.runtime.errors import UsageError
 from retina.runtime.terminal import exit_codes
 from retina.train import Run, TrainConfig, train
@@ -46,18 +55,18 @@ BRANCHES = ("released-512", "released-open", "released-640")
 MEAN = len(STEPS) + len(BRANCHES)
 FIGURES = tuple(figure for figure in HEADLINES if figure[:2] != ("dr", "accuracy"))
 """Without DR accuracy, which depends more on how often each grade occurs in a source than on the recipe."""
-FIELDS = ("Image name", "Retinopathy grade", "Risk of macular edema", "Source", "Patient")
+FIELDS = (IMAGE_NAME, DR_GRADE, ME_GRADE, SOURCE, PATIENT)
 
 
 def write_split(folder: Path, photos: list[Photo]) -> None:
     """Write links to the photographs, and their annotations."""
-    (folder / "images").mkdir(parents=True)
-    with (folder / "annotations.csv").open("w", newline="", encoding="utf-8") as file:
+    (folder / IMAGES_DIR).mkdir(parents=True)
+    with (folder / ANNOTATIONS_FILE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(FIELDS)
         for n, photo in enumerate(photos):
             name = f"{n:06}_{photo.path.name}"  # those of train and valid may have the same name
-            (folder / "images" / name).symlink_to(photo.path.resolve())
+            (folder / IMAGES_DIR / name).symlink_to(photo.path.resolve())
             labels = (NOT_GRADED if label is None else label for label in (photo.dr_grade, photo.me_label))
             writer.writerow([name, *labels, photo.source, photo.patient])
 

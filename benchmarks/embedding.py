@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from retina.runtime import Prediction, RetinaModel
+from retina.runtime.annotations import IMAGE_NAME
 from retina.runtime.folder import find_pictures
 from retina.runtime.picture import decode
 from retina.runtime.terminal import exit_codes
@@ -144,7 +145,7 @@ def measure_program(command: str, model: RetinaModel, files: Sequence[Path]) -> 
         [*shlex.split(command), str(model.path), *map(str, files)], capture_output=True, text=True, check=True
     )
     for row in csv.DictReader(io.StringIO(result.stdout)):
-        right = model.predict_pixels(decode(row["Image name"]))
+        right = model.predict_pixels(decode(row[IMAGE_NAME]))
         probs = [float(cell) for name, cell in row.items() if name.startswith("dr_prob_") or name == "me_prob"]
         found.add(right, probs, int(row["Pred DR grade (orig)"]), int(row["Pred ME risk"]), None)
     return found

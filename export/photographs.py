@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.annotations import IMAGES_DIR
 from ..runtime.errors import UsageError
 from ..runtime.folder import find_pictures
 from ..runtime.picture import decode
@@ -66,7 +67,7 @@ def choose_photographs(given: Path | None, checkpoint: Checkpoint) -> Photograph
         for path in tracked(paths, "Reading"):
             decode(path)  # to fail now and not after the conversion
         return Photographs(paths, "given photographs")
-    valid = Path(checkpoint.config.get("data", "")) / "valid" / "images"
+    valid = Path(checkpoint.config.get("data", "")) / "valid" / IMAGES_DIR
     if checkpoint.config.get("data") and os.path.isdir(valid):
         chosen = spread(find_pictures(valid).names, SAMPLE)
         if chosen:

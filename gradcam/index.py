@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from ..runtime.annotations import IMAGE_NAME
 from ..runtime.contract import HEADS
 from ..runtime.output_file import write_text_atomically
 from ..runtime.wording import counted, percent
@@ -20,7 +21,7 @@ INDEX, ROWS = "index.html", "gradcam.csv"
 """What the files are called."""
 _OF_HEAD = ("target", "target_prob", "peak", "total", "blank", "peak_x", "peak_y", "overlay")
 COLUMNS = (
-    "Image name", "dr_grade", "me_risk", *(f"{head}_{name}" for head in HEADS for name in _OF_HEAD), "status", "error"
+    IMAGE_NAME, "dr_grade", "me_risk", *(f"{head}_{name}" for head in HEADS for name in _OF_HEAD), "status", "error"
 )  # fmt: skip
 """For each head, ``target`` and ``target_prob``: the class that the map explains, and its probability; ``peak`` and
 ``total``: the map's largest value and the sum of its cells, in logits for Grad-CAM and HiResCAM of the last layer, else
@@ -46,7 +47,7 @@ def write_rows(path: Path, photographs: Sequence[GalleryItem]) -> None:
 
 def _row(photograph: GalleryItem) -> dict[str, object]:
     status = "error" if photograph.undone else "ok"
-    row: dict[str, object] = {"Image name": photograph.name, "status": status, "error": photograph.error}
+    row: dict[str, object] = {IMAGE_NAME: photograph.name, "status": status, "error": photograph.error}
     if photograph.explanation is None:
         return row
     prediction = photograph.explanation.prediction

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..runtime.annotations import IMAGE_NAME
 from ..runtime.errors import AnnotationError, PictureError
 from ..runtime.picture import decode
 from ..train.synthetic import LESION_LISTING
@@ -52,14 +53,14 @@ def read_lesions(folder: Path) -> list[MaskedPhotograph]:
     except (OSError, UnicodeDecodeError, csv.Error) as err:
         found = err.strerror if isinstance(err, OSError) else str(err)
         raise AnnotationError(f"{listing}: expected a list of photographs with lesion masks, found: {found}") from None
-    if not rows or "Image name" not in rows[0]:
+    if not rows or IMAGE_NAME not in rows[0]:
         found = ", ".join(rows[0]) if rows else "no rows"
-        raise AnnotationError(f"{listing}: expected the column Image name, found {found}")
+        raise AnnotationError(f"{listing}: expected the column {IMAGE_NAME}, found {found}")
     if len(rows) == 1:
         raise AnnotationError(
             f"{listing}: expected at least two photographs, since each figure has an interval, found one"
         )
-    names = [str(row["Image name"]).strip() for row in rows]
+    names = [str(row[IMAGE_NAME]).strip() for row in rows]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise AnnotationError(f"{listing}: expected each photograph once, found {', '.join(repeated)} more often")
     return [_read(folder, name, line, names) for line, name in enumerate(names, start=2)]

@@ -18,6 +18,9 @@ from .errors import AnnotationError
 from .folder import UTF16_MARKS, find_pictures, is_picture
 from .wording import counted
 
+ANNOTATIONS_FILE, IMAGES_DIR = "annotations.csv", "images"
+"""In the folder of a split: the grades, and beside them the photographs."""
+
 IMAGE_NAME, DR_GRADE, ME_GRADE = "Image name", "Retinopathy grade", "Risk of macular edema"
 """The required columns (IDRiD's spelling); case, extra blanks and a byte order mark are ignored."""
 
@@ -28,7 +31,7 @@ IDRiD grades up to 2."""
 NOT_GRADED = "NA"
 """Written in place of a grade that nobody gave, as R and pandas do; an empty cell, which may be a slip, is a fault."""
 
-OPTIONAL = ("Caption", "Source", "Patient")
+CAPTION, SOURCE, PATIENT = OPTIONAL = ("Caption", "Source", "Patient")
 """Further columns that training reads, if they are there."""
 MAX_FAULTS_SHOWN = 100
 """Faults listed in one message; the rest are only counted."""
@@ -129,7 +132,7 @@ def dr_fault(row: Annotation) -> str:
     """The fault in a row's DR grade; empty if there is none."""
     if row.dr_grade is None or row.dr_grade <= MAX_DR_GRADE:
         return ""
-    return f"Retinopathy grade: expected 0 to {MAX_DR_GRADE}, found {row.dr_grade} ({row.image})"
+    return f"{DR_GRADE}: expected 0 to {MAX_DR_GRADE}, found {row.dr_grade} ({row.image})"
 
 
 def me_label(row: Annotation, positive_from: int | None) -> tuple[int | None, str]:
@@ -147,11 +150,11 @@ def me_label(row: Annotation, positive_from: int | None) -> tuple[int | None, st
     if positive_from is not None and row.me_grade <= MAX_ME_GRADE:
         return int(row.me_grade >= positive_from), ""
     if positive_from is not None:
-        return None, f"Risk of macular edema: expected 0 to {MAX_ME_GRADE}, found {row.me_grade} ({row.image})"
+        return None, f"{ME_GRADE}: expected 0 to {MAX_ME_GRADE}, found {row.me_grade} ({row.image})"
     if row.me_grade <= 1:
         return row.me_grade, ""
     return None, (
-        f"Risk of macular edema: expected 0 or 1, found {row.me_grade} ({row.image}); "
+        f"{ME_GRADE}: expected 0 or 1, found {row.me_grade} ({row.image}); "
         "--me-positive-from N makes graded risk binary"
     )
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .annotations import Annotation
+from .annotations import IMAGE_NAME, Annotation
 from .errors import OutputError
 from .prediction import Prediction
 
 TABLE_NAME = "test_predictions.csv"
 """Default name of the table, as the original notebook called it."""
 NOTEBOOK_COLUMNS = (
-    "Image name",
+    IMAGE_NAME,
     "Pred DR grade (orig)",
     "True DR grade (orig)",
     "Pred ME risk",

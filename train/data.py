@@ -9,7 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.annotations import OPTIONAL, NameIndex, dr_fault, fault_report, me_label, mentioned, scan_annotations
+from ..runtime.annotations import (
+    ANNOTATIONS_FILE,
+    DR_GRADE,
+    IMAGES_DIR,
+    OPTIONAL,
+    NameIndex,
+    dr_fault,
+    fault_report,
+    me_label,
+    mentioned,
+    scan_annotations,
+)
 from ..runtime.digest import sha256_of
 from ..runtime.errors import AnnotationError
 from ..runtime.weighted_metrics import label_index
@@ -76,11 +87,11 @@ def require_splits(root: Path) -> None:
     """
     if not os.path.isdir(root):
         raise AnnotationError(f"{root}: expected a folder with train/, valid/ and test/, found none there")
-    absent = [name for name in SPLITS if not os.path.isfile(root / name / "annotations.csv")]
+    absent = [name for name in SPLITS if not os.path.isfile(root / name / ANNOTATIONS_FILE)]
     if absent:
         raise AnnotationError(
-            f"{root}: expected train/, valid/ and test/, each with annotations.csv and images/; "
-            f"found no annotations.csv in {', '.join(f'{name}/' for name in absent)}"
+            f"{root}: expected train/, valid/ and test/, each with {ANNOTATIONS_FILE} and {IMAGES_DIR}/; "
+            f"found no {ANNOTATIONS_FILE} in {', '.join(f'{name}/' for name in absent)}"
         )
 
 
@@ -106,7 +117,7 @@ def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
         for photo in splits[name].photos:
             if photo.dr_grade is not None and photo.dr_grade not in dr_grades:
                 faults.append(
-                    f"{splits[name].annotations}, line {photo.line}: Retinopathy grade: expected one of "
+                    f"{splits[name].annotations}, line {photo.line}: {DR_GRADE}: expected one of "
                     f"{', '.join(map(str, dr_grades))} as in train, found {photo.dr_grade} ({photo.image_name})"
                 )
     if len(dr_grades) == 1:
@@ -133,10 +144,10 @@ def sound_dataset(root: Path, me_positive_from: int | None = None) -> DataSet:
 
 
 def _read_split(folder: Path, me_positive_from: int | None, faults: list[str]) -> Split:
-    annotations = folder / "annotations.csv"
+    annotations = folder / ANNOTATIONS_FILE
     rows, row_faults = scan_annotations(annotations)
     faults += [f"{annotations}, {fault}" for fault in row_faults]
-    images = folder / "images"
+    images = folder / IMAGES_DIR
     if not os.path.isdir(images):
         faults.append(f"{images}: expected a folder of photographs, found none there")
         return Split(annotations, ())

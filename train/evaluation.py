@@ -14,6 +14,7 @@ from typing import Any
 import click
 import numpy as np
 
+from ..runtime.annotations import ANNOTATIONS_FILE
 from ..runtime.errors import AnnotationError, UsageError
 from ..runtime.model import RetinaModel
 from ..runtime.options import SETTINGS, PathName, me_positive_option
@@ -97,7 +98,7 @@ def main(
     with exit_codes("retina.train.evaluation"):
         opened = RetinaModel(model)
         if out is not None:
-            require_place(out, [opened.path, *(data / name / "annotations.csv" for name in SPLITS)])
+            require_place(out, [opened.path, *(data / name / ANNOTATIONS_FILE for name in SPLITS)])
         if opened.contract.caution:
             tell(f"Caution: {opened.contract.caution}")
         figures = evaluate_file(opened, data, splits, me_positive_from=me_positive_from)

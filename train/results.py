@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..runtime.annotations import Annotation
+from ..runtime.annotations import IMAGES_DIR, Annotation
 from ..runtime.contract import Contract
 from ..runtime.output_file import replacing
 from ..runtime.prediction import Prediction
@@ -108,7 +108,7 @@ def write_test_predictions(path: Path, split: Split, p: Predictions, contract: C
     Raises:
         OutputError: the folder is not writable, or the disk is full.
     """
-    images = split.annotations.parent / "images"
+    images = split.annotations.parent / IMAGES_DIR
     rows = []
     for photo, dr, me in zip(split.photos, p.dr_probs, p.me_probs, strict=True):
         truth = Annotation(photo.line, photo.image_name, photo.dr_grade, photo.me_label, {})

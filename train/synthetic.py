@@ -26,11 +26,13 @@ from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..runtime.annotations import ANNOTATIONS_FILE, DR_GRADE, IMAGE_NAME, IMAGES_DIR, ME_GRADE, OPTIONAL
 from ..runtime.errors import OutputError, UsageError
 from ..runtime.formats import MAX_PIXELS
 from ..runtime.options import SETTINGS, PathName
 from ..runtime.progress import progress
 from ..runtime.terminal import exit_codes, tell
+from .data import SPLITS
 from .eye import CAMERAS, Side, View, illumination, retina
 from .lesions import LESIONS, macular_exudates
 
@@ -175,7 +177,7 @@ def write_dataset(folder: Path, per_split: Mapping[str, int], *, size: int = 512
     try:
         with progress(sum(per_split.values()), "Drawing photographs") as advance:
             for split, count in per_split.items():
-                images, masks = folder / split / "images", folder / split / "masks"
+                images, masks = folder / split / IMAGES_DIR, folder / split / "masks"
                 images.mkdir(parents=True, exist_ok=True)
                 masks.mkdir(exist_ok=True)
                 rows = []
@@ -201,8 +203,8 @@ def write_dataset(folder: Path, per_split: Mapping[str, int], *, size: int = 512
                     caption = f"Colour fundus photograph, {degrees} degree field, macula centred, drawn"
                     rows.append([name, case.grade, case.me_risk, caption, case.source, patient])
                     advance()
-                header = ["Image name", "Retinopathy grade", "Risk of macular edema ", "Caption", "Source", "Patient"]
-                _write_csv(folder / split / "annotations.csv", header, sorted(rows))
+                header = [IMAGE_NAME, DR_GRADE, f"{ME_GRADE} ", *OPTIONAL]
+                _write_csv(folder / split / ANNOTATIONS_FILE, header, sorted(rows))
     except OSError as err:
         raise OutputError(f"{folder}: cannot be written: {err}. Choose another folder or free some space.") from err
     return entries
@@ -234,7 +236,7 @@ def write_lesions(folder: Path, count: int, *, size: int = 1024, seed: int = 0) 
             _save_mask(path.with_name(f"{path.stem}_HE.png"), haemorrhages)
             rows.append([path.name, "", int(exudates.sum()), int(haemorrhages.sum())])
             paths.append(path)
-        header = ["Image name", "Same eye in the test split", "Hard exudate pixels", "Haemorrhage pixels"]
+        header = [IMAGE_NAME, "Same eye in the test split", "Hard exudate pixels", "Haemorrhage pixels"]
         _write_csv(folder / LESION_LISTING, header, rows)
     except OSError as err:
         raise OutputError(f"{folder}: cannot be written: {err}. Choose another folder or free some space.") from err
@@ -331,9 +333,9 @@ def main(folder: Path, train: int, valid: int, test: int, lesions: int, size: in
     Example:  python -m retina.train.synthetic data --train 120 --valid 40 --test 40
     """
     with exit_codes("retina.train.synthetic"):
-        entries = write_dataset(folder, {"train": train, "valid": valid, "test": test}, size=size, seed=seed)
+        entries = write_dataset(folder, dict(zip(SPLITS, (train, valid, test), strict=True)), size=size, seed=seed)
         masked = write_lesions(folder / "lesions", lesions, size=size, seed=seed) if lesions else []
-    for split in ("train", "valid", "test"):
+    for split in SPLITS:
         part = [entry for entry in entries if entry.split == split]
         grades = Counter(entry.dr_grade for entry in part)
         tell(
