@@ -35,7 +35,7 @@ from retina.runtime.terminal import exit_codes
 from retina.train import Run, TrainConfig, train
 from retina.train.checkpoint import load_checkpoint
 from retina.train.config import RECIPES
-from retina.train.data import DataSet, Photo, sound_dataset
+from retina.train.data import DataSet, Photo, read_dataset
 from retina.train.markdown import brief
 from retina.train.metrics import HEADLINES
 from retina.train.run import BEST, FINAL
@@ -128,7 +128,7 @@ def main(
     workers: int | None,
 ) -> None:
     """Train on each source alone and test on the others, one change at a time."""
-    data = sound_dataset(root)
+    data = read_dataset(root)
     counts = Counter(photo.source for photo in data.splits["train"].photos)
     if unknown := set(sources) - set(counts):
         raise UsageError(f"--source {min(unknown)}: expected one of {', '.join(sorted(counts))}")
@@ -156,7 +156,7 @@ def main(
                 return figures
             ends = [trained(branch, source) / FINAL for branch in range(len(STEPS), MEAN)]
             mean = average([(str(end), load_checkpoint(end)) for end in ends])
-            view = sound_dataset(Path(temporary) / source)
+            view = read_dataset(Path(temporary) / source)
             return {split: judged(mean, items_of(mean, view, split)) for split in ("valid", "test")}
 
         for step, source in product(steps, trained_on):

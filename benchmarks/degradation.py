@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from retina.runtime import RELEASED, RetinaModel
 from retina.runtime.picture import load
 from retina.runtime.terminal import exit_codes
-from retina.train.data import SPLITS, Photo, sound_dataset
+from retina.train.data import SPLITS, Photo, read_dataset
 from retina.train.evaluation import score_split
 from retina.train.markdown import brief
 from retina.train.metrics import evaluate
@@ -177,7 +177,7 @@ def spoiled(photos: tuple[Photo, ...], spoil: Spoil, folder: Path) -> Iterator[P
 @exit_codes("degradation.py")
 def main(root: Path, split: str, files: tuple[Path, ...], ways: tuple[str, ...]) -> None:
     """Score degraded copies of a split with each model file."""
-    data = sound_dataset(root)
+    data = read_dataset(root)
     models = [RetinaModel(file) for file in files]
     click.echo("| photograph | model | " + " | ".join(title for *_, title in FIGURES) + " |")
     click.echo("|---" * (2 + len(FIGURES)) + "|")

@@ -24,7 +24,7 @@ from PIL import Image
 from retina.runtime.picture import decode, load
 from retina.runtime.terminal import exit_codes
 from retina.runtime.workers import usable_cores
-from retina.train.data import sound_dataset
+from retina.train.data import read_dataset
 from retina.train.leakage import NEAR_BITS
 from retina.train.likeness import bits, distances, perceptual_hash, views
 
@@ -85,7 +85,7 @@ def hashes(path: Path) -> tuple[str, str]:
 @exit_codes("likeness.py")
 def main(root: Path, every: int) -> None:
     """Measure what counts as near-identical on copies of DATA's photographs, and on different ones."""
-    data = sound_dataset(root)
+    data = read_dataset(root)
     with ThreadPoolExecutor(usable_cores()) as pool:
         found = {name: list(pool.map(hashes, split.paths)) for name, split in data.splits.items()}
         long = {name: bits(each for each, _ in both) for name, both in found.items()}

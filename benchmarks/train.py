@@ -26,7 +26,7 @@ from retina.runtime.contract import Preprocessing
 from retina.runtime.terminal import exit_codes
 from retina.train import EpochPlan, Normalize, RetinaNet, TrainConfig, Trainer, class_weights
 from retina.train.augment import make_augment
-from retina.train.data import DataSet, sound_dataset
+from retina.train.data import DataSet, read_dataset
 from retina.train.device import make_fabric, pick_device
 from retina.train.frames import look_through
 from retina.train.items import Batch, TrainItems
@@ -176,7 +176,7 @@ def main(
             str(data), batch_size=batch_size, image_size=image_size, backbone=backbone, workers=workers,
             precision=precision,  # type: ignore[arg-type]
         )  # fmt: skip
-        compare(config, sound_dataset(data), batches * batch_size, pick_device(device), rounds, Path(scratch))
+        compare(config, read_dataset(data), batches * batch_size, pick_device(device), rounds, Path(scratch))
 
 
 def compare(config: TrainConfig, dataset: DataSet, keep: int, device: str, rounds: int, scratch: Path) -> None:

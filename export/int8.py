@@ -18,7 +18,7 @@ from ..runtime.picture import decode
 from ..runtime.progress import tracked
 from ..runtime.session import open_session
 from ..train.calibration import calibration_faults, is_calibrated
-from ..train.data import DataSet, Photo, fingerprint_of_files, sound_dataset, unknown_grades
+from ..train.data import DataSet, Photo, fingerprint_of_files, read_dataset, unknown_grades
 from ..train.predictions import Predictions
 from ..train.screening import screening_rules
 from .gate import Gate, judge
@@ -149,7 +149,7 @@ def screening_thresholds(contract: Contract, valid: Predictions) -> Mapping[str,
 
 
 def _read(root: Path, contract: Contract, me_positive_from: int | None) -> DataSet:
-    data = sound_dataset(root, me_positive_from)
+    data = read_dataset(root, me_positive_from)
     if is_calibrated(contract) and (faults := calibration_faults(data, contract)):
         raise AnnotationError(fault_report(root, faults))
     if unknown := unknown_grades(data.splits["valid"].photos, contract.dr_grades):

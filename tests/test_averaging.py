@@ -40,7 +40,7 @@ def branch(seed: int, contract: Contract = CONTRACT, backbone: str = RESNET10) -
 
 def contract_of(data: Path, me_positive_from: int | None = None) -> Contract:
     """The contract of a checkpoint trained on this data."""
-    read, _ = read_dataset(data, me_positive_from)
+    read = read_dataset(data, me_positive_from)
     lines = [
         f"{name} {hashlib.sha256(photo.path.read_bytes()).hexdigest()} {photo.dr_grade} {photo.me_label}"
         for name, split in read.splits.items()

@@ -18,7 +18,7 @@ from eyes import write_set
 from PIL import Image
 from retina.train import soup
 from retina.train.checkpoint import Checkpoint
-from retina.train.data import read_dataset
+from retina.train.data import read_dataset, scan_dataset
 from retina.train.synthetic import write_dataset
 from scipy.ndimage import find_objects, label
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
@@ -59,9 +59,9 @@ def test_bad_input_ends_a_benchmark_as_it_ends_a_command(drawn: Path) -> None:
 
 def test_cross_source_tests_on_the_other_source_and_leaves_the_test_split_alone(drawn: Path, tmp_path: Path) -> None:
     module: dict[str, Any] = runpy.run_path(str(BENCHMARKS / "cross_source.py"))
-    data, _ = read_dataset(drawn)
+    data = read_dataset(drawn)
     module["write_view"](data, "larga", tmp_path)
-    view, faults = read_dataset(tmp_path)
+    view, faults = scan_dataset(tmp_path)
     assert faults == []
     for name, splits, is_own in (
         ("train", ["train"], True),
@@ -80,7 +80,7 @@ def test_cross_source_tests_on_the_other_source_and_leaves_the_test_split_alone(
 def test_cross_source_takes_photographs_of_one_name_from_both_splits(tmp_path: Path) -> None:
     write_set(tmp_path / "data")  # eye_0.jpg, ... in each split, all of the source "cam"
     module: dict[str, Any] = runpy.run_path(str(BENCHMARKS / "cross_source.py"))
-    data, _ = read_dataset(tmp_path / "data")
+    data = read_dataset(tmp_path / "data")
     module["write_view"](data, "another", tmp_path / "view")
     assert len(list((tmp_path / "view/test/images").iterdir())) == 9
 
@@ -106,7 +106,7 @@ def test_cross_source_averages_the_branches(drawn: Path, monkeypatch: pytest.Mon
         "cross_source.py", str(drawn), "--backbone", RESNET10, "--weights", "none", "--image-size", "32",
         "--epochs", "1", "--step", "6", "--step", "9", "--source", "larga", "--workers", "0",
     )  # fmt: skip
-    data, _ = read_dataset(drawn)
+    data = read_dataset(drawn)
     own = sum(p.source == "larga" for p in data.splits["train"].photos)
     other = sum(p.source == "ronda" for name in ("train", "valid") for p in data.splits[name].photos)
     assert [row["recipe"] for row in rows] == ["then released-512", "the mean of the three"]
@@ -136,7 +136,7 @@ def test_degradation_scores_the_spoiled_copies(drawn: Path, tmp_path: Path) -> N
         "degradation.py", str(drawn), "--model", str(tmp_path / "tiny.onnx"),
         "--way", "as it is", "--way", "gamma 0.6, washed out", "--way", "the middle 50%",
     )  # fmt: skip
-    data, _ = read_dataset(drawn)
+    data = read_dataset(drawn)
     photos = data.splits["valid"].photos
     pictures = [np.asarray(Image.open(photo.path).convert("RGB")) for photo in photos]
     by_hand = {

@@ -15,7 +15,7 @@ from PIL import Image
 from retina.runtime.contract import Preprocessing
 from retina.train import leakage
 from retina.train.cli import main
-from retina.train.data import SPLITS, read_dataset
+from retina.train.data import SPLITS, read_dataset, scan_dataset
 from retina.train.frames import Look, look_through
 from retina.train.leakage import NEAR_BITS, _near, find_copies, find_leaks, unnamed_patients
 from retina.train.likeness import bits, distances, perceptual_hash
@@ -24,7 +24,7 @@ from small_backbone import RESNET10
 
 
 def leaks_of(root: Path) -> list[str]:
-    data, faults = read_dataset(root)
+    data, faults = scan_dataset(root)
     assert faults == []
     looks: dict[str, list[Look]] = {}
     for name in SPLITS:
@@ -42,11 +42,11 @@ def test_near_is_up_to_sixteen_bits_of_256_in_either_view() -> None:
 
 def test_splits_of_different_eyes_and_patients_have_no_leak(tmp_path: Path) -> None:
     assert leaks_of(write_set(tmp_path)) == []
-    assert unnamed_patients(read_dataset(tmp_path)[0]) == ""
+    assert unnamed_patients(read_dataset(tmp_path)) == ""
 
 
 def test_photographs_of_unnamed_patients_are_counted(tmp_path: Path) -> None:
-    data = read_dataset(write_set(tmp_path))[0]
+    data = read_dataset(write_set(tmp_path))
     valid = data.splits["valid"]
     nobodys = replace(valid, photos=(*valid.photos[:1], *(replace(photo, patient="") for photo in valid.photos[1:])))
     note = unnamed_patients(replace(data, splits={**data.splits, "valid": nobodys}))
@@ -167,7 +167,7 @@ def test_pairs_are_found_whichever_portion_they_are_in(monkeypatch: pytest.Monke
 def test_copies_are_found_in_each_split(tmp_path: Path, split: str) -> None:
     images = write_set(tmp_path) / split / "images"
     shutil.copy(images / "eye_0.jpg", images / "eye_2.jpg")  # DR 0 ME 0 and DR 2 ME 1
-    data, _ = read_dataset(tmp_path)
+    data = read_dataset(tmp_path)
     looks: dict[str, list[Look]] = {}
     for name in SPLITS:
         paths = [photo.path for photo in data.splits[name].photos]
@@ -200,7 +200,7 @@ def test_what_cannot_be_read_is_no_copy(tmp_path: Path) -> None:
         for n in range(2):
             (tmp_path / name / "images" / f"eye_{n}.jpg").write_bytes(b"torn")
     assert leaks_of(tmp_path) == []
-    data, _ = read_dataset(tmp_path)
+    data = read_dataset(tmp_path)
     looks: dict[str, list[Look]] = {}
     for name in SPLITS:
         paths = [photo.path for photo in data.splits[name].photos]

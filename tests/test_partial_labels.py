@@ -30,7 +30,7 @@ from retina.train import evaluation, plots
 from retina.train.calibration import calibration_faults
 from retina.train.checkpoint import load_checkpoint
 from retina.train.config import TrainConfig
-from retina.train.data import DataSet, read_dataset
+from retina.train.data import DataSet, read_dataset, scan_dataset
 from retina.train.frames import look_through
 from retina.train.framing import Normalize
 from retina.train.items import Batch, EpochPlan, class_weights
@@ -69,7 +69,7 @@ def partial_set(root: Path) -> DataSet:
     for seed, name in enumerate(("valid", "test")):
         labels = [0, 1, 2, NA, 2, 0][seed:] + [1] * seed
         relabel(root / name, labels, [0, NA, 1, 1, NA, 0])
-    data, faults = read_dataset(root)
+    data, faults = scan_dataset(root)
     assert faults == []
     return data
 
@@ -132,11 +132,11 @@ def test_the_data_set_keeps_who_lacks_which_label(tmp_path: Path) -> None:
 
 def test_labels_without_which_a_run_makes_no_sense(tmp_path: Path) -> None:
     write_set(tmp_path, train=[0] * 6, others=[0] * 3)
-    _, faults = read_dataset(tmp_path)
+    _, faults = scan_dataset(tmp_path)
     (fault,) = faults
     assert fault.endswith(": expected two or more DR grades, found [0]")
     relabel(tmp_path / "train", [NA] * 6, [0, 1] * 3)
-    data, faults = read_dataset(tmp_path)
+    data, faults = scan_dataset(tmp_path)
     assert (data.dr_grades, faults) == ((), [])
     (fault,) = label_faults(data, replace(RECIPE, me_weight=0.0))
     assert "expected a label for a head that is trained" in fault
@@ -144,14 +144,14 @@ def test_labels_without_which_a_run_makes_no_sense(tmp_path: Path) -> None:
     relabel(tmp_path / "train", [0, 1, 2] * 2, [0, 1, NA] * 2)
     relabel(tmp_path / "valid", [NA, NA, NA], [0, 1, 0])
     relabel(tmp_path / "test", [0, 1, 2], [NA] * 3)
-    data, faults = read_dataset(tmp_path)
+    data, faults = scan_dataset(tmp_path)
     assert faults == []
     (fault,) = label_faults(data, RECIPE)
     assert fault.startswith(f"{tmp_path}/valid/annotations.csv: expected photographs with a DR grade, as in train")
     assert label_faults(data, replace(RECIPE, dr_weight=0.0)) == []
     assert calibration_faults(data, Contract()) == [], "a head without labels is not calibrated"
     relabel(tmp_path / "valid", [0, 1, NA], [0, NA, 0])
-    data, _ = read_dataset(tmp_path)
+    data = read_dataset(tmp_path)
     faults = calibration_faults(data, Contract())
     for what, fault in zip(("ME risk", "DR grade of 2 or more"), faults, strict=True):
         assert f"expected photographs with {what} to calibrate on, found none" in fault
@@ -162,7 +162,7 @@ def test_labels_without_which_a_run_makes_no_sense(tmp_path: Path) -> None:
 
     relabel(tmp_path / "train", [0, 1, 2] * 2, [NA] * 6)
     relabel(tmp_path / "valid", [0, 1, 2], [NA, NA, NA])
-    data, _ = read_dataset(tmp_path)
+    data = read_dataset(tmp_path)
     assert label_faults(data, RECIPE) == []
     assert trained_heads(data, RECIPE) == ("dr",)
     (fault,) = label_faults(data, replace(RECIPE, dr_weight=0.0))
@@ -174,11 +174,11 @@ def test_two_copies_conflict_only_where_both_are_labelled(tmp_path: Path) -> Non
     for n in range(4):
         eye(7).save(tmp_path / f"train/images/eye_{n}.jpg")
     relabel(tmp_path / "train", [NA, 2, NA, 2], [0, NA, 0, NA])
-    data, _ = read_dataset(tmp_path)
+    data, _ = scan_dataset(tmp_path)
     looks = {name: look_through(split.paths, SMALL, "uint8", "off", tmp_path)[1] for name, split in data.splits.items()}
     assert [copy.conflict for copy in find_copies(data, looks)] == [""] * 3
     relabel(tmp_path / "train", [NA, 2, NA, 1], [0, NA, 1, NA])
-    data, _ = read_dataset(tmp_path)
+    data, _ = scan_dataset(tmp_path)
     assert [copy.conflict for copy in find_copies(data, looks)] == ["", "ME risk 0 and 1", "DR grade 2 and 1"]
 
 

@@ -23,7 +23,7 @@ from retina.train import frames as frames_code
 from retina.train import framing
 from retina.train.augment import augment_with_seed, make_augment
 from retina.train.config import Sampling
-from retina.train.data import DataSet, read_dataset
+from retina.train.data import DataSet, read_dataset, scan_dataset
 from retina.train.frames import DecodedFrames, _key, look_through
 from retina.train.framing import make_frame
 from retina.train.items import Draw, EpochPlan, EvalItems, Item, TrainItems, class_weights, collate
@@ -40,7 +40,7 @@ def gaps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sound(root: Path, me_positive_from: int | None = None) -> DataSet:
-    data, faults = read_dataset(root, me_positive_from)
+    data, faults = scan_dataset(root, me_positive_from)
     assert faults == []
     return data
 
@@ -102,7 +102,7 @@ def test_grades_map_to_contiguous_indices_and_back(gaps: Path) -> None:
 def test_graded_macular_edema_needs_a_threshold(tmp_path: Path) -> None:
     for seed, split in enumerate(("train", "valid", "test")):
         write_split(tmp_path / split, [0, 1, 2], seed, me=[0, 1, 2])
-    _, faults = read_dataset(tmp_path)
+    _, faults = scan_dataset(tmp_path)
     assert len(faults) == 3
     assert "train/annotations.csv, line 4: Risk of macular edema: expected 0 or 1, found 2" in faults[0]
     assert "--me-positive-from" in faults[0]
@@ -113,7 +113,7 @@ def test_graded_macular_edema_needs_a_threshold(tmp_path: Path) -> None:
 
 def test_a_grade_that_train_lacks_is_a_fault(tmp_path: Path) -> None:
     write_set(tmp_path, train=(0, 1, 0, 1), others=(0, 1, 3))
-    _, faults = read_dataset(tmp_path)
+    _, faults = scan_dataset(tmp_path)
     assert [fault.split("annotations.csv, ")[1] for fault in faults] == [
         "line 4: Retinopathy grade: expected one of 0, 1 as in train, found 3 (eye_2.jpg)"
     ] * 2
@@ -122,7 +122,7 @@ def test_a_grade_that_train_lacks_is_a_fault(tmp_path: Path) -> None:
 def test_a_missing_column_does_not_make_every_photograph_unlisted(tmp_path: Path) -> None:
     write_set(tmp_path)
     write_annotations(tmp_path / "valid", [["eye_0", 1], ["eye_1", 1]], ["Image name", "Retinopathy grade"])
-    _, faults = read_dataset(tmp_path)
+    _, faults = scan_dataset(tmp_path)
     assert len(faults) == 2  # the missing column, and eye_2.jpg, which no row names
     assert "expected a column 'Risk of macular edema'" in faults[0]
     assert "eye_2.jpg: expected a row" in faults[1]
@@ -136,7 +136,7 @@ def test_annotations_in_another_encoding_are_one_fault(tmp_path: Path, encoding:
     path = tmp_path / "train" / "annotations.csv"
     (path.parent / "images" / "eye_1.jpg").rename(path.parent / "images" / "für_1.jpg")
     path.write_bytes(path.read_text(encoding="utf-8").replace("eye_1", "für_1").encode(encoding))
-    (fault, *others) = read_dataset(tmp_path)[1]
+    (fault, *others) = scan_dataset(tmp_path)[1]
     assert fault.startswith(f"{path}, expected UTF-8 text, found {found}")
     assert fault.endswith('save it as "CSV UTF-8"')
     missed = [other for other in others if "expected a row" in other]
@@ -147,7 +147,7 @@ def test_an_excel_workbook_is_one_fault(tmp_path: Path) -> None:
     write_set(tmp_path)
     path = tmp_path / "train" / "annotations.csv"
     path.write_bytes(b"PK\x03\x04\x14\x00 workbook")
-    faults = read_dataset(tmp_path)[1]
+    faults = scan_dataset(tmp_path)[1]
     assert faults == [f'{path}, expected UTF-8 text, found an Excel workbook; save it as "CSV UTF-8"']
 
 
@@ -157,11 +157,11 @@ def test_names_may_begin_with_the_folders_that_lead_to_the_photographs(tmp_path:
     written = path.read_text(encoding="utf-8")
     for folders in ("images/", "train/images/", "data\\train\\images\\", "../data/train/images/", "/old/place/"):
         path.write_text(written.replace("eye_", f"{folders}eye_"), encoding="utf-8")
-        data, faults = read_dataset(root)
+        data, faults = scan_dataset(root)
         assert faults == [], folders
         assert data.splits["train"].photos[0].path == root / "train/images/eye_0.jpg"
     path.write_text(written.replace("eye_1.", "other/eye_1."), encoding="utf-8")
-    missing, unlisted = read_dataset(root)[1]
+    missing, unlisted = scan_dataset(root)[1]
     assert missing.endswith("found 'eye_1.jpg', to which those folders do not lead; write that if it is meant")
     assert "eye_1.jpg: expected a row" in unlisted
 
@@ -169,9 +169,9 @@ def test_names_may_begin_with_the_folders_that_lead_to_the_photographs(tmp_path:
 def test_a_folder_without_splits_is_refused(tmp_path: Path) -> None:
     write_split(tmp_path / "train", [0, 1], 0)
     with pytest.raises(AnnotationError, match=r"found no annotations\.csv in valid/, test/"):
-        read_dataset(tmp_path)
+        scan_dataset(tmp_path)
     with pytest.raises(AnnotationError, match="found none there"):
-        read_dataset(tmp_path / "nowhere")
+        scan_dataset(tmp_path / "nowhere")
 
 
 def test_class_weights_are_scikit_learns_balanced() -> None:
@@ -182,7 +182,7 @@ def test_class_weights_are_scikit_learns_balanced() -> None:
 
 
 def test_what_is_learnt_does_not_depend_on_the_cache(gaps: Path, tmp_path: Path) -> None:
-    data, _ = read_dataset(gaps)
+    data = read_dataset(gaps)
     paths = [photo.path for photo in data.splits["train"].photos]
     kept, _ = look_through(paths, SMALL, "uint8", "memory", tmp_path)
     direct = DecodedFrames(paths, SMALL)

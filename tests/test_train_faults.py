@@ -29,7 +29,7 @@ from retina.train import frames, pipeline, survey
 from retina.train.cli import main
 from retina.train.config import TrainConfig
 from retina.train.console import SILENT
-from retina.train.data import fingerprint_of_files, sound_dataset
+from retina.train.data import fingerprint_of_files, read_dataset
 from retina.train.device import make_fabric
 from retina.train.frames import DecodedFrames, Frames
 from retina.train.model import RetinaNet
@@ -470,7 +470,7 @@ def test_a_state_that_cannot_be_resumed_from_says_what_is_left(tmp_path: Path, d
     config = TrainConfig(str(data), image_size=32, backbone=RESNET10, weights="none", workers=0)
     (folder / "config.json").write_text(config.to_json())
     (folder / "resume.pth").write_bytes(b"PK\x03\x04 cut")
-    begun = {"devices": 1, "data_fingerprint": fingerprint_of_files(sound_dataset(data))}
+    begun = {"devices": 1, "data_fingerprint": fingerprint_of_files(read_dataset(data))}
     (folder / "run.json").write_text(json.dumps(begun))
     for best, then in ((False, "Start a new run.\n"), (True, f"best epoch:  --weights {folder / 'best.pth'}\n")):
         if best:

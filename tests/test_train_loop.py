@@ -537,7 +537,7 @@ def test_the_test_csv_is_what_the_best_checkpoint_says(finished_run: FinishedRun
 
 def answers(run: FinishedRun, split: str, checkpoint: Checkpoint) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """DR and ME probabilities, computed one photograph at a time, and the true labels."""
-    dataset, _ = read_dataset(run.data)
+    dataset = read_dataset(run.data)
     model, preprocess = checkpoint.build_model(), make_preprocess(checkpoint.contract.preprocessing)
     photos = dataset.splits[split].photos
     with torch.inference_mode():

@@ -33,13 +33,13 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
         require_extra("train")
         from .calibration import calibrated, calibration_line
         from .checkpoint import load_checkpoint
-        from .data import sound_dataset
+        from .data import read_dataset
         from .soup import average, items_of, judged, predict_logits, require_same_data
 
         require_place(out, checkpoints)
         loaded = {path: load_checkpoint(path) for path in checkpoints}
         mean = average([(str(path), loaded[path]) for path in checkpoints])
-        read = sound_dataset(data, mean.config.get("me_positive_from"))
+        read = read_dataset(data, mean.config.get("me_positive_from"))
         require_same_data(read, mean)
         items = items_of(mean, read, "valid")
         mean = calibrated(mean, items, *predict_logits(mean, items))

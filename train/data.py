@@ -95,12 +95,25 @@ def require_splits(root: Path) -> None:
         )
 
 
-def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataSet, list[str]]:
+def read_dataset(root: Path, me_positive_from: int | None = None) -> DataSet:
     """Read ``root/{train,valid,test}/annotations.csv`` and find the pictures in ``images/`` beside each.
 
     Args:
         root: the data folder.
         me_positive_from: ME grades of this value and above count as risk; None accepts 0 and 1 only.
+
+    Raises:
+        AnnotationError: see ``require_splits``; or there are faults, and all of them are listed.
+        UsageError: a folder of photographs cannot be listed.
+    """
+    data, faults = scan_dataset(root, me_positive_from)
+    if faults:
+        raise AnnotationError(fault_report(root, faults))
+    return data
+
+
+def scan_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataSet, list[str]]:
+    """``read_dataset`` for callers that add faults of their own before they raise a single error.
 
     Returns:
         the photographs without faults, and each fault as a line of text that names file, line and value.
@@ -128,19 +141,6 @@ def read_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
 def unknown_grades(photos: Sequence[Photo], grades: Sequence[int]) -> list[int]:
     """The photographs' DR grades that are not among ``grades``, in ascending order."""
     return sorted({photo.dr_grade for photo in photos if photo.dr_grade is not None} - set(grades))
-
-
-def sound_dataset(root: Path, me_positive_from: int | None = None) -> DataSet:
-    """``read_dataset`` for callers that accept no fault.
-
-    Raises:
-        AnnotationError: as ``read_dataset``, or listing all faults.
-        UsageError: as ``read_dataset``.
-    """
-    data, faults = read_dataset(root, me_positive_from)
-    if faults:
-        raise AnnotationError(fault_report(root, faults))
-    return data
 
 
 def _read_split(folder: Path, me_positive_from: int | None, faults: list[str]) -> Split:

@@ -21,7 +21,7 @@ from ..runtime.options import SETTINGS, PathName, me_positive_option
 from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.progress import progress
 from ..runtime.terminal import exit_codes, tell
-from .data import SPLITS, Photo, sound_dataset, unknown_grades
+from .data import SPLITS, Photo, read_dataset, unknown_grades
 from .markdown import classes_table, figures_table
 from .metrics import evaluate
 from .predictions import Predictions
@@ -68,7 +68,7 @@ def evaluate_file(
         UsageError: a photograph has a grade that the model does not have.
         ModelFileError: the model's output is not finite.
     """
-    data = sound_dataset(root, me_positive_from)
+    data = read_dataset(root, me_positive_from)
     return {
         "model_sha256": model.sha256,
         "splits": {

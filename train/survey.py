@@ -16,7 +16,7 @@ from ..runtime.errors import AnnotationError
 from .calibration import calibration_faults
 from .config import TrainConfig
 from .console import Console
-from .data import SPLITS, DataSet, fingerprint, read_dataset
+from .data import SPLITS, DataSet, fingerprint, scan_dataset
 from .frames import DecodedFrames, Frames, Look, PixelType, look_through
 from .labels import label_faults, label_notes, untrained_heads
 from .leakage import Leak, find_copies, find_leaks, unnamed_patients
@@ -60,9 +60,9 @@ def survey_data(
         AnnotationError: annotations or photographs have faults, calibration lacks photographs, or copies of one
             photograph are in two splits, or in one with different labels; all faults are listed.
         OutputError: the cache folder cannot be written or lacks space.
-        UsageError: as ``read_dataset``.
+        UsageError: as ``scan_dataset``.
     """
-    data, faults = read_dataset(Path(config.data), config.me_positive_from)
+    data, faults = scan_dataset(Path(config.data), config.me_positive_from)
     frames, looks = _read_photographs(data, config, preprocessing, cache_folder, console, fabric)
     for name in SPLITS:
         photos = data.splits[name].photos
