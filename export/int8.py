@@ -104,7 +104,7 @@ def to_int8(
         ParityError: no recipe is accurate enough; the message has the figures.
     """
     data = _read(root, contract, me_positive_from)
-    found, trained_on = fingerprint_of_files(data), contract.provenance.get("data_fingerprint", "")
+    found = fingerprint_of_files(data)
     train, valid = data.splits["train"].photos, data.splits["valid"].photos
     calibration = spread(train, CALIBRATION_PHOTOGRAPHS)
     ranges = measure_ranges(fp32, tensors_to_measure(fp32), _pixels(calibration, "Calibrating"))
@@ -113,7 +113,8 @@ def to_int8(
     candidates = [
         Int8(
             model, recipe, ranges.photographs, float(np.abs(answer.dr_probs - reference.dr_probs).mean()),
-            judge(contract, reference, answer), screening_thresholds(contract, answer), found, trained_on,
+            judge(contract, reference, answer), screening_thresholds(contract, answer), found,
+            contract.data_fingerprint,
         )
         for model, recipe, answer in zip(models, RECIPES, answers, strict=True)
     ]  # fmt: skip

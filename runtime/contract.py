@@ -243,6 +243,12 @@ class Contract:
         return tuple(head for head in HEADS if isinstance(recorded, list) and head in recorded)
 
     @property
+    def data_fingerprint(self) -> str:
+        """Of the photographs and labels that the model was trained on; empty if it does not say."""
+        recorded = self.provenance.get("data_fingerprint")
+        return recorded if isinstance(recorded, str) else ""
+
+    @property
     def caution(self) -> str:
         """What whoever uses the model must know about it, in sentences; empty if there is nothing."""
         told = []

@@ -275,6 +275,15 @@ def test_what_a_model_was_never_trained_for_is_said_once_for_each_head(recorded:
     assert json.loads(contract.to_json()).get("caution", "") == caution
 
 
+@pytest.mark.parametrize(
+    ("provenance", "expected"), [({"data_fingerprint": "f00d"}, "f00d"), ({}, ""), ({"data_fingerprint": None}, "")]
+)
+def test_a_contract_says_what_its_model_was_trained_on_if_it_knows(
+    provenance: dict[str, object], expected: str
+) -> None:
+    assert replace(CONTRACT, provenance=provenance).data_fingerprint == expected
+
+
 def test_a_model_that_can_refer_nobody_says_so() -> None:
     nobody = "The model knows no DR grade from 2 on: it refers nobody for DR."
     contract = Contract(dr_grades=(0, 1))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ..runtime.contract import HEADS, Contract
+from ..runtime.contract import HEADS, Contract, Head
 from .checkpoint import Checkpoint
 from .data import DataSet
 from .items import EvalItems
@@ -34,7 +34,7 @@ def calibration_faults(data: DataSet, contract: Contract) -> list[str]:
 
 def is_calibrated(contract: Contract) -> bool:
     """Whether the contract is that of a checkpoint made by ``calibrated``."""
-    return any(f"{head}_temperature" in contract.provenance for head in HEADS)
+    return any(_temperature_key(head) in contract.provenance for head in HEADS)
 
 
 def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_logits: torch.Tensor) -> Checkpoint:
@@ -62,7 +62,7 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
     contract = replace(
         best.contract,
         thresholds=screening_rules(best.contract, p),
-        provenance={**best.contract.provenance, **{f"{head}_temperature": value for head, value in fitted.items()}},
+        provenance={**best.contract.provenance, **{_temperature_key(head): value for head, value in fitted.items()}},
     )
     return replace(best, weights=weights, contract=contract)
 
@@ -70,8 +70,8 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
 def calibration_line(best: Checkpoint) -> str:
     """The temperatures and thresholds that ``calibrated`` found, as text, with a warning if one refers everybody."""
     facts, rules = best.contract.provenance, best.contract.thresholds
-    fitted = [head for head in HEADS if f"{head}_temperature" in facts]
-    temperatures = ", ".join(f"{head.upper()} {_in_words(facts[f'{head}_temperature'])}" for head in fitted)
+    fitted = [head for head in HEADS if _temperature_key(head) in facts]
+    temperatures = ", ".join(f"{head.upper()} {_in_words(facts[_temperature_key(head)])}" for head in fitted)
     referral = ", ".join(f"{head.upper()} {rules[f'referable_{head}'].threshold:.3f}" for head in fitted)
     why = dict.fromkeys(HEADS, "for which it has no labels")
     why |= dict.fromkeys(best.contract.untrained_heads, "which was never trained")
@@ -82,6 +82,11 @@ def calibration_line(best: Checkpoint) -> str:
         "condition have probability 0"
     )
     return f"temperatures {temperatures}; referral from {referral}{others}{warning if everybody else ''}"
+
+
+def _temperature_key(head: Head) -> str:
+    """Under which the provenance records the head's temperature."""
+    return f"{head}_temperature"
 
 
 def _in_words(temperature: float) -> str:

@@ -43,15 +43,17 @@ def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
     """
     (start, first), *_ = branches
     for name, other in branches:
-        if "data_fingerprint" not in other.contract.provenance:
+        if not other.contract.data_fingerprint:
             raise UsageError(f"{name}: expected a checkpoint that names the data it was trained on, found bare weights")
         for what, expected, found in zip(_KINSHIP, _kinship(first), _kinship(other), strict=True):
             if expected != found:
                 raise UsageError(f"{name}: expected {what} of {start}, {expected}, found {found}: no mean of these")
     runs = [checkpoint.contract.provenance.get("run", name) for name, checkpoint in branches]
     runs = [f"({run})" if ", " in run else run for run in runs]
-    trained_on = first.contract.provenance["data_fingerprint"]
-    provenance: dict[str, Any] = {"run": "mean of " + ", ".join(runs), "data_fingerprint": trained_on}
+    provenance: dict[str, Any] = {
+        "run": "mean of " + ", ".join(runs),
+        "data_fingerprint": first.contract.data_fingerprint,
+    }
     if untrained := [head for head in HEADS if any(head in one.contract.untrained_heads for _, one in branches)]:
         provenance["untrained_heads"] = untrained
     return replace(
@@ -69,8 +71,7 @@ _KINSHIP = ("the backbone", "the DR grades", "the framing", "the training data",
 
 def _kinship(checkpoint: Checkpoint) -> tuple[object, ...]:
     contract = checkpoint.contract
-    # With other data, photographs of this valid split might have been trained on.
-    trained_on = contract.provenance.get("data_fingerprint")
+    trained_on = contract.data_fingerprint  # with other data, photographs of this valid split might be among them
     config = checkpoint.config
     positive_from = config.get("me_positive_from")
     prep = contract.preprocessing
@@ -115,7 +116,7 @@ def require_same_data(data: DataSet, mean: Checkpoint) -> None:
         UsageError: they are others.
         AnnotationError: see ``fingerprint_of_files``.
     """
-    expected = mean.contract.provenance["data_fingerprint"]
+    expected = mean.contract.data_fingerprint
     found = fingerprint_of_files(data)
     if found != expected:
         raise UsageError(
