@@ -153,8 +153,10 @@ def test_a_run_whose_options_cannot_be_read_differs_in_its_data_alone(tmp_path: 
 
 
 def test_the_damage_of_a_run_cannot_command_the_terminal(tmp_path: Path) -> None:
-    (whole_run(tmp_path, "evil\x1b[2J", [0.5]) / "config.json").write_text("{")
-    assert format_table(list_runs(tmp_path)).splitlines()[-1].startswith("evil?[2J: config.json cannot be read")
+    (whole_run(tmp_path, "evil\x1b[2J\nname", [0.5]) / "config.json").write_text("{")
+    _, row, damage = format_table(list_runs(tmp_path)).splitlines()
+    assert row.startswith(r"evil\x1b[2J\nname  finished  ")
+    assert damage.startswith(r"evil\x1b[2J\nname: config.json cannot be read")
 
 
 def test_a_history_is_read_as_far_as_the_csv_goes(tmp_path: Path) -> None:

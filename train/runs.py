@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..runtime.terminal import printable
 from .metrics import HEADLINES, headline
 from .run import CONFIG, FACTS, HISTORY, METRICS, RESUME
 
@@ -78,12 +79,12 @@ def format_table(runs: list[RunSummary]) -> str:
         ]
         for run in runs
     ]
-    rows = [[_printable(cell) for cell in row] for row in rows]
+    rows = [[_on_one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
     if _FINGERPRINT in differing:
         lines.append(f"Figures compare only between runs with the same {_FINGERPRINT}.")
-    lines += [_printable(f"{run.name}: {what}") for run in runs for what in run.damage]
+    lines += [_on_one_line(f"{run.name}: {what}") for run in runs for what in run.damage]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -157,6 +158,6 @@ def _number(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) else "-"
 
 
-def _printable(text: str) -> str:
-    """Replace unprintable characters: a folder's name may contain a terminal's escape codes."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+def _on_one_line(text: str) -> str:
+    """As it is printed, but with line ends spelled out too: a folder's name may hold any character."""
+    return printable(text).replace("\n", "\\n")
