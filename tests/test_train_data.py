@@ -202,7 +202,7 @@ def test_shuffle_visits_each_photograph_once() -> None:
     batches = list(epoch)
     assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 3]
     assert len(epoch) == 6
-    assert sorted(draw.index for batch in batches for draw in batch) == list(range(23))
+    assert sorted(draw.photo for batch in batches for draw in batch) == list(range(23))
     assert [draw.position for batch in batches for draw in batch] == list(range(23))
     assert list(epoch) == batches  # a pure function of seed and epoch
     epoch.epoch = 2

@@ -169,7 +169,7 @@ def test_a_loss_that_is_no_number_names_the_files(data: DataSet) -> None:
     with torch.no_grad():
         linear(t.net.dr_head, 3).bias[0] = float("nan")
     first = next(iter(EpochPlan(train.dr_index, 4, "shuffle", RECIPE.seed)))
-    names = ", ".join(train.photos[draw.index].image_name for draw in first)
+    names = ", ".join(train.photos[draw.photo].image_name for draw in first)
     with pytest.raises(NonFiniteLossError, match=rf"epoch 1: expected a finite loss, found DR nan .* {names}\. "):
         train_epoch(t, train)
 

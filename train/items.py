@@ -53,8 +53,8 @@ def collate(items: list[Item]) -> Batch:
 class Draw(NamedTuple):
     """One draw of a photograph in an epoch."""
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which is never called on a draw
-    """Of the photograph in the training split."""
+    photo: int
+    """Index of the photograph in the training split."""
     epoch: int
     position: int
     """Its position in the epoch, over all devices."""
@@ -72,10 +72,10 @@ class TrainItems(Dataset[Item]):
         return len(self.photos)
 
     def __getitem__(self, draw: Draw) -> Item:
-        photo = self.photos[draw.index]
-        picture = self.frames[draw.index].round().to(torch.uint8)
+        photo = self.photos[draw.photo]
+        picture = self.frames[draw.photo].round().to(torch.uint8)
         picture = augment_with_seed(self.augment, picture, draw_seed(self.seed, draw.epoch, draw.position))
-        return Item(picture, self.dr_index[draw.index], photo.me_index, photo.image_name, photo.caption)
+        return Item(picture, self.dr_index[draw.photo], photo.me_index, photo.image_name, photo.caption)
 
 
 class EvalItems(Dataset[Item]):
