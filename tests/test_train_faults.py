@@ -523,8 +523,13 @@ def test_numbers_that_cannot_be_trained_with_are_refused(tmp_path: Path, data: P
     assert "18446744073709551616 is not in the range" in refused(tmp_path, data, *QUICK, "--seed", 2**64)
     message = refused(tmp_path, data, *QUICK, "--batch-size", 1)
     assert "--batch-size 1: expected two photographs or more at --image-size 32" in message
-    for option, number in (("--dr-weight", "nan"), ("--lr-heads", "inf"), ("--ema", "nan")):
-        assert f"'{option}': {number} is not a finite number." in refused(tmp_path, data, *QUICK, option, number)
+    for option, number, found in (
+        ("--dr-weight", "nan", "dr_weight: expected a finite number from 0.0, found nan"),
+        ("--lr-heads", "inf", "lr_heads: expected a finite number from 0.0, found inf"),
+        ("--ema", "nan", "ema: expected a finite number from 0.0 to below 1.0, found nan"),
+    ):
+        assert found in refused(tmp_path, data, *QUICK, option, number)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_imbalance_that_is_corrected_twice_is_said(tmp_path: Path, data: Path) -> None:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from math import isfinite
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -28,21 +27,13 @@ MAY_CHANGE = ("workers", "cache")
 """Options that cannot change what is learnt, so that a resumed run may have others."""
 
 
-class _Finite(click.FloatRange):
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not isfinite(number):  # nan is below no minimum
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
 def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) -> Callable[[Command], Command]:
     """An option with the default value, the choices and the bounds of its TrainConfig field."""
     field = name.replace("-", "_")
     if field in BOUNDS:
         low, high = BOUNDS[field]
-        is_whole = isinstance(low, int)
-        kind = click.IntRange(low, high) if is_whole else _Finite(low, high, max_open=high is not None)  # type: ignore[arg-type]
+        is_whole = isinstance(low, int)  # of other numbers, TrainConfig refuses nan and inf
+        kind = click.IntRange(low, high) if is_whole else click.FloatRange(low, high, max_open=high is not None)  # type: ignore[arg-type]
     choices = [choice for choice in get_args(_TYPES[field]) if isinstance(choice, str)]
     default = getattr(DEFAULTS, field)
     return click.option(
