@@ -61,20 +61,9 @@ def scan_annotations(path: Path) -> tuple[list[Annotation], list[str]]:
     Returns:
         the valid rows, and one line for each fault, such as ``line 7: Retinopathy grade: expected ..., found 'x'``.
     """
-    try:
-        content = path.read_bytes()
-        if content.startswith(b"PK\x03\x04"):
-            return [], ['expected UTF-8 text, found an Excel workbook; save it as "CSV UTF-8"']
-        if content.startswith(UTF16_MARKS):
-            return [], ['expected UTF-8 text, found UTF-16; save it as "CSV UTF-8"']
-        text = content.decode("utf-8-sig")
-    except OSError as err:
-        return [], [f"cannot be read: {err.strerror}"]
-    except UnicodeDecodeError as err:
-        return [], [
-            f"expected UTF-8 text, found byte {err.object[err.start]:#04x} at {err.start}; "
-            'spreadsheets save it as "CSV UTF-8"'
-        ]
+    text, fault = _text(path)
+    if fault:
+        return [], [fault]
     rows: list[Annotation] = []
     faults: list[str] = []
     first_line: dict[str, int] = {}
@@ -239,6 +228,25 @@ def mentioned(path: Path, index: NameIndex) -> set[str]:
         if file is not None:
             files.add(file)
     return files
+
+
+def _text(path: Path) -> tuple[str, str]:
+    """The text of an annotations file; or an empty one, and why there is none."""
+    try:
+        content = path.read_bytes()
+    except OSError as err:
+        return "", f"cannot be read: {err.strerror}"
+    if content.startswith(b"PK\x03\x04"):
+        return "", 'expected UTF-8 text, found an Excel workbook; save it as "CSV UTF-8"'
+    if content.startswith(UTF16_MARKS):
+        return "", 'expected UTF-8 text, found UTF-16; save it as "CSV UTF-8"'
+    try:
+        return content.decode("utf-8-sig"), ""
+    except UnicodeDecodeError as err:
+        return "", (
+            f"expected UTF-8 text, found byte {err.object[err.start]:#04x} at {err.start}; "
+            'spreadsheets save it as "CSV UTF-8"'
+        )
 
 
 def _header_faults(line: int, header: list[str]) -> list[str]:
