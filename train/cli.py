@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import click
 
@@ -20,6 +20,9 @@ from ..runtime.extras import require_extra
 from ..runtime.options import SETTINGS, Command, PathName, artifacts_option, is_given, require_alone, require_artifacts
 from ..runtime.terminal import answer, exit_codes, tell
 from .config import BOUNDS, TrainConfig
+
+if TYPE_CHECKING:
+    from .run import Run
 
 DEFAULTS = TrainConfig(data="")
 _TYPES = get_type_hints(TrainConfig)
@@ -167,33 +170,18 @@ def _run(
         answer(format_table(list_runs(artifacts)), "retina-train")
         return True
     from .pipeline import train
-    from .resume import saved_progress
-    from .run import Run, interrupted_run
     from .tracking import make_tracker
 
     if name is not None and (not name.strip(" .") or {*"/\\"} & {*name} or len(os.fsencode(name)) > 255):
         raise UsageError(f"--name {name}: expected the name of one folder, found none, a path, or more than 255 bytes")
-
-    # Libraries' notices about their own choices do not concern the user.
-    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
-    for module in ("PIL", "lightning_fabric"):
-        warnings.filterwarnings("ignore", module=module)
+    _silence_libraries()
     if resume:
-        run = interrupted_run(artifacts, name)
-        config = run.config()
-        _refuse_changes(context, config, recipe)
-        config = replace(config, **{key: recipe[key] for key in MAY_CHANGE if is_given(context, key)})
+        run, config = _interrupted(context, artifacts, name, data, recipe)
         asked = run.facts().get("asked", {})
         device = device if is_given(context, "device") else asked.get("device", device)
         track = track or asked.get("track")
-        if data is not None:  # it may have moved; check_same compares its fingerprint
-            config = replace(config, data=os.path.realpath(data))
     else:
-        if data is None:
-            raise UsageError("name the data folder, for example:  retina-train data/   (retina-train --help)")
-        given = {key: value for key, value in recipe.items() if is_given(context, key)}
-        config = TrainConfig.of_recipe(recipe["recipe"], {**given, "data": os.path.realpath(data)})
-        run = Run(artifacts, name or f"{datetime.now():%Y%m%d-%H%M%S}")
+        run, config = _new(context, artifacts, name, data, recipe)
     tracker = make_tracker(track, artifacts)
     try:
         return train(
@@ -210,9 +198,50 @@ def _run(
             return True
         if not os.path.isfile(run.resume_file):
             raise
-        place = saved_progress(run.resume_file).place(config.epochs)
-        tell(f"Stopped. Saved up to {place}; what came after is done again. Go on with:  {run.resume_command}")
+        _say_what_is_saved(run, config)
         return False
+
+
+def _silence_libraries() -> None:
+    """Libraries' notices about their own choices do not concern the user."""
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    for module in ("PIL", "lightning_fabric"):
+        warnings.filterwarnings("ignore", module=module)
+
+
+def _new(
+    context: click.Context, artifacts: Path, name: str | None, data: Path | None, recipe: dict[str, Any]
+) -> tuple[Run, TrainConfig]:
+    """A run that does not exist yet, and its options."""
+    from .run import Run
+
+    if data is None:
+        raise UsageError("name the data folder, for example:  retina-train data/   (retina-train --help)")
+    given = {key: value for key, value in recipe.items() if is_given(context, key)}
+    config = TrainConfig.of_recipe(recipe["recipe"], {**given, "data": os.path.realpath(data)})
+    return Run(artifacts, name or f"{datetime.now():%Y%m%d-%H%M%S}"), config
+
+
+def _interrupted(
+    context: click.Context, artifacts: Path, name: str | None, data: Path | None, recipe: dict[str, Any]
+) -> tuple[Run, TrainConfig]:
+    """The run to resume, and its options with what may be changed."""
+    from .run import interrupted_run
+
+    run = interrupted_run(artifacts, name)
+    config = run.config()
+    _refuse_changes(context, config, recipe)
+    config = replace(config, **{key: recipe[key] for key in MAY_CHANGE if is_given(context, key)})
+    if data is not None:  # it may have moved; check_same compares its fingerprint
+        config = replace(config, data=os.path.realpath(data))
+    return run, config
+
+
+def _say_what_is_saved(run: Run, config: TrainConfig) -> None:
+    from .resume import saved_progress
+
+    place = saved_progress(run.resume_file).place(config.epochs)
+    tell(f"Stopped. Saved up to {place}; what came after is done again. Go on with:  {run.resume_command}")
 
 
 def _refuse_changes(context: click.Context, config: TrainConfig, recipe: dict[str, Any]) -> None:
