@@ -77,12 +77,6 @@ def check_same(facts: Mapping[str, Any], run: Run, survey: Survey, fabric: Fabri
         )
 
 
-def grades_of_run(facts: Mapping[str, Any], of_data: tuple[int, ...]) -> tuple[int, ...]:
-    """The network's DR grades as the run began, which may be more than the data's: see ``start.grades_of_network``."""
-    recorded = tuple(facts.get("dr_grades", of_data))
-    return recorded if set(of_data) <= set(recorded) else of_data  # other data, which check_same refuses
-
-
 def _git_commit() -> str:
     """The commit checked out in the working directory, where an experiment's own code would be; empty without one."""
     try:

@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric
 
-from ..runtime.contract import HEADS, Contract, Head, Preprocessing
+from ..runtime.contract import HEADS, Contract, Preprocessing
 from ..runtime.errors import AnnotationError, OutputError
 from ..runtime.output_file import require_free
 from .augment import make_augment
@@ -21,7 +20,7 @@ from .config import TrainConfig
 from .console import SILENT, Console
 from .data import require_splits
 from .device import make_fabric, pick_device
-from .facts import check_same, grades_of_run, run_facts
+from .facts import check_same, run_facts
 from .framing import Normalize
 from .items import EvalItems, TrainItems, class_weights
 from .labels import trained_heads, untrained_heads
@@ -78,7 +77,8 @@ def train(
                 ways = "Give another --name" + (", or --resume it." if os.path.isfile(run.resume_file) else ".")
                 raise OutputError(f"{run.folder}: expected a new run, found one there. {ways}")
             with _telling_how_to_go_on(run):
-                return _train(config, run, device, resume, allow_leakage, tracker, Console(say))
+                # A resumed run's leakage was accepted when it began.
+                return _train(config, run, device, resume, allow_leakage or resume, tracker, Console(say))
     except BaseException as err:
         if not run.has_finished:
             with contextlib.suppress(OutputError):  # the first error matters, not that the tracker fails too
@@ -110,38 +110,45 @@ def _train(
 
     preprocessing = Preprocessing(framing=config.framing, image_size=config.image_size)
     before = HEADS if start is None else start.contract.untrained_heads
-    may_leak = allow_leakage or resume  # a resumed run's leakage was accepted when it began
-    survey = survey_data(config, preprocessing, run.artifacts / "cache", may_leak, console, fabric, before)
-    of_data = survey.data.dr_grades
-    grades = grades_of_run(begun, of_data) if resume else grades_of_network(start, config.weights, survey.data)
+    survey = survey_data(config, preprocessing, run.artifacts / "cache", allow_leakage, console, fabric, before)
+    of_data, heads = survey.data.dr_grades, trained_heads(survey.data, config)
+    if resume:
+        check_same(begun, run, survey, fabric)
+        grades = tuple(begun.get("dr_grades", of_data))  # they may be more than the data's: see grades_of_network
+        untrained = begun.get("untrained_heads", [])
+        net = RetinaNet(len(grades), config.backbone)  # whose weights come from the state to resume from
+    else:
+        grades = grades_of_network(start, config.weights, survey.data)
+        untrained = untrained_heads(survey.data, config, before)
+        net = _starting_network(config, start, len(grades))
+        for note in start_notes(start, config, of_data, heads):
+            console.say(f"Note: {note}")
     data = replace(survey.data, dr_grades=grades)
     survey = replace(survey, data=data)
-    heads = trained_heads(data, config)
-    for note in start_notes(start, config, of_data, heads):
-        console.say(f"Note: {note}")
 
-    untrained = begun.get("untrained_heads", []) if resume else untrained_heads(data, config, before)
     provenance: dict[str, object] = {"run": run.name, "data_fingerprint": survey.fingerprint}
     provenance |= {"untrained_heads": untrained} if untrained else {}
     contract = Contract(preprocessing, dr_grades=grades, provenance=provenance)
     train_items = TrainItems(data, survey.frames["train"], make_augment(config.augment), config.seed)
     valid_items = EvalItems(data, "valid", survey.frames["valid"])
-    trainer = _new_trainer(config, fabric, contract, train_items, heads, start, resume)
+    dr_weights = class_weights(train_items.dr_index, len(grades))
+    if config.class_weights == "none":
+        dr_weights = torch.ones_like(dr_weights)
+    normalize = Normalize(preprocessing.mean, preprocessing.std)
+    trainer = Trainer(fabric, config, net, normalize, grades, dr_weights, heads)
     if contract.caution:
         console.say(f"Warning: {contract.caution}")
 
-    if fabric.is_global_zero and not resume:  # a resumed run's files are there already
-        require_free(run.folder, trainer.room(), "room for checkpoints", "; make room, or choose another --artifacts")
     facts = {**run_facts(survey, fabric, trainer.dr_weights, untrained), "asked": asked}
     if resume:
-        check_same(begun, run, survey, fabric)
         load_resume(trainer, run.resume_file)
         run.require_best(trainer.progress.best_epoch)
         console.say(f"Resuming {run.name} at {trainer.progress.place(config.epochs)}.")
+    elif fabric.is_global_zero:  # a resumed run's files are there already
+        require_free(run.folder, trainer.room(), "room for checkpoints", "; make room, or choose another --artifacts")
+        run.write(FACTS, json.dumps(facts, indent=1))
     if fabric.is_global_zero:
         run.write(CONFIG, config.to_json())  # for a resumed run too, whose data may have moved
-        if not resume:
-            run.write(FACTS, json.dumps(facts, indent=1))
     tracker.start(run.name, config.to_dict(), facts, resume=resume)
 
     recorder = Recorder(run, trainer, contract, tracker, console)
@@ -171,23 +178,11 @@ def _telling_how_to_go_on(run: Run) -> Iterator[None]:
         raise OutputError(f"{err}. Once that is mended, go on with:  {run.resume_command}") from None
 
 
-def _new_trainer(
-    config: TrainConfig,
-    fabric: Fabric,
-    contract: Contract,
-    train_items: TrainItems,
-    heads: tuple[Head, ...],
-    start: Checkpoint | None,
-    resume: bool,
-) -> Trainer:
-    """A trainer with its starting weights, or without if a resume state will replace them."""
-    grades, prep = contract.dr_grades, contract.preprocessing
-    net = RetinaNet(len(grades), config.backbone)
-    if start is not None:
-        net.load_state_dict(start.weights)
-    elif not resume:
+def _starting_network(config: TrainConfig, start: Checkpoint | None, dr_grades: int) -> RetinaNet:
+    """A network of so many DR grades with the weights that a new run starts from."""
+    net = RetinaNet(dr_grades, config.backbone)
+    if start is None:
         load_backbone_weights(net, config.backbone, config.weights)
-    dr_weights = class_weights(train_items.dr_index, len(grades))
-    if config.class_weights == "none":
-        dr_weights = torch.ones_like(dr_weights)
-    return Trainer(fabric, config, net, Normalize(prep.mean, prep.std), grades, dr_weights, heads)
+    else:
+        net.load_state_dict(start.weights)
+    return net
