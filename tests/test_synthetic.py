@@ -17,7 +17,7 @@ from retina.train.lesions import LESIONS
 from retina.train.synthetic import (
     GRADES,
     ME_SHARES,
-    Photograph,
+    DrawnPhotograph,
     _cases,
     main,
     photograph,
@@ -30,14 +30,14 @@ SIZE = 192
 HEADER = "Image name,Retinopathy grade,Risk of macular edema ,Caption,Source,Patient\r\n"
 
 
-def away_from_fovea(photo: Photograph, kind: str) -> np.ndarray:
+def away_from_fovea(photo: DrawnPhotograph, kind: str) -> np.ndarray:
     """Distance of each pixel of a mask from the fovea, in disc diameters."""
     y, x = np.nonzero(photo.masks[kind])
     distance: np.ndarray = np.hypot(x + 0.5 - photo.fovea[0], y + 0.5 - photo.fovea[1]) / photo.disc_diameter
     return distance
 
 
-def spots(photo: Photograph, kind: str) -> int:
+def spots(photo: DrawnPhotograph, kind: str) -> int:
     return int(ndimage.label(photo.masks[kind])[1])
 
 

@@ -47,7 +47,7 @@ close to those of Messidor-2 and IDRiD together."""
 
 
 @dataclass(frozen=True)
-class Photograph:
+class DrawnPhotograph:
     """A drawn fundus photograph and its ground truth."""
 
     picture: NDArray[np.uint8]
@@ -70,7 +70,7 @@ class Photograph:
 
 
 @dataclass(frozen=True)
-class Entry:
+class DatasetRow:
     """One row of ``annotations.csv`` and its photograph."""
 
     split: str
@@ -91,7 +91,7 @@ def photograph(
     seed: int,
     eye: Side | None = None,
     source: str | None = None,
-) -> Photograph:
+) -> DrawnPhotograph:
     """Draw one photograph; the same arguments give the same bytes.
 
     Args:
@@ -137,7 +137,7 @@ def photograph(
     picture *= field
     picture += noise * (0.3 + 0.7 * field)
     np.clip(picture, 0, 255, out=picture)
-    return Photograph(
+    return DrawnPhotograph(
         np.ascontiguousarray(picture.astype(np.uint8).transpose(1, 2, 0)),
         masks,
         dr_grade=grade,
@@ -150,7 +150,7 @@ def photograph(
     )
 
 
-def write_dataset(folder: Path, per_split: Mapping[str, int], *, size: int = 512, seed: int = 0) -> list[Entry]:
+def write_dataset(folder: Path, per_split: Mapping[str, int], *, size: int = 512, seed: int = 0) -> list[DatasetRow]:
     """Write ``folder/{split}/images/*.jpg``, ``annotations.csv`` and ``masks/<image>_<kind>.png`` (0 or 255).
 
     Grades are as imbalanced as in real data; every grade occurs in a split of 10 or more. Patients have one or two
@@ -173,7 +173,7 @@ def write_dataset(folder: Path, per_split: Mapping[str, int], *, size: int = 512
     for split in per_split:
         _expect_empty(folder / split)
     rng = default_rng([seed, 3])
-    entries: list[Entry] = []
+    entries: list[DatasetRow] = []
     try:
         with progress(sum(per_split.values()), "Drawing photographs") as advance:
             for split, count in per_split.items():
@@ -197,7 +197,7 @@ def write_dataset(folder: Path, per_split: Mapping[str, int], *, size: int = 512
                             _save_mask(masks / f"{stem}_{kind}.png", mask)
                     patient = f"{split}-{case.patient:04d}"
                     entries.append(
-                        Entry(split, name, images / f"{stem}.jpg", case.grade, case.me_risk, case.source, patient)
+                        DatasetRow(split, name, images / f"{stem}.jpg", case.grade, case.me_risk, case.source, patient)
                     )
                     degrees = CAMERAS[case.source].degrees
                     caption = f"Colour fundus photograph, {degrees} degree field, macula centred, drawn"
