@@ -30,7 +30,7 @@ from retina.train.markdown import brief
 from retina.train.metrics import evaluate
 from scipy.ndimage import binary_fill_holes, binary_opening
 
-Spoil = Callable[[Image.Image, np.random.Generator], Image.Image]
+Degrade = Callable[[Image.Image, np.random.Generator], Image.Image]
 FIGURES = (
     ("dr", "kappa", "DR quadratic kappa"),
     ("referable_dr", "auc", "Referable DR AUC"),
@@ -40,14 +40,14 @@ FIGURES = (
 )
 
 
-def _levels(change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Spoil:
+def _levels(change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Degrade:
     """Degrade by a function of pixel values (H, W, 3) in [0, 1], whose result is clipped to [0, 1]."""
 
-    def spoil(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def degrade(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         changed = change(np.asarray(picture) / 255.0).clip(0.0, 1.0)
         return Image.fromarray((changed * 255.0).round().astype(np.uint8))
 
-    return spoil
+    return degrade
 
 
 def grain(sigma: float, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -131,7 +131,7 @@ def grey_around(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.where(field, pixels, grey).clip(0, 255).round().astype(np.uint8))
 
 
-WAYS: Mapping[str, Spoil] = {
+WAYS: Mapping[str, Degrade] = {
     "as it is": lambda picture, rng: picture,
     "256 x 256 pixels": partial(fewer_pixels, 256),
     "192 x 192 pixels": partial(fewer_pixels, 192),
@@ -160,12 +160,12 @@ WAYS: Mapping[str, Spoil] = {
 """The ways to degrade a photograph, by the name of the row."""
 
 
-def spoiled(photos: tuple[Photo, ...], spoil: Spoil, folder: Path) -> Iterator[Photo]:
+def degraded(photos: tuple[Photo, ...], degrade: Degrade, folder: Path) -> Iterator[Photo]:
     """Write degraded copies as PNG into a folder; the random numbers depend only on the photograph's name."""
     for number, photo in enumerate(photos):
         path = folder / f"{number}.png"
         rng = np.random.default_rng(crc32(photo.image_name.encode()))
-        spoil(load(photo.path), rng).save(path, compress_level=1)
+        degrade(load(photo.path), rng).save(path, compress_level=1)
         yield replace(photo, path=path)
 
 
@@ -183,7 +183,7 @@ def main(root: Path, split: str, files: tuple[Path, ...], ways: tuple[str, ...])
     click.echo("|---" * (2 + len(FIGURES)) + "|")
     for way in ways:
         with tempfile.TemporaryDirectory() as folder:
-            photos = tuple(spoiled(data.splits[split].photos, WAYS[way], Path(folder)))
+            photos = tuple(degraded(data.splits[split].photos, WAYS[way], Path(folder)))
             for model in models:
                 body = evaluate(score_split(model, photos), model.contract)["all"]
                 figures = " | ".join(brief(body[task][name]) for task, name, _ in FIGURES)

@@ -96,7 +96,7 @@ def test_picture_without_lit_field_is_left_whole(level: int) -> None:
     assert ours[64 * 20 // 140 // 2, 32].max() == pytest.approx(0.0, abs=1e-3)
 
 
-def spoiled(picture: np.ndarray, how: str) -> np.ndarray:
+def degraded(picture: np.ndarray, how: str) -> np.ndarray:
     """The picture, (H, W, 3) uint8, with a surround like that of other cameras and archives."""
     rng = np.random.default_rng(4)
     dark = picture.max(axis=2, keepdims=True) <= 20
@@ -112,14 +112,14 @@ def spoiled(picture: np.ndarray, how: str) -> np.ndarray:
 @pytest.mark.parametrize("how", ["caption", "grey", "grain"])
 def test_what_lies_around_the_field_is_not_seen(how: str) -> None:
     picture = disc(400, 640, (340, 205), 170)
-    plain, ours = framed(picture), framed(spoiled(picture, how))
+    plain, ours = framed(picture), framed(degraded(picture, how))
     y, x = np.mgrid[-1:1:128j, -1:1:128j]
     radius = np.hypot(x, y)
     # A rim one cell wide is kept, which may widen the box slightly.
     assert np.abs(ours - plain)[radius < 0.9].mean() < 6.0
     assert ours[radius > 1.2].max() < 1.0
     keep = make_frame(Preprocessing(image_size=128, surround="kept"))
-    kept = keep(torch.from_numpy(spoiled(picture, how))[None])[0].permute(1, 2, 0).numpy()
+    kept = keep(torch.from_numpy(degraded(picture, how))[None])[0].permute(1, 2, 0).numpy()
     assert np.abs(kept - plain)[radius < 0.9].mean() > 20.0, "what making it black is for"
 
 

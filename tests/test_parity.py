@@ -34,11 +34,11 @@ def photographs() -> list[tuple[str, NDArray[np.uint8]]]:
 
 
 def check(
-    reference: Reference, spoil: Callable[[Outputs, NDArray[np.uint8]], Outputs], bounds: parity.Bounds
+    reference: Reference, degrade: Callable[[Outputs, NDArray[np.uint8]], Outputs], bounds: parity.Bounds
 ) -> Parity:
     """Compare PyTorch with a distorted copy of its own answers."""
     return check_parity(
-        lambda pixels: spoil(dict(reference(pixels).values), pixels), reference, photographs(), bounds, "here"
+        lambda pixels: degrade(dict(reference(pixels).values), pixels), reference, photographs(), bounds, "here"
     )
 
 
@@ -49,11 +49,11 @@ def test_the_same_passes_and_is_counted(reference: Reference) -> None:
 
 
 def test_another_name_is_named(reference: Reference) -> None:
-    def spoil(out: Outputs, _pixels: NDArray[np.uint8]) -> Outputs:
+    def degrade(out: Outputs, _pixels: NDArray[np.uint8]) -> Outputs:
         return {("me_risk" if name == "me_probs" else name): value for name, value in out.items()}
 
     with pytest.raises(ParityError, match=r"outputs for eye0.png: expected .*me_probs.* found .*me_risk"):
-        check(reference, spoil, FP32)
+        check(reference, degrade, FP32)
     with pytest.raises(ParityError, match=r"expected \['dr_probs', .*, found \['me_cam_per_label', "):
         check(reference, lambda out, _pixels: dict(reversed(out.items())), FP32)
 
@@ -86,19 +86,19 @@ def test_a_difference_in_a_map_is_relative(reference: Reference) -> None:
 
 
 def test_a_batch_must_answer_as_its_pictures_alone(reference: Reference) -> None:
-    def spoil(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
+    def degrade(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
         return out | {"me_probs": out["me_probs"] + np.float32(5e-5 * (len(pixels) > 1))}
 
     with pytest.raises(ParityError, match=r"expected the same in a batch as alone within 1e-05"):
-        check(reference, spoil, FP32)
+        check(reference, degrade, FP32)
 
 
 def test_each_bound_is_the_one_stated(reference: Reference) -> None:
     """Just within and just beyond it."""
 
-    def passes(bounds: parity.Bounds, spoil: Callable[[Outputs, NDArray[np.uint8]], Outputs]) -> bool:
+    def passes(bounds: parity.Bounds, degrade: Callable[[Outputs, NDArray[np.uint8]], Outputs]) -> bool:
         try:
-            check(reference, spoil, bounds)
+            check(reference, degrade, bounds)
         except ParityError:
             return False
         return True
@@ -107,16 +107,16 @@ def test_each_bound_is_the_one_stated(reference: Reference) -> None:
         return passes(FP32, lambda out, _pixels: out | {"dr_probs": out["dr_probs"] + np.float32(by)})
 
     def cam(by: float) -> bool:
-        def spoil(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
+        def degrade(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
             return out | {"me_cam": out["me_cam"] + np.float32(by) * reference(pixels).scales["me_cam"]}
 
-        return passes(FP32, spoil)
+        return passes(FP32, degrade)
 
     def in_a_batch(bounds: parity.Bounds, by: float) -> bool:
-        def spoil(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
+        def degrade(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
             return out | {"dr_probs": out["dr_probs"] + np.float32(by * (len(pixels) > 1))}
 
-        return passes(bounds, spoil)
+        return passes(bounds, degrade)
 
     assert (probability(0.95e-4), probability(1.05e-4)) == (True, False)
     assert (cam(0.95e-3), cam(1.05e-3)) == (True, False)
@@ -125,10 +125,10 @@ def test_each_bound_is_the_one_stated(reference: Reference) -> None:
 
 
 def test_int8_reports_decisions_that_differ(reference: Reference) -> None:
-    def spoil(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
+    def degrade(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
         return out | ({"dr_probs": np.roll(out["dr_probs"], 1, axis=1)} if pixels.shape[1:3] == (33, 57) else {})
 
-    found = check(reference, spoil, INT8)
+    found = check(reference, degrade, INT8)
     assert found.equal_decisions == pytest.approx(10 / 11)
     assert found.worst_output == "dr_probs" and found.worst_image == "the first photograph at 57 x 33"
 
@@ -216,14 +216,14 @@ def test_batches_and_sizes_are_made_from_the_first_photograph(reference: Referen
 def test_the_largest_differences_are_kept_wherever_they_were(reference: Reference) -> None:
     """One is in a map at one size, the others in the second picture of the first batch; none is in what comes last."""
 
-    def spoil(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
+    def degrade(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
         if pixels.shape[1:3] == (32, 32):
             return out | {"dr_cam": out["dr_cam"] + np.float32(0.25) * reference(pixels).scales["dr_cam"]}
         if len(pixels) == 2:
             return out | {"me_probs": out["me_probs"] + np.array([[0], [5e-3]], np.float32)}
         return out
 
-    found = check(reference, spoil, INT8)
+    found = check(reference, degrade, INT8)
     assert found.worst_cam == pytest.approx(0.25, rel=1e-3)
     assert found.batch_against_alone == pytest.approx(5e-3, rel=1e-3)
     assert found.worst == pytest.approx(5e-3, rel=1e-3)
@@ -232,11 +232,11 @@ def test_the_largest_differences_are_kept_wherever_they_were(reference: Referenc
 
 
 def test_a_difference_in_a_batch_names_its_picture(reference: Reference) -> None:
-    def spoil(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
+    def degrade(out: Outputs, pixels: NDArray[np.uint8]) -> Outputs:
         return out | {"me_probs": out["me_probs"] + np.float32(2e-4) * (np.arange(len(pixels)) == 3)[:, None]}
 
     with pytest.raises(ParityError, match=r"me_probs of the first, upside down at \[\d\]"):
-        check(reference, spoil, FP32)
+        check(reference, degrade, FP32)
 
 
 def test_a_map_that_is_zero_everywhere_is_compared_too(reference: Reference) -> None:
