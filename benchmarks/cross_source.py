@@ -39,7 +39,7 @@ from retina.train.data import DataSet, Photo, read_dataset
 from retina.train.markdown import brief
 from retina.train.metrics import HEADLINES
 from retina.train.run import BEST, FINAL
-from retina.train.soup import average, items_of, judged
+from retina.train.soup import average, evaluate_checkpoint, items_of
 
 STEPS: tuple[tuple[str, ...], ...] = (
     (),
@@ -157,7 +157,7 @@ def main(
             ends = [trained(branch, source) / FINAL for branch in range(len(STEPS), MEAN)]
             mean = average([(str(end), load_checkpoint(end)) for end in ends])
             view = read_dataset(Path(temporary) / source)
-            return {split: judged(mean, items_of(mean, view, split)) for split in ("valid", "test")}
+            return {split: evaluate_checkpoint(mean, items_of(mean, view, split)) for split in ("valid", "test")}
 
         for step, source in product(steps, trained_on):
             splits = figures_of(step, source)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from retina.export.graph import DeployedModel
-from retina.export.parity import answer_of_module
+from retina.export.parity import predictor_of_module
 from retina.export.to_onnx import OnnxFile
 from retina.export.to_torchscript import TorchScriptFile
 from retina.runtime.contract import INPUT_NAME, Contract, Preprocessing
@@ -84,12 +84,12 @@ def contenders(
         paths["ONNX int8"] = int8
     channels_last = DeployedModel(model, plain).to(memory_format=torch.channels_last)
     runs: dict[str, Run] = {
-        "PyTorch eager": answer_of_module(deployed, plain),
-        "PyTorch channels_last": answer_of_module(channels_last, plain),
-        "TorchScript": answer_of_module(script.module, plain),
+        "PyTorch eager": predictor_of_module(deployed, plain),
+        "PyTorch channels_last": predictor_of_module(channels_last, plain),
+        "TorchScript": predictor_of_module(script.module, plain),
     }
     if compiled:
-        runs["torch.compile"] = answer_of_module(cast(torch.nn.Module, torch.compile(deployed)), plain)
+        runs["torch.compile"] = predictor_of_module(cast(torch.nn.Module, torch.compile(deployed)), plain)
     runs |= {name: _onnxruntime(path, threads) for name, path in paths.items()}
     if importlib.util.find_spec("openvino"):
         runs |= {f"OpenVINO, {name}": _openvino(path, threads) for name, path in paths.items() if "explain" not in name}

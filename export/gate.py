@@ -82,7 +82,7 @@ class Gate:
         ]
 
 
-def judge(contract: Contract, fp32: Predictions, int8: Predictions) -> Gate:
+def compare(contract: Contract, fp32: Predictions, int8: Predictions) -> Gate:
     """Compare two files' decisions, by the contract's rules, with each other and with the labels.
 
     Both predictions must be for the same photographs, in the same order.

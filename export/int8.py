@@ -1,4 +1,4 @@
-"""From the fp32 export to int8: calibrate, try all recipes, keep the fastest one that is as accurate and close."""
+"""From the fp32 export to int8: calibrate, quantise in every way, keep the fastest that is as accurate and close."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ..train.calibration import calibration_faults, is_calibrated
 from ..train.data import DataSet, Photo, fingerprint_of_files, read_dataset, unknown_grades
 from ..train.predictions import Predictions
 from ..train.screening import screening_rules
-from .gate import Gate, judge
+from .gate import Gate, compare
 from .photographs import spread
-from .quantize import Recipe, quantize, tensors_to_measure
-from .ranges import METHODS, measure_ranges
+from .quantize import Quantization, quantize, tensors_to_measure
+from .ranges import RANGE_METHODS, measure_ranges
 
 CALIBRATION_PHOTOGRAPHS = 320
 """Largest number of photographs of train, evenly spread, on which activations' ranges are measured."""
-RECIPES = tuple(Recipe(method, float_blocks) for float_blocks in (0, 1, 3) for method in METHODS)
+QUANTIZATIONS = tuple(Quantization(method, float_blocks) for float_blocks in (0, 1, 3) for method in RANGE_METHODS)
 """The fastest and smallest first: in a ResNet-50, one block in floats costs 20% more time and 0.2 MB, three cost 50%
 more time and 0.6 MB."""
 CLOSE = 0.005
@@ -46,7 +46,7 @@ class Int8:
     """A quantised model, and the figures by which it is chosen."""
 
     model: onnx.ModelProto
-    recipe: Recipe
+    quantization: Quantization
     calibrated_on: int
     """Number of photographs of the training split."""
     mean_difference: float
@@ -66,7 +66,7 @@ class Int8:
         far = self.mean_difference > CLOSE and not faults
         beyond = f", above the {CLOSE} aimed at: no closer way was as accurate" if far else ""
         return [
-            f"quantised with {self.recipe}, calibrated on {self.calibrated_on} photographs of train",
+            f"quantised with {self.quantization}, calibrated on {self.calibrated_on} photographs of train",
             *self.gate.lines(),
             f"  referral from DR {self.thresholds['referable_dr'].level:.3f}, "
             f"ME {self.thresholds['referable_me'].level:.3f}",
@@ -77,7 +77,7 @@ class Int8:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "recipe": str(self.recipe),
+            "recipe": str(self.quantization),
             "calibrated_on": self.calibrated_on,
             "mean_difference": self.mean_difference,
             "data_fingerprint": self.data_fingerprint,
@@ -88,7 +88,7 @@ class Int8:
 def to_int8(
     fp32: onnx.ModelProto, contract: Contract, root: Path, me_positive_from: int | None, *, force: bool
 ) -> Int8:
-    """Quantise by each recipe, evaluate each on valid, and keep the one that ``choose`` selects.
+    """Quantise in each way, evaluate each on valid, and keep the one that ``choose`` selects.
 
     Args:
         fp32: the fp32 export.
@@ -101,29 +101,29 @@ def to_int8(
         AnnotationError: the data folder has faults that training would refuse, or lacks photographs to calibrate on.
         UsageError: it has grades that the model does not have.
         PictureError: a photograph cannot be decoded.
-        ParityError: no recipe is accurate enough; the message has the figures.
+        ParityError: no way is accurate enough; the message has the figures.
     """
     data = _read(root, contract, me_positive_from)
     found = fingerprint_of_files(data)
     train, valid = data.splits["train"].photos, data.splits["valid"].photos
     calibration = spread(train, CALIBRATION_PHOTOGRAPHS)
     ranges = measure_ranges(fp32, tensors_to_measure(fp32), _pixels(calibration, "Calibrating"))
-    models = [quantize(fp32, ranges, recipe) for recipe in RECIPES]
+    models = [quantize(fp32, ranges, quantization) for quantization in QUANTIZATIONS]
     reference, *answers = _predict([fp32, *models], contract, valid)
     candidates = [
         Int8(
-            model, recipe, ranges.photographs, float(np.abs(answer.dr_probs - reference.dr_probs).mean()),
-            judge(contract, reference, answer), screening_thresholds(contract, answer), found,
+            model, quantization, ranges.photographs, float(np.abs(answer.dr_probs - reference.dr_probs).mean()),
+            compare(contract, reference, answer), screening_thresholds(contract, answer), found,
             contract.data_fingerprint,
         )
-        for model, recipe, answer in zip(models, RECIPES, answers, strict=True)
+        for model, quantization, answer in zip(models, QUANTIZATIONS, answers, strict=True)
     ]  # fmt: skip
     best = choose(candidates)
     if best.gate.faults and not force:
         figures = "\n  ".join(best.lines())
         raise ParityError(
-            f"{root}: expected an int8 file as accurate as fp32, found none among {len(RECIPES)} ways; the closest:"
-            f"\n  {figures}\n  --force keeps it, marked in the contract."
+            f"{root}: expected an int8 file as accurate as fp32, found none among {len(QUANTIZATIONS)} ways; the "
+            f"closest:\n  {figures}\n  --force keeps it, marked in the contract."
         )
     return best
 
@@ -168,7 +168,7 @@ def _predict(models: Sequence[onnx.ModelProto], contract: Contract, photos: Sequ
     sessions = [open_session(model.SerializeToString()) for model in models]
     rows = [
         [session.run([DR_PROBS, ME_PROBS], {INPUT_NAME: pixels[None]}) for session in sessions]
-        for pixels in _pixels(photos, "Judging")
+        for pixels in _pixels(photos, "Evaluating")
     ]
     return [
         Predictions.of(

@@ -29,7 +29,7 @@ from ..train.checkpoint import Checkpoint, assumption, load_checkpoint
 from .conformance import write_kit
 from .graph import DeployedModel
 from .int8 import Int8, to_int8
-from .parity import FP32, INT8, Answer, Parity, Reference, check_parity
+from .parity import FP32, INT8, Parity, Predictor, Reference, check_parity
 from .photographs import choose_photographs
 from .signature import require_key, sign
 from .to_onnx import OnnxFile
@@ -48,7 +48,7 @@ class ModelFile(Protocol):
     def write(self, path: Path, contract: Contract) -> None:
         """Write the model with its contract in it."""
 
-    def open(self, path: Path, contract: Contract) -> Answer:
+    def open(self, path: Path, contract: Contract) -> Predictor:
         """Open the written file as its users do."""
 
 

@@ -28,7 +28,7 @@ from ..train.framing import make_preprocess
 from ..train.model import RetinaNet
 
 Pixels = NDArray[np.uint8]
-Answer = Callable[[Pixels], Mapping[str, NDArray[np.float32]]]
+Predictor = Callable[[Pixels], Mapping[str, NDArray[np.float32]]]
 """(N, H, W, 3) uint8 RGB -> every output of the contract by name."""
 
 SIZES = ((32, 32), (33, 57), (700, 40), (512, 768), (2848, 4288))
@@ -133,24 +133,24 @@ def _autograd_cam(logit: Tensor, feature_map: Tensor) -> NDArray[np.float32]:
     return cam
 
 
-def answer_of_module(module: nn.Module, contract: Contract) -> Answer:
-    """Make an ``Answer`` of a torch module whose outputs are in the contract's order.
+def predictor_of_module(module: nn.Module, contract: Contract) -> Predictor:
+    """Make a ``Predictor`` of a torch module whose outputs are in the contract's order.
 
-    The answer raises ParityError if the number of outputs is not the contract's.
+    It raises ParityError if the number of outputs is not the contract's.
     """
 
-    def answer(pixels: Pixels) -> dict[str, NDArray[np.float32]]:
+    def predict(pixels: Pixels) -> dict[str, NDArray[np.float32]]:
         with torch.inference_mode():
             outputs = module(torch.from_numpy(pixels))
         if len(outputs) != len(contract.output_names):
             raise ParityError(f"outputs: expected {contract.output_names}, found {len(outputs)} tensors")
         return {name: output.numpy() for name, output in zip(contract.output_names, outputs, strict=True)}
 
-    return answer
+    return predict
 
 
 def check_parity(
-    answer: Answer,
+    predictor: Predictor,
     reference: Reference,
     photographs: Iterable[tuple[str, Pixels]],
     bounds: Bounds,
@@ -159,7 +159,7 @@ def check_parity(
     """Compare a file's answers with PyTorch's, on each photograph alone, and on batches and sizes made from the first.
 
     Args:
-        answer: the file as its users open it.
+        predictor: the file as its users open it.
         reference: the network.
         photographs: name and (H, W, 3) uint8 RGB; at least one.
         bounds: the allowed differences.
@@ -173,18 +173,18 @@ def check_parity(
     count = 0
     first: Pixels | None = None
     for name, pixels in photographs:
-        tally.compare([name], pixels[None], answer, reference)
+        tally.compare([name], pixels[None], predictor, reference)
         first = pixels if first is None else first
         count += 1
     if first is None:
         raise ParityError(f"{source}: expected at least one photograph to compare on, found none")
     for names, batch in _batches(first):
-        found = tally.compare(names, batch, answer, reference)
+        found = tally.compare(names, batch, predictor, reference)
         for name, picture, row in zip(names, batch, range(len(batch)), strict=True):
-            tally.compare_alone(name, {key: value[row] for key, value in found.items()}, answer(picture[None]))
+            tally.compare_alone(name, {key: value[row] for key, value in found.items()}, predictor(picture[None]))
     for height, width in SIZES:
         resized = np.array(Image.fromarray(first).resize((width, height), Image.Resampling.BILINEAR))
-        tally.compare([f"the first photograph at {width} x {height}"], resized[None], answer, reference)
+        tally.compare([f"the first photograph at {width} x {height}"], resized[None], predictor, reference)
     return tally.parity(count, source)
 
 
@@ -208,9 +208,9 @@ class _Tally:
         self.pictures = self.equal = 0
 
     def compare(
-        self, names: Sequence[str], batch: Pixels, answer: Answer, reference: Reference
+        self, names: Sequence[str], batch: Pixels, predictor: Predictor, reference: Reference
     ) -> Mapping[str, NDArray[np.float32]]:
-        found, expected = answer(batch), reference(batch)
+        found, expected = predictor(batch), reference(batch)
         self._names(names[0], found)
         for output, value in expected.values.items():
             _axes_and_shapes(output, names[0], value, found[output])

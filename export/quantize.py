@@ -19,11 +19,11 @@ QUANTIZED = ("Conv", "Relu", "MaxPool", "Add")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Quantization:
     """One way to quantise."""
 
     method: str
-    """How activations' ranges are found: one of ranges.METHODS."""
+    """How activations' ranges are found: one of ranges.RANGE_METHODS."""
     float_blocks: int = 0
     """Number of residual blocks computed in floats, counted from the first convolution. In the first block two large
     terms nearly cancel in the residual sum, so that mostly their rounding errors remain: in a trained ResNet-50, the
@@ -47,7 +47,7 @@ def tensors_to_measure(model: onnx.ModelProto) -> list[str]:
     return [body[0].input[0], *(node.output[0] for node in body)]
 
 
-def quantize(model: onnx.ModelProto, ranges: Ranges, recipe: Recipe) -> onnx.ModelProto:
+def quantize(model: onnx.ModelProto, ranges: Ranges, quantization: Quantization) -> onnx.ModelProto:
     """Quantise the fp32 export to QDQ form: uint8 activations, int8 weights with a scale per output channel.
 
     Activations are uint8 instead of int8 because x86's VNNI multiplies uint8 by int8: with int8 activations onnxruntime
@@ -57,9 +57,9 @@ def quantize(model: onnx.ModelProto, ranges: Ranges, recipe: Recipe) -> onnx.Mod
     """
     work = onnx.shape_inference.infer_shapes(model)
     body = body_of(work)
-    inside = {node.name for node in body[_end_of_block(body, recipe.float_blocks) :] if node.op_type in QUANTIZED}
+    inside = {node.name for node in body[_end_of_block(body, quantization.float_blocks) :] if node.op_type in QUANTIZED}
     excluded = [node.name for node in work.graph.node if node.name not in inside]
-    measured = TensorsData(CalibrationMethod.MinMax, ranges.by(recipe.method))
+    measured = TensorsData(CalibrationMethod.MinMax, ranges.by(quantization.method))
     quantizer = QDQQuantizer(
         work, True, False, QuantType.QInt8, QuantType.QUInt8, measured, [], excluded, list(QUANTIZED), {}
     )

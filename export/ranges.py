@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..runtime.contract import INPUT_NAME
 from ..runtime.session import open_session
 
-METHODS = ("mean", "widest")
+RANGE_METHODS = ("mean", "widest")
 """How one range is made from many photographs: the mean of each photograph's extremes, or the extremes over all.
 Percentiles are not an option: in a trained ResNet-50, clipping the first convolution's range to 0.7 of itself reduced
 the signal-to-noise ratio of the pooled features from 19 dB to 1 dB, because the rare large values are the rim of the
@@ -21,16 +21,16 @@ optic disc and the edge of the lit field."""
 
 @dataclass(frozen=True)
 class Ranges:
-    """The range of each activation, by each of ``METHODS``."""
+    """The range of each activation, by each of ``RANGE_METHODS``."""
 
     ends: dict[str, NDArray[np.float32]]
-    """Tensor name -> (len(METHODS), 2) float32: the lower and the upper end by each method."""
+    """Tensor name -> (len(RANGE_METHODS), 2) float32: the lower and the upper end by each method."""
     photographs: int
     """Number of photographs measured."""
 
     def by(self, method: str) -> dict[str, tuple[np.float32, np.float32]]:
-        """Tensor name -> lower and upper end, by one of ``METHODS``."""
-        row = METHODS.index(method)
+        """Tensor name -> lower and upper end, by one of ``RANGE_METHODS``."""
+        row = RANGE_METHODS.index(method)
         return {name: (ends[row, 0], ends[row, 1]) for name, ends in self.ends.items()}
 
 

@@ -18,7 +18,7 @@ from ..runtime.model import RetinaModel
 from ..runtime.session import open_session
 from ..runtime.versions import own_version
 from .graph import DeployedModel, example_input
-from .parity import Answer, Pixels
+from .parity import Pixels, Predictor
 
 OPSET = 18
 """The first opset with an antialiased Resize; not the newest, so that older runtimes can open the file."""
@@ -41,7 +41,7 @@ class OnnxFile:
         onnx.checker.check_model(self.model, full_check=True)
         path.write_bytes(self.model.SerializeToString(deterministic=True))
 
-    def open(self, path: Path, contract: Contract) -> Answer:
+    def open(self, path: Path, contract: Contract) -> Predictor:
         RetinaModel(path)  # refuse here what retina-score would refuse
         session = open_session(path.read_bytes())
 

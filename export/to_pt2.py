@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..runtime.contract import METADATA_KEY, MIN_SIDE, Contract
 from .graph import DeployedModel, example_input
-from .parity import Answer, answer_of_module
+from .parity import Predictor, predictor_of_module
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,6 @@ class Pt2File:
         torch.export.save(self.program, buffer, extra_files={METADATA_KEY: contract.to_json()})
         path.write_bytes(buffer.getbuffer())
 
-    def open(self, path: Path, contract: Contract) -> Answer:
+    def open(self, path: Path, contract: Contract) -> Predictor:
         with path.open("rb") as file:
-            return answer_of_module(torch.export.load(file).module(), contract)
+            return predictor_of_module(torch.export.load(file).module(), contract)

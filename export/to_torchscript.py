@@ -15,7 +15,7 @@ from torch.jit._trace import TracerWarning
 
 from ..runtime.contract import METADATA_KEY, Contract
 from .graph import DeployedModel, example_input
-from .parity import Answer, answer_of_module
+from .parity import Predictor, predictor_of_module
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class TorchScriptFile:
             torch.jit.save(self.module, buffer, _extra_files={METADATA_KEY: contract.to_json()})
         path.write_bytes(_without_source_map(buffer))
 
-    def open(self, path: Path, contract: Contract) -> Answer:
+    def open(self, path: Path, contract: Contract) -> Predictor:
         with _quiet_jit():
-            return answer_of_module(torch.jit.load(str(path)), contract)  # type: ignore[no-untyped-call]
+            return predictor_of_module(torch.jit.load(str(path)), contract)  # type: ignore[no-untyped-call]
 
 
 def _without_source_map(archive: io.BytesIO) -> bytes:

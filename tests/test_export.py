@@ -23,7 +23,7 @@ from retina.export import job, to_onnx
 from retina.export.cli import _unseen, main
 from retina.export.graph import DeployedModel, class_cams
 from retina.export.inspection import inspect_file
-from retina.export.parity import Answer, answer_of_module
+from retina.export.parity import Predictor, predictor_of_module
 from retina.export.photographs import choose_photographs, spread
 from retina.export.to_onnx import OnnxFile, set_metadata
 from retina.export.to_pt2 import Pt2File
@@ -251,7 +251,7 @@ def test_a_file_that_answers_otherwise_than_pytorch_is_not_kept(
 ) -> None:
     opened = TorchScriptFile.open
 
-    def slightly_off(file: TorchScriptFile, path: Path, contract: Contract) -> Answer:
+    def slightly_off(file: TorchScriptFile, path: Path, contract: Contract) -> Predictor:
         answer = opened(file, path, contract)
         return lambda pixels: {name: values + np.float32(2e-4) for name, values in answer(pixels).items()}
 
@@ -524,7 +524,7 @@ def test_what_retina_score_would_refuse_is_not_opened_to_be_compared(tmp_path: P
 
 
 def test_a_module_with_another_number_of_outputs_is_refused() -> None:
-    answer = answer_of_module(torch.nn.Flatten(), Contract())
+    answer = predictor_of_module(torch.nn.Flatten(), Contract())
     assert answer(np.zeros((2, 2), np.uint8)).keys() == {"dr_probs", "me_probs"}
     with pytest.raises(ParityError, match=r"expected \['dr_probs', 'me_probs'\], found 3 tensors"):
         answer(np.zeros((3, 2), np.uint8))

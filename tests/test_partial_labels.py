@@ -18,7 +18,7 @@ from eyes import eye, write_annotations, write_set
 from hypothesis import given
 from hypothesis import strategies as st
 from invoking import invoke
-from retina.export.gate import judge
+from retina.export.gate import compare
 from retina.gradcam import cli as gradcam_cli
 from retina.runtime import cli as score_cli
 from retina.runtime import weighted_metrics
@@ -269,12 +269,12 @@ def test_calibration_and_the_int8_gate_use_each_heads_labels() -> None:
     temperature = fit_temperature(logits[known], torch.from_numpy(p.dr_true[known]))
     assert fit_temperature(logits, torch.from_numpy(p.dr_true)) == pytest.approx(temperature, rel=1e-9)
 
-    found = judge(Contract(), p, p)
+    found = compare(Contract(), p, p)
     assert (found.photographs, found.faults) == (200, [])
-    assert found.int8.dr_accuracy == judge(Contract(), dr, dr).int8.dr_accuracy
-    assert found.int8.me_auc == pytest.approx(judge(Contract(), me, me).int8.me_auc)
+    assert found.int8.dr_accuracy == compare(Contract(), dr, dr).int8.dr_accuracy
+    assert found.int8.me_auc == pytest.approx(compare(Contract(), me, me).int8.me_auc)
     unlabelled = replace(p, me_true=np.full(200, UNLABELLED))
-    found = judge(Contract(), unlabelled, unlabelled)
+    found = compare(Contract(), unlabelled, unlabelled)
     assert (found.int8.me_accuracy, found.int8.me_auc, found.faults) == (None, None, [])
     assert screening_rules(Contract(), unlabelled)["referable_me"] == Contract().thresholds["referable_me"]
     for head in HEADS:
@@ -289,11 +289,11 @@ def test_the_int8_gate_does_not_ask_what_a_head_says_that_was_never_trained() ->
     turned = replace(p, me_probs=p.me_probs[:, ::-1], dr_probs=p.dr_probs[:, ::-1])
     for head in HEADS:
         contract = Contract(provenance={"untrained_heads": [head]})
-        gate = judge(contract, p, replace(p, **{f"{head}_probs": getattr(turned, f"{head}_probs")}))
+        gate = compare(contract, p, replace(p, **{f"{head}_probs": getattr(turned, f"{head}_probs")}))
         assert gate.faults == []
         assert getattr(gate, f"{head}_agreement") is getattr(gate.int8, f"{head}_accuracy") is None
         assert {"dr": "DR grade", "me": "ME risk"}[head] not in gate.lines()[-1]
-        assert judge(Contract(), p, turned).faults
+        assert compare(Contract(), p, turned).faults
 
 
 def test_a_threshold_by_hand() -> None:
@@ -370,7 +370,7 @@ def test_a_step_is_torchs_mean_over_each_heads_labelled_photographs(tmp_path: Pa
         torch.testing.assert_close(gradients[name], p.grad, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
         loss, figures = expected_loss([valid[n] for n in range(len(valid))])
-    found = t.judge(valid, make_loader(valid, 0, t.fabric))
+    found = t.validate(valid, make_loader(valid, 0, t.fabric))
     assert {name: found[name] for name in ("loss", *figures)} == pytest.approx(
         {"loss": loss.item(), **figures}, rel=1e-5
     )
@@ -404,7 +404,7 @@ def test_a_head_that_does_not_learn_helps_neither_to_choose_the_epoch_nor_to_set
     train, valid = items(partial_set(tmp_path))
     both, one = (replace(trainer(train, RECIPE), heads=heads) for heads in (HEADS, ("dr",)))
     one.net.load_state_dict(both.net.state_dict())
-    all_of_it, found = (t.judge(valid, make_loader(valid, 0, t.fabric)) for t in (both, one))
+    all_of_it, found = (t.validate(valid, make_loader(valid, 0, t.fabric)) for t in (both, one))
     assert found["me_loss"] == all_of_it["me_loss"] > 0
     assert found["loss"] == found["dr_loss"] == pytest.approx(all_of_it["loss"] - all_of_it["me_loss"])
     assert found["score"] == (found["dr_accuracy"] + found["dr_kappa"]) / 2

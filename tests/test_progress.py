@@ -31,11 +31,11 @@ def test_items_are_tracked_as_they_are_done(
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     seen = []
-    for item in tracked(["a", "b", "c"], "Judging"):
+    for item in tracked(["a", "b", "c"], "Evaluating"):
         seen.append(item)
         now += 11.0
     assert seen == ["a", "b", "c"]
-    assert capsys.readouterr().err.splitlines()[0] == "Judging: 1 of 3, 0.1 per second, 0:00:22 left"
+    assert capsys.readouterr().err.splitlines()[0] == "Evaluating: 1 of 3, 0.1 per second, 0:00:22 left"
 
 
 def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

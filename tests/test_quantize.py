@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from retina.export import int8 as int8_module
 from retina.export import to_onnx
-from retina.export.gate import Gate, Quality, judge
+from retina.export.gate import Gate, Quality, compare
 from retina.export.int8 import Int8, _read, choose, screening_thresholds, to_int8
 from retina.export.job import ExportJob, run_export
 from retina.export.quantize import (
-    Recipe,
+    Quantization,
     _store_as_int8,
     body_of,
     quantize,
@@ -50,7 +50,7 @@ def fp32(small_explained: Path) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def int8(fp32: onnx.ModelProto) -> onnx.ModelProto:
-    return quantize(fp32, measure_ranges(fp32, tensors_to_measure(fp32), pictures(6)), Recipe("mean"))
+    return quantize(fp32, measure_ranges(fp32, tensors_to_measure(fp32), pictures(6)), Quantization("mean"))
 
 
 def run(model: onnx.ModelProto, pixels: NDArray[np.uint8], names: list[str]) -> list[NDArray[np.float32]]:
@@ -143,8 +143,10 @@ def test_blocks_in_floats_answer_as_fp32(fp32: onnx.ModelProto) -> None:
         probe.graph.output.append(onnx.ValueInfoProto(name=after_block))
         return run(probe, pictures(1)[0][None], [after_block])[0]
 
-    np.testing.assert_allclose(answer(quantize(fp32, ranges, Recipe("mean", 1))), answer(fp32), rtol=1e-4, atol=1e-4)
-    assert np.abs(answer(quantize(fp32, ranges, Recipe("mean"))) - answer(fp32)).max() > 0.01
+    np.testing.assert_allclose(
+        answer(quantize(fp32, ranges, Quantization("mean", 1))), answer(fp32), rtol=1e-4, atol=1e-4
+    )
+    assert np.abs(answer(quantize(fp32, ranges, Quantization("mean"))) - answer(fp32)).max() > 0.01
 
 
 def test_rounding_keeps_each_kernels_sum() -> None:
@@ -170,7 +172,7 @@ def test_gate_by_hand() -> None:
     wrong = np.eye(5, dtype=np.float32)[[0, 1, 3, 4]]
     fp32 = answers(truth, right, np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.1, 0.9]], np.float32))
     int8 = answers(truth, wrong, np.array([[0.9, 0.1], [0.3, 0.7], [0.4, 0.6], [0.1, 0.9]], np.float32))
-    gate = judge(Contract(), fp32, int8)
+    gate = compare(Contract(), fp32, int8)
     assert (gate.fp32.dr_accuracy, gate.int8.dr_accuracy, gate.int8.me_accuracy) == (1.0, 0.75, 0.75)
     assert gate.int8.me_auc == 0.75  # 3 of the 4 pairs in order
     assert gate.fp32.referable_auc == 1.0 and gate.int8.referable_auc == pytest.approx((2 + 0.5) / 3)
@@ -178,12 +180,12 @@ def test_gate_by_hand() -> None:
     assert [fault.split(":")[0] for fault in gate.faults] == [
         "dr_accuracy", "me_accuracy", "referable_auc", "me_auc", "dr_agreement", "me_agreement"
     ]  # fmt: skip
-    assert judge(Contract(), fp32, fp32).faults == []
+    assert compare(Contract(), fp32, fp32).faults == []
 
 
 def test_gate_without_positives_judges_what_it_can() -> None:
     healthy = answers([(0, 0), (1, 0)], np.eye(5, dtype=np.float32)[[0, 1]], np.array([[1, 0], [1, 0]], np.float32))
-    gate = judge(Contract(), healthy, healthy)
+    gate = compare(Contract(), healthy, healthy)
     assert gate.int8.me_auc is None and gate.int8.referable_auc is None and gate.faults == []
     assert gate.lines()[1].strip() == "dr_accuracy 1.0000 to 1.0000, me_accuracy 1.0000 to 1.0000"
 
@@ -193,7 +195,7 @@ def test_gate_ranks_by_probability_and_not_by_decision() -> None:
     dr = np.array([[0.9, 0.0, 0.1, 0.0, 0.0], [0.8, 0.0, 0.1, 0.1, 0.0], [0.7, 0.0, 0.3, 0.0, 0.0]], np.float32)
     valid = answers([(0, 0), (1, 0), (2, 1)], dr, np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]], np.float32))
     swapped = replace(valid, dr_probs=dr[[0, 2, 1]])
-    gate = judge(Contract(), valid, swapped)
+    gate = compare(Contract(), valid, swapped)
     assert (gate.fp32.referable_auc, gate.int8.referable_auc) == (1.0, 0.5)
     assert gate.faults and gate.to_dict()["accepted"] is False
 
@@ -201,20 +203,25 @@ def test_gate_ranks_by_probability_and_not_by_decision() -> None:
 def test_what_is_kept_is_quick_among_the_close_ones() -> None:
     truth, right = [(0, 0), (2, 1)], np.eye(5, dtype=np.float32)[[0, 2]]
     fp32 = answers(truth, right, np.eye(2, dtype=np.float32))
-    passes = judge(Contract(), fp32, fp32)
-    fails = judge(Contract(), fp32, answers(truth, right[::-1], fp32.me_probs))
+    passes = compare(Contract(), fp32, fp32)
+    fails = compare(Contract(), fp32, answers(truth, right[::-1], fp32.me_probs))
 
     def kept(*candidates: tuple[float, bool]) -> int:
         """Index of the chosen candidate (mean difference, whether the gate is passed), with the fastest first."""
         files = [
             Int8(
-                onnx.ModelProto(), Recipe("mean", place), 2, difference, passes if good else fails, default_thresholds()
+                onnx.ModelProto(),
+                Quantization("mean", place),
+                2,
+                difference,
+                passes if good else fails,
+                default_thresholds(),
             )
             for place, (difference, good) in enumerate(candidates)
         ]
-        return choose(files).recipe.float_blocks
+        return choose(files).quantization.float_blocks
 
-    assert [recipe.float_blocks for recipe in int8_module.RECIPES] == [0, 0, 1, 1, 3, 3]  # the fewer, the faster
+    assert [way.float_blocks for way in int8_module.QUANTIZATIONS] == [0, 0, 1, 1, 3, 3]  # the fewer, the faster
     assert kept((0.004, True), (0.001, True)) == 0
     assert kept((0.008, True), (0.004, True), (0.003, True)) == 1
     assert kept((0.004, False), (0.008, True), (0.007, True)) == 2
@@ -223,10 +230,10 @@ def test_what_is_kept_is_quick_among_the_close_ones() -> None:
 
 def test_a_file_that_is_kept_but_not_close_says_so() -> None:
     fp32 = answers([(0, 0), (2, 1)], np.eye(5, dtype=np.float32)[[0, 2]], np.eye(2, dtype=np.float32))
-    passes = judge(Contract(), fp32, fp32)
+    passes = compare(Contract(), fp32, fp32)
 
     def last_line(difference: float) -> str:
-        kept = Int8(onnx.ModelProto(), Recipe("mean", 1), 320, difference, passes, default_thresholds())
+        kept = Int8(onnx.ModelProto(), Quantization("mean", 1), 320, difference, passes, default_thresholds())
         return kept.lines()[-1].strip()
 
     assert last_line(0.0035) == "mean difference of a DR probability 0.0035"
@@ -238,8 +245,8 @@ def test_a_file_that_is_kept_but_not_close_says_so() -> None:
 @pytest.mark.parametrize(("trained_on", "warns"), [("a", False), ("", False), ("b", True)])
 def test_a_file_calibrated_on_other_photographs_than_trained_on_says_so(trained_on: str, warns: bool) -> None:
     fp32 = answers([(0, 0), (2, 1)], np.eye(5, dtype=np.float32)[[0, 2]], np.eye(2, dtype=np.float32))
-    passes = judge(Contract(), fp32, fp32)
-    kept = Int8(onnx.ModelProto(), Recipe("mean", 1), 2, 0.0, passes, default_thresholds(), "a", trained_on)
+    passes = compare(Contract(), fp32, fp32)
+    kept = Int8(onnx.ModelProto(), Quantization("mean", 1), 2, 0.0, passes, default_thresholds(), "a", trained_on)
     assert ("not the photographs and labels" in kept.lines()[-1]) is warns
     assert kept.to_dict()["data_fingerprint"] == "a"
 
@@ -281,7 +288,7 @@ def test_an_exported_int8_file_carries_its_own_referrals(
     """After the whole export of a calibrated checkpoint, the file's own answers find nine of ten at its thresholds."""
     # Of the same network, whose conversion takes most of an export's time.
     monkeypatch.setattr(to_onnx, "to_onnx", lambda *_: onnx.load(small_export.model))
-    monkeypatch.setattr(int8_module, "RECIPES", (Recipe("mean"),))
+    monkeypatch.setattr(int8_module, "QUANTIZATIONS", (Quantization("mean"),))
     data = small_set(tmp_path / "data", [0, 1, 2, 3, 4] * 2, [0, 2, 0, 3, 1, 4] * 2)
     for split in data.splits.values():  # ME grade 2 is risk here, as in the checkpoint
         graded = re.sub(r"^([^,]+,\d),1\b", r"\1,2", split.annotations.read_text(), flags=re.MULTILINE)
@@ -324,15 +331,15 @@ def test_int8_is_calibrated_on_train_and_judged_on_valid(
     tmp_path: Path, fp32: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file and its difference from fp32, found again from the photographs that they should come from."""
-    monkeypatch.setattr(int8_module, "RECIPES", (Recipe("mean"),))
+    monkeypatch.setattr(int8_module, "QUANTIZATIONS", (Quantization("mean"),))
     monkeypatch.setattr(int8_module, "CALIBRATION_PHOTOGRAPHS", 3)
     seen: list[Predictions] = []
 
     def noted(rules: Contract, fp32: Predictions, int8: Predictions) -> Gate:
         seen.extend((fp32, int8))
-        return judge(rules, fp32, int8)
+        return compare(rules, fp32, int8)
 
-    monkeypatch.setattr(int8_module, "judge", noted)
+    monkeypatch.setattr(int8_module, "compare", noted)
     data = small_set(tmp_path, [0, 1, 2, 3, 4], [0, 3, 1, 2])
     kept = to_int8(fp32, Contract(provenance={"data_fingerprint": "others"}), data.root, None, force=True)
     assert kept.trained_on == "others" and "not the photographs and labels" in kept.lines()[-1]
@@ -340,7 +347,9 @@ def test_int8_is_calibrated_on_train_and_judged_on_valid(
     assert "not the photographs and labels" not in ours.lines()[-1]
     seen = seen[:2]
     train, valid = ([decode(photo.path) for photo in data.splits[name].photos] for name in ("train", "valid"))
-    by_hand = quantize(fp32, measure_ranges(fp32, tensors_to_measure(fp32), [train[i] for i in (0, 2, 4)]), kept.recipe)
+    by_hand = quantize(
+        fp32, measure_ranges(fp32, tensors_to_measure(fp32), [train[i] for i in (0, 2, 4)]), kept.quantization
+    )
     assert kept.model.SerializeToString() == by_hand.SerializeToString()
     assert (kept.calibrated_on, kept.gate.photographs) == (3, len(valid))
     before, after = (
@@ -357,8 +366,8 @@ def test_int8_that_is_not_as_accurate_is_refused_unless_forced(
     tmp_path: Path, fp32: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = small_set(tmp_path, [0, 1, 2], [0, 1, 2])
-    monkeypatch.setattr(int8_module, "RECIPES", (Recipe("mean"), Recipe("mean", 3)))
-    monkeypatch.setattr(int8_module, "judge", lambda *files: replace(judge(*files), dr_agreement=0.5))
+    monkeypatch.setattr(int8_module, "QUANTIZATIONS", (Quantization("mean"), Quantization("mean", 3)))
+    monkeypatch.setattr(int8_module, "compare", lambda *files: replace(compare(*files), dr_agreement=0.5))
     with pytest.raises(ParityError) as caught:
         to_int8(fp32, Contract(), data.root, None, force=False)
     message = str(caught.value)
@@ -396,7 +405,7 @@ def test_each_bound_of_the_gate() -> None:
     assert faults(good, dr=0.979) == ["dr_agreement"] and faults(good, me=0.979) == ["me_agreement"]
     truth, dr = [(0, 0), (2, 1)], np.eye(5, dtype=np.float32)[[0, 2]]
     me = np.eye(2, dtype=np.float32)
-    gate = judge(Contract(), answers(truth, dr, me), answers(truth, dr, me[[1, 1]]))
+    gate = compare(Contract(), answers(truth, dr, me), answers(truth, dr, me[[1, 1]]))
     assert (gate.dr_agreement, gate.me_agreement) == (1.0, 0.5)
 
 
@@ -404,7 +413,7 @@ def test_the_gate_compares_answers_and_not_referrals() -> None:
     contract = Contract(thresholds={**default_thresholds(), "referable_me": Rule("at_least", 0.2)})
     truth, dr = [(0, 0), (2, 1)], np.eye(5, dtype=np.float32)[[0, 2]]
     fp32, int8 = (answers(truth, dr, np.array([[1 - p, p], [0.1, 0.9]], np.float32)) for p in (0.1, 0.4))
-    assert judge(contract, fp32, int8).me_agreement == 1.0
+    assert compare(contract, fp32, int8).me_agreement == 1.0
 
 
 def test_as_many_blocks_as_asked_are_in_floats(fp32: onnx.ModelProto) -> None:
@@ -412,7 +421,7 @@ def test_as_many_blocks_as_asked_are_in_floats(fp32: onnx.ModelProto) -> None:
     ranges = measure_ranges(fp32, tensors_to_measure(fp32), pictures(1))
 
     def quantised(float_blocks: int) -> int:
-        model = quantize(fp32, ranges, Recipe("widest", float_blocks))
+        model = quantize(fp32, ranges, Quantization("widest", float_blocks))
         floats = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
         return sum(node.op_type == "Conv" and node.input[1] not in floats for node in model.graph.node)
 
@@ -433,14 +442,14 @@ def test_a_row_of_zeros_is_stored_as_zeros() -> None:
 
 def test_the_referral_of_each_head_is_told() -> None:
     fp32 = answers([(0, 0), (2, 1)], np.eye(5, dtype=np.float32)[[0, 2]], np.eye(2, dtype=np.float32))
-    passes = judge(Contract(), fp32, fp32)
-    kept = Int8(onnx.ModelProto(), Recipe("mean", 1), 320, 0.0, passes, CALIBRATED.thresholds)
+    passes = compare(Contract(), fp32, fp32)
+    kept = Int8(onnx.ModelProto(), Quantization("mean", 1), 320, 0.0, passes, CALIBRATED.thresholds)
     assert kept.lines()[0] == (
         "quantised with mean ranges, 1 residual block in floats, calibrated on 320 photographs of train"
     )
     assert kept.lines()[-2] == "  referral from DR 0.400, ME 0.300"
     assert (kept.to_dict()["calibrated_on"], kept.to_dict()["photographs"]) == (320, 2)
-    assert str(Recipe("widest", 0)) == "widest ranges, 0 residual blocks in floats"
+    assert str(Quantization("widest", 0)) == "widest ranges, 0 residual blocks in floats"
 
 
 def test_only_what_is_judged_must_have_the_models_grades_and_what_is_calibrated_both_answers(tmp_path: Path) -> None:
@@ -466,5 +475,5 @@ def test_gate_ranks_edema_by_its_probability() -> None:
         answers(truth, dr, np.array([[1 - p, p] for p in risks], np.float32))
         for risks in ((0.1, 0.2, 0.3), (0.1, 0.3, 0.2))
     )
-    gate = judge(Contract(), fp32, int8)
+    gate = compare(Contract(), fp32, int8)
     assert (gate.fp32.me_auc, gate.int8.me_auc, gate.me_agreement) == (1.0, 0.5, 1.0)

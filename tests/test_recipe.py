@@ -203,7 +203,7 @@ def test_average_is_the_exponential_one_and_is_what_is_judged(data: DataSet, acc
         expected = kept[0][name]  # the average starts with the first step's weights
         for weights in kept[1:]:
             expected = 0.5 * expected + 0.5 * weights[name]
-        torch.testing.assert_close(t.judged.state_dict()[name], expected)
+        torch.testing.assert_close(t.eval_model.state_dict()[name], expected)
         assert not torch.equal(t.net.state_dict()[name], expected)
     (batch,) = EvalBatches(valid, len(valid))
     dr_logits, me_logits = t.predict([batch], len(valid))
@@ -235,7 +235,7 @@ def test_resumed_average_and_rates_are_those_of_a_run_never_stopped(data: DataSe
     resumed = trainer(config=RELEASED)
     load_resume(resumed, tmp_path / "resume.pth")
     assert run(resumed)
-    expected, found = through.judged.state_dict(), resumed.judged.state_dict()
+    expected, found = through.eval_model.state_dict(), resumed.eval_model.state_dict()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert through.progress.history[-1]["lr_heads"] == resumed.progress.history[-1]["lr_heads"]
 

@@ -14,7 +14,7 @@ from invoking import invoke
 from onnx import numpy_helper
 from PIL import Image
 from retina.export.graph import DeployedModel
-from retina.export.quantize import Recipe, quantize, tensors_to_measure
+from retina.export.quantize import Quantization, quantize, tensors_to_measure
 from retina.export.ranges import measure_ranges
 from retina.export.recovery import main
 from retina.export.to_onnx import OnnxFile
@@ -103,7 +103,7 @@ def test_an_int8_file_gives_its_rounded_weights_and_its_rules(
     deployed = onnx.load(small_export.model)
     seen = [np.array(Image.open(file)) for file in sorted(photographs.iterdir())]
     ranges = measure_ranges(deployed, tensors_to_measure(deployed), seen)
-    OnnxFile(quantize(deployed, ranges, Recipe("mean", 1))).write(tmp_path / "m.int8.onnx", contract)
+    OnnxFile(quantize(deployed, ranges, Quantization("mean", 1))).write(tmp_path / "m.int8.onnx", contract)
     result = recover(photographs, "--model", tmp_path / "m.int8.onnx", "--out", tmp_path / "again.pth")
     assert result.exit_code == 0, result.output
     again = load_checkpoint(tmp_path / "again.pth")

@@ -106,13 +106,13 @@ def test_stopped_while_its_last_epoch_is_judged_a_run_stops(
 ) -> None:
     train, _ = items(data)
     t, file = trainer(train, replace(RECIPE, epochs=1)), tmp_path / "resume.pth"
-    judge = t.judge
+    validate = t.validate
 
     def interrupted(split: EvalItems, loader: Iterable[Batch]) -> dict[str, float]:
         signal.raise_signal(signal.SIGINT)
-        return judge(split, loader)
+        return validate(split, loader)
 
-    monkeypatch.setattr(t, "judge", interrupted)
+    monkeypatch.setattr(t, "validate", interrupted)
     assert not run(t, data, file)
     resumed = trainer(train, t.config)
     load_resume(resumed, file)

@@ -124,7 +124,7 @@ def test_one_step_is_the_textbooks(data: DataSet, weighting: str) -> None:
     with torch.no_grad():
         dr_logits, me_logits = reference(Normalize(SMALL.mean, SMALL.std)(torch.stack([item.image for item in batch])))
     loss = 1.5 * F.cross_entropy(dr_logits, dr_true, t.dr_weights) + 0.5 * F.cross_entropy(me_logits, me_true)
-    assert t.judge(valid, make_loader(valid, 0, t.fabric))["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert t.validate(valid, make_loader(valid, 0, t.fabric))["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_frozen_layers_and_their_statistics_wait_for_the_epoch_that_opens_them(data: DataSet, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def judged_as(
 ) -> Trainer:
     """Without training: in each epoch, valid has this loss and this score, by default a higher one than before."""
     t.train_epoch = lambda *_: False  # type: ignore[method-assign]
-    t.judge = lambda *_: {"loss": loss(t.progress.epoch), "score": score(t.progress.epoch)}  # type: ignore[method-assign]
+    t.validate = lambda *_: {"loss": loss(t.progress.epoch), "score": score(t.progress.epoch)}  # type: ignore[method-assign]
     return t
 
 

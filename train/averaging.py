@@ -34,7 +34,7 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
         from .calibration import calibrated, calibration_line
         from .checkpoint import load_checkpoint
         from .data import read_dataset
-        from .soup import average, items_of, judged, predict_logits, require_same_data
+        from .soup import average, evaluate_checkpoint, items_of, predict_logits, require_same_data
 
         require_place(out, checkpoints)
         loaded = {path: load_checkpoint(path) for path in checkpoints}
@@ -43,7 +43,7 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
         require_same_data(read, mean)
         items = items_of(mean, read, "valid")
         mean = calibrated(mean, items, *predict_logits(mean, items))
-        figures = judged(mean, items)
+        figures = evaluate_checkpoint(mean, items)
         replace(mean, metrics={"splits": {"valid": figures}}).save(out)
     dr, me = figures["all"]["dr"], figures["all"]["me"]
     tell(

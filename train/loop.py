@@ -69,7 +69,7 @@ def fit(
 
             row: dict[str, float] = {"epoch": progress.epoch}
             row |= {f"train_{name}": value for name, value in trainer.train_figures().items()}
-            valid = trainer.judge(valid_items, valid_batches)
+            valid = trainer.validate(valid_items, valid_batches)
             if not math.isfinite(valid["loss"]):
                 raise NonFiniteLossError(
                     f"epoch {progress.epoch}: expected a finite loss on valid, found DR {valid['dr_loss']:.4g} and ME "

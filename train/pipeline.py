@@ -28,7 +28,7 @@ from .loader import require_shared_memory
 from .loop import fit
 from .model import RetinaNet, load_backbone_weights
 from .recorder import Recorder
-from .results import judge_best, publish
+from .results import evaluate_best, publish
 from .resume import load_resume
 from .run import CONFIG, FACTS, Run
 from .start import grades_of_network, open_start, start_notes
@@ -145,7 +145,9 @@ def _train(
         run.require_best(trainer.progress.best_epoch)
         console.say(f"Resuming {run.name} at {trainer.progress.place(config.epochs)}.")
     elif fabric.is_global_zero:  # a resumed run's files are there already
-        require_free(run.folder, trainer.room(), "room for checkpoints", "; make room, or choose another --artifacts")
+        require_free(
+            run.folder, trainer.disk_needed(), "room for checkpoints", "; make room, or choose another --artifacts"
+        )
         run.write(FACTS, json.dumps(facts, indent=1))
     if fabric.is_global_zero:
         run.write(CONFIG, config.to_json())  # for a resumed run too, whose data may have moved
@@ -159,7 +161,7 @@ def _train(
     fabric.barrier()
 
     console.say(f"Evaluating the best checkpoint (epoch {trainer.progress.best_epoch}) on train, valid and test.")
-    best, predictions = judge_best(run, survey, trainer, console)
+    best, predictions = evaluate_best(run, survey, trainer, console)
     if fabric.is_global_zero:
         page = publish(run, data.splits["test"], trainer, best, predictions, tracker)
         console.say(f"Report: {page}")

@@ -77,7 +77,7 @@ class Recorder:
     def _checkpoint(self, row: dict[str, float]) -> Checkpoint:
         config = self.trainer.config
         return Checkpoint(
-            self.trainer.judged.state_dict(),
+            self.trainer.eval_model.state_dict(),
             config.backbone,
             self.contract,
             config.to_dict(),

@@ -1,4 +1,4 @@
-"""What a finished run leaves: its best checkpoint, judged on every split, and what is published of it."""
+"""What a finished run leaves: its best checkpoint, evaluated on every split, and what is published of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .tracking import Tracker
 from .trainer import Trainer
 
 
-def judge_best(
+def evaluate_best(
     run: Run, survey: Survey, trainer: Trainer, console: Console
 ) -> tuple[Checkpoint, dict[str, Predictions]]:
     """The best checkpoint, calibrated if the recipe asks for it, and its predictions on every split.
@@ -42,7 +42,7 @@ def judge_best(
     """
     data, config = survey.data, trainer.config
     best = load_checkpoint(run.folder / BEST)
-    trainer.judged.load_state_dict(best.weights)
+    trainer.eval_model.load_state_dict(best.weights)
 
     def predict(name: str) -> tuple[EvalItems, torch.Tensor, torch.Tensor]:
         is_kept = name == "valid"
@@ -55,7 +55,7 @@ def judge_best(
     # A run that failed after calibration is already calibrated: a second fit would find and record temperatures of 1.
     if config.calibrate == "valid" and not is_calibrated(best.contract):
         best = calibrated(best, *predict("valid"))
-        trainer.judged.load_state_dict(best.weights)
+        trainer.eval_model.load_state_dict(best.weights)
         console.say(f"Calibrated on valid: {calibration_line(best)}.")
     return best, {name: EvalItems.predictions(*predict(name)) for name in SPLITS}
 

@@ -45,7 +45,7 @@ def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
     for name, other in branches:
         if not other.contract.data_fingerprint:
             raise UsageError(f"{name}: expected a checkpoint that names the data it was trained on, found bare weights")
-        for what, expected, found in zip(_KINSHIP, _kinship(first), _kinship(other), strict=True):
+        for what, expected, found in zip(_COMPATIBILITY, _compatibility(first), _compatibility(other), strict=True):
             if expected != found:
                 raise UsageError(f"{name}: expected {what} of {start}, {expected}, found {found}: no mean of these")
     runs = [checkpoint.contract.provenance.get("run", name) for name, checkpoint in branches]
@@ -66,10 +66,17 @@ def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
     )
 
 
-_KINSHIP = ("the backbone", "the DR grades", "the framing", "the training data", "--me-positive-from", "the start")
+_COMPATIBILITY = (
+    "the backbone",
+    "the DR grades",
+    "the framing",
+    "the training data",
+    "--me-positive-from",
+    "the start",
+)
 
 
-def _kinship(checkpoint: Checkpoint) -> tuple[object, ...]:
+def _compatibility(checkpoint: Checkpoint) -> tuple[object, ...]:
     contract = checkpoint.contract
     trained_on = contract.data_fingerprint  # with other data, photographs of this valid split might be among them
     config = checkpoint.config
@@ -91,13 +98,13 @@ def predict_logits(checkpoint: Checkpoint, items: EvalItems) -> tuple[Tensor, Te
     """Logits of the DR grades (N, K) and of the ME risk (N, 2), float32, for a split in its order; runs on the CPU."""
     prep = checkpoint.contract.preprocessing
     normalize, net = Normalize(prep.mean, prep.std), checkpoint.build_model().to(memory_format=torch.channels_last)
-    images = (normalize(batch.image) for batch in tracked(EvalBatches(items, 16), "Judging"))
+    images = (normalize(batch.image) for batch in tracked(EvalBatches(items, 16), "Evaluating"))
     rows = [net(image.contiguous(memory_format=torch.channels_last)) for image in images]
     dr, me = zip(*rows, strict=True)
     return torch.cat(dr), torch.cat(me)
 
 
-def judged(checkpoint: Checkpoint, items: EvalItems) -> dict[str, Any]:
+def evaluate_checkpoint(checkpoint: Checkpoint, items: EvalItems) -> dict[str, Any]:
     """All metrics on a split (``metrics.evaluate``), by the checkpoint's own decision rules."""
     return evaluate(items.predictions(*predict_logits(checkpoint, items)), checkpoint.contract)
 

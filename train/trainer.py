@@ -80,7 +80,7 @@ class Trainer:
         self._wrap(frozen=self.config.weights != "none")
 
     @property
-    def judged(self) -> RetinaNet:
+    def eval_model(self) -> RetinaNet:
         """The network that is evaluated and saved: the running average if there is one."""
         return self.average.module if self.average is not None else self.net
 
@@ -205,7 +205,7 @@ class Trainer:
             return
         done = (self.progress.epoch - 1 + epoch_share) / self.config.epochs
         factor = min(1.0, done / WARM_UP + 1e-3) * 0.5 * (1.0 + math.cos(math.pi * done))
-        open_factor = UNFROZEN_RATE if self._is_open(started=True) else 1.0
+        open_factor = UNFROZEN_RATE if self._is_unfrozen(started=True) else 1.0
         backbone, heads = self.optimizer.param_groups
         backbone["lr"] = self.config.lr_backbone * factor * open_factor
         heads["lr"] = self.config.lr_heads * factor
@@ -218,7 +218,7 @@ class Trainer:
 
     def _agree_on_statistics(self) -> None:
         """Average the batch-norm statistics that each device kept of its own share."""
-        averaged = () if self.average is None else self.judged.buffers()
+        averaged = () if self.average is None else self.eval_model.buffers()
         for buffer in (*self.net.buffers(), *averaged):
             if buffer.is_floating_point():
                 buffer.copy_(self.fabric.all_reduce(buffer, reduce_op="mean"))
@@ -241,7 +241,7 @@ class Trainer:
             loader: this device's share of the split: see ``eval_loader``.
             n: number of photographs in the whole split.
         """
-        net = self.judged.eval()
+        net = self.eval_model.eval()
         logits = [torch.cat(net(self._network_input(batch.image)), dim=1).float() for batch in loader]
         width = len(self.dr_weights) + 2
         rows = torch.cat([*logits, torch.zeros(0, width, device=self.fabric.device)])
@@ -251,7 +251,7 @@ class Trainer:
         both = shards.transpose(0, 1).reshape(-1, width)[:n].cpu()  # device r has photographs r, r + world, ...
         return both[:, :-2], both[:, -2:]
 
-    def judge(self, items: EvalItems, loader: Iterable[Batch]) -> dict[str, float]:
+    def validate(self, items: EvalItems, loader: Iterable[Batch]) -> dict[str, float]:
         """Figures on a split: ``loss``, ``dr_loss``, ``me_loss``, both accuracies, and those of ``epoch_scores``.
 
         Args:
@@ -282,7 +282,7 @@ class Trainer:
         self._wrap(frozen=False)
         self.optimizer.param_groups[0]["lr"] *= UNFROZEN_RATE
 
-    def room(self) -> int:
+    def disk_needed(self) -> int:
         """Bytes on the disk that a run takes at most: its best checkpoint and its state, which is being replaced, or at
         its end the state, two checkpoints and their copies.
         """
@@ -304,7 +304,7 @@ class Trainer:
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what ``state`` gave; KeyError, TypeError, ValueError or RuntimeError if it is damaged."""
         self.progress = Progress.of(state["progress"])
-        if self._is_open(started=self.progress.batch > 0):
+        if self._is_unfrozen(started=self.progress.batch > 0):
             self._wrap(frozen=False)
         self.net.load_state_dict(state["net"])
         if self.average is not None:
@@ -312,7 +312,7 @@ class Trainer:
         self.optimizer.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
 
-    def _is_open(self, *, started: bool) -> bool:
+    def _is_unfrozen(self, *, started: bool) -> bool:
         """Whether the backbone is unfrozen during the current epoch (``started``), or just before it begins."""
         opens = self.config.unfreeze_epoch
         return opens is not None and self.progress.epoch + started > opens
