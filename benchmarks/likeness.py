@@ -81,7 +81,7 @@ def hashes(path: Path) -> tuple[str, str]:
 
 @click.command(context_settings={"show_default": True})
 @click.argument("root", metavar="DATA", type=click.Path(path_type=Path, exists=True))
-@click.option("--every", type=click.IntRange(1), default=4, help="Copy every so-manyth photograph of valid.")
+@click.option("--every", type=click.IntRange(1), default=4, help="Copy every Nth photograph of valid.")
 @exit_codes("likeness.py")
 def main(root: Path, every: int) -> None:
     """Measure what counts as near-identical on copies of DATA's photographs, and on different ones."""

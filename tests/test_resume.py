@@ -190,7 +190,7 @@ def test_stopped_while_it_is_evaluated_a_run_goes_on_as_it_says(data: DataSet, t
     artifacts = tmp_path / "of mine"
     result = stopped_while_it_is_evaluated(data, artifacts)
     go_on = f"retina-train --resume --name h --artifacts '{artifacts}'"
-    assert result.output.strip().endswith(f"Go on with:  {go_on}")
+    assert result.output.strip().endswith(f"Continue with:  {go_on}")
     result = CliRunner().invoke(main, shlex.split(go_on)[1:])
     assert result.exit_code == 0, result.output
 
@@ -249,7 +249,7 @@ def test_told_to_end_with_all_its_processes_a_run_saves_everything(data: DataSet
     os.killpg(process.pid, signal.SIGTERM)
     process.join(60)
     assert process.exitcode == 130, said.read_text()
-    assert "everything saved. Go on with:" in said.read_text()
+    assert "everything saved. Continue with:" in said.read_text()
     saved = saved_progress(tmp_path / "runs" / "ended" / "resume.pth")
     assert f"Stopped at {saved.place(999)}, " in said.read_text()
 
@@ -270,7 +270,9 @@ def test_a_second_ctrl_c_in_an_epoch_says_what_is_saved(
         result = CliRunner().invoke(main, command(data, tmp_path, "twice", "--workers", "0"))
     assert result.exit_code == 130, result.output
     assert "everything saved" not in result.output
-    assert "Stopped. Saved up to the start of epoch 2 of 3; what came after is done again. Go on with:" in result.output
+    assert (
+        "Stopped. Saved up to the start of epoch 2 of 3; what came after is done again. Continue with:" in result.output
+    )
     moved = shutil.copytree(data.root, tmp_path / "moved")
     result = CliRunner().invoke(main, [str(moved), "--resume", "--cache", "memory", "--artifacts", str(tmp_path)])
     assert result.exit_code == 0, result.output

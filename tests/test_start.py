@@ -106,7 +106,7 @@ def test_who_goes_on_from_a_checkpoint_is_told_what_will_differ(net: RetinaNet, 
     notes = start_notes(start, config, (0, 2), HEADS)
     assert len(notes) == 2
     assert "thresholds fitted to it (DR 0.406, ME 0.500); this run will have 0.5" in notes[0]
-    assert "No DR grade 4 in train: the network can still predict it, but unlearns when to" in notes[1]
+    assert "No DR grade 4 in train: the network can still predict it, but forgets when to predict it" in notes[1]
     calibrating = replace(config, image_size=384, calibrate="valid")
     (size,) = start_notes(start, calibrating, (0, 2, 4), HEADS)
     assert "trained with --framing field --image-size 64; this run has field and 384" in size

@@ -181,7 +181,7 @@ def test_class_weights_are_scikit_learns_balanced() -> None:
     assert class_weights([0, 0, 1], 3).tolist() == [0.5, 1.0, 1.0], "the absent grade counts among three"
 
 
-def test_what_is_learnt_does_not_depend_on_the_cache(gaps: Path, tmp_path: Path) -> None:
+def test_what_is_learned_does_not_depend_on_the_cache(gaps: Path, tmp_path: Path) -> None:
     data = read_dataset(gaps)
     paths = [photo.path for photo in data.splits["train"].photos]
     kept, _ = look_through(paths, SMALL, "uint8", "memory", tmp_path)

@@ -278,7 +278,7 @@ def test_a_train_split_without_referable_grades_or_edema_is_trained_with_warning
     result = retina_train(root, *QUICK, "--unfreeze-epoch", 2, "--artifacts", tmp_path)
     assert result.exit_code == 0, result.output
     assert "--unfreeze-epoch 2 comes after the last of 1 epochs: no effect." in result.output
-    warning = f"Warning: {root / 'train' / 'annotations.csv'}: every ME label is 0; no risk can be learnt"
+    warning = f"Warning: {root / 'train' / 'annotations.csv'}: every ME label is 0; no risk can be learned"
     assert warning in result.output
     assert "no DR grade is 2 or more; nobody will be referred" in result.output
 
@@ -427,8 +427,8 @@ def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_training(
     """One network and twice the state to resume from, or at the end that state and four networks."""
     net = RetinaNet(3, RESNET10)
     weights = sum(tensor.nbytes for tensor in net.state_dict().values())
-    learnt = sum(parameter.nbytes for parameter in net.parameters())
-    state = weights + 2 * learnt  # two of Adam's moments for each weight
+    learned = sum(parameter.nbytes for parameter in net.parameters())
+    state = weights + 2 * learned  # two of Adam's moments for each weight
     needed = max(weights + 2 * state, 4 * weights + state)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, free=needed - 1))
     message = refused(tmp_path, data, *QUICK, "--cache", "off")
@@ -455,7 +455,7 @@ def test_a_disk_that_fills_during_the_training_is_told_with_the_command_to_go_on
         stopped = retina_train(here, *QUICK, "--artifacts", tmp_path, "--name", "full")
     assert stopped.exit_code == 2
     go_on = f"retina-train --resume --name full --artifacts {tmp_path}"
-    assert stopped.stderr.endswith(f"No space left on device. Once that is mended, go on with:  {go_on}\n")
+    assert stopped.stderr.endswith(f"No space left on device. Then continue with:  {go_on}\n")
     here.rename(moved)
     lost = retina_train(*go_on.split()[1:])
     assert lost.exit_code == 2

@@ -86,7 +86,7 @@ def load_checkpoint(path: Path, *, framing: Framing | None = None, image_size: i
     """
     if not os.path.isfile(path):
         best = path / BEST
-        hint = f"Of a run, give {best}" if os.path.isfile(best) else HOW_TO_GET_A_CHECKPOINT
+        hint = f"For a run, name {best}" if os.path.isfile(best) else HOW_TO_GET_A_CHECKPOINT
         raise ModelFileError(f"{path}: expected a checkpoint, found no such file. {hint}")
     checkpoint = parse_checkpoint(path, read_state_dict(path), framing or BARE_FRAMING, image_size or BARE_IMAGE_SIZE)
     prep = checkpoint.contract.preprocessing

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DEFAULTS = TrainConfig(data="")
 _TYPES = get_type_hints(TrainConfig)
 MAY_CHANGE = ("workers", "cache")
-"""Options that cannot change what is learnt, so that a resumed run may have others."""
+"""Options that cannot change what is learned, so that a resumed run may have others."""
 
 
 def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) -> Callable[[Command], Command]:
@@ -241,7 +241,7 @@ def _say_what_is_saved(run: Run, config: TrainConfig) -> None:
     from .resume import saved_progress
 
     place = saved_progress(run.resume_file).place(config.epochs)
-    tell(f"Stopped. Saved up to {place}; what came after is done again. Go on with:  {run.resume_command}")
+    tell(f"Stopped. Saved up to {place}; what came after is done again. Continue with:  {run.resume_command}")
 
 
 def _refuse_changes(context: click.Context, config: TrainConfig, recipe: dict[str, Any]) -> None:

@@ -133,7 +133,7 @@ class TrainConfig:
                     limit = "" if high is None else f" to {high}" if whole else f" to below {high}"
                     raise UsageError(f"{name}: expected {kind} from {low}{limit}, found {value!r}")
         if not (self.dr_weight or self.me_weight):
-            raise UsageError("dr_weight, me_weight: expected one of them above 0, or nothing is learnt; found 0 and 0")
+            raise UsageError("dr_weight, me_weight: expected one of them above 0, or nothing is learned; found 0 and 0")
         if self.batch_size == 1 and self.image_size <= ONE_PIXEL:
             raise UsageError(
                 "--batch-size 1: expected two photographs or more at --image-size 32, whose last feature map is one "

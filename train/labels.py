@@ -64,8 +64,8 @@ def label_notes(data: DataSet, config: TrainConfig) -> list[str]:
     me_labels = {photo.me_label for photo in train.photos if photo.me_label is not None}
     if config.me_weight and len(me_labels) == 1:
         notes.append(
-            f"Warning: {train.annotations}: every ME label is {me_labels.pop()}; no risk can be learnt. What the model "
-            "will say about ME means nothing; with --me-weight 0 it does not help to choose the epoch."
+            f"Warning: {train.annotations}: every ME label is {me_labels.pop()}; no risk can be learned. What the "
+            "model will say about ME means nothing; with --me-weight 0 it does not help to choose the epoch."
         )
     if data.dr_grades and data.dr_grades[-1] < (referable := Contract().referable_from):
         notes.append(f"Warning: {train.annotations}: no DR grade is {referable} or more; nobody will be referred")

@@ -177,7 +177,7 @@ def _telling_how_to_go_on(run: Run) -> Iterator[None]:
     except OutputError as err:
         if not os.path.isfile(run.resume_file):
             raise
-        raise OutputError(f"{err}. Once that is mended, go on with:  {run.resume_command}") from None
+        raise OutputError(f"{err}. Then continue with:  {run.resume_command}") from None
 
 
 def _starting_network(config: TrainConfig, start: Checkpoint | None, dr_grades: int) -> RetinaNet:

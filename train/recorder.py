@@ -1,4 +1,4 @@
-"""Writes into a run's folder what it has learnt, as it learns it."""
+"""Writes into a run's folder what it has learned, as it learns it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Recorder:
             self._draw(pd.DataFrame(progress.history))
         self.tracker.stop()
         place = progress.place(self.trainer.config.epochs)
-        self.console.say(f"Stopped at {place}, everything saved. Go on with:  {self.run.resume_command}")
+        self.console.say(f"Stopped at {place}, everything saved. Continue with:  {self.run.resume_command}")
 
     def last(self) -> None:
         """Keep the weights after the last epoch."""

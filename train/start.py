@@ -108,7 +108,7 @@ def start_notes(
     missing = sorted(set(start.contract.dr_grades) - set(of_data))
     if "dr" in heads and missing:
         notes.append(
-            f"No DR grade {', '.join(map(str, missing))} in train: the network can still predict it, but unlearns when "
-            "to, and data without it cannot show how much. Add photographs of it to train and valid."
+            f"No DR grade {', '.join(map(str, missing))} in train: the network can still predict it, but forgets when "
+            "to predict it, and data without it cannot show how much. Add photographs of it to train and valid."
         )
     return notes

@@ -76,7 +76,7 @@ class Trainer:
         if self.config.ema:
             average = get_ema_multi_avg_fn(self.config.ema)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.net, multi_avg_fn=average, use_buffers=True)
-        # Random weights have learnt nothing that freezing would keep.
+        # Random weights have learned nothing that freezing would keep.
         self._wrap(frozen=self.config.weights != "none")
 
     @property
@@ -287,8 +287,8 @@ class Trainer:
         its end the state, two checkpoints and their copies.
         """
         weights: int = sum(tensor.nbytes for tensor in self.net.state_dict().values())
-        learnt: int = sum(tensor.nbytes for group in self.optimizer.param_groups for tensor in group["params"])
-        state = weights * (1 if self.average is None else 2) + 2 * learnt  # Adam keeps two moments of each weight
+        learned: int = sum(tensor.nbytes for group in self.optimizer.param_groups for tensor in group["params"])
+        state = weights * (1 if self.average is None else 2) + 2 * learned  # Adam keeps two moments of each weight
         return max(weights + 2 * state, 4 * weights + state)
 
     def state(self) -> dict[str, Any]:
