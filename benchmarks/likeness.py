@@ -3,9 +3,10 @@
     python benchmarks/likeness.py DATA
 
 Prints a Markdown table: for each way to copy a photograph of valid, how many copies of how many are missed, because
-both of the hashed views (train/likeness.py), the framed field and the whole, differ in more than NEAR_BITS bits; how
-many would be by either view alone; and the bits in which the nearer view differs at most. The lines below it count the
-pairs across splits, without those of one patient, whose nearer view differs in so few bits; and by a hash of 64 bits.
+both of the hashed views (train/perceptual_hash.py), the framed field and the whole, differ in more than NEAR_BITS
+bits; how many would be by either view alone; and the bits in which the nearer view differs at most. The lines below it
+count the pairs across splits, without those of one patient, whose nearer view differs in so few bits; and by a hash of
+64 bits.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from retina.runtime.terminal import exit_codes
 from retina.runtime.workers import usable_cores
 from retina.train.data import read_dataset
 from retina.train.leakage import NEAR_BITS
-from retina.train.likeness import bits, distances, perceptual_hash, views
+from retina.train.perceptual_hash import bits, distances, perceptual_hash, views
 
 Copy = Callable[[Image.Image], Image.Image]
 LEVELS = (0, NEAR_BITS, NEAR_BITS + 2, NEAR_BITS + 4, NEAR_BITS + 6)

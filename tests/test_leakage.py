@@ -18,7 +18,7 @@ from retina.train.cli import main
 from retina.train.data import SPLITS, read_dataset, scan_dataset
 from retina.train.frames import Look, look_through
 from retina.train.leakage import NEAR_BITS, _near, find_copies, find_leaks, unnamed_patients
-from retina.train.likeness import bits, distances, perceptual_hash
+from retina.train.perceptual_hash import bits, distances, perceptual_hash
 from retina.train.synthetic import photograph
 from small_backbone import RESNET10
 

@@ -368,7 +368,7 @@ def test_mapped_frames_travel_to_a_worker_by_name(tmp_path: Path) -> None:
     assert torch.equal(pickle.loads(parcel)[3], frames[3])
 
 
-CODE = ["picture.py", "formats.py", "dicom.py", "jpeg.py", "webp.py", "field.py", "framing.py", "likeness.py"]
+CODE = ["picture.py", "formats.py", "dicom.py", "jpeg.py", "webp.py", "field.py", "framing.py", "perceptual_hash.py"]
 
 
 @pytest.mark.parametrize("changed", ["the intermediate square", "another decoder of DICOM", *CODE])

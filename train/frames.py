@@ -29,12 +29,12 @@ from ..runtime.output_file import remove_leftovers, replacing, require_free, wri
 from ..runtime.picture import decode
 from ..runtime.versions import decoder_versions
 from ..runtime.workers import usable_cores
-from . import framing, likeness
+from . import framing, perceptual_hash
 from .checkpoint import current_versions
 from .config import Cache
 from .framing import make_frame
 
-_CODE = (picture, formats, dicom, jpeg, webp, field, framing, likeness)
+_CODE = (picture, formats, dicom, jpeg, webp, field, framing, perceptual_hash)
 """What decodes, frames and hashes: frames made by another version of it are made again."""
 
 PixelType = Literal["uint8", "float32"]
@@ -101,7 +101,7 @@ class Look:
     sha256: str
     """Of the file, in hexadecimal; empty if it cannot be read."""
     phash: str
-    """``likeness.perceptual_hash`` of the photograph; empty if it cannot be decoded."""
+    """``perceptual_hash.perceptual_hash`` of the photograph; empty if it cannot be decoded."""
     fault: str = ""
     """Why it cannot be read or decoded, with the file's name; empty if it can."""
 
@@ -176,7 +176,7 @@ def _look_at_each(frames: DecodedFrames, array: Pixels | None, progress: Callabl
         if array is not None:
             frame = frames.framed(pixels)
             array[index] = (frame.round().to(torch.uint8) if array.dtype == np.uint8 else frame).numpy()
-        return Look(digest, likeness.perceptual_hash(pixels))
+        return Look(digest, perceptual_hash.perceptual_hash(pixels))
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(look, range(len(frames))))

@@ -16,7 +16,7 @@ from ..runtime.contract import HEAD_NAMES
 from ..runtime.wording import counted
 from .data import SPLITS, DataSet, Photo
 from .frames import Look
-from .likeness import Bits, bits, distances
+from .perceptual_hash import Bits, bits, distances
 
 NEAR_BITS = 16
 """Pairs of which a view's perceptual hashes differ in at most this many of 256 bits are reported: more than the 10 of
