@@ -158,8 +158,8 @@ def test_degradation_scores_the_spoiled_copies(drawn: Path, tmp_path: Path) -> N
     assert len({tuple(row.values())[2:] for row in rows}) == len(rows)
 
 
-def test_likeness_counts_the_copies_that_are_missed(drawn: Path) -> None:
-    rows = {row.pop("copy"): row for row in table("likeness.py", str(drawn), "--every", "8")}
+def test_near_duplicates_counts_the_copies_that_are_missed(drawn: Path) -> None:
+    rows = {row.pop("copy"): row for row in table("near_duplicates.py", str(drawn), "--every", "8")}
     brighter, framed = rows["10% brighter"], rows["on a black 3:2 frame"]
     assert brighter["missed"] == framed["missed"] == "0 of 3"
     assert framed["by the field alone"] == "0" < framed["by the whole alone"]

@@ -1,6 +1,6 @@
 """How well copies of photographs are told from other photographs, as retina-train looks for near-identical ones.
 
-    python benchmarks/likeness.py DATA
+    python benchmarks/near_duplicates.py DATA
 
 Prints a Markdown table: for each way to copy a photograph of valid, how many copies of how many are missed, because
 both of the hashed views (train/perceptual_hash.py), the framed field and the whole, differ in more than NEAR_BITS
@@ -83,7 +83,7 @@ def hashes(path: Path) -> tuple[str, str]:
 @click.command(context_settings={"show_default": True})
 @click.argument("root", metavar="DATA", type=click.Path(path_type=Path, exists=True))
 @click.option("--every", type=click.IntRange(1), default=4, help="Copy every Nth photograph of valid.")
-@exit_codes("likeness.py")
+@exit_codes("near_duplicates.py")
 def main(root: Path, every: int) -> None:
     """Measure what counts as near-identical on copies of DATA's photographs, and on different ones."""
     data = read_dataset(root)
