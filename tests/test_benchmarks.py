@@ -88,7 +88,7 @@ def test_cross_source_takes_photographs_of_one_name_from_both_splits(tmp_path: P
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_cross_source_averages_the_branches(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    average, judged = soup.average, soup.judged
+    average, evaluate_checkpoint = soup.average, soup.evaluate_checkpoint
     ends: list[str] = []
     figures: list[dict[str, Any]] = []
 
@@ -97,11 +97,11 @@ def test_cross_source_averages_the_branches(drawn: Path, monkeypatch: pytest.Mon
         return average(parts)
 
     def noted_figures(*arguments: Any) -> dict[str, Any]:
-        figures.append(judged(*arguments))
+        figures.append(evaluate_checkpoint(*arguments))
         return figures[-1]
 
     monkeypatch.setattr(soup, "average", noted_ends)
-    monkeypatch.setattr(soup, "judged", noted_figures)
+    monkeypatch.setattr(soup, "evaluate_checkpoint", noted_figures)
     rows = table(
         "cross_source.py", str(drawn), "--backbone", RESNET10, "--weights", "none", "--image-size", "32",
         "--epochs", "1", "--step", "6", "--step", "9", "--source", "larga", "--workers", "0",
