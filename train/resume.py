@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from ..runtime.errors import ModelFileError
 from .checkpoint import save_tensors
 from .model import read_state_dict, require_readable
-from .progress import Progress
 from .run import BEST
+from .run_progress import Progress
 from .trainer import Trainer
 
 _KIND = "retina-edge resume state 2"

@@ -25,7 +25,7 @@ from .config import TrainConfig
 from .items import Batch, EvalItems
 from .metrics import epoch_scores
 from .model import RetinaNet
-from .progress import Progress
+from .run_progress import Progress
 from .stop import StopRequest
 from .targets import dr_targets
 from .totals import Totals
