@@ -15,7 +15,7 @@ from retina.runtime.errors import ModelFileError, OutputError, UsageError
 from retina.runtime.output_file import replacing, write_bytes_atomically
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.model import RetinaNet, backbone_names, load_backbone_weights
-from retina.train.start import open_start
+from retina.train.warm_start import open_start
 from small_backbone import RESNET10
 
 CONTRACT = Contract(Preprocessing(image_size=64), dr_grades=(0, 2, 4))

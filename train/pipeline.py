@@ -31,10 +31,10 @@ from .recorder import Recorder
 from .results import evaluate_best, publish
 from .resume import load_resume
 from .run import CONFIG, FACTS, Run
-from .start import grades_of_network, open_start, start_notes
 from .survey import survey_data
 from .tracking import Tracker
 from .trainer import Trainer
+from .warm_start import grades_of_network, open_start, start_notes
 
 
 def train(

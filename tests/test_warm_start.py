@@ -19,7 +19,7 @@ from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.config import TrainConfig
 from retina.train.data import DataSet, Photo, Split
 from retina.train.model import RetinaNet, load_backbone_weights
-from retina.train.start import grades_of_network, open_start, start_notes
+from retina.train.warm_start import grades_of_network, open_start, start_notes
 from small_backbone import RESNET10
 from small_network import linear
 
