@@ -31,7 +31,7 @@ from retina.train.device import make_fabric, pick_device
 from retina.train.frames import look_through
 from retina.train.items import Batch, TrainItems
 from retina.train.loader import make_loader, train_loader
-from retina.train.stop import StopRequest
+from retina.train.signals import StopRequest
 from retina.train.synthetic import write_dataset
 from retina.train.totals import Totals
 from torch import Tensor, nn

@@ -41,7 +41,7 @@ from retina.train.metrics import classification_report, epoch_scores, evaluate
 from retina.train.predictions import Decisions, Predictions
 from retina.train.report import _source_note, worst_mistakes
 from retina.train.screening import SENSITIVITY, screening_rules, screening_threshold
-from retina.train.stop import StopRequest
+from retina.train.signals import StopRequest
 from retina.train.temperature import fit_temperature
 from retina.train.trainer import Trainer
 from small_backbone import RESNET10

@@ -41,7 +41,7 @@ from retina.train.loop import fit
 from retina.train.model import RetinaNet
 from retina.train.resume import load_resume
 from retina.train.screening import screening_threshold
-from retina.train.stop import StopRequest
+from retina.train.signals import StopRequest
 from retina.train.targets import dr_targets
 from retina.train.temperature import fit_temperature, scale_head
 from retina.train.totals import Totals

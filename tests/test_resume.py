@@ -35,7 +35,7 @@ from retina.train.loader import make_loader
 from retina.train.pipeline import train
 from retina.train.resume import load_resume, save_resume, saved_progress
 from retina.train.run import Run
-from retina.train.stop import StopRequest
+from retina.train.signals import StopRequest
 from retina.train.totals import Totals
 from retina.train.tracking import Tracker
 from small_backbone import RESNET10

@@ -39,7 +39,7 @@ from retina.train.model import RetinaNet
 from retina.train.pipeline import train
 from retina.train.resume import saved_progress
 from retina.train.run import Run
-from retina.train.stop import StopRequest
+from retina.train.signals import StopRequest
 from retina.train.totals import Totals
 from retina.train.trainer import Trainer
 from small_backbone import RESNET10

@@ -11,7 +11,7 @@ from ..runtime.errors import NonFiniteLossError
 from .items import EpochPlan, EvalItems, TrainItems
 from .loader import eval_loader, train_loader
 from .resume import save_resume
-from .stop import StopRequest
+from .signals import StopRequest
 from .totals import Totals
 from .trainer import Trainer
 

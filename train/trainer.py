@@ -26,7 +26,7 @@ from .items import Batch, EvalItems
 from .metrics import epoch_scores
 from .model import RetinaNet
 from .run_progress import Progress
-from .stop import StopRequest
+from .signals import StopRequest
 from .targets import dr_targets
 from .totals import Totals
 
