@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from .dicom import dicom_pixels, is_dicom
 from .errors import RetinaError
@@ -70,7 +70,7 @@ def decode(source: str | Path | bytes, *, at_least: int | None = None) -> NDArra
         PictureError: the file does not exist or is larger than 1 GiB; or the picture is not of these formats, cut
             short, damaged, below 32 pixels a side, above 100 megapixels, of signed, 32-bit or floating-point samples,
             too large for the available memory, a TIFF of uncompressed planes that Pillow would misread, or DICOM
-            without pydicom installed.
+            without pydicom installed; or the program has set ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES``.
     """
     return _array(load(source, at_least=at_least), "picture" if isinstance(source, bytes) else os.fsdecode(source))
 
@@ -103,6 +103,8 @@ def from_image(image: Image.Image, *, at_least: int | None = None) -> NDArray[np
     the image still has its file, such as one that comes from ``Image.open``.
     """
     name = "picture"
+    if isinstance(image, ImageFile.ImageFile):
+        _require_strict_pillow(name)
     require_size(name, *image.size)
     file = _file_of(image, name)
     if file is not None:
@@ -165,6 +167,7 @@ def _upright(image: Image.Image, name: str, at_least: int | None) -> Image.Image
 
 
 def _load_file(file: BinaryIO, name: str, at_least: int | None) -> Image.Image:
+    _require_strict_pillow(name)
     head = _require_whole(file, name)
     if is_dicom(head):
         return _upright(Image.fromarray(dicom_pixels(file, name)), name, at_least)
@@ -180,6 +183,13 @@ def _load_file(file: BinaryIO, name: str, at_least: int | None) -> Image.Image:
             return _from_file(image, file, name, at_least)
     formats = ", ".join(label for label, _, _ in OPENERS)
     raise refusal(name, f"expected {formats} or DICOM, found a file that starts with {head[:8].hex(' ')}")
+
+
+def _require_strict_pillow(name: str) -> None:
+    """Refuse any picture while the program that we are part of has Pillow fill what is missing from cut files."""
+    strict = not ImageFile.LOAD_TRUNCATED_IMAGES
+    reason = "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so that a cut file cannot be told from a whole one: unset it"
+    require(strict, name, reason)
 
 
 def _require_whole(file: BinaryIO, name: str) -> bytes:

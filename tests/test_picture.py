@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFile, ImageFilter, ImageOps
 from retina.runtime.errors import PictureError
 from retina.runtime.formats import MAX_BYTES
 from retina.runtime.jpeg import endless_fault, is_unfinished
@@ -78,6 +78,21 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, format_: str, share: float)
     with pytest.raises(PictureError, match=r"cut\.img: ") as caught:
         decode(path)
     assert "cut.img" not in caught.value.reason
+
+
+@pytest.mark.parametrize("format_", ["png", "tiff", "bmp", "jp2"])
+def test_no_file_is_read_while_pillow_is_told_to_fill_cut_ones(format_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As other code in the same process often tells it: half a file is then read without a word."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    name, options = LOSSLESS[format_]
+    whole = encoded(photograph(200, 150), name, **options)
+    for read in (decode, lambda data: from_image(Image.open(io.BytesIO(data)))):
+        for data in (whole, whole[: len(whole) // 2]):
+            with pytest.raises(PictureError, match=r"LOAD_TRUNCATED_IMAGES is set.* unset it"):
+                read(data)
+    assert from_image(photograph()).shape == (64, 96, 3)  # never was a file
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+    np.testing.assert_array_equal(decode(whole), np.asarray(photograph(200, 150)))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
