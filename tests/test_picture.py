@@ -2,18 +2,19 @@
 
 import io
 import os
+import struct
 import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageFilter, ImageOps
+from PIL import Image, ImageFile, ImageFilter, ImageOps, PngImagePlugin
 from retina.runtime.errors import PictureError
 from retina.runtime.formats import MAX_BYTES
 from retina.runtime.jpeg import endless_fault, is_unfinished
@@ -119,16 +120,74 @@ def test_exif_orientation_is_applied(format_: str, orientation: int) -> None:
     assert np.abs(pixels.astype(int) - upright).max() <= (12 if format_ == "JPEG" else 0)
 
 
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF", "LZW"])
+def test_an_orientation_in_xmp_alone_is_not_applied(format_: str) -> None:
+    """As other decoders ignore it; Pillow would apply it, and to TIFF without being asked."""
+    xmp = b'<rdf:Description tiff:Orientation="6"/>'
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    tiff: dict[str, object] = {"tiffinfo": {700: xmp}}
+    exif = Image.Exif()
+    exif[0x0132] = "2020:01:01"
+    options: dict[str, dict[str, object]] = {
+        "JPEG": {"xmp": xmp}, "PNG": {"pnginfo": text}, "WEBP": {"xmp": xmp}, "TIFF": tiff,
+        "LZW": {**tiff, "compression": "tiff_lzw"},
+    }  # fmt: skip
+    name = "TIFF" if format_ == "LZW" else format_
+    for more in ({}, {"exif": exif}) if name != "TIFF" else ({},):
+        data = encoded(photograph(96, 64), name, **options[format_], **more)
+        asked = Image.open(io.BytesIO(data))
+        assert asked.getexif()[0x0112] == 6
+        assert decode(data).shape == from_image(Image.open(io.BytesIO(data))).shape == (64, 96, 3)
+        assert from_image(asked).shape == from_image(asked).shape == (64, 96, 3)
+
+
+@pytest.mark.filterwarnings("ignore:Metadata Warning, tag 274 had too many entries")
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(("kind", "count"), [(3, 1), (3, 2), (3, 3), (4, 1), (4, 2)])
+@pytest.mark.parametrize("order", "<>")
+def test_of_several_orientations_the_first_is_applied_whatever_becomes_of_warnings(
+    format_: str, kind: int, count: int, order: str
+) -> None:
+    values = struct.pack(order + f"{count}{'HI'[kind - 3]}", 6, *[1] * (count - 1))
+    start = struct.pack(order + "2sHIHHHI", b"II" if order == "<" else b"MM", 42, 8, 1, 0x0112, kind, count)
+    place = values.ljust(4, b"\0") if len(values) <= 4 else struct.pack(order + "I", 26)
+    data = encoded(photograph(96, 64), format_, exif=b"Exif\0\0" + start + place + bytes(4) + values)
+    assert Image.open(io.BytesIO(data)).getexif()[0x0112] == 6
+    actions: tuple[Literal["default", "error"], ...] = ("default", "error")
+    for action in actions:
+        with warnings.catch_warnings():
+            warnings.simplefilter(action)
+            assert decode(data).shape == (96, 64, 3)
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize(
     "exif",
     [
         b"MM\0*\0\0\xff\xff",
         b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0",  # an orientation in letters
+        b"XX*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0",
+        b"",
     ],
 )
 def test_damaged_exif_beside_sound_pixels_is_read(exif: bytes) -> None:
     assert decode(encoded(photograph(), "JPEG", exif=b"Exif\0\0" + exif)).shape == (64, 96, 3)
+
+
+def test_orientations_of_a_png_that_are_none_are_ignored() -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("exif", "II*")
+    assert decode(encoded(photograph(), "PNG", pnginfo=text)).shape == (64, 96, 3)
+    elsewhere = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x09\0\0\0\xff\xff\xff\xff"
+    assert decode(encoded(photograph(), "PNG", exif=elsewhere)).shape == (64, 96, 3)
+
+
+def test_an_exif_block_that_is_announced_twice_is_obeyed() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    twice = b"Exif\0\0" + exif.tobytes()
+    assert decode(encoded(photograph(96, 64), "JPEG", exif=twice)).shape == (96, 64, 3)
 
 
 @pytest.mark.parametrize("format_", ["PNG", "TIFF", "JPEG2000"])
@@ -437,8 +496,6 @@ def _tiff(
     planes: bool = False,
 ) -> bytes:
     """A plain TIFF made by hand, with features that Pillow cannot write."""
-    import struct
-
     strips = samples if planes else 1
     bits_at = 8 + 2 + (11 if tile else 10) * 12 + 4
     offsets_at = bits_at + 2 * samples

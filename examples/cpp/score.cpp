@@ -59,7 +59,8 @@ static Picture decode(const std::string& path, int min_side) {  // a JPEG's pixe
   check(tjDecompress2(turbo.get(), jpeg.data(), jpeg.size(), stored.data(), w, 0, h, TJPF_RGB, TJFLAG_STOPONWARNING));
   const std::shared_ptr<ExifData> exif(exif_data_new_from_data(jpeg.data(), jpeg.size()), exif_data_unref);
   const ExifEntry* tag = exif ? exif_content_get_entry(exif->ifd[EXIF_IFD_0], EXIF_TAG_ORIENTATION) : nullptr;
-  const int turn = tag && tag->size >= 2 ? exif_get_short(tag->data, exif_data_get_byte_order(exif.get())) & 15 : 1;
+  const int told = tag && tag->size >= 2 ? exif_get_short(tag->data, exif_data_get_byte_order(exif.get())) : 1;
+  const int turn = told <= 8 ? told : 1;
   // Bit n of each mask is set if EXIF orientation n swaps the sides; reads rows from the right; columns from below.
   const bool swap = 0x1e0 >> turn & 1, left = 0x18c >> turn & 1, up = 0x0d8 >> turn & 1;
   const int64_t column = left ? -1 : 1, row = up ? -w : w, first = (left ? w - 1 : 0) + (up ? int64_t(h - 1) * w : 0);

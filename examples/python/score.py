@@ -18,6 +18,7 @@ import onnxruntime as ort
 from PIL import Image, ImageOps, TiffImagePlugin
 
 Image.MAX_IMAGE_PIXELS = None  # decode applies retina-score's limit instead
+ORIENTATION = 0x0112
 RULES = {"dr": ["argmax"], "me": ["argmax", "at_least"], "referable_dr": ["at_least"], "referable_me": ["at_least"]}
 
 
@@ -59,6 +60,9 @@ def decode(path: str, min_side: int) -> np.ndarray:
             raise ValueError(f"expected {min_side} pixels a side or more, and at most 100 million, found {file.size}")
         if file.mode in ("I", "F"):
             raise ValueError("expected 8 or 16 unsigned bits per sample, found signed, 32-bit or floating-point ones")
+        told, block = file.getexif(), Image.Exif()  # the former has an orientation of XMP's too, which others ignore
+        block.load(file.info.get("exif", b""))
+        told[ORIENTATION] = getattr(file, "tag_v2", block).get(ORIENTATION, 1)  # a TIFF is turned while it is loaded
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I;16"):
             tags = getattr(file, "tag_v2", {})  # of TIFF: bits in use, and whether 0 is white
