@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .errors import MissingExtraError, PictureError
 from .extras import require_extra
-from .formats import JPEG, OPENERS, UNFINISHED, refusal, require, require_size, to_8_bits
+from .formats import HOSTS_LIMIT, JPEG, OPENERS, UNFINISHED, refusal, require, require_size, to_8_bits
 from .jpeg import endless_fault, is_unfinished, silent_fault
 
 if TYPE_CHECKING:
@@ -141,7 +141,9 @@ def _read_pixels(file: BinaryIO, header: _Header, name: str) -> NDArray[Any]:
     except PictureError:
         raise
     except Exception as err:  # noqa: BLE001 - as above
-        raise refusal(name, f"damaged or unsupported DICOM pixels ({type(err).__name__})") from None
+        is_hosts = "decompression bomb" in str(err)  # Pillow's words, which pydicom collects as text
+        reason = HOSTS_LIMIT if is_hosts else f"damaged or unsupported DICOM pixels ({type(err).__name__})"
+        raise refusal(name, reason) from None
 
 
 def _require_decoder(syntax: UID, name: str) -> None:

@@ -26,6 +26,7 @@ MAX_BYTES = 1 << 30
 """Largest file in bytes: some formats are read whole before their header can be trusted."""
 
 NO_MEMORY = "too large for the memory at hand"
+HOSTS_LIMIT = "refused by this program's own limit on Pillow's pictures, PIL.Image.MAX_IMAGE_PIXELS: raise or unset it"
 UNFINISHED = "cut short: the JPEG's data end before its last block"
 
 JPEG = b"\xff\xd8\xff"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import struct
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin, WebPImagePlu
 from .dicom import dicom_pixels, is_dicom
 from .errors import RetinaError
 from .formats import (
+    HOSTS_LIMIT,
     JPEG,
     MAX_BYTES,
     MAX_PIXELS,
@@ -38,6 +40,9 @@ _STRIP = 256
 """Rows copied from Pillow at a time."""
 
 _ORIENTATION_TAG, _TILE_WIDTH, _TILE_LENGTH = 0x0112, 0x0142, 0x0143
+_BOMBS = Image.DecompressionBombError, Image.DecompressionBombWarning
+"""What Pillow raises beyond its own limit, which is the host program's to set; the warning, if it makes them errors."""
+
 _EXIF = b"Exif\0\0"
 """What an EXIF block begins with; in some files twice."""
 _WHOLE_NUMBERS = {3: "H", 4: "I"}
@@ -148,6 +153,8 @@ def _array(rgb: Image.Image, name: str) -> NDArray[np.uint8]:
         return pixels
     except MemoryError:
         raise too_large(name, width, height) from None
+    except _BOMBS as err:
+        raise refusal(name, _reason(err)) from None
 
 
 def _upright(image: Image.Image, name: str, at_least: int | None) -> Image.Image:
@@ -216,7 +223,7 @@ def _from_file(image: Image.Image, file: BinaryIO | None, name: str, at_least: i
     rgb = _upright(image, name, at_least)
     if file is not None and isinstance(image, JpegImagePlugin.JpegImageFile) and _ends_grey(image):
         require(not is_unfinished(file), name, UNFINISHED)
-    if file is not None and isinstance(image, WebPImagePlugin.WebPImageFile) and not _ends_even(image):
+    if file is not None and isinstance(image, WebPImagePlugin.WebPImageFile) and not _ends_even(image, name):
         is_cut = ends_in_zeros(file, image.width)
         require(not is_cut, name, "damaged: zeros where the WebP's data should end")
     return rgb
@@ -228,9 +235,12 @@ def _ends_grey(image: Image.Image) -> bool:
     return all(value in (127, 128) for value in (pixel if isinstance(pixel, tuple) else (pixel,)))
 
 
-def _ends_even(image: Image.Image) -> bool:
+def _ends_even(image: Image.Image, name: str) -> bool:
     """Whether the last row is of one colour: then zeros at the end of a lossy WebP's data are right."""
-    row = np.asarray(image.crop((0, image.height - 1, image.width, image.height)).convert("RGB"))
+    try:
+        row = np.asarray(image.crop((0, image.height - 1, image.width, image.height)).convert("RGB"))
+    except _BOMBS as err:
+        raise refusal(name, _reason(err)) from None
     return int(np.ptp(row, axis=(0, 1)).max()) <= _EVEN
 
 
@@ -295,7 +305,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _reason(err: Exception) -> str:
-    text = str(err).split("\n", 1)[0][:120]
-    # The number of bytes left over, in brackets, depends on the decoder's buffers: a summary should count equal reasons
-    # together.
-    return text.split(" (", 1)[0] if text else type(err).__name__
+    if isinstance(err, _BOMBS):
+        return HOSTS_LIMIT
+    # The number of bytes left over, in brackets at the end, depends on the decoder's buffers: a summary should count
+    # equal reasons together.
+    text = re.sub(r" \([^()]*\)$", "", str(err).split("\n", 1)[0])
+    return text[:120] if text else type(err).__name__

@@ -6,6 +6,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from PIL import Image, ImageFile, ImageFilter, ImageOps, PngImagePlugin
 from retina.runtime.errors import PictureError
 from retina.runtime.formats import MAX_BYTES
 from retina.runtime.jpeg import endless_fault, is_unfinished
-from retina.runtime.picture import decode, from_image
+from retina.runtime.picture import _reason, decode, from_image
 
 
 def photograph(width: int = 96, height: int = 64) -> Image.Image:
@@ -671,6 +672,40 @@ def test_just_below_the_limit_is_read_without_a_warning() -> None:
     pixels = decode(encoded(Image.new("L", (10000, 9500), 9), "PNG"))
     assert pixels.shape == (9500, 10000, 3)
     assert pixels[-1, -1].tolist() == [9, 9, 9]
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+@pytest.mark.parametrize("action", ["error", "ignore"])
+@pytest.mark.parametrize("limit", [60, 40_000, 59_999])
+@pytest.mark.parametrize("format_", ["JPEG", "WEBP", "TIFF", "LZW", "DICOM"])
+def test_a_limit_of_the_program_s_own_on_pillow_is_named_where_it_is_in_the_way(
+    format_: str, limit: int, action: Literal["error", "ignore"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit that is documented is ours alone."""
+    eye = photograph(200, 300)
+    options = {"compression": "tiff_lzw"} if format_ == "LZW" else {}
+    name = {"LZW": "TIFF", "DICOM": "JPEG"}.get(format_, format_)
+    whole = encoded(eye, name, **options)
+    opened = Image.open(io.BytesIO(whole))
+    data = _jpeg_dicom(whole, *eye.size) if format_ == "DICOM" else whole
+    expected = decode(data)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        for read in (partial(decode, data), partial(from_image, opened)):
+            try:
+                np.testing.assert_array_equal(read(), expected)
+            except PictureError as err:
+                assert "refused by this program's own limit on Pillow's pictures" in err.reason
+                assert action == "error" or limit == 60
+            else:
+                assert limit > 60
+
+
+def test_of_a_reason_only_the_bytes_left_over_are_cut() -> None:
+    assert _reason(OSError("image file is truncated (3 bytes not processed)")) == "image file is truncated"
+    assert _reason(OSError("tag (1) is wrong")) == "tag (1) is wrong"
+    assert _reason(KeyError()) == "KeyError"
 
 
 def test_float_and_32_bit_samples_are_refused() -> None:
