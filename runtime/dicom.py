@@ -20,6 +20,7 @@ from .formats import HOSTS_LIMIT, JPEG, OPENERS, UNFINISHED, refusal, require, r
 from .jpeg import endless_fault, is_unfinished, silent_fault
 
 if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
     from pydicom.uid import UID
 
 _MAGIC = slice(128, 132)
@@ -28,6 +29,10 @@ _TAG = 12
 _FACTS = [
     "Rows", "Columns", "PhotometricInterpretation", "NumberOfFrames", "BitsStored", "HighBit", "PixelRepresentation",
 ]  # fmt: skip
+_SHADES = [
+    "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction",
+]  # fmt: skip
+"""What says which stored values of a monochrome picture are shown, and how bright."""
 _OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
 _log = logging.getLogger(__name__)
@@ -47,7 +52,8 @@ def dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
 
     Raises:
         PictureError: pydicom or a decoder that it needs is not installed; or the file is damaged, deflated as a whole,
-            not of RGB, YBR or MONOCHROME pixels, or not of up to 16 unsigned bits in the lowest bits of a sample.
+            not of RGB, YBR or MONOCHROME pixels, not of up to 16 unsigned bits in the lowest bits of a sample, or has a
+            window that cannot be applied.
     """
     try:
         require_extra("dicom")
@@ -57,9 +63,13 @@ def dicom_pixels(file: BinaryIO, name: str) -> NDArray[np.uint8]:
     _require_readable(header, name)
     if header.frames > 1:
         _log.warning("%s: DICOM of %d frames, only the first is read", name, header.frames)
+    window = _window(header, name)
     pixels = _read_pixels(file, header, name)
     require(pixels.ndim == 2 or pixels.shape[2:] == (3,), name, f"expected one or three samples, found {pixels.shape}")
-    scaled = to_8_bits(pixels, header.bits) if header.bits != 8 else pixels.astype(np.uint8)
+    if window is not None:
+        scaled = window.take(pixels, mode="clip")
+    else:
+        scaled = to_8_bits(pixels, header.bits) if header.bits != 8 else pixels.astype(np.uint8)
     return 255 - scaled if header.colours == "MONOCHROME1" else scaled
 
 
@@ -79,6 +89,8 @@ class _Header:
     """Where each compressed frame starts, and its length, if the file says so in a table of its own."""
     pixels_at: int
     """Where the attribute with the pixels starts."""
+    facts: Dataset
+    """All attributes that were read."""
 
 
 def _read_header(file: BinaryIO, name: str) -> _Header:
@@ -94,7 +106,7 @@ def _read_header(file: BinaryIO, name: str) -> _Header:
         is_deflated = syntax == DeflatedExplicitVRLittleEndian
         require(not is_deflated, name, "expected DICOM that is not deflated as a whole")
         file.seek(0)
-        found = dcmread(file, stop_before_pixels=True, specific_tags=[*_FACTS, *_OFFSETS])
+        found = dcmread(file, stop_before_pixels=True, specific_tags=[*_FACTS, *_SHADES, *_OFFSETS])
         bits = int(found.BitsStored)
         offsets = tuple(found[name].value for name in _OFFSETS if name in found)
         return _Header(
@@ -108,6 +120,7 @@ def _read_header(file: BinaryIO, name: str) -> _Header:
             syntax=syntax,
             offsets=(offsets[0], offsets[1]) if len(offsets) == len(_OFFSETS) else None,
             pixels_at=file.tell(),
+            facts=found,
         )
     except PictureError:
         raise
@@ -124,6 +137,27 @@ def _require_readable(header: _Header, name: str) -> None:
     require(1 <= bits <= 16 and not header.signed, name, f"expected up to 16 unsigned bits in DICOM, found {found}")
     bits_used = header.highest_bit + 1
     require(bits_used == bits, name, f"expected DICOM samples in the lowest {bits} bits, found them up to {bits_used}")
+
+
+def _window(header: _Header, name: str) -> NDArray[np.uint8] | None:
+    """What the file's first window makes of each stored value; None if it has none, or is in colour."""
+    from pydicom.pixels.processing import apply_modality_lut, apply_windowing
+
+    facts = header.facts
+    is_monochrome = header.colours.startswith("MONOCHROME")
+    if not is_monochrome or None in (facts.get("WindowCenter"), facts.get("WindowWidth")):
+        return None
+    try:
+        stored = apply_modality_lut(np.arange(1 << header.bits), facts)
+        with np.errstate(all="ignore"):
+            # What it makes of the infinite is its darkest and its brightest.
+            shown = apply_windowing(np.append(stored, [-np.inf, np.inf]), facts)
+            levels: NDArray[np.float64] = (shown[:-2] - shown[-2]) / (shown[-1] - shown[-2]) * 255
+        if not np.isfinite(levels).all():
+            raise ValueError
+    except Exception as err:  # noqa: BLE001 - as above
+        raise refusal(name, f"DICOM with a window that cannot be applied ({type(err).__name__})") from None
+    return levels.round().astype(np.uint8)
 
 
 def _read_pixels(file: BinaryIO, header: _Header, name: str) -> NDArray[Any]:

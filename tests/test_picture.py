@@ -944,10 +944,94 @@ def test_dicom_of_few_bits_and_of_all_is_scaled(bits: int, stored: type[np.gener
     np.testing.assert_array_equal(decode(_dicom(gray.astype(stored), "MONOCHROME2", bits))[..., 0], expected)
 
 
-def _changed_dicom(change: Callable[[Any], None], pixels: NDArray[np.generic], photometric: str) -> bytes:
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(
+    ("window", "rescale"),
+    [
+        ((2048, 4096), None),  # a picture of 12 bits
+        ((40_000, 1000), None),
+        ((1, 1), None),
+        ((1000, 700), (2, -1000)),
+        ((-1000, 700), (-0.5, 10)),
+    ],
+)
+def test_a_dicom_window_is_applied_by_the_standard_s_formula(
+    photometric: str, window: tuple[int, int], rescale: tuple[float, float] | None
+) -> None:
+    """PS3.3 C.11.2.1.2.1, for the output range from 0 to 255."""
+    stored = np.linspace(0, 65535, 64 * 64).round().astype(np.uint16).reshape(64, 64)
+    stored[:8, :8] = np.arange(64).reshape(8, 8)
+    slope, intercept = rescale or (1, 0)
+
+    def add_window(data: Any) -> None:
+        data.WindowCenter, data.WindowWidth = window
+        if rescale:
+            data.RescaleSlope, data.RescaleIntercept = rescale
+
+    (c, w), x = window, stored * float(slope) + intercept
+    inside = ((x - (c - 0.5)) / max(w - 1, 0.5) + 0.5) * 255
+    y = np.where(x <= c - 0.5 - (w - 1) / 2, 0, np.where(x > c - 0.5 + (w - 1) / 2, 255, inside))
+    expected = np.round(y if photometric == "MONOCHROME2" else 255 - np.round(y))
+    found = decode(_changed_dicom(add_window, stored, photometric, bits=16))
+    np.testing.assert_array_equal(found[..., 1], expected)
+
+
+def test_of_several_dicom_windows_the_first_is_applied_by_the_function_that_is_stated() -> None:
+    """PS3.3 C.11.2.1.3."""
+    stored = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    shown = {
+        "LINEAR_EXACT": np.clip((stored - 1000.0) / 500 + 0.5, 0, 1) * 255,
+        "SIGMOID": 255 / (1 + np.exp(-4 * (stored - 1000.0) / 500)),
+    }
+    for function, expected in shown.items():
+
+        def add_windows(data: Any, function: str = function) -> None:
+            data.WindowCenter, data.WindowWidth, data.VOILUTFunction = [1000, 1], [500, 1], function
+
+        found = decode(_changed_dicom(add_windows, stored, "MONOCHROME2", bits=12))
+        np.testing.assert_array_equal(found[..., 1], np.round(expected))
+
+
+def test_a_dicom_window_is_not_for_colour_and_may_be_empty() -> None:
+    rgb = np.asarray(photograph())
+
+    def add_window(data: Any) -> None:
+        data.WindowCenter, data.WindowWidth = 10, 20
+
+    np.testing.assert_array_equal(decode(_changed_dicom(add_window, rgb, "RGB")), rgb)
+
+    def add_empty(data: Any) -> None:
+        data.WindowCenter = data.WindowWidth = None
+
+    grey = np.ascontiguousarray(rgb[..., 1])
+    np.testing.assert_array_equal(decode(_changed_dicom(add_empty, grey, "MONOCHROME2"))[..., 1], grey)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"WindowWidth": 0},
+        {"VOILUTFunction": "CUBIC"},
+        {"RescaleSlope": 0, "RescaleIntercept": 0},
+    ],
+    ids=str,
+)
+def test_a_dicom_window_that_cannot_be_applied_is_refused(changes: dict[str, Any]) -> None:
+    def add_window(data: Any) -> None:
+        for name, value in {"WindowCenter": 10, "WindowWidth": 20, **changes}.items():
+            setattr(data, name, value)
+
+    grey = np.ascontiguousarray(np.asarray(photograph())[..., 1])
+    with pytest.raises(PictureError, match="DICOM with a window that cannot be applied"):
+        decode(_changed_dicom(add_window, grey, "MONOCHROME2"))
+
+
+def _changed_dicom(
+    change: Callable[[Any], None], pixels: NDArray[np.generic], photometric: str, bits: int = 8
+) -> bytes:
     import pydicom
 
-    data = pydicom.dcmread(io.BytesIO(_dicom(pixels, photometric, 8)))
+    data = pydicom.dcmread(io.BytesIO(_dicom(pixels, photometric, bits)))
     change(data)
     buffer = io.BytesIO()
     data.save_as(buffer)
