@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -138,11 +138,11 @@ class Rule:
         if self.rule == "at_least" or self.threshold is not None:
             number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
             ok = number and 0.0 <= self.level <= 1.0
-            _expect("thresholds.*.threshold", ok, "a number from 0 to 1", self.threshold)
+            _expect("thresholds.*.threshold", ok, "a number from 0 to 1", _quoted(self.threshold))
             object.__setattr__(self, "threshold", float(self.level))  # JSON may say 1 for 1.0
         grade = self.from_grade
         ok = grade is None or (type(grade) is int and 0 <= grade <= MAX_DR_GRADE)
-        _expect("thresholds.*.from_grade", ok, f"a whole number from 0 to {MAX_DR_GRADE}", grade)
+        _expect("thresholds.*.from_grade", ok, f"a whole number from 0 to {MAX_DR_GRADE}", _quoted(grade))
 
 
 def default_thresholds() -> dict[str, Rule]:
@@ -182,9 +182,12 @@ class Contract:
     parity: Mapping[str, Any] = field(default_factory=dict)
     """Comparison with PyTorch: number of images, largest difference, share of equal decisions."""
     schema: int = SCHEMA
+    added_caution: str = ""
+    """What the file itself cautions of beyond what follows from its other fields; part of ``caution``, on one line."""
 
     def __post_init__(self) -> None:
-        _expect("schema", type(self.schema) is int and self.schema == SCHEMA, SCHEMA, self.schema)
+        _expect("schema", type(self.schema) is int and self.schema == SCHEMA, SCHEMA, _quoted(self.schema))
+        _expect("caution", _is_common(self.added_caution), "Unicode text", _quoted(self.added_caution))
         grades = self.dr_grades
         ok = len(grades) >= 2 and all(type(g) is int and 0 <= g <= MAX_DR_GRADE for g in grades)
         ok = ok and list(grades) == sorted(set(grades))
@@ -251,6 +254,10 @@ class Contract:
     @property
     def caution(self) -> str:
         """What whoever uses the model must know about it, in sentences; empty if there is nothing."""
+        return " ".join(filter(None, (self._own_caution, self.added_caution)))
+
+    @property
+    def _own_caution(self) -> str:
         told = []
         if named := " and ".join(head.upper() for head in self.untrained_heads):
             told.append(f"The model was never trained for {named}: what it says about {named} means nothing.")
@@ -260,6 +267,7 @@ class Contract:
 
     def to_json(self) -> str:
         body = asdict(self)
+        del body["added_caution"]
         body["thresholds"] = {task: _without_nones(asdict(rule)) for task, rule in self.thresholds.items()}
         body = {"schema": body.pop("schema"), "input": INPUT, "outputs": self.outputs, **body}
         if self.caution:  # written out for programs that embed the file
@@ -291,11 +299,12 @@ class Contract:
                 "the file: upgrade to it."
             )
         try:
-            _expect("schema", type(schema) is int and schema == SCHEMA, SCHEMA, schema)
+            _expect("schema", type(schema) is int and schema == SCHEMA, SCHEMA, _quoted(schema))
             _expect("input", _known_keys(body.get("input") or {}, INPUT) == INPUT, INPUT, "another input")
             outputs = body.get("outputs")
-            known = {f.name for f in fields(cls)}
+            known = {f.name for f in fields(cls)} - {"added_caution"}
             _expect("fields", set(body) >= known, sorted(known), sorted(body))
+            caution = body.get("caution") or ""
             body = {key: body[key] for key in known}
             rules = _known_keys(body.pop("thresholds"), default_thresholds())
             thresholds = {
@@ -313,6 +322,10 @@ class Contract:
             named = [_known_keys(output, contract.outputs[0]) for output in outputs or []]
             promised = [output for output in named if output["name"] in contract.output_names]
             _expect("outputs", promised == contract.outputs, contract.outputs, outputs)
+            _expect("caution", isinstance(caution, str), "text", caution)
+            # On one line, as every command prints it.
+            added = " ".join(caution.replace(contract._own_caution, "").split())
+            contract = replace(contract, added_caution=added)
         except ModelFileError as err:
             raise ModelFileError(f"{source}: contract {err}. Export the model again with this version.") from None
         except (TypeError, KeyError, AttributeError, ValueError) as err:
@@ -377,6 +390,11 @@ def _is_portable_json(value: object, depth: int = _DEPTH) -> bool:
 def _known_keys(found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of an object under known keys: a later version may have added others."""
     return {key: value for key, value in found.items() if key in known}
+
+
+def _quoted(value: object) -> object:
+    """Text in quotes, so that it is told from a number."""
+    return repr(value) if isinstance(value, str) else value
 
 
 def _short(value: object) -> str:

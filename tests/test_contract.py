@@ -38,6 +38,9 @@ def test_json_both_ways() -> None:
     [
         ({"schema": 2}, "schema: expected 1, found 2"),
         ({"schema": None}, "schema: expected 1, found None"),
+        ({"schema": "1"}, "schema: expected 1, found '1'"),
+        ({"caution": ["Old."]}, 'caution: expected text, found ["Old."]'),
+        ({"caution": "\ud800"}, "caution: expected Unicode text, found '\\ud800'"),
         ({"dr_grades": [0, 0, 1]}, "dr_grades: expected two or more grades from 0 to 4 in rising order"),
         ({"dr_grades": "abc"}, "dr_grades"),
         ({"dr_grades": [False, True, 3]}, "dr_grades: expected two or more grades from 0 to 4 in rising order"),
@@ -84,6 +87,10 @@ def test_json_both_ways() -> None:
             "from_grade: expected a whole number from 0 to 4, found -1",
         ),
         ({"thresholds": RULES | {"me": {"rule": "argmax", "threshold": "0.5"}}}, "threshold: expected a number"),
+        (
+            {"thresholds": RULES | {"me": AT_LEAST | {"threshold": "0.5"}}},
+            "threshold: expected a number from 0 to 1, found '0.5'",
+        ),
         ({"thresholds": RULES | {"me": AT_LEAST | {"threshold": True}}}, "threshold: expected a number"),
         ({"thresholds": RULES | {"me": AT_LEAST | {"threshold": 2}}}, "threshold: expected a number"),
         ({"thresholds": RULES | {"me": []}}, "cannot be read"),
@@ -314,3 +321,23 @@ def test_a_contract_nested_without_end_is_refused() -> None:
         Contract.from_json("[" * 200_000)
     with pytest.raises(ModelFileError, match="expected a contract in JSON"):
         Contract.from_json('{"schema": ' + "1" * 5000 + "}")
+
+
+@pytest.mark.parametrize("untrained", [[], ["me"]])
+def test_a_caution_of_the_file_s_own_is_kept_beside_the_computed_one(untrained: list[str]) -> None:
+    computed = replace(CONTRACT, provenance={"untrained_heads": untrained})
+    body = json.loads(computed.to_json())
+    for caution in (
+        "Not for children.",
+        f"{computed.caution} Not  for\nchildren.",
+        f"Not for children. {computed.caution}",
+    ):
+        read = Contract.from_json(json.dumps(body | {"caution": caution}))
+        assert read.caution == f"{computed.caution} Not for children.".strip()
+        assert read.to_dict()["caution"] == read.caution
+        assert Contract.from_json(read.to_json()) == read
+    for same in (computed.caution, "", None):
+        assert Contract.from_json(json.dumps(body | {"caution": same})) == computed
+    # What was computed for other fields does not stay.
+    trained = replace(Contract.from_json(json.dumps(body | {"caution": "Old."})), provenance={})
+    assert trained.caution == "Old."

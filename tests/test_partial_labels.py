@@ -561,6 +561,15 @@ def test_what_a_model_was_never_trained_for_is_said_and_not_summed_up(tmp_path: 
     assert CONTRACT.caution == ""
 
 
+def test_a_caution_of_the_file_s_own_is_said_without_its_control_characters(tmp_path: Path) -> None:
+    write_set(tmp_path / "data", train=range(5))
+    told = replace(CONTRACT, added_caution="Not for children: \x1b[2J.")
+    model = write_tiny_model(tmp_path / "tiny.onnx", contract=told)
+    result = invoke(score_cli.main, tmp_path / "data/train/images", "--model", model, "--out", tmp_path / "scores.csv")
+    for stream in (result.stderr, result.stdout):
+        assert "Caution: Not for children: \\x1b[2J.\n" in stream
+
+
 def test_evaluation_of_a_file_on_them(scored: tuple[Path, list[str]], tmp_path: Path) -> None:
     data, model = scored
     result = invoke(evaluation.main, data, *model, "--out", tmp_path / "figures.json")

@@ -615,6 +615,15 @@ def test_log_says_what_the_model_was_never_trained_for(tmp_path: Path) -> None:
     assert said["contract"]["provenance"] == {"untrained_heads": ["me"]}
 
 
+def test_a_caution_of_the_file_s_own_is_logged_and_handed_on(tmp_path: Path) -> None:
+    told = replace(CONTRACT, added_caution="Not for children: \x1b[2J.")
+    with serving(tmp_path, "--model", write_tiny_model(tmp_path / "tiny.onnx", contract=told)) as service:
+        said = service.ask("GET", "/model").json
+        cautions = [line["event"] for line in service.lines() if line["level"] == "warning"]
+        assert "\x1b" not in service.log.read_text()
+    assert cautions == [said["contract"]["caution"]] == [told.added_caution]
+
+
 def test_log_counts_the_bytes_of_all_pieces_and_the_milliseconds(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "retina.runtime.middleware")
     body, opened = form({"a.png": png(1)}), RetinaModel(model)
