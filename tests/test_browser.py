@@ -27,7 +27,7 @@ from eyes import eye
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, PngImagePlugin
 from retina.runtime import RELEASED, RetinaModel
-from retina.runtime.contract import Preprocessing, Rule, Surround, decide, default_thresholds
+from retina.runtime.contract import METADATA_KEY, Preprocessing, Rule, Surround, decide, default_thresholds
 from retina.runtime.field import LitField
 from retina.runtime.overlay import HeadMap, colours, draw
 from retina.runtime.picture import decode
@@ -368,9 +368,31 @@ def test_a_webp_that_is_turned_is_refused(page: Page, tmp_path: Path) -> None:
         ("referable_dr", None, "referable_dr: expected the rule at_least, found none"),
         ("referable_me", {"rule": "argmax"}, "referable_me: expected the rule at_least, found argmax"),
         ("referable_me", None, ""),
+        ("me", {"rule": "at_least"}, "me: expected a threshold from 0 to 1, found undefined"),
+        (
+            "referable_dr",
+            {"rule": "at_least", "threshold": None},
+            "referable_dr: expected a threshold from 0 to 1, found null",
+        ),
+        (
+            "referable_me",
+            {"rule": "at_least", "threshold": 2},
+            "referable_me: expected a threshold from 0 to 1, found 2",
+        ),
+        (
+            "referable_me",
+            {"rule": "at_least", "threshold": "0.5"},
+            'referable_me: expected a threshold from 0 to 1, found "0.5"',
+        ),
+        (
+            "referable_dr",
+            {"rule": "at_least", "threshold": 0.5, "from_grade": "two"},
+            'referable_dr: expected from_grade from 0 to 4, found "two"',
+        ),
+        ("referable_dr", {"rule": "at_least", "threshold": 0.5, "from_grade": None}, ""),
     ],
 )
-def test_a_rule_that_is_not_known_is_refused(page: Page, task: str, rule: dict[str, str] | None, found: str) -> None:
+def test_a_rule_that_is_not_known_is_refused(page: Page, task: str, rule: dict[str, Any] | None, found: str) -> None:
     contract = json.loads(CONTRACT.to_json())
     del contract["thresholds"][task]
     contract["thresholds"] |= {} if rule is None else {task: rule}
@@ -525,6 +547,27 @@ def test_what_the_model_was_never_trained_for_is_said(
     page.set_input_files("#other-model", write_tiny_model(tmp_path / "plain.onnx"))
     expect(page.locator("#model-facts")).to_contain_text("plain.onnx")
     expect(page.locator("#caution")).to_be_hidden()
+
+
+@pytest.mark.parametrize("body", [None, [1], "text"])
+def test_what_is_no_contract_is_refused_in_words(page: Page, body: object) -> None:
+    told = "(() => { try { m.checked(a); return ''; } catch (err) { return err.constructor.name + err.message; } })()"
+    assert in_module(page, "contract.js", told, body).startswith("ModelFileErrorcontract schema: expected 1, found ")
+
+
+@pytest.mark.parametrize("grades", [[0, 1, 2, 3], [0, 1, 2]])
+def test_outputs_unlike_the_contract_s_grades_are_refused(
+    static: tuple[str, Path], open_page: Open, tmp_path: Path, grades: list[int]
+) -> None:
+    model = onnx.load(write_tiny_model(tmp_path / "five.onnx"))
+    (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
+    entry.value = json.dumps(json.loads(entry.value) | {"dr_grades": grades})
+    onnx.save(model, tmp_path / "other.onnx")
+    page = open_page(static[0])
+    page.set_input_files("#other-model", tmp_path / "other.onnx")
+    expect(page.locator("#trouble")).to_contain_text(
+        f"outputs: expected {len(grades)} of dr_probs, found the shape [N,5]"
+    )
 
 
 def test_outputs_that_a_later_version_adds_are_ignored(

@@ -175,6 +175,15 @@ def test_decisions_are_by_the_files_own_thresholds(program: Program, tmp_path: P
     assert turned == {"me_risk", "referable", "referable_me"}
 
 
+def with_contract(model: Path, contract: object, to: Path) -> Path:
+    """A copy of a model file with anything in place of its contract."""
+    graph = onnx.load(model)
+    (entry,) = (entry for entry in graph.metadata_props if entry.key == METADATA_KEY)
+    entry.value = json.dumps(contract)
+    onnx.save(graph, to)
+    return to
+
+
 def test_a_rule_that_is_not_known_is_refused(program: Program, tmp_path: Path) -> None:
     """As retina-score does: any decision would be a guess. Only ME's referral had no rule in the oldest files."""
     Image.fromarray(photograph(3, 1, 64, seed=6, source="ronda").picture).save(tmp_path / "eye.jpg")
@@ -187,16 +196,20 @@ def test_a_rule_that_is_not_known_is_refused(program: Program, tmp_path: Path) -
             ("referable_me", {"rule": "argmax"}),
             ("referable_dr", None),
             ("referable_me", None),
+            ("me", {"rule": "at_least"}),
+            ("referable_dr", {"rule": "at_least"}),
+            ("referable_dr", {"rule": "at_least", "threshold": None}),
+            ("referable_me", {"rule": "at_least"}),
+            ("referable_me", {"rule": "at_least", "threshold": "0.5"}),
+            ("referable_me", {"rule": "at_least", "threshold": True}),
+            ("referable_me", {"rule": "at_least", "threshold": 2}),
+            ("referable_me", {"rule": "at_least", "threshold": -0.1}),
         )
     ):
-        model = onnx.load(known)
-        (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
-        contract = json.loads(entry.value)
+        contract = json.loads(CONTRACT.to_json())
         del contract["thresholds"][task]
         contract["thresholds"] |= {} if rule is None else {task: rule}
-        entry.value = json.dumps(contract)
-        file = tmp_path / f"{number}.onnx"
-        onnx.save(model, file)
+        file = with_contract(known, contract, tmp_path / f"{number}.onnx")
         result = program(file, tmp_path / "eye.jpg")
         if (task, rule) == ("referable_me", None):
             assert result.returncode == 0, result.stderr
@@ -206,6 +219,52 @@ def test_a_rule_that_is_not_known_is_refused(program: Program, tmp_path: Path) -
         assert "rule" in result.stderr
         with pytest.raises(ModelFileError, match="thresholds"):
             RetinaModel(file)
+
+
+def test_a_threshold_that_is_a_whole_number_is_a_number(program: Program, tmp_path: Path) -> None:
+    Image.fromarray(photograph(3, 1, 64, seed=6, source="ronda").picture).save(tmp_path / "eye.jpg")
+    contract = json.loads(CONTRACT.to_json())
+    contract["thresholds"]["me"] = {"rule": "at_least", "threshold": 0}
+    contract["thresholds"]["referable_dr"] |= {"threshold": 1}
+    model = with_contract(write_tiny_model(tmp_path / "known.onnx"), contract, tmp_path / "model.onnx")
+    result = program(model, "eye.jpg", cwd=tmp_path)
+    assert rows_of(result.stdout)["eye.jpg"]["Pred ME risk"] == "1", result
+    assert RetinaModel(model).predict(tmp_path / "eye.jpg").me_risk == 1
+
+
+@pytest.mark.parametrize("grades", [[0, 1, 2, 3], [0, 1, 2], [0, 4]])
+def test_grades_unlike_the_graph_s_outputs_are_refused(program: Program, tmp_path: Path, grades: list[int]) -> None:
+    """One grade too many would be read from beyond the outputs; one too few would shift the columns of the table."""
+    Image.fromarray(photograph(3, 1, 64, seed=6, source="ronda").picture).save(tmp_path / "eye.jpg")
+    three = replace(CONTRACT, dr_grades=(0, 1, 3))
+    contract = json.loads(three.to_json()) | {"dr_grades": grades}
+    tiny = write_tiny_model(tmp_path / "three.onnx", contract=three)
+    result = program(with_contract(tiny, contract, tmp_path / "model.onnx"), "eye.jpg", cwd=tmp_path)
+    if len(grades) == 3:
+        assert result.returncode == 0, result.stderr
+    else:
+        assert (result.returncode, result.stdout) == (2, ""), result
+        assert "outputs: expected" in result.stderr
+        with pytest.raises(ModelFileError, match="outputs"):
+            RetinaModel(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("contract", [None, [1], "text", {"schema": "1"}, {"schema": True}, {}])
+def test_what_is_no_contract_is_refused_in_words(program: Program, tmp_path: Path, contract: object) -> None:
+    model = with_contract(write_tiny_model(tmp_path / "known.onnx"), contract, tmp_path / "model.onnx")
+    result = program(model, "eye.jpg", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, ""), result
+    assert re.search("schema.*expected 1|expected a retina.contract of schema 1", result.stderr), result.stderr
+
+
+def test_a_caution_gives_the_terminal_no_commands(program: Program, tmp_path: Path) -> None:
+    Image.fromarray(photograph(3, 1, 64, seed=6, source="ronda").picture).save(tmp_path / "eye.jpg")
+    told = replace(CONTRACT, added_caution="Look: \x1b[2J\x9b2J.")
+    model = write_tiny_model(tmp_path / "told.onnx", contract=told)
+    result = program(model, tmp_path / "eye.jpg")
+    assert result.returncode == 0, result.stderr
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("Caution: Look: "))
+    assert line.isprintable()
 
 
 def test_what_the_model_was_never_trained_for_is_said(program: Program, tmp_path: Path) -> None:

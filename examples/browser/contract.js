@@ -40,14 +40,22 @@ export function readContract(bytes) {
  * @throws {ModelFileError} another schema, or rules that this page does not know
  */
 export function checked(contract) {
-  if (contract.schema !== SCHEMA) {
-    throw new ModelFileError(`contract schema: expected ${SCHEMA}, found ${contract.schema}`);
+  if (contract?.schema !== SCHEMA) {
+    throw new ModelFileError(`contract schema: expected ${SCHEMA}, found ${JSON.stringify(contract?.schema)}`);
   }
   const thresholds = { referable_me: { rule: "at_least", threshold: 0.5 }, ...contract.thresholds }; // not in the oldest
   for (const [task, known] of Object.entries(RULES)) {
     const found = thresholds[task]?.rule;
     if (!known.includes(found)) {
       throw new ModelFileError(`contract thresholds.${task}: expected the rule ${known.join(" or ")}, found ${found ?? "none"}`);
+    }
+    // What a rule lacks would have to be guessed; nothing is at least undefined, so that nobody would be referred.
+    const { threshold, from_grade: grade } = thresholds[task];
+    if (found === "at_least" && !(typeof threshold === "number" && threshold >= 0 && threshold <= 1)) {
+      throw new ModelFileError(`contract thresholds.${task}: expected a threshold from 0 to 1, found ${JSON.stringify(threshold)}`);
+    }
+    if (![undefined, null, 0, 1, 2, 3, 4].includes(grade)) {
+      throw new ModelFileError(`contract thresholds.${task}: expected from_grade from 0 to 4, found ${JSON.stringify(grade)}`);
     }
   }
   return { ...contract, thresholds };

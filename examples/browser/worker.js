@@ -35,6 +35,10 @@ const tasks = {
     if (!expected.every((name) => opened.outputNames.includes(name)) || String(opened.inputNames) !== "image") {
       throw new ModelFileError(`outputs: expected ${expected}, found ${opened.outputNames}`);
     }
+    for (const [name, length] of [["dr_probs", read.dr_grades.length], ["me_probs", 2]]) {
+      const { shape } = opened.outputMetadata.find((output) => output.name === name);
+      if (shape[1] !== length) throw new ModelFileError(`outputs: expected ${length} of ${name}, found the shape [${shape}]`);
+    }
     await session?.release();
     [session, contract] = [opened, read];
     return contract;

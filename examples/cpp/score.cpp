@@ -21,30 +21,40 @@ struct Model {  // an open model file and the contract inside it
   explicit Model(const char* path) : session(env, path, Ort::SessionOptions()) {
     const auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated("retina.contract", memory);
     contract = json::parse(text ? text.get() : "{}");
-    if (contract["schema"] != 1) fail("expected a retina.contract of schema 1, found " + contract["schema"].dump());
-    const auto is = [&](const std::string& task, const std::string& rule, const char* absent = "") {
-      return rule == contract.value(json::json_pointer("/thresholds/" + task + "/rule"), absent); };
-    if (!is("dr", "argmax") || !(is("me", "argmax") || is("me", "at_least")) || !is("referable_dr", "at_least") ||
-        !is("referable_me", "at_least", "at_least")) fail("unknown rules: " + contract["thresholds"].dump());
-    if (contract.contains("caution")) std::cerr << "Caution: " << contract["caution"].get<std::string>() << "\n";
+    const json schema = contract.is_object() ? contract["schema"] : contract;
+    if (schema != 1) fail("expected a retina.contract of schema 1, found " + schema.dump());
+    json& rules = contract["thresholds"];
+    if (!rules.contains("referable_me")) rules["referable_me"] = {{"rule", "at_least"}, {"threshold", 0.5}};  // if old
+    const json flat = rules.flatten();  // keys like /me/rule
+    const auto is = [&](const std::string& task, const std::string& rule) {
+      const json told = flat.value(task + "/rule", json()), level = flat.value(task + "/threshold", json());
+      return told == rule && (rule == "argmax" || (level.is_number() && level >= 0 && level <= 1)); };
+    if (!is("/dr", "argmax") || !(is("/me", "argmax") || is("/me", "at_least")) || !is("/referable_dr", "at_least") ||
+        !is("/referable_me", "at_least")) fail("unknown rules: " + rules.dump());
+    answer({32, 32, Bytes(3 * 32 * 32)});  // fails unless there is one output for each grade
+    const std::string caution = contract.value("caution", json("")).dump(-1, ' ', true);  // or a terminal would obey it
+    if (caution.size() > 2) std::cerr << "Caution: " << caution.substr(1, caution.size() - 2) << "\n";
   }
   json answer(Picture picture) {  // the network's probabilities, and what is decided
     const int64_t shape[] = {1, picture.height, picture.width, 3};
     const auto image = Ort::Value::CreateTensor(memory.GetInfo(), picture.rgb.data(), picture.rgb.size(), shape, 4);
     const char *input[] = {"image"}, *outputs[] = {"dr_probs", "me_probs"};
     const auto found = session.Run(Ort::RunOptions(), input, &image, 1, outputs, 2);
-    const float *dr = found[0].GetTensorData<float>(), *me = found[1].GetTensorData<float>();
-    return decide({dr, dr + contract["dr_grades"].size()}, {me, me + 2});
+    const auto values = [](const Ort::Value& output) {
+      const float* first = output.GetTensorData<float>();
+      return std::vector<float>(first, first + output.GetTensorTypeAndShapeInfo().GetElementCount()); };
+    return decide(values(found[0]), values(found[1]));
   }
   json decide(const std::vector<float>& dr, const std::vector<float>& me) {  // what the contract's rules make of them
     const json &grades = contract["dr_grades"], &rules = contract["thresholds"];
     const json &rule = rules["me"], &referable = rules["referable_dr"];
-    double referred = 0, refer_me = rules.value("/referable_me/threshold"_json_pointer, 0.5);
+    if (dr.size() != grades.size() || me.size() != 2) fail("outputs: expected one for each of " + grades.dump());
+    double referred = 0, refer_me = rules["referable_me"]["threshold"];
     for (size_t i = 0; i < grades.size(); ++i) referred += grades[i] >= referable.value("from_grade", 2) ? dr[i] : 0;
-    const bool risk = rule["rule"] == "argmax" ? me[1] > me[0] : me[1] >= rule.value("threshold", 0.5);
+    const bool risk = rule["rule"] == "argmax" ? me[1] > me[0] : me[1] >= rule["threshold"];
     return {{"dr_probs", dr}, {"me_probs", me}, {"decisions", {
         {"dr_grade", grades[std::max_element(dr.begin(), dr.end()) - dr.begin()]}, {"me_risk", int(risk)},
-        {"referable", referred >= referable.value("threshold", 0.5)}, {"referable_me", me[1] >= refer_me}}}};
+        {"referable", referred >= referable["threshold"]}, {"referable_me", me[1] >= refer_me}}}};
   }
 };
 

@@ -29,12 +29,22 @@ function readContract(bytes) {
 class Model {
   static async open(path) {
     const contract = readContract(await readFile(path));
-    if (contract.schema !== 1) throw new Error(`contract schema: expected 1, found ${contract.schema}`);
-    contract.thresholds.referable_me ??= { rule: "at_least", threshold: 0.5 }; // not in the oldest files
-    for (const [task, known] of Object.entries(RULES))
-      if (!known.includes(contract.thresholds[task]?.rule)) throw new Error(`contract thresholds.${task}: new rule`);
-    if (contract.caution) console.error(`Caution: ${contract.caution}`);
-    return Object.assign(new Model(), { contract, session: await ort.InferenceSession.create(path) });
+    const schema = JSON.stringify(contract?.schema);
+    if (schema !== "1") throw new Error(`contract schema: expected 1, found ${schema}`);
+    contract.thresholds = { referable_me: { rule: "at_least", threshold: 0.5 }, ...contract.thresholds }; // if old
+    for (const [task, known] of Object.entries(RULES)) {
+      const { rule, threshold } = contract.thresholds[task] ?? {};
+      const level = rule === "argmax" ? 0 : threshold;
+      if (!known.includes(rule) || typeof level !== "number" || level < 0 || level > 1)
+        throw new Error(`contract thresholds.${task}: expected the rule ${known.join(" or ")}, found another`);
+    }
+    const session = await ort.InferenceSession.create(path);
+    const [grades, found] = [contract.dr_grades, session.outputMetadata.slice(0, 2).map(({ shape }) => shape[1])];
+    const expected = `${grades.length},2`;
+    if (`${found}` !== expected) throw new Error(`outputs: expected ${expected} by the contract, found ${found}`);
+    // A caution may hold a terminal's commands.
+    if (contract.caution) console.error(`Caution: ${contract.caution.replace(/\p{C}/gu, encodeURIComponent)}`);
+    return Object.assign(new Model(), { contract, session });
   }
 
   /** Decoded RGB pixels -> a probability for each grade, and those of no ME risk and ME risk. */
@@ -50,9 +60,9 @@ class Model {
     const referred = dr.filter((_, i) => grades[i] >= (rules.referable_dr.from_grade ?? 2)).reduce((a, b) => a + b, 0);
     return {
       dr_grade: grades[dr.indexOf(Math.max(...dr))],
-      me_risk: Number(rules.me.rule === "argmax" ? me[1] > me[0] : me[1] >= (rules.me.threshold ?? 0.5)),
-      referable: referred >= (rules.referable_dr.threshold ?? 0.5),
-      referable_me: me[1] >= (rules.referable_me.threshold ?? 0.5),
+      me_risk: Number(rules.me.rule === "argmax" ? me[1] > me[0] : me[1] >= rules.me.threshold),
+      referable: referred >= rules.referable_dr.threshold,
+      referable_me: me[1] >= rules.referable_me.threshold,
     };
   }
 }

@@ -28,13 +28,19 @@ class Model:
     def __init__(self, path: str) -> None:
         self.session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.contract = json.loads(self.session.get_modelmeta().custom_metadata_map.get("retina.contract", "{}"))
-        if self.contract.get("schema") != 1:
-            raise ValueError(f"expected a retina.contract of schema 1, found {self.contract.get('schema', 'none')}")
+        if not isinstance(self.contract, dict) or repr(self.contract.get("schema")) != "1":
+            raise ValueError(f"expected a retina.contract of schema 1, found {repr(self.contract)[:60]}")
         self.rules = {"referable_me": {"rule": "at_least", "threshold": 0.5}, **self.contract["thresholds"]}  # if old
-        if any(self.rules.get(task, {}).get("rule") not in known for task, known in RULES.items()):
-            raise ValueError(f"contract thresholds: expected the rules {RULES}, found {self.rules}")
-        if "caution" in self.contract:
-            print("Caution:", self.contract["caution"], file=sys.stderr)
+        for task, known in RULES.items():
+            rule = self.rules.get(task) or {}
+            level = 0 if rule.get("rule") == "argmax" else rule.get("threshold")
+            if rule.get("rule") not in known or type(level) not in (int, float) or not 0 <= level <= 1:
+                raise ValueError(f"contract thresholds.{task}: expected the rule {' or '.join(known)}, found {rule}")
+        shapes = [output.shape[1:] for output in self.session.get_outputs()[:2]]
+        if shapes != [[len(self.contract["dr_grades"])], [2]]:
+            raise ValueError(f"outputs: expected one for each of {self.contract['dr_grades']} and 2, found {shapes}")
+        if caution := self.contract.get("caution"):
+            print("Caution:", "".join(c if c.isprintable() else repr(c)[1:-1] for c in caution), file=sys.stderr)
 
     def probabilities(self, pixels: np.ndarray) -> tuple[list[float], list[float]]:
         """(H, W, 3) uint8 RGB -> a probability for each grade, and those of no ME risk and ME risk."""
@@ -47,9 +53,9 @@ class Model:
         referred = [prob for prob, grade in zip(dr, grades, strict=True) if grade >= referable.get("from_grade", 2)]
         return {
             "dr_grade": grades[dr.index(max(dr))],
-            "me_risk": int(me[1] > me[0] if rule["rule"] == "argmax" else me[1] >= rule.get("threshold", 0.5)),
-            "referable": sum(referred) >= referable.get("threshold", 0.5),
-            "referable_me": me[1] >= referable_me.get("threshold", 0.5),
+            "me_risk": int(me[1] > me[0] if rule["rule"] == "argmax" else me[1] >= rule["threshold"]),
+            "referable": sum(referred) >= referable["threshold"],
+            "referable_me": me[1] >= referable_me["threshold"],
         }
 
 
