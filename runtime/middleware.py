@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,6 +36,10 @@ DRAINED = 4
 TOO_SLOW, STOPPED = 408, 503
 CLIENT_GONE = 499
 """Status that appears only in the log: the client left before it was answered."""
+
+_ABSOLUTE = re.compile(rb"https?://([^/]*)(/.*)?", re.IGNORECASE | re.DOTALL)
+"""A request's target as clients send it to a proxy, which servers must accept as well (RFC 9112, 3.2.2)."""
+_NAME_AND_PORT = re.compile(r"(\[[^\[\]@/]*\]|[^\[\]:@/]*)(?::\d*)?")
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +78,11 @@ class ServiceMiddleware:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
+        names = {_host(headers.get(b"host", b""))}
+        if target := _ABSOLUTE.fullmatch(scope.get("raw_path") or b""):
+            names.add(_host(target[1]))
+            path = target[2] or b"/"
+            scope = {**scope, "path": unquote(path.decode("ascii")), "raw_path": path}
         entry = RequestLog(method=scope["method"])
         scope.setdefault("state", {})["entry"] = entry
         started = time.perf_counter()
@@ -108,7 +119,7 @@ class ServiceMiddleware:
             await send(message)
 
         try:
-            if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
+            if self._hosts is not None and not names <= set(self._hosts):
                 refusal = JSONResponse({"detail": f"expected the host name {' or '.join(sorted(self._hosts))}"}, 421)
                 await refusal(scope, reading, answering)
             else:
@@ -127,6 +138,6 @@ class ServiceMiddleware:
 
 
 def _host(header: bytes) -> str:
-    """The lower-case name in a Host header, without its port."""
-    text = header.decode("latin-1").lower()
-    return text.partition("]")[0] + "]" if text.startswith("[") else text.partition(":")[0]
+    """The lower-case name in a Host header, without its port; empty if it is not a name and a port."""
+    found = _NAME_AND_PORT.fullmatch(header.decode("latin-1").lower())
+    return found[1] if found else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from email.message import Message
+from email.utils import collapse_rfc2231_value
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
@@ -80,8 +82,13 @@ class _Form(MultiPartParser):
     _ended = False
 
     def on_headers_finished(self) -> None:
-        super().on_headers_finished()
         part = self._current_part
+        disposition = part.content_disposition or b""
+        if name := _extended_name(disposition):
+            part.content_disposition = disposition + b'; filename=""'  # by which the parser knows a file
+        super().on_headers_finished()
+        if name and part.file is not None:
+            part.file.filename = name
         if part.file is None and part.field_name == FIELD:  # it would be silently missing from the answer
             raise MultiPartException(
                 f"A part {FIELD!r} came without a filename, so it is not a file. Send one: curl -F {FIELD}=@eye.jpg"
@@ -99,6 +106,24 @@ class _Form(MultiPartParser):
             await form.close()
             raise MultiPartException("It was cut short: its last boundary is missing. Send it again.")
         return form
+
+
+def _extended_name(disposition: bytes) -> str:
+    """The name under ``filename*`` (RFC 5987); empty if there is none.
+
+    RFC 7578 forbids it in forms, and the parser ignores it, but .NET sends names outside ASCII by it alone: what it
+    sends as ``filename`` beside it is coded as in a mail.
+    """
+    header = Message()
+    header["content-disposition"] = disposition.decode("latin-1")
+    try:
+        params = header.get_params([], "content-disposition")
+    except TypeError:  # of names in pieces that do not belong together
+        return ""
+    for key, value in params:
+        if key == "filename" and isinstance(value, tuple) and str(value[0]).lower() in ("utf-8", "iso-8859-1"):
+            return collapse_rfc2231_value(value)
+    return ""
 
 
 async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:

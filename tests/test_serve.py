@@ -127,6 +127,31 @@ def test_files_without_a_name_are_called_by_their_place(service: Service) -> Non
     assert [row["image"] for row in answer.json["photographs"]] == ["photograph 1", "photograph 2", "a.png"]
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("filename=\"=?utf-8?B?TcO8bGxlci5qcGc=?=\"; filename*=utf-8''M%C3%BCller.jpg", "Müller.jpg"),
+        ("filename*=UTF-8'de'M%C3%BCller.jpg; filename=\"other.jpg\"", "Müller.jpg"),
+        ("filename*=utf-8''M%C3%BCller.jpg", "Müller.jpg"),
+        ("filename*=iso-8859-1''M%FCller.jpg", "Müller.jpg"),
+        ('filename="plain.jpg"', "plain.jpg"),
+        ("filename=\"a; filename*=utf-8''b.jpg\"", "a; filename*=utf-8''b.jpg"),
+        ("filename=\"a.jpg\"; filename*=unicode-escape''%5Cud800", "a.jpg"),
+        ("filename=\"a.jpg\"; filename*=utf-8''", "a.jpg"),
+        ('filename="a.jpg"; filename*=broken', "a.jpg"),
+        ("filename=\"a.jpg\"; filename*1=b; filename*=utf-8''c.jpg", "a.jpg"),
+        ("filename=\"a.jpg\"; filename*=utf-8''%ED%A0%80.jpg", "\ufffd\ufffd\ufffd.jpg"),
+    ],
+)
+def test_a_name_in_the_extended_form_is_the_file_s(service: Service, names: str, expected: str) -> None:
+    """As .NET sends it, beside a plain name that is coded as in a mail."""
+    body = form({"a.png": png(1), "b.png": png(2)}).replace(b'filename="a.png"', names.encode("latin-1"))
+    answer = service.ask("POST", "/score", body, FORM)
+    assert answer.status == 200, answer.body
+    assert [row["image"] for row in answer.json["photographs"]] == [expected, "b.png"]
+    assert [row["status"] for row in answer.json["photographs"]] == ["ok", "ok"]
+
+
 def test_every_answer_has_the_headers_that_protect_a_page(service: Service) -> None:
     """Other pages may neither frame nor embed it, and it may use threads; refusals have them too."""
     ids = set()
@@ -258,6 +283,36 @@ def test_other_paths_methods_queries_and_names(service: Service) -> None:
         assert service.ask("POST", "/score", png(1), {**JPEG, "Sec-Fetch-Site": site}).status == status
     described = service.ask("GET", "/openapi.json").json["paths"]["/score"]["post"]["responses"]
     assert {"403", "421", "500"} <= described.keys()
+
+
+@pytest.mark.parametrize(
+    "name", ["[::1]evil.com", "localhost:80@evil.com", "localhost@evil.com", "[::1", "localhost:x.com", "[::1]:80:80"]
+)
+def test_what_only_begins_like_a_host_name_of_this_machine_is_refused(service: Service, name: str) -> None:
+    assert service.ask("GET", "/health", headers={"Host": name}).status == 421
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "status"),
+    [
+        ("http://127.0.0.1/score", "127.0.0.1", 200),
+        ("HTTP://localhost:80/score?maps=true", "localhost:80", 200),
+        ("http://127.0.0.1/sc%6Fre", "127.0.0.1", 200),
+        ("http://evil.com/score", "127.0.0.1", 421),
+        ("http://127.0.0.1@evil.com/score", "127.0.0.1", 421),
+        ("http://127.0.0.1/score", "evil.com", 421),
+        ("http://127.0.0.1/http://127.0.0.1/score", "127.0.0.1", 404),
+        ("ftp://127.0.0.1/score", "127.0.0.1", 404),
+        ("http://127.0.0.1", "127.0.0.1", 405),
+    ],
+)
+def test_a_target_may_be_written_out_as_for_a_proxy(service: Service, target: str, name: str, status: int) -> None:
+    """RFC 9112, 3.2.2: a server must accept it."""
+    answer = service.ask("POST", target, png(1), {**JPEG, "Host": name})
+    assert answer.status == status
+    wait_until(service, 0)
+    (line,) = (line for line in service.lines() if line.get("id") == answer.headers["x-request-id"])
+    assert line["route"] == ("/score" if status == 200 else "/" if status == 405 else "other")
 
 
 def test_a_refusal_reaches_a_client_that_sends_first(service: Service) -> None:
