@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from .limits import Limits
-from .upload import FIELD, FORM, OCTETS
+from .upload import DICOM, FIELD, FORM, OCTETS
 
 BINARY = {"type": "string", "format": "binary"}
 
@@ -83,11 +83,15 @@ class Problem(BaseModel):
     detail: str
 
 
+_PICTURES = [f"image/{kind}" for kind in ("jpeg", "png", "tiff", "bmp", "webp", "jp2")]
+"""Media types of the formats that the decoder reads; any other image/... is accepted too, and told by its bytes."""
+
+
 def body_of(limits: Limits) -> Mapping[str, Any]:
     """OpenAPI's description of the body, written by hand: FastAPI would read a declared body whole, without a bound."""
     files = {"type": "array", "items": BINARY, "minItems": 1, "maxItems": limits.photographs}
     form = {"type": "object", "properties": {FIELD: files}, "required": [FIELD]}
-    raw = {name: {"schema": {**BINARY, "minLength": 1}} for name in (OCTETS, "image/jpeg", "image/png")}
+    raw = {name: {"schema": {**BINARY, "minLength": 1}} for name in (OCTETS, DICOM, *_PICTURES)}
     return {"required": True, "content": {FORM: {"schema": form}, **raw}}
 
 

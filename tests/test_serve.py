@@ -285,6 +285,14 @@ def test_other_paths_methods_queries_and_names(service: Service) -> None:
     assert {"403", "421", "500"} <= described.keys()
 
 
+def test_each_media_type_that_is_described_is_read(service: Service) -> None:
+    described = service.ask("GET", "/openapi.json").json["paths"]["/score"]["post"]["requestBody"]["content"]
+    kinds = {f"image/{kind}" for kind in ("jpeg", "png", "tiff", "bmp", "webp", "jp2")}
+    assert described.keys() - {"multipart/form-data"} == kinds | {"application/octet-stream", "application/dicom"}
+    for media_type in described.keys() - {"multipart/form-data"}:
+        assert service.ask("POST", "/score", png(1), {"Content-Type": media_type}).status == 200
+
+
 @pytest.mark.parametrize(
     "name", ["[::1]evil.com", "localhost:80@evil.com", "localhost@evil.com", "[::1", "localhost:x.com", "[::1]:80:80"]
 )
