@@ -101,7 +101,8 @@ class RetinaModel:
         system.
 
         Args:
-            source: a path, the bytes of a file in any buffer, decoded pixels (H, W, 3) uint8 RGB, or a Pillow image.
+            source: a path, the bytes of a file in any buffer, decoded pixels (H, W, 3) uint8 RGB, or a Pillow image, to
+                which its EXIF orientation is applied as to a file.
             maps: whether to return the Grad-CAM maps, if the file has them.
 
         Raises:
