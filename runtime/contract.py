@@ -187,7 +187,7 @@ class Contract:
 
     def __post_init__(self) -> None:
         _expect("schema", type(self.schema) is int and self.schema == SCHEMA, SCHEMA, _quoted(self.schema))
-        _expect("caution", _is_common(self.added_caution), "Unicode text", _quoted(self.added_caution))
+        _expect("caution", _is_portable_json(self.added_caution), "Unicode text", _quoted(self.added_caution))
         grades = self.dr_grades
         ok = len(grades) >= 2 and all(type(g) is int and 0 <= g <= MAX_DR_GRADE for g in grades)
         ok = ok and list(grades) == sorted(set(grades))
