@@ -6,7 +6,6 @@ import io
 import os
 import re
 import stat
-import struct
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,10 +42,6 @@ _ORIENTATION_TAG, _TILE_WIDTH, _TILE_LENGTH = 0x0112, 0x0142, 0x0143
 _BOMBS = Image.DecompressionBombError, Image.DecompressionBombWarning
 """What Pillow raises beyond its own limit, which is the host program's to set; the warning, if it makes them errors."""
 
-_EXIF = b"Exif\0\0"
-"""What an EXIF block begins with; in some files twice."""
-_WHOLE_NUMBERS = {3: "H", 4: "I"}
-"""Types of EXIF in which cameras write an orientation, and ``struct``'s letters for them."""
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -280,28 +275,13 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The orientation in the image's EXIF block, the first if there are several; 1 if there is none or it is damaged.
-
-    Not by Pillow's ``getexif``, which also takes one from XMP, as no other decoder does, and warns of several: in a
-    program whose warnings are errors, such a photograph would not be turned.
-    """
-    exif = image.info.get("exif")  # also the name of a PNG's text, if a program calls one so
-    block = exif.removeprefix(_EXIF).removeprefix(_EXIF) if isinstance(exif, bytes) else b""
+    """The orientation in the image's EXIF block, the first of several; 1 if there is none or it is damaged."""
+    exif = Image.Exif()  # not the image's getexif, which also takes an orientation from XMP, as no other decoder does
     try:
-        order = {b"II": "<", b"MM": ">"}[block[:2]]
-        (start,) = struct.unpack_from(f"{order}I", block, 4)
-        (entries,) = struct.unpack_from(f"{order}H", block, start)
-        for at in range(start + 2, start + 2 + 12 * entries, 12):
-            tag, kind, count = struct.unpack_from(f"{order}HHI", block, at)
-            if tag == _ORIENTATION_TAG:
-                value = _WHOLE_NUMBERS[kind]
-                place = at + 8
-                if count * struct.calcsize(f"<{value}") > 4:
-                    (place,) = struct.unpack_from(f"{order}I", block, place)
-                return int(struct.unpack_from(f"{order}{value}", block, place)[0])
-    except (struct.error, KeyError):
-        pass
-    return 1
+        exif.load(image.info["exif"])
+        return int(exif.get(_ORIENTATION_TAG, 1))
+    except Exception:  # noqa: BLE001 - damaged EXIF beside intact pixels, in as many ways as there are cameras
+        return 1
 
 
 def _reason(err: Exception) -> str:

@@ -147,19 +147,13 @@ def test_an_orientation_in_xmp_alone_is_not_applied(format_: str) -> None:
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize(("kind", "count"), [(3, 1), (3, 2), (3, 3), (4, 1), (4, 2)])
 @pytest.mark.parametrize("order", "<>")
-def test_of_several_orientations_the_first_is_applied_whatever_becomes_of_warnings(
-    format_: str, kind: int, count: int, order: str
-) -> None:
+def test_of_several_orientations_the_first_is_applied(format_: str, kind: int, count: int, order: str) -> None:
     values = struct.pack(order + f"{count}{'HI'[kind - 3]}", 6, *[1] * (count - 1))
     start = struct.pack(order + "2sHIHHHI", b"II" if order == "<" else b"MM", 42, 8, 1, 0x0112, kind, count)
     place = values.ljust(4, b"\0") if len(values) <= 4 else struct.pack(order + "I", 26)
     data = encoded(photograph(96, 64), format_, exif=b"Exif\0\0" + start + place + bytes(4) + values)
     assert Image.open(io.BytesIO(data)).getexif()[0x0112] == 6
-    actions: tuple[Literal["default", "error"], ...] = ("default", "error")
-    for action in actions:
-        with warnings.catch_warnings():
-            warnings.simplefilter(action)
-            assert decode(data).shape == (96, 64, 3)
+    assert decode(data).shape == (96, 64, 3)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
