@@ -26,13 +26,14 @@ from invoking import invoke
 from retina.runtime.contract import Head, Preprocessing
 from retina.runtime.errors import AnnotationError, OutputError, UsageError
 from retina.train import frames, pipeline, survey
+from retina.train.checkpoint import save_tensors
 from retina.train.cli import main
 from retina.train.config import TrainConfig
 from retina.train.console import SILENT
 from retina.train.data import fingerprint_of_files, read_dataset
 from retina.train.device import make_fabric
 from retina.train.frames import DecodedFrames, Frames
-from retina.train.model import RetinaNet
+from retina.train.model import RetinaNet, read_state_dict
 from retina.train.resume import save_resume
 from retina.train.trainer import Trainer
 from small_backbone import RESNET10
@@ -319,6 +320,14 @@ def test_options_from_python_are_those_of_the_command(option: dict[str, Any], me
 def test_numbers_of_numpy_and_none_where_it_is_the_default_are_options() -> None:
     config = TrainConfig("data", epochs=np.int64(3), lr_heads=1, unfreeze_epoch=None, workers=None)  # type: ignore[arg-type]
     assert config.epochs == 3
+
+
+def test_options_of_numpy_can_be_read_back_from_a_file_of_tensors(tmp_path: Path) -> None:
+    config = TrainConfig("data", lr_heads=np.float64(1e-4), seed=np.int64(1), cache=np.str_("off"), ema=0)  # type: ignore[arg-type]
+    save_tensors(tmp_path / "a.pth", {"config": config.to_dict()})
+    assert read_state_dict(tmp_path / "a.pth") == {"config": config.to_dict()}
+    assert TrainConfig.from_dict(json.loads(config.to_json())) == config
+    torch.manual_seed(config.seed)
 
 
 def test_nothing_to_resume(tmp_path: Path, data: Path) -> None:

@@ -132,6 +132,10 @@ class TrainConfig:
                     kind = "a whole number" if whole else "a finite number"
                     limit = "" if high is None else f" to {high}" if whole else f" to below {high}"
                     raise UsageError(f"{name}: expected {kind} from {low}{limit}, found {value!r}")
+                value = int(value) if whole else float(value)
+            elif isinstance(value, str):
+                value = str(value)
+            object.__setattr__(self, name, value)  # of plain type: NumPy's could not be read back from a checkpoint
         if not (self.dr_weight or self.me_weight):
             raise UsageError("dr_weight, me_weight: expected one of them above 0, or nothing is learned; found 0 and 0")
         if self.batch_size == 1 and self.image_size <= ONE_PIXEL:
