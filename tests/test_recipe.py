@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 from contextlib import nullcontext
@@ -100,6 +102,22 @@ def test_a_branch_of_the_released_recipe_is_the_documented_one(recipe: str, chan
     """docs/recipe.md, "Three branches, and their mean"."""
     released = TrainConfig.of_recipe("released", {"data": ""}).to_dict()
     assert TrainConfig.of_recipe(recipe, {"data": ""}).to_dict() == {**released, "recipe": recipe, **changed}
+
+
+def test_no_run_is_recorded_under_a_recipe_that_it_does_not_follow() -> None:
+    with pytest.raises(UsageError, match=r"recipe: expected one of notebook, released, .*, found 'relesed'"):
+        TrainConfig.of_recipe("relesed", {"data": ""})
+    without: tuple[dict[str, Any], ...] = ({}, {"epochs": 42})
+    for some in without:
+        with pytest.raises(UsageError, match=r"recipe released: .* TrainConfig\.of_recipe\('released', "):
+            TrainConfig("", "released", **some)
+        with pytest.raises(UsageError, match=r"recipe released: expected its values too, found no .*ema"):
+            TrainConfig.from_dict({"data": "", "recipe": "released", **some})
+    notebook = {name: getattr(TrainConfig(""), name) for name in RECIPES["released"]}
+    config = TrainConfig.of_recipe("released", {"data": "", **notebook})
+    assert config == replace(TrainConfig.of_recipe("released", {"data": ""}), **notebook)
+    for same in (replace(config), copy.copy(config), pickle.loads(pickle.dumps(config))):
+        assert same == config == TrainConfig.from_dict(json.loads(config.to_json()))
 
 
 def test_ordinal_targets_by_hand() -> None:

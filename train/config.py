@@ -56,8 +56,8 @@ class TrainConfig:
     Stored in every checkpoint and in the run's ``config.json``.
 
     Raises:
-        UsageError: a value of another type, out of its range, or not among the choices; both heads weigh nothing, or
-            batch-norm would see one value alone.
+        UsageError: a value of another type, out of its range, or not among the choices; a recipe's name without its
+            values, which ``of_recipe`` adds; both heads weigh nothing, or batch-norm would see one value alone.
     """
 
     data: str
@@ -116,6 +116,17 @@ class TrainConfig:
     """Processes that load training photographs, per device; 0: none but the training process. None: see
     ``loader.workers_for``."""
 
+    def __new__(cls, *args: Any, **given: Any) -> TrainConfig:
+        # Only here can options that were left out be told from equal ones that were asked for.
+        given |= dict(zip((field.name for field in fields(cls)), args, strict=False))
+        recipe = str(given.get("recipe", "notebook"))
+        if absent := [name for name in RECIPES.get(recipe, {}) if name not in given]:
+            raise UsageError(
+                f"recipe {recipe}: expected its values too, found no {', '.join(absent)}. "
+                f"TrainConfig.of_recipe({recipe!r}, {{...}}) adds them"
+            )
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(TrainConfig).items():
             value: Any = getattr(self, name)
@@ -166,7 +177,13 @@ class TrainConfig:
 
     @classmethod
     def of_recipe(cls, recipe: str, asked: dict[str, Any]) -> TrainConfig:
-        """A recipe's values, overridden by ``asked``, which holds only options that were set explicitly."""
+        """A recipe's values, overridden by ``asked``, which holds only options that were set explicitly.
+
+        Raises:
+            UsageError: as the class, or there is no such recipe.
+        """
+        if recipe not in RECIPES:
+            raise UsageError(f"recipe: expected one of {', '.join(RECIPES)}, found {recipe!r}")
         return cls(**{"recipe": recipe, **RECIPES[recipe], **asked})
 
     def to_dict(self) -> dict[str, Any]:
