@@ -63,6 +63,17 @@ def test_rows_become_photographs(tmp_path: Path) -> None:
     assert (second.caption, second.source, second.patient) == ("", "", "")
 
 
+def test_a_source_or_patient_that_is_not_available_is_unknown(tmp_path: Path) -> None:
+    """Or all of these photographs would be one patient's."""
+    write_set(tmp_path)
+    header = ["Image name", "Retinopathy grade", "Risk of macular edema", "Source", "Patient", "Caption"]
+    rows = [[f"eye_{n}", n % 3, 0, name, name, name] for n, name in enumerate(("NA", "nan", "n/a", "NaN", "", "Nana"))]
+    write_annotations(tmp_path / "train", rows, header)
+    photos = sound(tmp_path).splits["train"].photos
+    assert [(photo.source, photo.patient) for photo in photos] == [("", "")] * 5 + [("Nana", "Nana")]
+    assert photos[0].caption == "NA"
+
+
 def test_the_order_of_the_rows_does_not_matter(tmp_path: Path) -> None:
     """An epoch's draws are places in the split: after a stop, rows in another order must not mean other photographs."""
     data = sound(write_set(tmp_path))
