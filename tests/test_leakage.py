@@ -118,12 +118,23 @@ def test_drawn_eyes_are_told_apart(tmp_path: Path) -> None:
 def test_the_same_patient_in_two_splits(tmp_path: Path) -> None:
     write_set(tmp_path)
     header = ["Image name", "Retinopathy grade", "Risk of macular edema", "Patient"]
-    for patient, same, known in (("p9", "p9", "p9"), ("12.0", "12", "12"), ("1.50", "1.50", "1.50")):
+    for patient, same, known in (
+        ("p9", "p9", "p9"), ("12.0", "12", "12"), ("12,0", "12", "12"), ("1.50", "1.50", "1.50"),
+        ("Ann Lee", "ann\u00a0  lee", "Ann Lee"), ("M\u00fcller", "Mu\u0308ller", "M\u00fcller"),
+    ):  # fmt: skip
         rows = [[f"eye_{n}", n % 3, 0, patient if n < 2 else ""] for n in range(6)]
         write_annotations(tmp_path / "train", rows, header)
         write_annotations(tmp_path / "test", [["eye_0", 0, 0, ""], ["eye_1", 1, 0, same], ["eye_2", 2, 0, ""]], header)
         expected = f"same patient: patient {known}: train (2 photographs) and test (1 photograph)"
         assert leaks_of(tmp_path) == [expected]
+
+
+def test_leading_zeros_tell_patients_apart(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    header = ["Image name", "Retinopathy grade", "Risk of macular edema", "Patient"]
+    for split, patient, n in (("train", "012", 6), ("test", "12", 3)):
+        write_annotations(tmp_path / split, [[f"eye_{i}", i % 3, 0, patient] for i in range(n)], header)
+    assert leaks_of(tmp_path) == []
 
 
 def test_copies_stop_the_run(tmp_path: Path) -> None:

@@ -377,7 +377,7 @@ def test_referral_of_me_is_judged_by_its_own_rule() -> None:
 
 def test_photographs_go_by_their_patient_where_one_is_named() -> None:
     """A photograph without one is a patient of its own, even if somebody else has its name."""
-    named = ("p", "", "p", "1.png")
+    named = ("p", "", "P ", "1.png")
     photos = [Photo(Path(f"{i}.png"), f"{i}.png", 2, 0, i % 2, patient=patient) for i, patient in enumerate(named)]
     p = Predictions.of(photos, range(5), np.eye(5, dtype=np.float32)[:4], np.eye(2, dtype=np.float32)[[0, 1, 0, 1]])
     assert (p.image_names, p.me_true.tolist()) == (("0.png", "1.png", "2.png", "3.png"), [0, 1, 0, 1])

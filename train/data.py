@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,12 +48,17 @@ class Photo:
     source: str = ""
     """Camera or collection; empty if unknown."""
     patient: str = ""
-    """Empty if unknown."""
+    """As written, to show: see ``patient_key``. Empty if unknown."""
 
     @property
     def me_index(self) -> int:
         """0, 1 or ``UNLABELLED``."""
         return label_index(self.me_label, (0, 1))
+
+    @property
+    def patient_key(self) -> str:
+        """What the patient is compared by: the name without case, with single blanks; empty if unknown."""
+        return " ".join(unicodedata.normalize("NFC", self.patient).casefold().split())
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,8 @@ def _read_split(folder: Path, me_positive_from: int | None, faults: list[str]) -
             extra = {key.casefold(): value for key, value in row.extra.items()}
             caption, source, patient = (extra.get(name.casefold(), "") for name in OPTIONAL)
             source, patient = ("" if name.casefold() in _UNKNOWN else name for name in (source, patient))
-            patient = re.sub(r"^(\d+)\.0+$", r"\1", patient)  # pandas writes 12.0 if any cell of the column was empty
+            # pandas writes 12.0 if any cell of the column was empty, and spreadsheets 12,0 in some locales.
+            patient = re.sub(r"^(\d+)[.,]0+$", r"\1", patient)
             photos.append(Photo(images / file, row.image, row.line, row.dr_grade, me, caption, source, patient))
     listed = owner.keys() | (mentioned(annotations, index) if row_faults else set())
     # Of a file in which no photograph is named, such as a spreadsheet's own, its own faults say enough.

@@ -77,10 +77,11 @@ def find_leaks(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]
             (photo_a, look_a), (photo_b, look_b) = left[i], right[j]
             kind: Kind = "same bytes" if look_a.sha256 == look_b.sha256 else "near-identical"
             leaks.append(_leak(kind, a, photo_a, b, photo_b))
-        counts = {split: Counter(p.patient for p in data.splits[split].photos if p.patient) for split in (a, b)}
+        counts = {split: Counter(p.patient_key for p in data.splits[split].photos if p.patient) for split in (a, b)}
+        written = {p.patient_key: p.patient for p in data.splits[a].photos}
         for patient in sorted(counts[a].keys() & counts[b].keys()):
             first, second = (f"{split} ({counted(count[patient], 'photograph')})" for split, count in counts.items())
-            leaks.append(Leak("same patient", first, second, patient))
+            leaks.append(Leak("same patient", first, second, written[patient]))
     return leaks
 
 

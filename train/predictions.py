@@ -36,7 +36,7 @@ class Predictions:
     sources: tuple[str, ...]
     """Camera or collection of each photograph; an empty string if unknown."""
     patients: tuple[str, ...]
-    """Patient of each photograph; if unknown, one of its own, whose name no patient has."""
+    """``Photo.patient_key`` of each photograph; if unknown, one of its own, whose name no patient has."""
 
     @classmethod
     def of(
@@ -62,7 +62,7 @@ class Predictions:
             dr_probs=dr_probs,
             me_probs=me_probs,
             sources=tuple(photo.source for photo in photos),
-            patients=tuple(photo.patient or f"\0{photo.image_name}" for photo in photos),
+            patients=tuple(photo.patient_key or f"\0{photo.image_name}" for photo in photos),
         )
 
     @property
