@@ -150,7 +150,7 @@ def screening_thresholds(contract: Contract, valid: Predictions) -> Mapping[str,
 
 
 def _read(root: Path, contract: Contract, me_positive_from: int | None) -> DataSet:
-    data = read_dataset(root, me_positive_from)
+    data = read_dataset(root, me_positive_from, known_grades=contract.dr_grades)
     if is_calibrated(contract) and (faults := calibration_faults(data, contract)):
         raise AnnotationError(fault_report(root, faults))
     if unknown := unknown_grades(data.splits["valid"].photos, contract.dr_grades):

@@ -69,6 +69,21 @@ def test_the_splits_asked_for_are_evaluated(data: Path, tmp_path: Path) -> None:
         assert (found[split]["all"]["n"], found[split]["all"]["dr"]["accuracy"]["value"]) == (len(grades), right)
 
 
+def test_other_data_need_only_the_split_and_the_grades_of_the_model(data: Path, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "tiny.onnx")
+    command = [str(data), "--model", str(model), "--split", "test"]
+    whole = CliRunner().invoke(main, command)
+    for few in ([0, 1], [0, 0]):  # grades of train, of which test has others
+        shutil.rmtree(data / "train")
+        write_split(data / "train", few, seed=0)
+        result = CliRunner().invoke(main, [*command, "--split", "train"])
+        assert result.exit_code == 0, result.output
+        assert result.output.startswith(whole.output.rstrip())
+    shutil.rmtree(data / "train")
+    shutil.rmtree(data / "valid")
+    assert CliRunner().invoke(main, command).output == whole.output
+
+
 def test_graded_me_risk_is_made_binary(data: Path, tmp_path: Path) -> None:
     shutil.rmtree(data / "test")
     write_split(data / "test", GRADES, seed=2, me=[min(grade, 2) for grade in GRADES])

@@ -132,8 +132,9 @@ def test_the_data_set_keeps_who_lacks_which_label(tmp_path: Path) -> None:
 
 def test_labels_without_which_a_run_makes_no_sense(tmp_path: Path) -> None:
     write_set(tmp_path, train=[0] * 6, others=[0] * 3)
-    _, faults = scan_dataset(tmp_path)
-    (fault,) = faults
+    data, faults = scan_dataset(tmp_path)
+    assert faults == [], "they can be evaluated"
+    (fault,) = label_faults(data, RECIPE)
     assert fault.endswith(": expected two or more DR grades, found [0]")
     relabel(tmp_path / "train", [NA] * 6, [0, 1] * 3)
     data, faults = scan_dataset(tmp_path)

@@ -130,6 +130,24 @@ def test_a_grade_that_train_lacks_is_a_fault(tmp_path: Path) -> None:
     ] * 2
 
 
+def test_valid_and_test_may_have_grades_that_only_the_model_knows(tmp_path: Path) -> None:
+    write_set(tmp_path, train=[0, 1] * 3, others=(0, 1, 3))
+    data, faults = scan_dataset(tmp_path, known_grades=(0, 1, 2, 3))
+    assert (data.dr_grades, faults) == ((0, 1), [])
+    faults = scan_dataset(tmp_path, known_grades=(0, 2))[1]
+    assert [fault.split("annotations.csv, ")[1] for fault in faults] == [
+        "line 4: Retinopathy grade: expected one of 0, 1, 2 as in train or the model, found 3 (eye_2.jpg)"
+    ] * 2
+
+
+def test_only_the_splits_asked_for_are_read(tmp_path: Path) -> None:
+    write_split(tmp_path / "test", [0, 3], 0)
+    data = read_dataset(tmp_path, splits=("test",))
+    assert (list(data.splits), data.dr_grades, len(data.splits["test"].photos)) == (["test"], (), 2)
+    with pytest.raises(AnnotationError, match=r"expected train/ and test/, .* found no annotations\.csv in train/$"):
+        read_dataset(tmp_path, splits=("train", "test"))
+
+
 def test_a_missing_column_does_not_make_every_photograph_unlisted(tmp_path: Path) -> None:
     write_set(tmp_path)
     write_annotations(tmp_path / "valid", [["eye_0", 1], ["eye_1", 1]], ["Image name", "Retinopathy grade"])

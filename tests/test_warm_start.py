@@ -137,7 +137,7 @@ def test_a_network_keeps_the_grades_that_new_data_lack(tmp_path: Path, monkeypat
     """Also when it is resumed, by which time the checkpoint may be gone."""
     contract = Contract(Preprocessing(image_size=32), dr_grades=(0, 1, 2, 3, 4))
     Checkpoint(RetinaNet(5, RESNET10).state_dict(), RESNET10, contract).save(tmp_path / "start.pth")
-    data = write_set(tmp_path / "data", train=[0, 1, 2] * 3, others=(0, 1, 2))
+    data = write_set(tmp_path / "data", train=[0, 1, 2] * 3, others=(0, 1, 2, 4))
     quick = ["--image-size", "32", "--backbone", RESNET10, "--workers", "0", "--epochs", "2", "--batch-size", "3"]
     where = ["--artifacts", tmp_path, "--name", "on"]
 

@@ -39,7 +39,7 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
         require_place(out, checkpoints)
         loaded = {path: load_checkpoint(path) for path in checkpoints}
         mean = average([(str(path), loaded[path]) for path in checkpoints])
-        read = read_dataset(data, mean.config.get("me_positive_from"))
+        read = read_dataset(data, mean.config.get("me_positive_from"), known_grades=mean.contract.dr_grades)
         require_same_data(read, mean)
         items = items_of(mean, read, "valid")
         mean = calibrated(mean, items, *predict_logits(mean, items))

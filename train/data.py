@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,52 +75,68 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """The three splits, and the grades that occur in the training split."""
+    """The splits that were read, and the grades that occur in the training split."""
 
     root: Path
     splits: dict[str, Split]
     dr_grades: tuple[int, ...]
-    """Original grade of each DR index, in ascending order; empty if train has ME labels alone."""
+    """Original grade of each DR index, in ascending order; empty if train has ME labels alone or was not read."""
 
     def dr_index(self, photo: Photo) -> int:
         """Its grade's position among ``dr_grades``, or ``UNLABELLED``."""
         return label_index(photo.dr_grade, self.dr_grades)
 
 
-def require_splits(root: Path) -> None:
+def require_splits(root: Path, splits: Sequence[str] = SPLITS) -> None:
     """Refuse a folder that is not laid out as data.
 
     Raises:
-        AnnotationError: ``root`` is not a folder, or a split has no annotations.csv.
+        AnnotationError: ``root`` is not a folder, or one of the splits has no annotations.csv.
     """
+    wanted = " and ".join(", ".join(f"{name}/" for name in splits).rsplit(", ", 1))
     if not os.path.isdir(root):
-        raise AnnotationError(f"{root}: expected a folder with train/, valid/ and test/, found none there")
-    absent = [name for name in SPLITS if not os.path.isfile(root / name / ANNOTATIONS_FILE)]
+        raise AnnotationError(f"{root}: expected a folder with {wanted}, found none there")
+    absent = [name for name in splits if not os.path.isfile(root / name / ANNOTATIONS_FILE)]
     if absent:
         raise AnnotationError(
-            f"{root}: expected train/, valid/ and test/, each with {ANNOTATIONS_FILE} and {IMAGES_DIR}/; "
+            f"{root}: expected {wanted}, each with {ANNOTATIONS_FILE} and {IMAGES_DIR}/; "
             f"found no {ANNOTATIONS_FILE} in {', '.join(f'{name}/' for name in absent)}"
         )
 
 
-def read_dataset(root: Path, me_positive_from: int | None = None) -> DataSet:
+def read_dataset(
+    root: Path,
+    me_positive_from: int | None = None,
+    *,
+    splits: Sequence[str] = SPLITS,
+    known_grades: Collection[int] = (),
+) -> DataSet:
     """Read ``root/{train,valid,test}/annotations.csv`` and find the pictures in ``images/`` beside each.
 
     Args:
         root: the data folder.
         me_positive_from: ME grades of this value and above count as risk; None accepts 0 and 1 only.
+        splits: those that are read; the others need not be there.
+        known_grades: DR grades of the model that is trained on or evaluated, which valid and test may have though train
+            lacks them.
 
     Raises:
         AnnotationError: see ``require_splits``; or there are faults, and all of them are listed.
         UsageError: a folder of photographs cannot be listed.
     """
-    data, faults = scan_dataset(root, me_positive_from)
+    data, faults = scan_dataset(root, me_positive_from, splits=splits, known_grades=known_grades)
     if faults:
         raise AnnotationError(fault_report(root, faults))
     return data
 
 
-def scan_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataSet, list[str]]:
+def scan_dataset(
+    root: Path,
+    me_positive_from: int | None = None,
+    *,
+    splits: Sequence[str] = SPLITS,
+    known_grades: Collection[int] = (),
+) -> tuple[DataSet, list[str]]:
     """``read_dataset`` for callers that add faults of their own before they raise a single error.
 
     Returns:
@@ -130,20 +146,21 @@ def scan_dataset(root: Path, me_positive_from: int | None = None) -> tuple[DataS
         AnnotationError: see ``require_splits``.
         UsageError: a folder of photographs cannot be listed.
     """
-    require_splits(root)
+    require_splits(root, splits)
     faults: list[str] = []
-    splits = {name: _read_split(root / name, me_positive_from, faults) for name in SPLITS}
-    dr_grades = tuple(sorted({photo.dr_grade for photo in splits["train"].photos if photo.dr_grade is not None}))
-    for name in SPLITS[1:] if dr_grades else ():
-        for photo in splits[name].photos:
-            if photo.dr_grade is not None and photo.dr_grade not in dr_grades:
+    read = {name: _read_split(root / name, me_positive_from, faults) for name in splits}
+    train = read["train"].photos if "train" in read else ()
+    dr_grades = tuple(sorted({photo.dr_grade for photo in train if photo.dr_grade is not None}))
+    allowed = sorted({*dr_grades, *known_grades})
+    where = "in train or the model" if known_grades else "in train"
+    for split in read.values() if dr_grades else ():
+        for photo in split.photos:
+            if photo.dr_grade is not None and photo.dr_grade not in allowed:
                 faults.append(
-                    f"{splits[name].annotations}, line {photo.line}: {DR_GRADE}: expected one of "
-                    f"{', '.join(map(str, dr_grades))} as in train, found {photo.dr_grade} ({photo.image_name})"
+                    f"{split.annotations}, line {photo.line}: {DR_GRADE}: expected one of "
+                    f"{', '.join(map(str, allowed))} as {where}, found {photo.dr_grade} ({photo.image_name})"
                 )
-    if len(dr_grades) == 1:
-        faults.append(f"{splits['train'].annotations}: expected two or more DR grades, found {list(dr_grades)}")
-    return DataSet(root, splits, dr_grades), faults
+    return DataSet(root, read, dr_grades), faults
 
 
 def unknown_grades(photos: Sequence[Photo], grades: Sequence[int]) -> list[int]:

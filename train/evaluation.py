@@ -68,7 +68,7 @@ def evaluate_file(
         UsageError: a photograph has a grade that the model does not have.
         ModelFileError: the model's output is not finite.
     """
-    data = read_dataset(root, me_positive_from)
+    data = read_dataset(root, me_positive_from, splits=splits, known_grades=model.contract.dr_grades)
     return {
         "model_sha256": model.sha256,
         "splits": {
@@ -93,7 +93,7 @@ def main(
 ) -> None:
     """Evaluate an ONNX file on the labelled photographs of DATA: all metrics with 95% intervals by patient.
 
-    DATA is laid out as for retina-train. Prints Markdown.
+    DATA is laid out as for retina-train; splits that are not evaluated may be absent. Prints Markdown.
     """
     with exit_codes("retina.train.evaluation"):
         opened = RetinaModel(model)

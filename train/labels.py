@@ -17,6 +17,8 @@ def label_faults(data: DataSet, config: TrainConfig) -> list[str]:
     faults = []
     train, valid = data.splits["train"], data.splits["valid"]
     heads = trained_heads(data, config)
+    if len(data.dr_grades) == 1:
+        faults.append(f"{train.annotations}: expected two or more DR grades, found {list(data.dr_grades)}")
     if len(train.photos) == 1 and config.image_size <= ONE_PIXEL:
         faults.append(
             f"{train.annotations}: expected two photographs or more at --image-size {config.image_size}, found one: "

@@ -34,7 +34,7 @@ from .run import CONFIG, FACTS, Run
 from .survey import survey_data
 from .tracking import Tracker
 from .trainer import Trainer
-from .warm_start import grades_of_network, open_start, start_notes
+from .warm_start import grades_of_network, grades_of_start, open_start, start_notes
 
 
 def train(
@@ -110,7 +110,9 @@ def _train(
 
     preprocessing = Preprocessing(framing=config.framing, image_size=config.image_size)
     before = HEADS if start is None else start.contract.untrained_heads
-    survey = survey_data(config, preprocessing, run.artifacts / "cache", allow_leakage, console, fabric, before)
+    known = begun.get("dr_grades", ()) if resume else grades_of_start(start)
+    cache = run.artifacts / "cache"
+    survey = survey_data(config, preprocessing, cache, allow_leakage, console, fabric, before, known)
     of_data, heads = survey.data.dr_grades, trained_heads(survey.data, config)
     if resume:
         check_same(begun, run, survey, fabric)

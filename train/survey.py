@@ -44,6 +44,7 @@ def survey_data(
     console: Console,
     fabric: Fabric,
     untrained: Collection[Head],
+    known_grades: Collection[int] = (),
 ) -> Survey:
     """Read annotations, decode every photograph once, and look for leakage.
 
@@ -55,6 +56,7 @@ def survey_data(
         console: of the run.
         fabric: of the run; its first device fills the cache.
         untrained: heads that had seen no label before the run.
+        known_grades: DR grades of the checkpoint that the run started from, none if they are not known.
 
     Raises:
         AnnotationError: annotations or photographs have faults, calibration lacks photographs, or copies of one
@@ -62,7 +64,7 @@ def survey_data(
         OutputError: the cache folder cannot be written or lacks space.
         UsageError: as ``scan_dataset``.
     """
-    data, faults = scan_dataset(Path(config.data), config.me_positive_from)
+    data, faults = scan_dataset(Path(config.data), config.me_positive_from, known_grades=known_grades)
     frames, looks = _read_photographs(data, config, preprocessing, cache_folder, console, fabric)
     for name in SPLITS:
         photos = data.splits[name].photos

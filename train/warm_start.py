@@ -42,6 +42,11 @@ def open_start(backbone: str, weights: str) -> Checkpoint | None:
     return None
 
 
+def grades_of_start(start: Checkpoint | None) -> tuple[int, ...]:
+    """The DR grades of the starting checkpoint; none if there is no checkpoint, or one that does not say."""
+    return () if start is None or start.is_bare else start.contract.dr_grades
+
+
 def grades_of_network(start: Checkpoint | None, weights: str, data: DataSet) -> tuple[int, ...]:
     """The DR grades of the network: those of the data, or of the starting checkpoint if it has these and others.
 
