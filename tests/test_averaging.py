@@ -149,6 +149,17 @@ def test_saved_mean_is_calibrated_on_valid(tmp_path: Path) -> None:
         assert rules[f"referable_{task}"].threshold == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_mean_keeps_a_threshold_that_no_photograph_should_be_below(tmp_path: Path) -> None:
+    data = write_set(tmp_path / "data", train=GRADES, others=GRADES)
+    write_annotations(data / "valid", [[f"eye_{n}.jpg", g, 1, "", "", ""] for n, g in enumerate(GRADES)])
+    branch(1, contract_of(data)).save(tmp_path / "1.pth")
+    result = CliRunner().invoke(main, [str(data), str(tmp_path / "1.pth"), "--out", str(tmp_path / "mean.pth")])
+    assert result.exit_code == 0, result.output
+    warning = "valid/annotations.csv: every photograph has ME risk; the ME referral threshold stays 0.500"
+    assert warning in result.output and "every photograph has DR" not in result.output
+    assert load_checkpoint(tmp_path / "mean.pth").contract.thresholds["referable_me"].level == 0.5
+
+
 @pytest.mark.parametrize("lacking", ["dr", "me"])
 def test_mean_of_a_head_without_labels(tmp_path: Path, lacking: str) -> None:
     data = write_set(tmp_path / "data", train=GRADES, others=GRADES)

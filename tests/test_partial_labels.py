@@ -23,7 +23,7 @@ from retina.gradcam import cli as gradcam_cli
 from retina.runtime import cli as score_cli
 from retina.runtime import weighted_metrics
 from retina.runtime.annotations import scan_annotations
-from retina.runtime.contract import HEADS, Contract
+from retina.runtime.contract import HEADS, Contract, Head
 from retina.runtime.weighted_metrics import UNLABELLED
 from retina.train import cli as train_cli
 from retina.train import evaluation, plots
@@ -301,6 +301,26 @@ def test_a_threshold_by_hand() -> None:
     """Halfway between the one positive and the next negative; the unlabelled photograph between them does not count."""
     assert screening_threshold(np.array([1, -1, 0]), np.array([0.9, 0.7, 0.2])) == pytest.approx(0.55)
     assert screening_threshold(np.array([1]), np.array([0.4])) == pytest.approx(0.2), "halfway to 0, with nothing below"
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_threshold_is_not_fitted_to_positives_alone(head: Head) -> None:
+    """Where all photographs are ill, all probabilities are near 1, and a threshold would lie between two roundings."""
+    p = split_in_two()
+    ill = p.dr_true >= 2 if head == "dr" else p.me_true == 1
+    rules = screening_rules(Contract(), only(p, ill | (p.true(head) == UNLABELLED)))
+    assert rules[f"referable_{head}"] == Contract().thresholds[f"referable_{head}"]
+    other = "me" if head == "dr" else "dr"
+    assert rules[f"referable_{other}"] != Contract().thresholds[f"referable_{other}"]
+
+
+def test_no_threshold_lies_between_roundings() -> None:
+    one = np.float32(1)
+    nearly = np.nextafter(one, np.float32(0))
+    true = np.array([1, 0, 1, 0])
+    assert screening_threshold(true, np.array([one, nearly, one, 0.2], np.float32)) == pytest.approx((nearly + 0.2) / 2)
+    assert screening_threshold(true, np.array([0.5, 0.5 - 2e-6, 0.5, 0.0])) == pytest.approx(0.5 - 1e-6, abs=1e-9)
+    assert screening_threshold(true, np.array([1e-9, 1e-7, 1e-9, 0.0])) == 0.0
 
 
 def test_plots_leave_them_out(tmp_path: Path) -> None:

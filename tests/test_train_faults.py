@@ -520,6 +520,18 @@ def test_valid_without_what_is_calibrated_on_is_refused(tmp_path: Path, me: list
     assert message.count("to calibrate on") == len(lacks)
 
 
+def test_valid_without_the_healthy_is_warned_of_and_keeps_its_threshold(tmp_path: Path) -> None:
+    data = write_set(tmp_path / "data", train=[0, 2, 3] * 2, others=(0, 2, 3))
+    write_annotations(data / "valid", [[f"eye_{n}.jpg", 2 + n % 2, n % 2, "", "", n] for n in range(3)])
+    result = retina_train(data, *QUICK, "--calibrate", "valid", "--artifacts", tmp_path / "a")
+    assert result.exit_code == 0, result.output
+    warning = f"Warning: {data}/valid/annotations.csv: every photograph has DR grade of 2 or more; the DR referral"
+    assert f"{warning} threshold stays 0.500" in result.output
+    assert "every photograph has ME risk" not in result.output
+    assert "referral from DR 0.500" in result.output
+    assert "every photograph" not in retina_train(data, *QUICK, "--artifacts", tmp_path / "b").output
+
+
 @pytest.mark.parametrize("name", ["exp/1", "exp\\1", "..", " ", "/tmp/x", "é" * 128])
 def test_a_name_that_is_no_folders_is_refused(tmp_path: Path, data: Path, name: str) -> None:
     for start in ([data, *QUICK], ["--resume"]):

@@ -31,7 +31,7 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
     """
     with exit_codes("retina.train.averaging"):
         require_extra("train")
-        from .calibration import calibrated, calibration_line
+        from .calibration import calibrated, calibration_line, calibration_notes
         from .checkpoint import load_checkpoint
         from .data import read_dataset
         from .soup import average, evaluate_checkpoint, items_of, predict_logits, require_same_data
@@ -41,6 +41,8 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
         mean = average([(str(path), loaded[path]) for path in checkpoints])
         read = read_dataset(data, mean.config.get("me_positive_from"), known_grades=mean.contract.dr_grades)
         require_same_data(read, mean)
+        for note in calibration_notes(read, mean.contract):
+            tell(note)
         items = items_of(mean, read, "valid")
         mean = calibrated(mean, items, *predict_logits(mean, items))
         figures = evaluate_checkpoint(mean, items)

@@ -19,17 +19,33 @@ def calibration_faults(data: DataSet, contract: Contract) -> list[str]:
 
     A head for which it has no labels at all, or which was never trained, is not calibrated, which is no fault.
     """
-    valid, referable = data.splits["valid"], contract.referable_from
-    what = {"me": "ME risk", "dr": f"DR grade of {referable} or more"}
-    has_it = {
-        "me": [photo.me_label == 1 for photo in valid.photos if photo.me_label is not None],
-        "dr": [p.dr_grade >= referable for p in valid.photos if p.dr_grade is not None],
-    }
     return [
-        f"{valid.annotations}: expected photographs with {what[head]} to calibrate on, found none"
-        for head, found in has_it.items()
-        if found and not any(found) and head not in contract.untrained_heads
+        f"{data.splits['valid'].annotations}: expected photographs with {what} to calibrate on, found none"
+        for _, what, found in _conditions(data, contract)
+        if not any(found)
     ]
+
+
+def calibration_notes(data: DataSet, contract: Contract) -> list[str]:
+    """What a user should know about a valid split to calibrate on that has no faults, as lines of text."""
+    return [
+        f"Warning: {data.splits['valid'].annotations}: every photograph has {what}; the {head.upper()} referral "
+        f"threshold stays {contract.thresholds[f'referable_{head}'].level:.3f}, as it is fitted to those without too"
+        for head, what, found in _conditions(data, contract)
+        if all(found)
+    ]
+
+
+def _conditions(data: DataSet, contract: Contract) -> list[tuple[Head, str, list[bool]]]:
+    """The heads that are calibrated, what each refers for, and which of its photographs of valid have that."""
+    valid, referable = data.splits["valid"], contract.referable_from
+    has_dr = [photo.dr_grade >= referable for photo in valid.photos if photo.dr_grade is not None]
+    has_me = [photo.me_label == 1 for photo in valid.photos if photo.me_label is not None]
+    conditions: list[tuple[Head, str, list[bool]]] = [
+        ("me", "ME risk", has_me),
+        ("dr", f"DR grade of {referable} or more", has_dr),
+    ]
+    return [each for each in conditions if each[2] and each[0] not in contract.untrained_heads]
 
 
 def is_calibrated(contract: Contract) -> bool:
@@ -79,7 +95,7 @@ def calibration_line(best: Checkpoint) -> str:
     everybody = " and ".join(head.upper() for head in fitted if rules[f"referable_{head}"].threshold == 0.0)
     warning = (
         f". Warning: everybody will be referred for {everybody}, because more than a tenth of the photographs with the "
-        "condition have probability 0"
+        "condition have a probability of 0, or nearly"
     )
     return f"temperatures {temperatures}; referral from {referral}{others}{warning if everybody else ''}"
 

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from ..runtime.annotations import fault_report
 from ..runtime.contract import Contract, Head, Preprocessing
 from ..runtime.errors import AnnotationError
-from .calibration import calibration_faults
+from .calibration import calibration_faults, calibration_notes
 from .config import TrainConfig
 from .console import Console
 from .data import SPLITS, DataSet, fingerprint, scan_dataset
@@ -74,9 +74,10 @@ def survey_data(
         ]
     if not faults:
         faults += label_faults(data, config)
-    if config.calibrate == "valid":
-        left_alone = untrained_heads(data, config, untrained)
-        faults += calibration_faults(data, Contract(provenance={"untrained_heads": left_alone}))
+    calibrates = config.calibrate == "valid"
+    contract = Contract(provenance={"untrained_heads": untrained_heads(data, config, untrained)})
+    if calibrates:
+        faults += calibration_faults(data, contract)
     leaks = find_leaks(data, looks)
     copies = [leak for leak in leaks if leak.kind == "same bytes"]
     twice = find_copies(data, looks)
@@ -88,7 +89,7 @@ def survey_data(
 
     counts = ", ".join(f"{name} {len(data.splits[name].photos)}" for name in SPLITS)
     console.say(f"Photographs: {counts}. DR grades {list(data.dr_grades) or 'none'}.")
-    for note in label_notes(data, config):
+    for note in [*label_notes(data, config), *(calibration_notes(data, contract) if calibrates else [])]:
         console.say(note)
     if note := unnamed_patients(data):
         console.say(f"Note: {note}")
