@@ -21,6 +21,7 @@ import pytest
 import torch
 import torchvision
 from click.testing import CliRunner, Result
+from eyes import write_annotations
 from lightning_fabric import Fabric
 from retina.runtime.errors import ModelFileError, NonFiniteLossError, OutputError
 from retina.runtime.terminal import tell
@@ -234,6 +235,27 @@ def test_a_run_is_not_resumed_on_photographs_with_other_names(tmp_path: Path) ->
     resumed = CliRunner().invoke(main, ["--resume", "--artifacts", str(tmp_path)])
     assert resumed.exit_code == 2
     assert "expected the training photographs under the names that they had when the run was started" in resumed.stderr
+
+
+def test_a_patient_that_is_found_in_two_splits_when_a_run_is_resumed_is_in_its_report(tmp_path: Path) -> None:
+    """The fingerprint is of photographs and labels, so that the names of patients may be mended on the way."""
+    torch.save(torchvision.models.get_model(RESNET10).state_dict(), pretrained(tmp_path))
+    data = small_set(tmp_path, train=[0, 0, 1, 2], others=[0, 1, 2])
+    stopped_while_it_is_evaluated(data, tmp_path)
+    facts = tmp_path / "runs" / "h" / "run.json"
+    before = json.loads(facts.read_text())
+    header = ["Image name", "Retinopathy grade", "Risk of macular edema", "Patient"]
+    for split in data.splits.values():
+        rows = [[photo.image_name, photo.dr_grade, photo.me_label, "p9"] for photo in split.photos]
+        write_annotations(split.annotations.parent, rows, header)
+    resumed = CliRunner().invoke(main, ["--resume", "--artifacts", str(tmp_path)])
+    assert resumed.exit_code == 0, resumed.output
+    leak = "same patient: patient p9: train (4 photographs) and test (3 photographs)"
+    assert f"Warning: {leak}" in resumed.output
+    assert leak in facts.with_name("report.html").read_text()
+    after = json.loads(facts.read_text())
+    assert leak in after["leaks"]
+    assert {**after, "leaks": before["leaks"]} == before
 
 
 @pytest.mark.slow

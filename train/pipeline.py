@@ -150,9 +150,10 @@ def _train(
         require_free(
             run.folder, trainer.disk_needed(), "room for checkpoints", "; make room, or choose another --artifacts"
         )
-        run.write(FACTS, json.dumps(facts, indent=1))
-    if fabric.is_global_zero:
-        run.write(CONFIG, config.to_json())  # for a resumed run too, whose data may have moved
+    if fabric.is_global_zero:  # for a resumed run too: its data may have moved, and its patients been renamed
+        patients = {name: facts[name] for name in ("unnamed_patients", "leaks")}
+        run.write(FACTS, json.dumps({**(begun or facts), **patients}, indent=1))
+        run.write(CONFIG, config.to_json())
     tracker.start(run.name, config.to_dict(), facts, resume=resume)
 
     recorder = Recorder(run, trainer, contract, tracker, console)
