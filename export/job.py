@@ -54,7 +54,7 @@ class ModelFile(Protocol):
 
 @dataclass(frozen=True)
 class ExportJob:
-    """The options of one export.
+    """The options of one export. Paths may be given as text.
 
     Raises:
         UsageError: options that contradict each other.
@@ -82,6 +82,9 @@ class ExportJob:
     """Preprocessing of a bare state_dict, which does not record it; None: the notebook's. See ``load_checkpoint``."""
 
     def __post_init__(self) -> None:
+        for name in ("checkpoint", "out", "check", "calibration", "sign", "conformance"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(path))
         ending = self.out.suffix.lower()
         if ending in {*ENDINGS.values(), ".pth"} and ending != ENDINGS[self.format]:
             raise UsageError(f"--out {self.out}: expected the ending {ENDINGS[self.format]} of --format {self.format}")

@@ -20,3 +20,8 @@ def __getattr__(name: str) -> Any:
     from . import cam
 
     return getattr(cam, name)
+
+
+def __dir__() -> list[str]:
+    """With the names that are imported on first use, which a shell completes."""
+    return sorted({*globals(), *__all__})

@@ -63,3 +63,8 @@ def __getattr__(name: str) -> Any:
     from .job import score_folder
 
     return score_folder
+
+
+def __dir__() -> list[str]:
+    """With the names that are imported on first use, which a shell completes."""
+    return sorted({*globals(), *__all__})

@@ -30,7 +30,7 @@ def net() -> RetinaNet:
 def test_what_is_saved_is_read(net: RetinaNet, tmp_path: Path) -> None:
     saved = Checkpoint(net.state_dict(), RESNET10, CONTRACT, {"seed": 1}, {"valid": {"score": 0.5}}, 3)
     saved.save(tmp_path / "a.pth")
-    read = load_checkpoint(tmp_path / "a.pth")
+    read = load_checkpoint(str(tmp_path / "a.pth"))
     assert (read.backbone, read.contract, read.config, read.metrics, read.epoch) == (
         RESNET10, CONTRACT, {"seed": 1}, {"valid": {"score": 0.5}}, 3,
     )  # fmt: skip

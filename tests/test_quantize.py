@@ -282,6 +282,13 @@ def test_rules_that_nobody_fitted_stay() -> None:
     assert screening_thresholds(asked, valid) == asked.thresholds
 
 
+def test_the_paths_of_an_export_may_be_text() -> None:
+    paths = {"checkpoint": "c.pth", "out": "m.onnx", "check": "p", "calibration": "d", "sign": "k", "conformance": "t"}
+    job = ExportJob(**paths, precision="int8")  # type: ignore[arg-type]
+    assert {name: getattr(job, name) for name in paths} == {name: Path(path) for name, path in paths.items()}
+    assert ExportJob(Path("c.pth"), Path("m.onnx")).sign is None
+
+
 def test_an_exported_int8_file_carries_its_own_referrals(
     small_export: SmallExport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ import torchvision
 from click.testing import CliRunner, Result
 from eyes import write_annotations
 from lightning_fabric import Fabric
-from retina.runtime.errors import ModelFileError, NonFiniteLossError, OutputError
+from retina.runtime.errors import ModelFileError, NonFiniteLossError, OutputError, UsageError
 from retina.runtime.terminal import tell
 from retina.train import pipeline
 from retina.train.checkpoint import load_checkpoint
@@ -55,6 +55,13 @@ def test_a_run_is_not_continued_without_its_best_checkpoint(tmp_path: Path) -> N
     run.folder.mkdir(parents=True)
     (run.folder / "best.pth").touch()
     run.require_best(3)
+
+
+@pytest.mark.parametrize("name", ["../z", "a/b", "", ".", "..", "a\\b", "x" * 256])
+def test_a_run_is_one_folder_below_the_others(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="expected the name of one folder"):
+        Run(tmp_path, name)
+    assert Run(str(tmp_path), "a") == replace(Run(tmp_path, "b"), name="a")
 
 
 def test_stopped_at_a_random_step_and_resumed_a_run_ends_on_the_same_bits(data: DataSet, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import retina.gradcam
+import retina.runtime
 import retina.train
 import torch
 from eyes import eye, write_annotations, write_set, write_split
@@ -22,7 +24,7 @@ from retina.runtime.picture import decode
 from retina.train import frames as frames_code
 from retina.train import framing
 from retina.train.augment import augment_with_seed, make_augment
-from retina.train.config import Sampling
+from retina.train.config import Sampling, TrainConfig
 from retina.train.data import DataSet, read_dataset, scan_dataset
 from retina.train.frames import DecodedFrames, _key, look_through
 from retina.train.framing import make_frame
@@ -138,6 +140,15 @@ def test_valid_and_test_may_have_grades_that_only_the_model_knows(tmp_path: Path
     assert [fault.split("annotations.csv, ")[1] for fault in faults] == [
         "line 4: Retinopathy grade: expected one of 0, 1, 2 as in train or the model, found 3 (eye_2.jpg)"
     ] * 2
+
+
+def test_a_folder_may_be_given_as_text(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    assert read_dataset(str(tmp_path)) == read_dataset(tmp_path)
+    assert TrainConfig(tmp_path) == TrainConfig(str(tmp_path))
+    assert TrainConfig(tmp_path).to_dict()["data"] == str(tmp_path)
+    with pytest.raises(UsageError, match="data: expected a folder, found 7"):
+        TrainConfig(7)  # type: ignore[arg-type]
 
 
 def test_only_the_splits_asked_for_are_read(tmp_path: Path) -> None:
@@ -448,6 +459,8 @@ def test_every_public_name_is_there() -> None:
         assert getattr(retina.train, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'optimise'"):
         _ = retina.train.optimise
+    for package in (retina.train, retina.gradcam, retina.runtime):
+        assert set(package.__all__) | {"__doc__"} <= set(dir(package)), "a shell completes them"
 
 
 def test_a_draw_knows_its_epoch_and_place() -> None:

@@ -71,7 +71,9 @@ class Checkpoint:
         save_tensors(path, body)
 
 
-def load_checkpoint(path: Path, *, framing: Framing | None = None, image_size: int | None = None) -> Checkpoint:
+def load_checkpoint(
+    path: str | os.PathLike[str], *, framing: Framing | None = None, image_size: int | None = None
+) -> Checkpoint:
     """Read a checkpoint of this project, or a bare state_dict saved by the original notebook.
 
     Args:
@@ -84,6 +86,7 @@ def load_checkpoint(path: Path, *, framing: Framing | None = None, image_size: i
         ModelFileError: not a torch file of plain types, damaged, or of another network.
         UsageError: a checkpoint of this project was trained with another ``framing`` or ``image_size``.
     """
+    path = Path(path)
     if not os.path.isfile(path):
         best = path / BEST
         hint = f"For a run, name {best}" if os.path.isfile(best) else HOW_TO_GET_A_CHECKPOINT

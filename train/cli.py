@@ -172,8 +172,6 @@ def _run(
     from .pipeline import train
     from .tracking import make_tracker
 
-    if name is not None and (not name.strip(" .") or {*"/\\"} & {*name} or len(os.fsencode(name)) > 255):
-        raise UsageError(f"--name {name}: expected the name of one folder, found none, a path, or more than 255 bytes")
     _silence_libraries()
     if resume:
         run, config = _interrupted(context, artifacts, name, data, recipe)
@@ -219,7 +217,7 @@ def _new(
         raise UsageError("name the data folder, for example:  retina-train data/   (retina-train --help)")
     given = {key: value for key, value in recipe.items() if is_given(context, key)}
     config = TrainConfig.of_recipe(recipe["recipe"], {**given, "data": os.path.realpath(data)})
-    return Run(artifacts, name or f"{datetime.now():%Y%m%d-%H%M%S}"), config
+    return Run(artifacts, f"{datetime.now():%Y%m%d-%H%M%S}" if name is None else name), config
 
 
 def _interrupted(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from numbers import Integral, Real
@@ -60,8 +61,8 @@ class TrainConfig:
             values, which ``of_recipe`` adds; both heads weigh nothing, or batch-norm would see one value alone.
     """
 
-    data: str
-    """Folder with train/, valid/ and test/, each with annotations.csv and images/."""
+    data: str | os.PathLike[str]
+    """Kept as text. Folder with train/, valid/ and test/, each with annotations.csv and images/."""
     recipe: Literal["notebook", "released", "released-512", "released-open", "released-640"] = "notebook"
     """Which recipe gave the options that were not set explicitly: see ``RECIPES``."""
     epochs: int = 12
@@ -128,6 +129,9 @@ class TrainConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.data, (str, os.PathLike)):
+            raise UsageError(f"data: expected a folder, found {self.data!r}")
+        object.__setattr__(self, "data", os.fspath(self.data))
         for name, hint in get_type_hints(TrainConfig).items():
             value: Any = getattr(self, name)
             choices = [choice for choice in get_args(hint) if isinstance(choice, str)]

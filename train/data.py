@@ -105,7 +105,7 @@ def require_splits(root: Path, splits: Sequence[str] = SPLITS) -> None:
 
 
 def read_dataset(
-    root: Path,
+    root: str | os.PathLike[str],
     me_positive_from: int | None = None,
     *,
     splits: Sequence[str] = SPLITS,
@@ -126,12 +126,12 @@ def read_dataset(
     """
     data, faults = scan_dataset(root, me_positive_from, splits=splits, known_grades=known_grades)
     if faults:
-        raise AnnotationError(fault_report(root, faults))
+        raise AnnotationError(fault_report(data.root, faults))
     return data
 
 
 def scan_dataset(
-    root: Path,
+    root: str | os.PathLike[str],
     me_positive_from: int | None = None,
     *,
     splits: Sequence[str] = SPLITS,
@@ -146,6 +146,7 @@ def scan_dataset(
         AnnotationError: see ``require_splits``.
         UsageError: a folder of photographs cannot be listed.
     """
+    root = Path(root)
     require_splits(root, splits)
     faults: list[str] = []
     read = {name: _read_split(root / name, me_positive_from, faults) for name in splits}

@@ -36,10 +36,22 @@ _TYPES: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder under ``artifacts/runs``."""
+    """One run's folder under ``artifacts/runs``.
+
+    Raises:
+        UsageError: the name is not that of one folder.
+    """
 
     artifacts: Path
     name: str
+
+    def __init__(self, artifacts: str | os.PathLike[str], name: str) -> None:
+        if not name.strip(" .") or {*"/\\"} & {*name} or len(os.fsencode(name)) > 255:
+            raise UsageError(
+                f"--name {name}: expected the name of one folder, found none, a path, or more than 255 bytes"
+            )
+        object.__setattr__(self, "artifacts", Path(artifacts))
+        object.__setattr__(self, "name", name)
 
     @property
     def folder(self) -> Path:
