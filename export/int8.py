@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ..runtime.annotations import fault_report
-from ..runtime.contract import DR_PROBS, INPUT_NAME, ME_PROBS, Contract, Rule
+from ..runtime.contract import DR_PROBS, INPUT_NAME, ME_PROBS, Contract, Head, Rule
 from ..runtime.errors import AnnotationError, ParityError, UsageError
 from ..runtime.picture import decode
 from ..runtime.progress import tracked
@@ -32,8 +32,8 @@ QUANTIZATIONS = tuple(Quantization(method, float_blocks) for float_blocks in (0,
 """The fastest and smallest first: in a ResNet-50, one block in floats costs 20% more time and 0.2 MB, three cost 50%
 more time and 0.6 MB."""
 CLOSE = 0.005
-"""Largest mean difference of a DR probability from fp32 on valid. The gate checks only decisions, which a file that
-differs more can get right there by chance: docs/recipe.md, "The int8 file"."""
+"""Largest ``Int8.mean_difference``. The gate checks only decisions, which a file that differs more can get right there
+by chance: docs/recipe.md, "The int8 file"."""
 
 _STRANGERS = (
     "  Warning: these are not the photographs and labels that the checkpoint was trained on; if this valid split holds "
@@ -50,7 +50,7 @@ class Int8:
     calibrated_on: int
     """Number of photographs of the training split."""
     mean_difference: float
-    """Mean absolute difference of a DR probability from fp32 on the validation split."""
+    """Mean absolute difference of a probability of ``head`` from fp32 on the validation split."""
     gate: Gate
     thresholds: Mapping[str, Rule]
     """The contract's rules for this file: ``screening_thresholds``."""
@@ -58,19 +58,22 @@ class Int8:
     """Fingerprint of the data that it was calibrated and evaluated on."""
     trained_on: str = ""
     """Fingerprint of the data that the checkpoint was trained on; empty if it does not say."""
+    head: Head = "dr"
+    """DR, or ME if the DR head was never trained: what that says is close to nothing, or to anything."""
 
     def lines(self) -> list[str]:
         """The figures as lines to print."""
         strangers = self.trained_on not in ("", self.data_fingerprint)
         faults = self.gate.faults  # a file with faults, kept by --force, is the closest of all
         far = self.mean_difference > CLOSE and not faults
+        which = "an ME" if self.head == "me" else "a DR"
         beyond = f", above the {CLOSE} aimed at: no closer way was as accurate" if far else ""
         return [
             f"quantised with {self.quantization}, calibrated on {self.calibrated_on} photographs of train",
             *self.gate.lines(),
             f"  referral from DR {self.thresholds['referable_dr'].level:.3f}, "
             f"ME {self.thresholds['referable_me'].level:.3f}",
-            f"  mean difference of a DR probability {self.mean_difference:.4f}{beyond}",
+            f"  mean difference of {which} probability {self.mean_difference:.4f}{beyond}",
             *(f"  not as accurate as fp32: {fault}" for fault in faults),
             *([_STRANGERS] if strangers else []),
         ]
@@ -110,11 +113,12 @@ def to_int8(
     ranges = measure_ranges(fp32, tensors_to_measure(fp32), _pixels(calibration, "Calibrating"))
     models = [quantize(fp32, ranges, quantization) for quantization in QUANTIZATIONS]
     reference, *answers = _predict([fp32, *models], contract, valid)
+    head: Head = "me" if "dr" in contract.untrained_heads else "dr"
     candidates = [
         Int8(
-            model, quantization, ranges.photographs, float(np.abs(answer.dr_probs - reference.dr_probs).mean()),
+            model, quantization, ranges.photographs, float(np.abs(answer.probs(head) - reference.probs(head)).mean()),
             compare(contract, reference, answer), screening_thresholds(contract, answer), found,
-            contract.data_fingerprint,
+            contract.data_fingerprint, head,
         )
         for model, quantization, answer in zip(models, QUANTIZATIONS, answers, strict=True)
     ]  # fmt: skip

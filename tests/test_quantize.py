@@ -369,6 +369,24 @@ def test_int8_is_calibrated_on_train_and_judged_on_valid(
         assert quality.dr_accuracy == np.mean(probs.argmax(axis=1) == right)
 
 
+def test_closeness_is_that_of_a_head_that_was_trained(
+    tmp_path: Path, fp32: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8_module, "QUANTIZATIONS", (Quantization("mean"),))
+    data = small_set(tmp_path, [0, 1, 2, 3, 4], [0, 3, 1, 2])
+    valid = [decode(photo.path) for photo in data.splits["valid"].photos]
+    for head, untrained in (("dr", []), ("dr", ["me"]), ("me", ["dr"])):
+        contract = Contract(provenance={"untrained_heads": untrained})
+        kept = to_int8(fp32, contract, data.root, None, force=True)
+        before, after = (
+            np.concatenate([run(model, pixels[None], [f"{head}_probs"])[0] for pixels in valid])
+            for model in (fp32, kept.model)
+        )
+        assert kept.mean_difference == pytest.approx(np.abs(before - after).mean(), rel=1e-5)
+        said = f"mean difference of {'a DR' if head == 'dr' else 'an ME'} probability {kept.mean_difference:.4f}"
+        assert any(said in line for line in kept.lines())
+
+
 def test_int8_that_is_not_as_accurate_is_refused_unless_forced(
     tmp_path: Path, fp32: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
