@@ -20,6 +20,10 @@ AGREEMENT = 0.98
 """Smallest accepted share of photographs with the same DR grade, and with the same ME risk."""
 _ROUNDING = 1e-9
 """Of two shares and their difference: 0.9 - 0.895 is more than 0.005 in floating point."""
+_TOO_FEW = (
+    f"  too few photographs to judge by: one answer that changes is more than the {1 - AGREEMENT:.0%} that may; take "
+    f"{1 / (1 - AGREEMENT):.0f} or more"
+)
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,13 @@ class Gate:
         """The figures as lines to print."""
         pairs = [(name, getattr(self.fp32, name), getattr(self.int8, name)) for name in asdict(self.fp32)]
         shown = [f"{name} {before:.4f} to {after:.4f}" for name, before, after in pairs if before is not None]
+        few = self.photographs * (1 - AGREEMENT) < 1 - _ROUNDING
         same = {HEAD_NAMES["dr"]: self.dr_agreement, HEAD_NAMES["me"]: self.me_agreement}
         return [
             f"int8 against fp32 on {self.photographs} photographs of valid:",
             f"  {', '.join(shown)}",
             "  " + ", ".join(f"same {what} {share:.1%}" for what, share in same.items() if share is not None),
+            *([_TOO_FEW] if few and any(share is not None and share < AGREEMENT for share in same.values()) else []),
         ]
 
 

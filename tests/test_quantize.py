@@ -183,6 +183,18 @@ def test_gate_by_hand() -> None:
     assert compare(Contract(), fp32, fp32).faults == []
 
 
+@pytest.mark.parametrize(("photographs", "is_said"), [(49, True), (50, False)])
+def test_a_split_in_which_one_answer_decides_is_said_to_be_too_small(photographs: int, is_said: bool) -> None:
+    fp32 = answers([(0, 0)], np.eye(5, dtype=np.float32)[[0]], np.eye(2, dtype=np.float32)[[0]])
+    whole = replace(compare(Contract(), fp32, fp32), photographs=photographs)
+    assert "too few" not in str(whole.lines())
+    one_less = replace(whole, dr_agreement=1 - 1 / photographs)
+    assert bool(one_less.faults) is is_said
+    said = "too few photographs to judge by: one answer that changes is more than the 2% that may; take 50 or more"
+    assert (said in one_less.lines()[-1]) is is_said
+    assert "too few" not in str(replace(whole, photographs=51, me_agreement=0.9).lines())
+
+
 def test_gate_without_positives_judges_what_it_can() -> None:
     healthy = answers([(0, 0), (1, 0)], np.eye(5, dtype=np.float32)[[0, 1]], np.array([[1, 0], [1, 0]], np.float32))
     gate = compare(Contract(), healthy, healthy)
