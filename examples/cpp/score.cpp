@@ -15,23 +15,19 @@ static Bytes read(const std::string& path) {
   if (std::ifstream file{path, std::ios::binary}) return {std::istreambuf_iterator<char>(file), {}};
   fail(path + ": cannot be read");
 }
-
 struct Model {  // an open model file and the contract inside it
   Ort::Env env{ORT_LOGGING_LEVEL_FATAL}; Ort::Session session; Ort::AllocatorWithDefaultOptions memory; json contract;
   explicit Model(const char* path) : session(env, path, Ort::SessionOptions()) {
     const auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated("retina.contract", memory);
     contract = json::parse(text ? text.get() : "{}");
-    const json schema = contract.is_object() ? contract["schema"] : contract;
-    if (schema != 1) fail("expected a retina.contract of schema 1, found " + schema.dump());
+    if (!contract.is_object() || contract["schema"] != 1) fail("expected a retina.contract of schema 1, found another");
     json& rules = contract["thresholds"];
-    if (!rules.contains("referable_me")) rules["referable_me"] = {{"rule", "at_least"}, {"threshold", 0.5}};  // if old
-    const json flat = rules.flatten();  // keys like /me/rule
-    const auto is = [&](const std::string& task, const std::string& rule) {
-      const json told = flat.value(task + "/rule", json()), level = flat.value(task + "/threshold", json());
-      return told == rule && (rule == "argmax" || (level.is_number() && level >= 0 && level <= 1)); };
-    if (!is("/dr", "argmax") || !(is("/me", "argmax") || is("/me", "at_least")) || !is("/referable_dr", "at_least") ||
-        !is("/referable_me", "at_least")) fail("unknown rules: " + rules.dump());
-    answer({32, 32, Bytes(3 * 32 * 32)});  // fails unless there is one output for each grade
+    rules.emplace("referable_me", json{{"rule", "at_least"}, {"threshold", 0.5}});  // not in the oldest files
+    const auto is = [&](const char* task, const std::string& rule) {
+      const json told = rules.value(task, json::object()), level = told.value("threshold", json());
+      return told.value("rule", json()) == rule && (rule == "argmax" || (level >= 0 && level <= 1)); };
+    if (!is("dr", "argmax") || !(is("me", "argmax") || is("me", "at_least")) || !is("referable_dr", "at_least") ||
+        !is("referable_me", "at_least")) fail("unknown rules: " + rules.dump());
     const std::string caution = contract.value("caution", json("")).dump(-1, ' ', true);  // or a terminal would obey it
     if (caution.size() > 2) std::cerr << "Caution: " << caution.substr(1, caution.size() - 2) << "\n";
   }
@@ -40,37 +36,34 @@ struct Model {  // an open model file and the contract inside it
     const auto image = Ort::Value::CreateTensor(memory.GetInfo(), picture.rgb.data(), picture.rgb.size(), shape, 4);
     const char *input[] = {"image"}, *outputs[] = {"dr_probs", "me_probs"};
     const auto found = session.Run(Ort::RunOptions(), input, &image, 1, outputs, 2);
-    const auto values = [](const Ort::Value& output) {
-      const float* first = output.GetTensorData<float>();
-      return std::vector<float>(first, first + output.GetTensorTypeAndShapeInfo().GetElementCount()); };
-    return decide(values(found[0]), values(found[1]));
+    const float *dr = found[0].GetTensorData<float>(), *me = found[1].GetTensorData<float>();
+    const auto length = [&](int output) { return found[output].GetTensorTypeAndShapeInfo().GetElementCount(); };
+    return decide({dr, dr + length(0)}, {me, me + length(1)});
   }
   json decide(const std::vector<float>& dr, const std::vector<float>& me) {  // what the contract's rules make of them
-    const json &grades = contract["dr_grades"], &rules = contract["thresholds"];
-    const json &rule = rules["me"], &referable = rules["referable_dr"];
+    const json &grades = contract["dr_grades"], &r = contract["thresholds"], &rule = r["me"], &ref = r["referable_dr"];
     if (dr.size() != grades.size() || me.size() != 2) fail("outputs: expected one for each of " + grades.dump());
-    double referred = 0, refer_me = rules["referable_me"]["threshold"];
-    for (size_t i = 0; i < grades.size(); ++i) referred += grades[i] >= referable.value("from_grade", 2) ? dr[i] : 0;
+    double referred = 0, refer_me = r["referable_me"]["threshold"];
+    for (size_t i = 0; i < grades.size(); ++i) referred += grades[i] >= ref.value("from_grade", 2) ? dr[i] : 0;
     const bool risk = rule["rule"] == "argmax" ? me[1] > me[0] : me[1] >= rule["threshold"];
     return {{"dr_probs", dr}, {"me_probs", me}, {"decisions", {
         {"dr_grade", grades[std::max_element(dr.begin(), dr.end()) - dr.begin()]}, {"me_risk", int(risk)},
-        {"referable", referred >= referable["threshold"]}, {"referable_me", me[1] >= refer_me}}}};
+        {"referable", referred >= ref["threshold"]}, {"referable_me", me[1] >= refer_me}}}};
   }
 };
 
 static Picture decode(const std::string& path, int min_side) {  // a JPEG's pixels, upright, nothing resized
   const Bytes jpeg = read(path);
-  const std::shared_ptr<void> turbo(tjInitDecompress(), tjDestroy);
+  const std::shared_ptr<void> turbo(tjInitDecompress(), tjDestroy); int w = 0, h = 0, chroma = 0, colours = 0;
   const auto check = [&](int failed) { if (failed) fail(tjGetErrorStr2(turbo.get())); };
-  int w = 0, h = 0, chroma = 0, colours = 0;
   check(tjDecompressHeader3(turbo.get(), jpeg.data(), jpeg.size(), &w, &h, &chroma, &colours));
   if (std::min(w, h) < min_side || int64_t(w) * h > 100'000'000) fail("too small or too large");
   Bytes stored(size_t(w) * h * 3);  // for a file cut short the decoder gives a warning, which is an error here
   check(tjDecompress2(turbo.get(), jpeg.data(), jpeg.size(), stored.data(), w, 0, h, TJPF_RGB, TJFLAG_STOPONWARNING));
   const std::shared_ptr<ExifData> exif(exif_data_new_from_data(jpeg.data(), jpeg.size()), exif_data_unref);
   const ExifEntry* tag = exif ? exif_content_get_entry(exif->ifd[EXIF_IFD_0], EXIF_TAG_ORIENTATION) : nullptr;
-  const int told = tag && tag->size >= 2 ? exif_get_short(tag->data, exif_data_get_byte_order(exif.get())) : 1;
-  const int turn = told <= 8 ? told : 1;
+  const auto order = exif_data_get_byte_order(exif.get());
+  const int turn = tag && tag->size >= 2 ? std::min<int>(exif_get_short(tag->data, order), 9) : 1;  // 9 is none, as 1
   // Bit n of each mask is set if EXIF orientation n swaps the sides; reads rows from the right; columns from below.
   const bool swap = 0x1e0 >> turn & 1, left = 0x18c >> turn & 1, up = 0x0d8 >> turn & 1;
   const int64_t column = left ? -1 : 1, row = up ? -w : w, first = (left ? w - 1 : 0) + (up ? int64_t(h - 1) * w : 0);
@@ -80,16 +73,13 @@ static Picture decode(const std::string& path, int min_side) {  // a JPEG's pixe
       std::copy_n(&stored[3 * (first + (swap ? x * row + y * column : x * column + y * row))], 3, &upright.rgb[to]);
   return upright;
 }
-
 static std::ostream& cell(const std::string& text) {  // a CSV cell, quoted if necessary
   return text.find_first_of(",\"\r\n") == text.npos ? std::cout << text : std::cout << std::quoted(text, '"', '"');
 }
-
 static int score(Model& model, const std::vector<std::string>& paths) {
   std::cout << "Image name,Pred DR grade (orig),True DR grade (orig),Pred ME risk,True ME risk,";
   for (const json& grade : model.contract["dr_grades"]) std::cout << "dr_prob_" << grade << ",";
-  std::cout << std::fixed << std::setprecision(6) << "me_prob,status,error\n";
-  bool failed = false;
+  std::cout << std::fixed << std::setprecision(6) << "me_prob,status,error\n"; bool failed = false;
   for (const auto& path : paths) try {
     const json answer = model.answer(decode(path, model.contract["input"]["min_side"])), &made = answer["decisions"];
     cell(path) << "," << made["dr_grade"] << ",," << made["me_risk"] << ",,";
@@ -101,7 +91,6 @@ static int score(Model& model, const std::vector<std::string>& paths) {
   }
   return failed;
 }
-
 static int conform(Model& model, const std::string& kit) {
   const json index = json::parse(read(kit + "/index.json")); double worst = 0, faults = 0;
   for (const char* part : {"pictures", "cases"}) for (const json& picture : index.at(part)) {

@@ -1,5 +1,4 @@
 """Score photographs with onnxruntime and Pillow: the rows of retina-score, from the model file alone.
-
     python score.py MODEL.onnx eye.jpg ...           the table, on standard output
     python score.py MODEL.onnx --conformance kit/    checks this program against a kit of retina-export --conformance
 Exit code 0: all done; 1: a photograph was not readable, or an answer is not the kit's; 2: failed. Not for clinical use.
@@ -12,19 +11,15 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is loaded: it would report to Microsoft
-
 import numpy as np
 import onnxruntime as ort
 from PIL import Image, ImageOps, TiffImagePlugin
 
 Image.MAX_IMAGE_PIXELS = None  # decode applies retina-score's limit instead
-ORIENTATION = 0x0112
 RULES = {"dr": ["argmax"], "me": ["argmax", "at_least"], "referable_dr": ["at_least"], "referable_me": ["at_least"]}
 
 
-class Model:
-    """An open model file and the contract inside it."""
-
+class Model:  # an open model file and the contract inside it
     def __init__(self, path: str) -> None:
         self.session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.contract = json.loads(self.session.get_modelmeta().custom_metadata_map.get("retina.contract", "{}"))
@@ -32,13 +27,9 @@ class Model:
             raise ValueError(f"expected a retina.contract of schema 1, found {repr(self.contract)[:60]}")
         self.rules = {"referable_me": {"rule": "at_least", "threshold": 0.5}, **self.contract["thresholds"]}  # if old
         for task, known in RULES.items():
-            rule = self.rules.get(task) or {}
-            level = 0 if rule.get("rule") == "argmax" else rule.get("threshold")
-            if rule.get("rule") not in known or type(level) not in (int, float) or not 0 <= level <= 1:
-                raise ValueError(f"contract thresholds.{task}: expected the rule {' or '.join(known)}, found {rule}")
-        shapes = [output.shape[1:] for output in self.session.get_outputs()[:2]]
-        if shapes != [[len(self.contract["dr_grades"])], [2]]:
-            raise ValueError(f"outputs: expected one for each of {self.contract['dr_grades']} and 2, found {shapes}")
+            rule, level = (self.rules.get(task, {}).get(key) for key in ("rule", "threshold"))
+            if rule not in known or not (rule == "argmax" or (type(level) in (int, float) and 0 <= level <= 1)):
+                raise ValueError(f"contract thresholds.{task}: expected the rule {known} with a threshold from 0 to 1")
         if caution := self.contract.get("caution"):
             print("Caution:", "".join(c if c.isprintable() else repr(c)[1:-1] for c in caution), file=sys.stderr)
 
@@ -48,14 +39,15 @@ class Model:
 
     def decide(self, dr: list[float], me: list[float]) -> dict[str, int | bool]:
         """The decisions that the contract's rules make of the probabilities."""
-        grades = self.contract["dr_grades"]
-        rule, referable, referable_me = (self.rules[task] for task in ("me", "referable_dr", "referable_me"))
-        referred = [prob for prob, grade in zip(dr, grades, strict=True) if grade >= referable.get("from_grade", 2)]
+        grades, rules = self.contract["dr_grades"], self.rules
+        if (len(dr), len(me)) != (len(grades), 2):
+            raise ValueError(f"outputs: expected a probability for each of {grades}, and 2, found {len(dr)}, {len(me)}")
+        referred = [p for p, g in zip(dr, grades, strict=True) if g >= rules["referable_dr"].get("from_grade", 2)]
         return {
             "dr_grade": grades[dr.index(max(dr))],
-            "me_risk": int(me[1] > me[0] if rule["rule"] == "argmax" else me[1] >= rule["threshold"]),
-            "referable": sum(referred) >= referable["threshold"],
-            "referable_me": me[1] >= referable_me["threshold"],
+            "me_risk": int(me[1] > me[0] if rules["me"]["rule"] == "argmax" else me[1] >= rules["me"]["threshold"]),
+            "referable": sum(referred) >= rules["referable_dr"]["threshold"],
+            "referable_me": me[1] >= rules["referable_me"]["threshold"],
         }
 
 
@@ -66,9 +58,7 @@ def decode(path: str, min_side: int) -> np.ndarray:
             raise ValueError(f"expected {min_side} pixels a side or more, and at most 100 million, found {file.size}")
         if file.mode in ("I", "F"):
             raise ValueError("expected 8 or 16 unsigned bits per sample, found signed, 32-bit or floating-point ones")
-        told, block = file.getexif(), Image.Exif()  # the former has an orientation of XMP's too, which others ignore
-        block.load(file.info.get("exif", b""))
-        told[ORIENTATION] = getattr(file, "tag_v2", block).get(ORIENTATION, 1)  # a TIFF is turned while it is loaded
+        file.info = {key: value for key, value in file.info.items() if "xmp" not in key}  # Pillow would turn by it
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I;16"):
             tags = getattr(file, "tag_v2", {})  # of TIFF: bits in use, and whether 0 is white
@@ -111,7 +101,7 @@ def conform(model: Model, kit: Path) -> int:
         name, wanted, decided = picture["name"], picture["decisions"] or {}, model.decide(dr, me)
         faults += [f"{name}: {k}: expected {v}, found {decided[k]}" for k, v in wanted.items() if decided[k] != v]
     print(*faults, f"{len(index['pictures'])} pictures, largest difference {worst:.1e}, {len(faults)} faults", sep="\n")
-    return 1 if faults else 0
+    return bool(faults)
 
 
 def main(arguments: list[str]) -> int:
