@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
-from .terminal import warn
+from .terminal import drop_output, warn
 
 BAR_SECONDS, LINE_SECONDS = 0.1, 10.0
 """Interval at which the bar is drawn, and at which a line is written without a terminal."""
@@ -90,15 +90,28 @@ def progress(total: int, label: str = "", *, leave: bool = True) -> Iterator[Adv
             if sys.stderr.isatty():
                 if now - told >= BAR_SECONDS or done == total:
                     told = now
-                    bar.update(done - bar.pos, note)
+                    with _while_there_is_a_terminal():
+                        bar.update(done - bar.pos, note)
             elif now - told >= LINE_SECONDS:
                 told = now
                 left = f", {timedelta(seconds=round((total - done) / rate()))} left" if done > quick else ""
                 warn(f"{name}{done} of {total}, {rate():.1f} per second{left}" + (f", {note}" if note else ""))
 
+    with _while_there_is_a_terminal():
+        bar.__enter__()
     try:
-        with bar:
-            yield advance
+        yield advance
     finally:
-        if sys.stderr.isatty() and not leave:
-            click.echo("\033[1A\033[2K", err=True, nl=False)  # up to the bar's line, and clear it
+        with _while_there_is_a_terminal():
+            bar.__exit__(None, None, None)
+            if sys.stderr.isatty() and not leave:
+                click.echo("\033[1A\033[2K", err=True, nl=False)  # up to the bar's line, and clear it
+
+
+@contextmanager
+def _while_there_is_a_terminal() -> Iterator[None]:
+    """Go on without output where the terminal is gone, such as that of a dropped ssh."""
+    try:
+        yield
+    except OSError:
+        drop_output()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 
 import pytest
@@ -81,6 +83,20 @@ def test_a_bar_and_its_note_do_not_exceed_the_terminal(
     assert len(drawn) <= max(columns, len("epoch  []  1/2"))
     assert ("ME loss 0.700 acc 0.500" in drawn) == (columns == 200)
     assert ("DR loss 0.7" in drawn) == (columns >= 80)
+
+
+def test_the_work_goes_on_when_the_terminal_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BAR_SECONDS", 0.0)
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress(3, leave=False) as advance:
+            advance()
+            os.close(ours)
+            advance()
+            advance()
+        with pytest.raises(OSError, match="of the work itself"), progress(1):
+            raise OSError("of the work itself")
 
 
 @pytest.mark.parametrize("leave", [True, False])

@@ -181,6 +181,22 @@ def test_a_worker_whose_parent_was_killed_while_it_started_ends(
     assert worker.exitcode == exit_code
 
 
+def test_a_worker_outlives_the_terminal(data: DataSet) -> None:
+    """Of another start method than fork, which hands it its parent's handlers."""
+    loader = make_loader(items(data)[0], 1, Fabric(accelerator="cpu"))
+
+    def hung_up() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert loader.worker_init_fn is not None
+        loader.worker_init_fn(0)
+        signal.raise_signal(signal.SIGHUP)
+
+    worker = multiprocessing.get_context("fork").Process(target=hung_up)
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
+
+
 def stopped_while_it_is_evaluated(data: DataSet, artifacts: Path) -> Result:
     def interrupted(line: str) -> None:
         tell(line)
@@ -265,9 +281,39 @@ def test_a_patient_that_is_found_in_two_splits_when_a_run_is_resumed_is_in_its_r
     assert {**after, "leaks": before["leaks"]} == before
 
 
+def test_a_session_that_ends_stops_a_run_once_and_leaves_one_under_nohup_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+        with StopRequest() as stop:
+            for _ in range(2):  # from the kernel and from the shell
+                signal.raise_signal(signal.SIGHUP)
+            assert stop.agreed(fabric)
+        assert signal.getsignal(signal.SIGHUP) is signal.default_int_handler
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.agreed(fabric)
+            with monkeypatch.context() as patch:
+                patch.delattr(signal, "SIGHUP")  # as on Windows
+                with StopRequest():
+                    pass
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
-def test_told_to_end_with_all_its_processes_a_run_saves_everything(data: DataSet, tmp_path: Path) -> None:
-    """As by systemd, Slurm and timeout, which send SIGTERM to the workers too."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_told_to_end_with_all_its_processes_a_run_saves_everything(
+    data: DataSet, tmp_path: Path, number: signal.Signals
+) -> None:
+    """As by systemd, Slurm, timeout and a terminal that is closed, which send the signal to the workers too."""
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip("started by nohup, and so are the processes that it starts")
     slowly = ["--epochs", "999", "--workers", "1", "--image-size", "112", "--batch-size", "16"]
     said = tmp_path / "said"
     process = started(command(data, tmp_path, "ended", *slowly), out=said)
@@ -275,7 +321,7 @@ def test_told_to_end_with_all_its_processes_a_run_saves_everything(data: DataSet
         time.sleep(0.01)
     assert process.pid is not None
     time.sleep(0.5)  # into a step
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, number)
     process.join(60)
     assert process.exitcode == 130, said.read_text()
     assert "everything saved. Continue with:" in said.read_text()

@@ -20,6 +20,7 @@ from ..runtime.extras import require_extra
 from ..runtime.options import SETTINGS, Command, PathName, artifacts_option, is_given, require_alone, require_artifacts
 from ..runtime.terminal import answer, exit_codes, tell
 from .config import BOUNDS, TrainConfig
+from .hangup import hangup
 
 if TYPE_CHECKING:
     from .run import Run
@@ -143,7 +144,8 @@ def main(context: click.Context, /, **options: Any) -> None:
     Exit code 0: finished. 2: nothing could be done. 130: stopped; resumable if training had begun.
     """  # noqa: D301 - click's mark for a block that keeps its lines is the character itself
     # As Ctrl-C, where the training loop does not handle it: what is half written is removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, *hangup()):
+        signal.signal(number, signal.default_int_handler)
     with exit_codes("retina-train", "stopped before training began. Run the same command again."):
         require_extra("train")
         finished = _run(context, **options)

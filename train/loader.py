@@ -21,6 +21,7 @@ from ..runtime.errors import OutputError
 from ..runtime.output_file import require_free
 from ..runtime.workers import ordered_map, usable_cores
 from .config import TrainConfig
+from .hangup import hangup
 from .items import Batch, EpochPlan, EvalItems, TrainItems, collate
 
 MOST_WORKERS = 16
@@ -107,8 +108,10 @@ def _begin_worker(parent: int, exiting: Any, _worker: int) -> None:
     # worker would wait forever.
     if os.getppid() != parent:
         os._exit(1)
-    # A terminal sends Ctrl-C to the whole process group, but the parent needs its workers until the end of the step.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A terminal sends Ctrl-C, and SIGHUP at its end, to the whole process group, but the parent needs its workers until
+    # the end of the step.
+    for number in (signal.SIGINT, *hangup()):
+        signal.signal(number, signal.SIG_IGN)
     # Likewise systemd, Slurm and timeout send SIGTERM to all processes. At its exit the parent sends it too, and would
     # wait forever for a worker that ignores it.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(1) if exiting.value else None)

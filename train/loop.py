@@ -38,7 +38,7 @@ def fit(
             number of micro-batches that it has left.
 
     Returns:
-        True at the end; False if stopped by SIGINT or SIGTERM, with everything saved.
+        True at the end; False if stopped by a signal, see ``StopRequest``, with everything saved.
 
     Raises:
         NonFiniteLossError: a loss is infinite or NaN; in training, the message names the batch's files.

@@ -1,4 +1,4 @@
-"""Stops training at the end of a step on Ctrl-C or SIGTERM."""
+"""Stops training at the end of a step on Ctrl-C, SIGTERM or the end of the session."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from .hangup import hangup
+
 
 class StopRequest:
-    """Turns SIGINT and SIGTERM into a flag that the loop checks after each step; a second signal acts at once.
+    """Turns SIGINT, SIGTERM and SIGHUP into a flag that the loop checks after each step; a second signal acts at once.
 
-    A context manager that restores the former handlers at its end.
+    But not a second SIGHUP: where a session ends, both the kernel and the shell send one. Where SIGHUP is ignored, as
+    under nohup, it stays so. A context manager that restores the former handlers at its end.
     """
 
     def __init__(self) -> None:
@@ -21,7 +24,7 @@ class StopRequest:
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, *hangup()):
             try:
                 self._old[number] = signal.signal(number, self._request)
             except ValueError:  # not in the main thread, as in some notebook servers, which handle signals themselves
@@ -41,7 +44,8 @@ class StopRequest:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self._requested = True
-        self._restore()
+        if number not in hangup():
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._old.items():
