@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import os
 from collections import Counter
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..runtime.annotations import IMAGE_NAME
+from ..runtime.annotations import IMAGE_NAME, column_place, scan_rows
 from ..runtime.errors import AnnotationError, PictureError
 from ..runtime.picture import decode
 from ..train.synthetic import LESION_LISTING
@@ -39,7 +38,8 @@ class MaskedPhotograph:
 def read_lesions(folder: Path) -> list[MaskedPhotograph]:
     """Read a folder with ``lesions.csv`` (column Image name), photographs ``X.jpg`` and masks ``X_KIND.png``.
 
-    Pixels of a mask above 0 are lesion: of a mask in colour, in any channel; of one with a palette, by their index.
+    The list may be written as annotations.csv may: see ``scan_rows``. Pixels of a mask above 0 are lesion: of a mask in
+    colour, in any channel; of one with a palette, by their index.
 
     Raises:
         AnnotationError: the list cannot be read, has fewer than two photographs, names one twice or lacks its column,
@@ -47,23 +47,23 @@ def read_lesions(folder: Path) -> list[MaskedPhotograph]:
         PictureError: a photograph or mask cannot be read, or a mask has another size than its photograph.
     """
     listing = folder / LESION_LISTING
-    try:
-        with listing.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as err:
-        found = err.strerror if isinstance(err, OSError) else str(err)
-        raise AnnotationError(f"{listing}: expected a list of photographs with lesion masks, found: {found}") from None
-    if not rows or IMAGE_NAME not in rows[0]:
-        found = ", ".join(rows[0]) if rows else "no rows"
+    rows, fault = scan_rows(listing)
+    if fault:
+        raise AnnotationError(f"{listing}: expected a list of photographs with lesion masks; {fault}")
+    place = column_place(IMAGE_NAME, rows[0][1]) if rows else None
+    if place is None:
+        found = ", ".join(rows[0][1]) if rows else "no rows"
         raise AnnotationError(f"{listing}: expected the column {IMAGE_NAME}, found {found}")
-    if len(rows) == 1:
+    named = [(line, cells[place] if place < len(cells) else "") for line, cells in rows[1:]]
+    names = [name for _, name in named]
+    if len(names) <= 1:
+        found = "one" if names else "none"
         raise AnnotationError(
-            f"{listing}: expected at least two photographs, since each figure has an interval, found one"
+            f"{listing}: expected at least two photographs, since each figure has an interval, found {found}"
         )
-    names = [str(row[IMAGE_NAME]).strip() for row in rows]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise AnnotationError(f"{listing}: expected each photograph once, found {', '.join(repeated)} more often")
-    return [_read(folder, name, line, names) for line, name in enumerate(names, start=2)]
+    return [_read(folder, name, line, names) for line, name in named]
 
 
 def _read(folder: Path, name: str, line: int, listed: list[str]) -> MaskedPhotograph:

@@ -8,7 +8,7 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -61,46 +61,66 @@ def scan_annotations(path: Path) -> tuple[list[Annotation], list[str]]:
     Returns:
         the valid rows, and one line for each fault, such as ``line 7: Retinopathy grade: expected ..., found 'x'``.
     """
-    text, fault = _text(path)
-    if fault:
-        return [], [fault]
+    read, broken = scan_rows(path)
     rows: list[Annotation] = []
     faults: list[str] = []
     first_line: dict[str, int] = {}
+    header: list[str] | None = None
+    for line, cells in read:
+        if header is None:
+            header = cells
+            if faults := _header_faults(line, header):
+                return [], faults
+            continue
+        row = _row(line, header, cells, faults)
+        if row is None:
+            continue
+        if row.image in first_line:
+            faults.append(f"line {line}: {IMAGE_NAME}: {row.image!r} is already on line {first_line[row.image]}")
+            continue
+        first_line[row.image] = line
+        rows.append(row)
+    if broken:
+        faults.append(broken)
+    if not rows and not faults:
+        faults.append("expected a header and at least one row, found no row")
+    return rows, faults
+
+
+def scan_rows(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
+    """Read a table as spreadsheets write it, with columns separated by commas, semicolons or tabs.
+
+    Returns:
+        the rows that are not blank, the header first, each as the line on which it starts and its cells without blanks
+        around them; and the fault that ends the reading, or an empty string.
+    """
+    text, fault = _text(path)
+    if fault:
+        return [], fault
     # Excel's own mark of the separator, which it hides.
     text = re.sub(r"^sep=[,;\t]\r?\n", "\n", text, flags=re.IGNORECASE)
     # Spreadsheets separate columns with ';' in locales where the comma is the decimal separator.
     header_line = text.lstrip().split("\n", 1)[0]
     delimiter = max(",;\t", key=header_line.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
+    rows: list[tuple[int, list[str]]] = []
     line = 1
     try:
         for cells in reader:
             start, line = line, reader.line_num + 1
-            if not any(cell.strip() for cell in cells):
-                continue
-            if header is None:
-                header = [cell.strip() for cell in cells]
-                faults += _header_faults(start, header)
-                if faults:
-                    break
-                continue
-            row = _row(start, header, cells, faults)
-            if row is None:
-                continue
-            if row.image in first_line:
-                faults.append(f"line {start}: {IMAGE_NAME}: {row.image!r} is already on line {first_line[row.image]}")
-                continue
-            first_line[row.image] = start
-            rows.append(row)
+            if any(cell.strip() for cell in cells):
+                rows.append((start, [cell.strip() for cell in cells]))
     except csv.Error as err:
         unclosed = str(err) == "unexpected end of data"
         found = "a quotation mark that is not closed" if unclosed else str(err)
-        faults.append(f"line {line}: expected comma-separated values, found: {found}")
-    if not rows and not faults:
-        faults.append("expected a header and at least one row, found no row")
-    return rows, faults
+        return rows, f"line {line}: expected comma-separated values, found: {found}"
+    return rows, ""
+
+
+def column_place(column: str, header: Sequence[str]) -> int | None:
+    """Where a column is in a header, in which case and extra blanks are ignored; None if it is not there."""
+    keys = [_column_key(name) for name in header]
+    return keys.index(_column_key(column)) if _column_key(column) in keys else None
 
 
 def fault_report(path: Path, faults: list[str], so: str = "fix and run again") -> str:

@@ -394,6 +394,25 @@ def test_what_is_refused(lesions: Path, tmp_path: Path) -> None:
         read_lesions(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["kinds;image  NAME\nEX,HE;x.jpg\n\n;y.jpg\n", "sep=\t\nkinds\tImage Name\n\tx.jpg\n\n\ty.jpg\n"],
+)
+def test_the_list_is_written_as_annotations_are(tmp_path: Path, text: str) -> None:
+    for name in "xy":
+        Image.new("RGB", (40, 40), "white").save(tmp_path / f"{name}.jpg")
+        Image.new("L", (40, 40), 255).save(tmp_path / f"{name}_EX.png")
+    (tmp_path / "lesions.csv").write_text(text, encoding="utf-8-sig")
+    assert [photograph.path.name for photograph in read_lesions(tmp_path)] == ["x.jpg", "y.jpg"]
+    (tmp_path / "y.jpg").unlink()
+    line = 1 + text[: text.index("y.jpg")].count("\n")
+    with pytest.raises(AnnotationError, match=rf"line {line}: y\.jpg: expected the photograph"):
+        read_lesions(tmp_path)
+    (tmp_path / "lesions.csv").write_text("Image name\n")
+    with pytest.raises(AnnotationError, match=r"expected at least two photographs, .* found none"):
+        read_lesions(tmp_path)
+
+
 def test_evaluation_refuses_what_it_would_not_obey(lesions: Path) -> None:
     beside = ["--model", "explain.onnx", "--npy", "--scale", "shared", "--format", "png", "eye.jpg"]
     refused = CliRunner().invoke(main, ["--evaluate", str(lesions), *beside])
