@@ -322,10 +322,21 @@ def _grade(line: int, column: str, text: str, faults: list[str]) -> int | None:
     # pandas and spreadsheets write 3 as "3.0", or "3,0", in a column that once had an empty cell.
     match = re.fullmatch(r"([0-9]{1,3})([.,]0+)?", text)
     if match is None:
-        hint = "" if re.search(r"[0-9]", text) else f"; write {NOT_GRADED} where it was not graded"
-        faults.append(f"line {line}: {column}: expected a whole number from 0, found {text!r}{hint}")
+        what = _what_to_write(column, text)
+        faults.append(f"line {line}: {column}: expected a whole number from 0, found {text!r}{what}")
         return None
     return int(match[1])
+
+
+def _what_to_write(column: str, text: str) -> str:
+    """What to write in place of a text that is no grade, to follow the fault."""
+    if re.search(r"[0-9]", text):
+        return ""
+    if text.casefold() in ("yes", "no", "true", "false", "y", "n"):
+        return "; write 1 for yes and 0 for no" if column == ME_GRADE else f"; write the grade, 0 to {MAX_DR_GRADE}"
+    if len(text) > 1 and text.isalpha():  # such as "mild", which is a grade, but not a number
+        return f"; write the grade's number, or {NOT_GRADED} where it was not graded"
+    return f"; write {NOT_GRADED} where it was not graded"
 
 
 def _column_key(column: str) -> str:
