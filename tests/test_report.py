@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from retina.runtime.contract import Contract
@@ -263,6 +264,20 @@ def test_a_line_through_every_plot_marks_the_first_best_epoch(
         legend = ax.get_legend()
         assert legend is not None
         assert f"best epoch ({best})" in [text.get_text() for text in legend.get_texts()]
+
+
+def test_no_legend_covers_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "write_png", lambda path, figure: drawn.append(figure))
+    plots.learning_curves(HISTORY, tmp_path / "curves.png")
+    (figure,) = drawn
+    FigureCanvasAgg(figure).draw()
+    legends = [ax.get_legend() for ax in figure.axes]
+    for legend in legends:
+        assert legend is not None
+        box = legend.get_window_extent()
+        assert not any(box.overlaps(ax.get_window_extent()) for ax in figure.axes)
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0
 
 
 def test_curves_of_one_epoch_and_of_one_class_can_be_drawn(tmp_path: Path) -> None:

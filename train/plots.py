@@ -35,7 +35,7 @@ def learning_curves(history: pd.DataFrame, out_png: Path) -> None:
         history: one row per epoch, as in ``history.csv``.
         out_png: the file to write.
     """
-    figure, axes = _figure(2, 3, (11.5, 6.2))
+    figure, axes = _figure(2, 3, (11.5, 6.8))
     epoch = history["epoch"]
     for row, (head, title) in enumerate(HEAD_NAMES.items()):
         for column, (measure, label) in enumerate((("loss", "cross-entropy"), ("accuracy", "accuracy"))):
@@ -67,7 +67,8 @@ def learning_curves(history: pd.DataFrame, out_png: Path) -> None:
             ax.axvline(best, color=GREY, lw=1, ls="-.", label=f"best epoch ({best:.0f})", zorder=0)
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        ax.legend(fontsize=7, framealpha=0.9)
+        # Below the axes: within, in some run, it would cover a part of a curve wherever it is.
+        ax.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     write_png(out_png, figure)
 
 
