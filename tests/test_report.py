@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from retina.runtime.contract import Contract
@@ -271,7 +270,7 @@ def test_no_legend_covers_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(plots, "write_png", lambda path, figure: drawn.append(figure))
     plots.learning_curves(HISTORY, tmp_path / "curves.png")
     (figure,) = drawn
-    FigureCanvasAgg(figure).draw()
+    figure.draw_without_rendering()
     legends = [ax.get_legend() for ax in figure.axes]
     for legend in legends:
         assert legend is not None
