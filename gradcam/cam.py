@@ -91,7 +91,8 @@ class GradCAM:
             for each target (N, h, w) float32, at least 0. For a RetinaNet's layer4 and ``head_logit``, the maps of
             ``gradcam`` and ``hirescam`` are in logits: before the ReLU, a map sums to the logit without its biases.
             Other maps have no such unit. With several layers, each map is scaled to [0, 1] (a blank one stays 0),
-            resized to the h and w of the largest, averaged and scaled again, as in the grad-cam package.
+            resized to the h and w of the largest, averaged and scaled again. The grad-cam package averages them at the
+            input's size instead.
 
         Raises:
             UsageError: a layer is not called exactly once, or its output is not (N, C, h, w) or has one place only.
