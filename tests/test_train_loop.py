@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import re
 import shutil
 import signal
 import sys
@@ -563,3 +564,20 @@ def test_a_gpu_is_fed_by_all_cores(
     asked: int | None, device: str, devices_here: int, cores: int, expected: int
 ) -> None:
     assert workers_for(asked, device, devices_here, cores) == expected
+
+
+def test_the_guides_program_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_set(tmp_path / "data", others=(0, 1, 2, 2))
+    guide = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL) if "of_recipe" in block]
+    small = f'"epochs": 1, "image_size": 32, "batch_size": 4, "backbone": "{RESNET10}", "workers": 0'
+    block = block.replace('"epochs": 20', small).replace('"imagenet"', '"none"')
+    exec(block, {"__name__": "__main__"})
+    said = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("Report: artifacts/runs/first/") for line in said), said
+    epoch, kappa = said[-1].split()
+    assert epoch == "1" and -1 <= float(kappa) <= 1
+    assert Run("artifacts", "first").config().recipe == "released"
