@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -66,17 +67,19 @@ def progress(total: int, label: str = "", *, leave: bool = True) -> Iterator[Adv
     def rate() -> float:
         return (done - quick) / max(time.monotonic() - start, 1e-9)
 
+    # A line that wraps would be drawn below itself again and again: what lies beyond the terminal's end is cut.
+    room = _columns() - len(f"{label}  []  {total}/{total}  00:00:00  ")
+    width = max(0, min(36, room // 3))
+
     def beside_the_bar(note: str | None) -> str:
-        # Cut where the terminal ends: a line that wraps would be drawn below itself again and again.
-        before = len(f"{label}  []  {total}/{total}  00:00:00  ")
         text = f"{rate():.1f} per second" + (f"  {note}" if note else "")
-        return text[: max(0, shutil.get_terminal_size().columns - before)]
+        return text[: max(0, room - width)]
 
     bar: Any = click.progressbar(
         length=total,
         label=label,
         file=sys.stderr,
-        width=0,  # what the terminal has left
+        width=width,
         show_pos=True,
         hidden=not sys.stderr.isatty(),
         item_show_func=beside_the_bar,
@@ -106,6 +109,14 @@ def progress(total: int, label: str = "", *, leave: bool = True) -> Iterator[Adv
             bar.__exit__(None, None, None)
             if sys.stderr.isatty() and not leave:
                 click.echo("\033[1A\033[2K", err=True, nl=False)  # up to the bar's line, and clear it
+
+
+def _columns() -> int:
+    """The terminal's width; of standard error's, because standard output may be a file."""
+    if "COLUMNS" not in os.environ:
+        with suppress(OSError, ValueError):  # ValueError: closed, or replaced by what has no descriptor
+            return os.get_terminal_size(sys.stderr.fileno()).columns
+    return shutil.get_terminal_size().columns
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import termios
 import time
 
 import pytest
@@ -83,6 +85,20 @@ def test_a_bar_and_its_note_do_not_exceed_the_terminal(
     assert len(drawn) <= max(columns, len("epoch  []  1/2"))
     assert ("ME loss 0.700 acc 0.500" in drawn) == (columns == 200)
     assert ("DR loss 0.7" in drawn) == (columns >= 80)
+
+
+def test_a_bar_is_as_wide_as_the_terminal_of_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard output may be a file, as in  retina-train DATA > log."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(module, "BAR_SECONDS", 0.0)
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 50))
+    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb") as shown:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress(2, "epoch") as advance:
+            advance(note="DR loss 0.700 acc 0.500  ME loss 0.700 acc 0.500")
+        drawn = os.read(shown.fileno(), 4096).decode().replace("\033[?25l", "").replace("\033[?25h", "")
+    assert max(len(line) for line in re.split(r"[\r\n]+", drawn)) in range(40, 51), drawn
 
 
 def test_the_work_goes_on_when_the_terminal_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
