@@ -105,7 +105,7 @@ def main(root: Path, every: int) -> None:
             click.echo(f"| {title} | {missed} of {len(copies)} | {by_field} | {by_whole} | {nearer.max():.0f} |")
     near, by_64 = [], []
     for a, b in combinations(data.splits, 2):
-        patients = [np.array([photo.patient for photo in data.splits[name].photos]) for name in (a, b)]
+        patients = [np.array([photo.patient_key for photo in data.splits[name].photos]) for name in (a, b)]
         others = (patients[0][:, None] != patients[1]) | (patients[0][:, None] == "")
         near.append(distances(long[a], long[b]).min(axis=0)[others])
         short = [

@@ -31,6 +31,9 @@ IDRiD grades up to 2."""
 NOT_GRADED = "NA"
 """Written in place of a grade that nobody gave, as R and pandas do; an empty cell, which may be a slip, is a fault."""
 
+_NO_GRADE = {"x", "nan", "n/a", "<na>", "none", "null"}
+"""What others write in place of a grade that nobody gave."""
+
 CAPTION, SOURCE, PATIENT = OPTIONAL = ("Caption", "Source", "Patient")
 """Further columns that training reads, if they are there."""
 MAX_FAULTS_SHOWN = 100
@@ -334,9 +337,10 @@ def _what_to_write(column: str, text: str) -> str:
         return ""
     if text.casefold() in ("yes", "no", "true", "false", "y", "n"):
         return "; write 1 for yes and 0 for no" if column == ME_GRADE else f"; write the grade, 0 to {MAX_DR_GRADE}"
-    if len(text) > 1 and text.isalpha():  # such as "mild", which is a grade, but not a number
-        return f"; write the grade's number, or {NOT_GRADED} where it was not graded"
-    return f"; write {NOT_GRADED} where it was not graded"
+    if text.casefold() in _NO_GRADE or not any(char.isalpha() for char in text):
+        return f"; write {NOT_GRADED} where it was not graded"
+    # Such as "mild", which is a grade, but not a number.
+    return f"; write the grade's number, or {NOT_GRADED} where it was not graded"
 
 
 def _column_key(column: str) -> str:

@@ -85,7 +85,11 @@ def test_names_every_fault_at_once_with_file_line_and_value(tmp_path: Path) -> N
         ("1", "FALSE", "'FALSE'; write 1 for yes and 0 for no"),
         ("True", "1", "'True'; write the grade, 0 to 4"),
         ("mild", "1", "'mild'; write the grade's number, or NA where it was not graded"),
+        ("Moderate NPDR", "1", "'Moderate NPDR'; write the grade's number, or NA where it was not graded"),
+        ("1", "no risk", "'no risk'; write the grade's number, or NA where it was not graded"),
         ("N/A", "1", "'N/A'; write NA where it was not graded"),
+        ("1", "NaN", "'NaN'; write NA where it was not graded"),
+        ("?", "1", "'?'; write NA where it was not graded"),
     ],
 )
 def test_a_label_in_words_is_not_taken_for_none(tmp_path: Path, dr: str, me: str, what: str) -> None:

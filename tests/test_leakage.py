@@ -120,7 +120,8 @@ def test_the_same_patient_in_two_splits(tmp_path: Path) -> None:
     header = ["Image name", "Retinopathy grade", "Risk of macular edema", "Patient"]
     for patient, same, known in (
         ("p9", "p9", "p9"), ("12.0", "12", "12"), ("12,0", "12", "12"), ("1.50", "1.50", "1.50"),
-        ("Ann Lee", "ann\u00a0  lee", "Ann Lee"), ("M\u00fcller", "Mu\u0308ller", "M\u00fcller"),
+        ("Ann Lee", "ann\u00a0  lee", "Ann Lee or ann\u00a0  lee"),
+        ("M\u00fcller", "Mu\u0308ller", "M\u00fcller or Mu\u0308ller"),
     ):  # fmt: skip
         rows = [[f"eye_{n}", n % 3, 0, patient if n < 2 else ""] for n in range(6)]
         write_annotations(tmp_path / "train", rows, header)

@@ -69,7 +69,9 @@ def test_a_source_or_patient_that_is_not_available_is_unknown(tmp_path: Path) ->
     """Or all of these photographs would be one patient's."""
     write_set(tmp_path)
     header = ["Image name", "Retinopathy grade", "Risk of macular edema", "Source", "Patient", "Caption"]
-    rows = [[f"eye_{n}", n % 3, 0, name, name, name] for n, name in enumerate(("NA", "nan", "n/a", "NaN", "", "Nana"))]
+    rows = [
+        [f"eye_{n}", n % 3, 0, name, name, name] for n, name in enumerate(("NA", "nan", "n/a", "<NA>", "None", "Nana"))
+    ]
     write_annotations(tmp_path / "train", rows, header)
     photos = sound(tmp_path).splits["train"].photos
     assert [(photo.source, photo.patient) for photo in photos] == [("", "")] * 5 + [("Nana", "Nana")]

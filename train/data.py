@@ -27,7 +27,7 @@ from ..runtime.errors import AnnotationError
 from ..runtime.weighted_metrics import label_index
 
 SPLITS = ("train", "valid", "test")
-_UNKNOWN = {"na", "n/a", "nan"}
+_UNKNOWN = {"na", "n/a", "nan", "<na>", "none", "null"}
 """What stands for an empty cell in the columns Source and Patient, in any case: R, spreadsheets and pandas write it."""
 
 

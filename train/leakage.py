@@ -78,10 +78,12 @@ def find_leaks(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]
             kind: Kind = "same bytes" if look_a.sha256 == look_b.sha256 else "near-identical"
             leaks.append(_leak(kind, a, photo_a, b, photo_b))
         counts = {split: Counter(p.patient_key for p in data.splits[split].photos if p.patient) for split in (a, b)}
-        written = {p.patient_key: p.patient for p in data.splits[a].photos}
+        spellings: dict[str, dict[str, None]] = {}  # in the order of the splits
+        for photo in (*data.splits[a].photos, *data.splits[b].photos):
+            spellings.setdefault(photo.patient_key, {})[photo.patient] = None
         for patient in sorted(counts[a].keys() & counts[b].keys()):
             first, second = (f"{split} ({counted(count[patient], 'photograph')})" for split, count in counts.items())
-            leaks.append(Leak("same patient", first, second, written[patient]))
+            leaks.append(Leak("same patient", first, second, " or ".join(spellings[patient])))
     return leaks
 
 
