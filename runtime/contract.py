@@ -187,7 +187,10 @@ class Contract:
 
     def __post_init__(self) -> None:
         _expect("schema", type(self.schema) is int and self.schema == SCHEMA, SCHEMA, _quoted(self.schema))
-        _expect("caution", _is_portable_json(self.added_caution), "Unicode text", _quoted(self.added_caution))
+        caution = self.added_caution
+        ok = isinstance(caution, str) and _is_portable_json(caution)
+        _expect("caution", ok, "Unicode text", _quoted(caution))
+        object.__setattr__(self, "added_caution", " ".join(caution.split()))
         grades = self.dr_grades
         ok = len(grades) >= 2 and all(type(g) is int and 0 <= g <= MAX_DR_GRADE for g in grades)
         ok = ok and list(grades) == sorted(set(grades))
@@ -323,9 +326,7 @@ class Contract:
             promised = [output for output in named if output["name"] in contract.output_names]
             _expect("outputs", promised == contract.outputs, contract.outputs, outputs)
             _expect("caution", isinstance(caution, str), "text", caution)
-            # On one line, as every command prints it.
-            added = " ".join(caution.replace(contract._own_caution, "").split())
-            contract = replace(contract, added_caution=added)
+            contract = replace(contract, added_caution=caution.replace(contract._own_caution, ""))
         except ModelFileError as err:
             raise ModelFileError(f"{source}: contract {err}. Export the model again with this version.") from None
         except (TypeError, KeyError, AttributeError, ValueError) as err:

@@ -96,6 +96,11 @@ def test_mean_of_branches_at_two_sizes_is_for_the_firsts() -> None:
     assert all(torch.equal(mean.weights[name], tensor) for name, tensor in same.weights.items())
 
 
+def test_a_mean_cautions_of_what_any_branch_does() -> None:
+    told = [branch(n, replace(CONTRACT, added_caution=text)) for n, text in enumerate(("", "One.", "Two.", "One."))]
+    assert average([(f"{n}.pth", each) for n, each in enumerate(told)]).contract.caution == "One. Two."
+
+
 def test_branches_that_call_other_grades_edema_have_no_mean() -> None:
     other = replace(branch(2), config={"me_positive_from": 2})
     with pytest.raises(UsageError, match=r"^b\.pth: expected --me-positive-from of a.pth, None, found 2"):

@@ -338,6 +338,11 @@ def test_a_caution_of_the_file_s_own_is_kept_beside_the_computed_one(untrained: 
         assert Contract.from_json(read.to_json()) == read
     for same in (computed.caution, "", None):
         assert Contract.from_json(json.dumps(body | {"caution": same})) == computed
+    assert replace(computed, added_caution="Not  for\nchildren.") == replace(
+        computed, added_caution="Not for children."
+    )
+    with pytest.raises(ModelFileError, match="caution: expected Unicode text, found 5"):
+        replace(computed, added_caution=5)  # type: ignore[arg-type]
     # What was computed for other fields does not stay.
     trained = replace(Contract.from_json(json.dumps(body | {"caution": "Old."})), provenance={})
     assert trained.caution == "Old."

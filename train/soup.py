@@ -56,10 +56,11 @@ def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
     }
     if untrained := [head for head in HEADS if any(head in one.contract.untrained_heads for _, one in branches)]:
         provenance["untrained_heads"] = untrained
+    cautions = dict.fromkeys(one.contract.added_caution for _, one in branches if one.contract.added_caution)
     return replace(
         first,
         weights={name: _mean([checkpoint.weights[name] for _, checkpoint in branches]) for name in first.weights},
-        contract=replace(first.contract, provenance=provenance),
+        contract=replace(first.contract, provenance=provenance, added_caution=" ".join(cautions)),
         metrics={},
         epoch=None,
         versions=current_versions(),
