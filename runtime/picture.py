@@ -158,6 +158,8 @@ def _upright(image: Image.Image, name: str, at_least: int | None) -> Image.Image
         if isinstance(image, TiffImagePlugin.TiffImageFile) and _ORIENTATION_TAG not in image.tag_v2:
             # Pillow turns a TIFF itself while it loads it, and without a tag as its XMP says.
             image.getexif()[_ORIENTATION_TAG] = 1
+            image.load()
+            del image.getexif()[_ORIENTATION_TAG]
         image.load()
         rgb = _to_rgb(image, name)
         method = _UPRIGHT.get(_orientation(image))

@@ -300,6 +300,13 @@ def test_rows_are_those_of_retina_score(program: Program, small_export: SmallExp
     }
 
 
+def _raw_profile(orientation: int) -> str:
+    """An EXIF block as older versions of ImageMagick write it to PNG, as text."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return f"\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n"
+
+
 def test_orientations_of_xmp_are_ignored_and_of_several_the_first_is_applied(
     program: Program, small_export: SmallExport, tmp_path: Path
 ) -> None:
@@ -314,6 +321,9 @@ def test_orientations_of_xmp_are_ignored_and_of_several_the_first_is_applied(
         text = PngImagePlugin.PngInfo()
         text.add_itxt("XML:com.adobe.xmp", xmp.decode())
         eye.save(tmp_path / "xmp.png", pnginfo=text)
+        words = PngImagePlugin.PngInfo()
+        words.add_text("Raw profile type exif", _raw_profile(6))
+        eye.save(tmp_path / "words.png", pnginfo=words)
         eye.save(tmp_path / "xmp.tif", tiffinfo={700: xmp})
     expected = expected_rows(small_export.model, tmp_path)
     upright = RetinaModel(small_export.model, exact=True).predict(np.asarray(eye))

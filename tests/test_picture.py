@@ -143,6 +143,12 @@ def test_an_orientation_in_xmp_alone_is_not_applied(format_: str) -> None:
         assert from_image(asked).shape == from_image(asked).shape == (64, 96, 3)
 
 
+def test_a_tiff_of_the_caller_s_is_not_modified() -> None:
+    opened = Image.open(io.BytesIO(encoded(photograph(96, 64), "TIFF")))
+    assert from_image(opened).shape == (64, 96, 3)
+    assert 0x0112 not in opened.getexif()
+
+
 @pytest.mark.filterwarnings("ignore:Metadata Warning, tag 274 had too many entries")
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize(("kind", "count"), [(3, 1), (3, 2), (3, 3), (4, 1), (4, 2)])

@@ -40,8 +40,8 @@ class Model:  # an open model file and the contract inside it
     def decide(self, dr: list[float], me: list[float]) -> dict[str, int | bool]:
         """The decisions that the contract's rules make of the probabilities."""
         grades, rules = self.contract["dr_grades"], self.rules
-        if (len(dr), len(me)) != (len(grades), 2):
-            raise ValueError(f"outputs: expected a probability for each of {grades}, and 2, found {len(dr)}, {len(me)}")
+        if len(dr) != len(grades):
+            raise ValueError(f"outputs: expected a probability for each of {grades}, found {len(dr)}")
         referred = [p for p, g in zip(dr, grades, strict=True) if g >= rules["referable_dr"].get("from_grade", 2)]
         return {
             "dr_grade": grades[dr.index(max(dr))],
@@ -58,7 +58,7 @@ def decode(path: str, min_side: int) -> np.ndarray:
             raise ValueError(f"expected {min_side} pixels a side or more, and at most 100 million, found {file.size}")
         if file.mode in ("I", "F"):
             raise ValueError("expected 8 or 16 unsigned bits per sample, found signed, 32-bit or floating-point ones")
-        file.info = {key: value for key, value in file.info.items() if "xmp" not in key}  # Pillow would turn by it
+        file.info = {key: file.info[key] for key in ("exif", "transparency") if key in file.info}  # XMP turns nothing
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I;16"):
             tags = getattr(file, "tag_v2", {})  # of TIFF: bits in use, and whether 0 is white
