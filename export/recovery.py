@@ -52,7 +52,8 @@ def main(photographs: Path, model: Path | None, out: Path) -> None:
     go_on = shlex.join(["retina-train", "DATA", "--weights", str(out), *like_it, *gently])
     tell(
         f"{out}: from {opened.path.name} ({opened.contract.precision}, sha256 {opened.sha256[:12]}), batch-norm from "
-        f"{len(chosen)} photographs. Its probabilities are {apart:.5f} from the file's on average. Go on with:  {go_on}"
+        f"{len(chosen)} photographs. Its probabilities are {apart:.5f} from the file's on average. "
+        f"Continue with:  {go_on}"
     )
 
 

@@ -71,7 +71,7 @@ class ServiceMiddleware:
         """
         self._app = app
         self._limits = limits
-        self._hosts = hosts
+        self._hosts = None if hosts is None else frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -119,7 +119,7 @@ class ServiceMiddleware:
             await send(message)
 
         try:
-            if self._hosts is not None and not names <= set(self._hosts):
+            if self._hosts is not None and not names <= self._hosts:
                 refusal = JSONResponse({"detail": f"expected the host name {' or '.join(sorted(self._hosts))}"}, 421)
                 await refusal(scope, reading, answering)
             else:

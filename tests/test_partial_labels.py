@@ -34,7 +34,7 @@ from retina.train.data import DataSet, read_dataset, scan_dataset
 from retina.train.frames import look_through
 from retina.train.framing import Normalize
 from retina.train.items import Batch, EpochPlan, class_weights
-from retina.train.labels import label_faults, label_notes, trained_heads, untrained_heads
+from retina.train.labels import grade_faults, label_faults, label_notes, trained_heads, untrained_heads
 from retina.train.leakage import find_copies
 from retina.train.loader import make_loader
 from retina.train.metrics import classification_report, epoch_scores, evaluate
@@ -134,7 +134,7 @@ def test_labels_without_which_a_run_makes_no_sense(tmp_path: Path) -> None:
     write_set(tmp_path, train=[0] * 6, others=[0] * 3)
     data, faults = scan_dataset(tmp_path)
     assert faults == [], "they can be evaluated"
-    (fault,) = label_faults(data, RECIPE)
+    (fault,) = grade_faults(data)
     assert fault.endswith(": expected two or more DR grades, found [0]")
     relabel(tmp_path / "train", [NA] * 6, [0, 1] * 3)
     data, faults = scan_dataset(tmp_path)

@@ -107,6 +107,7 @@ def test_a_branch_of_the_released_recipe_is_the_documented_one(recipe: str, chan
 def test_no_run_is_recorded_under_a_recipe_that_it_does_not_follow() -> None:
     with pytest.raises(UsageError, match=r"recipe: expected one of notebook, released, .*, found 'relesed'"):
         TrainConfig.of_recipe("relesed", {"data": ""})
+    assert TrainConfig.of_recipe("released", {"data": "", "recipe": "notebook"}).recipe == "released"
     without: tuple[dict[str, Any], ...] = ({}, {"epochs": 42})
     for some in without:
         with pytest.raises(UsageError, match=r"recipe released: .* TrainConfig\.of_recipe\('released', "):

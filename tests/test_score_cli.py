@@ -578,7 +578,7 @@ def test_a_full_output_is_told_and_gone_on_from(score: Score) -> None:
     assert "resuming: " in score("eyes").stderr
     Path("test_predictions.csv").unlink()
     Path("test_predictions.csv.journal").write_bytes(journal)
-    assert "going on" not in score("eyes", "--no-resume").stderr
+    assert "resuming:" not in score("eyes", "--no-resume").stderr
     assert len(table()) == 3
     Path("test_predictions.csv.journal").write_bytes(journal)
     # "CPU" is the same provider as "cpu", but as different a word as a build with one provider knows.
@@ -630,7 +630,7 @@ def test_rows_of_other_photographs_are_not_counted_as_these(score: Score, monkey
     known = left.count(b'"name"')
     assert known > 0
     told = score("b").stderr
-    assert re.search(rf"not used: {known} rows? of an earlier run", told) and "going on" not in told
+    assert re.search(rf"not used: {known} rows? of an earlier run", told) and "resuming:" not in told
     assert not journal.exists()
     journal.write_bytes(left)
     monkeypatch.setattr("retina.runtime.progress.LINE_SECONDS", 0.0)

@@ -188,7 +188,7 @@ class TrainConfig:
         """
         if recipe not in RECIPES:
             raise UsageError(f"recipe: expected one of {', '.join(RECIPES)}, found {recipe!r}")
-        return cls(**{"recipe": recipe, **RECIPES[recipe], **asked})
+        return cls(**{**RECIPES[recipe], **asked, "recipe": recipe})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

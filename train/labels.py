@@ -12,13 +12,18 @@ from .data import DataSet
 _LABEL: dict[Head, str] = {"dr": "a DR grade", "me": "an ME label"}
 
 
+def grade_faults(data: DataSet) -> list[str]:
+    """The fault of a training split whose photographs all have one DR grade, of which there is nothing to learn."""
+    if len(data.dr_grades) != 1:
+        return []
+    return [f"{data.splits['train'].annotations}: expected two or more DR grades, found {list(data.dr_grades)}"]
+
+
 def label_faults(data: DataSet, config: TrainConfig) -> list[str]:
     """What the labels of a data set that is sound otherwise lack, without which a run makes no sense, one line each."""
     faults = []
     train, valid = data.splits["train"], data.splits["valid"]
     heads = trained_heads(data, config)
-    if len(data.dr_grades) == 1:
-        faults.append(f"{train.annotations}: expected two or more DR grades, found {list(data.dr_grades)}")
     if len(train.photos) == 1 and config.image_size <= ONE_PIXEL:
         faults.append(
             f"{train.annotations}: expected two photographs or more at --image-size {config.image_size}, found one: "

@@ -18,7 +18,7 @@ from .config import TrainConfig
 from .console import Console
 from .data import SPLITS, DataSet, fingerprint, scan_dataset
 from .frames import DecodedFrames, Frames, Look, PixelType, look_through
-from .labels import label_faults, label_notes, untrained_heads
+from .labels import grade_faults, label_faults, label_notes, untrained_heads
 from .leakage import Leak, find_copies, find_leaks, unnamed_patients
 
 
@@ -65,6 +65,7 @@ def survey_data(
         UsageError: as ``scan_dataset``.
     """
     data, faults = scan_dataset(Path(config.data), config.me_positive_from, known_grades=known_grades)
+    faults += grade_faults(data)
     frames, looks = _read_photographs(data, config, preprocessing, cache_folder, console, fabric)
     for name in SPLITS:
         photos = data.splits[name].photos
