@@ -49,12 +49,10 @@ class Scorers:
     async def score(self, photographs: Sequence[SentFile], maps: bool) -> list[dict[str, Any]]:
         """The rows of a request's photographs, in the order given."""
         rows = [asyncio.ensure_future(self._score(photograph, maps)) for photograph in photographs]
-        for row in rows:
-            row.add_done_callback(_retrieve)
         try:
             return [await row for row in rows]  # not by asyncio.gather, which keeps them until garbage is collected
         finally:
-            for row in rows:
+            for row in rows:  # those that have failed too: asyncio then reports none of them
                 row.cancel()
 
     async def _score(self, photograph: SentFile, maps: bool) -> dict[str, Any]:
@@ -62,9 +60,8 @@ class Scorers:
         running = asyncio.get_running_loop().run_in_executor(self._pool, _score_to_json, self._model, photograph, maps)
         # Only then, also if this is cancelled: the thread scores its photograph to the end.
         running.add_done_callback(lambda _: self._free.release())
-        row = asyncio.shield(running)
-        row.add_done_callback(_retrieve)
-        return await row
+        running.add_done_callback(_retrieve)  # which asyncio.shield does not if this is cancelled
+        return await asyncio.shield(running)
 
     def stop(self) -> None:
         self._pool.shutdown(wait=False)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
@@ -747,17 +748,28 @@ class Client:
 
 def test_only_the_request_tells_that_its_photographs_failed(caplog: pytest.LogCaptureFixture) -> None:
     """And asyncio reports none of them: it does not know the request's id."""
+    others = set(threading.enumerate())
+    begun: list[str] = []
+    go = threading.Event()
 
     class Failing:
         def __getattr__(self, name: str) -> NoReturn:
+            begun.append(name)
+            go.wait()
             raise RuntimeError("the model failed")
 
     async def ask() -> None:
         scorers = Scorers(Failing(), 2)  # type: ignore[arg-type]
+        asked = asyncio.ensure_future(scorers.score([SentFile(f"{n}.png", b"") for n in range(4)], maps=False))
+        while len(begun) < 2:
+            await asyncio.sleep(0.01)
+        go.set()
+        time.sleep(0.1)  # both have failed before the loop hears of the first
         with pytest.raises(RuntimeError, match="the model failed"):
-            await scorers.score([SentFile(f"{n}.png", b"") for n in range(4)], maps=False)
-        await asyncio.sleep(0.05)
+            await asked
         scorers.stop()
+        while set(threading.enumerate()) - others:
+            await asyncio.sleep(0.01)
 
     asyncio.run(ask())
     gc.collect()
