@@ -31,8 +31,8 @@ IDRiD grades up to 2."""
 NOT_GRADED = "NA"
 """Written in place of a grade that nobody gave, as R and pandas do; an empty cell, which may be a slip, is a fault."""
 
-_NO_GRADE = {"x", "nan", "n/a", "<na>", "none", "null"}
-"""What others write in place of a grade that nobody gave."""
+MISSING = {"na", "n/a", "nan", "<na>", "none", "null"}
+"""What R, spreadsheets and pandas write in place of a value that is not known, in any case."""
 
 CAPTION, SOURCE, PATIENT = OPTIONAL = ("Caption", "Source", "Patient")
 """Further columns that training reads, if they are there."""
@@ -337,7 +337,7 @@ def _what_to_write(column: str, text: str) -> str:
         return ""
     if text.casefold() in ("yes", "no", "true", "false", "y", "n"):
         return "; write 1 for yes and 0 for no" if column == ME_GRADE else f"; write the grade, 0 to {MAX_DR_GRADE}"
-    if text.casefold() in _NO_GRADE or not any(char.isalpha() for char in text):
+    if text.casefold() in {*MISSING, "x"} or not any(char.isalpha() for char in text):
         return f"; write {NOT_GRADED} where it was not graded"
     # Such as "mild", which is a grade, but not a number.
     return f"; write the grade's number, or {NOT_GRADED} where it was not graded"

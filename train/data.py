@@ -14,6 +14,7 @@ from ..runtime.annotations import (
     ANNOTATIONS_FILE,
     DR_GRADE,
     IMAGES_DIR,
+    MISSING,
     OPTIONAL,
     NameIndex,
     dr_fault,
@@ -27,8 +28,6 @@ from ..runtime.errors import AnnotationError
 from ..runtime.weighted_metrics import label_index
 
 SPLITS = ("train", "valid", "test")
-_UNKNOWN = {"na", "n/a", "nan", "<na>", "none", "null"}
-"""What stands for an empty cell in the columns Source and Patient, in any case: R, spreadsheets and pandas write it."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,7 @@ def _read_split(folder: Path, me_positive_from: int | None, faults: list[str]) -
         if not problems and file is not None:
             extra = {key.casefold(): value for key, value in row.extra.items()}
             caption, source, patient = (extra.get(name.casefold(), "") for name in OPTIONAL)
-            source, patient = ("" if name.casefold() in _UNKNOWN else name for name in (source, patient))
+            source, patient = ("" if name.casefold() in MISSING else name for name in (source, patient))
             # pandas writes 12.0 if any cell of the column was empty, and spreadsheets 12,0 in some locales.
             patient = re.sub(r"^(\d+)[.,]0+$", r"\1", patient)
             photos.append(Photo(images / file, row.image, row.line, row.dr_grade, me, caption, source, patient))
