@@ -100,10 +100,10 @@ def cut(share: float, picture: Image.Image, rng: np.random.Generator) -> Image.I
     """Black at top and bottom (``share`` of the height each), as if the sensor were lower than the field."""
     width, height = picture.size
     black = Image.new("RGB", (width, round(share * height)))
-    spoiled = picture.copy()
-    spoiled.paste(black, (0, 0))
-    spoiled.paste(black, (0, height - black.height))
-    return spoiled
+    degraded = picture.copy()
+    degraded.paste(black, (0, 0))
+    degraded.paste(black, (0, height - black.height))
+    return degraded
 
 
 def wider(picture: Image.Image) -> Image.Image:

@@ -129,7 +129,7 @@ def test_the_training_benchmark_times_each_way(drawn: Path, capsys: pytest.Captu
     ]  # fmt: skip
 
 
-def test_degradation_scores_the_spoiled_copies(drawn: Path, tmp_path: Path) -> None:
+def test_degradation_scores_the_degraded_copies(drawn: Path, tmp_path: Path) -> None:
     """With a model whose answers are easy to compute; photographs are degraded by numpy here and by Pillow there."""
     onnx.save(tiny_model(), tmp_path / "tiny.onnx")
     rows = table(

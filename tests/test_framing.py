@@ -101,9 +101,9 @@ def degraded(picture: np.ndarray, how: str) -> np.ndarray:
     rng = np.random.default_rng(4)
     dark = picture.max(axis=2, keepdims=True) <= 20
     if how == "caption":
-        spoiled = picture.copy()
-        spoiled[6:30, 6:100] = 255
-        return spoiled
+        degraded = picture.copy()
+        degraded[6:30, 6:100] = 255
+        return degraded
     level, grain = {"grey": (30.0, 0.0), "grain": (12.0, 10.0)}[how]
     noise = level + grain * rng.normal(size=picture.shape)
     return np.where(dark, noise, picture).clip(0, 255).round().astype(np.uint8)
