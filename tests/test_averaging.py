@@ -15,13 +15,14 @@ from PIL import Image
 from retina.runtime.contract import Contract, Preprocessing
 from retina.runtime.errors import UsageError
 from retina.train.averaging import main
+from retina.train.calibration import BIAS_SD
 from retina.train.checkpoint import Checkpoint, load_checkpoint
 from retina.train.data import read_dataset
 from retina.train.framing import make_preprocess
 from retina.train.model import RetinaNet
+from retina.train.scaling import fit_scaling
 from retina.train.screening import screening_threshold
 from retina.train.soup import average
-from retina.train.temperature import fit_temperature
 from small_backbone import RESNET10
 from torch.optim.swa_utils import AveragedModel
 
@@ -137,9 +138,13 @@ def test_saved_mean_is_calibrated_on_valid(tmp_path: Path) -> None:
         (dr, me), (raw_dr, raw_me) = mean.build_model()(seen), raw.build_model()(seen)
     true = torch.tensor(GRADES)
     found = mean.contract.provenance
-    assert found["dr_temperature"] == pytest.approx(fit_temperature(raw_dr, true), rel=1e-3) != 1
-    assert found["me_temperature"] == pytest.approx(fit_temperature(raw_me, (true > 1).long()), rel=1e-3) != 1
-    torch.testing.assert_close(dr, raw_dr / found["dr_temperature"], rtol=1e-3, atol=1e-5)
+    of_dr, of_me = fit_scaling(raw_dr, true, BIAS_SD["dr"]), fit_scaling(raw_me, (true > 1).long())
+    assert found["dr_temperature"] == pytest.approx(of_dr.temperature, rel=1e-3) != 1
+    assert found["me_temperature"] == pytest.approx(of_me.temperature, rel=1e-3) != 1
+    assert found["dr_bias"] == pytest.approx(of_dr.bias.tolist(), abs=1e-4)
+    assert of_dr.bias.abs().max() > 0.001
+    assert "me_bias" not in found
+    torch.testing.assert_close(dr, raw_dr / found["dr_temperature"] + of_dr.bias, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(me, raw_me / found["me_temperature"], rtol=1e-3, atol=1e-5)
     accuracy = (dr.argmax(1) == true).double().mean().item()
     assert mean.metrics["splits"]["valid"]["all"]["dr"]["accuracy"]["value"] == pytest.approx(accuracy)
@@ -147,7 +152,7 @@ def test_saved_mean_is_calibrated_on_valid(tmp_path: Path) -> None:
     threshold = mean.contract.thresholds["referable_dr"].threshold
     referable_prob = dr.softmax(1)[:, 2:].sum(1)
     assert (referable_prob >= threshold)[true >= 2].double().mean() >= 0.90
-    # From the mean's answers with its temperature, not from those before it.
+    # From the mean's calibrated answers, not from those before.
     rules = mean.contract.thresholds
     for task, sick, prob in (("dr", true >= 2, referable_prob), ("me", true > 1, me.softmax(1)[:, 1])):
         expected = screening_threshold(sick.long().numpy(), prob.numpy())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import runpy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ from retina.train.checkpoint import Checkpoint
 from retina.train.data import read_dataset, scan_dataset
 from retina.train.synthetic import write_dataset
 from scipy.ndimage import find_objects, label
-from sklearn.metrics import cohen_kappa_score, roc_auc_score
+from scipy.optimize import minimize_scalar
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score, cohen_kappa_score, log_loss, roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
 from small_backbone import RESNET10
-from tiny_model import expected_probs, tiny_model
+from tiny_model import CONTRACT, expected_probs, tiny_model
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -156,6 +161,38 @@ def test_degradation_scores_the_degraded_copies(drawn: Path, tmp_path: Path) -> 
         assert float(row["Referable DR AUC"]) == pytest.approx(auc, abs=1e-3)
         assert float(row["ME AUC"]) == pytest.approx(roc_auc_score([p.me_label for p in photos], me[:, 1]), abs=1e-3)
     assert len({tuple(row.values())[2:] for row in rows}) == len(rows)
+
+
+@pytest.mark.filterwarnings("ignore:The least populated class:UserWarning")
+def test_calibration_takes_the_files_own_back_and_judges_patients_by_the_others(drawn: Path, tmp_path: Path) -> None:
+    bias = np.array([0.5, -1.0, 0.0, 0.25, 0.25])
+    facts = {"dr_temperature": 0.4, "dr_bias": bias.tolist()}
+    onnx.save(tiny_model(contract=replace(CONTRACT, provenance=facts)), tmp_path / "tiny.onnx")
+    rows = table("calibration.py", str(drawn), "--model", str(tmp_path / "tiny.onnx"), "--deals", "1")
+    assert [(row["head"], row["scaling"]) for row in rows[:3]] == [
+        ("DR", "none"), ("DR", "temperature"), ("DR", "temperature, biases within 0.06")
+    ]  # fmt: skip
+    photos = read_dataset(drawn).splits["valid"].photos
+    pictures = [np.asarray(Image.open(photo.path).convert("RGB")) for photo in photos]
+    dr, _ = (np.array(probs) for probs in zip(*map(expected_probs, pictures), strict=True))
+    grades, patients = [photo.dr_grade or 0 for photo in photos], [photo.patient_key for photo in photos]
+    raw = softmax(0.4 * (np.log(dr) - bias), axis=1)
+    assert float(rows[0]["negative log-likelihood"]) == pytest.approx(log_loss(grades, raw), abs=1e-4)
+    assert float(rows[0]["accuracy"]) == pytest.approx(accuracy_score(grades, raw.argmax(1)), abs=1e-4)
+    auc = roc_auc_score([grade >= 2 for grade in grades], raw[:, 2:].sum(1))
+    assert float(rows[0]["referral AUC"]) == pytest.approx(auc, abs=1e-4)
+
+    log, out = np.log(raw), np.zeros_like(raw)
+    for rest, part in StratifiedGroupKFold(5, shuffle=True, random_state=0).split(raw, grades, patients):
+        assert not {patients[i] for i in rest} & {patients[i] for i in part}
+        known = [grades[i] for i in rest]
+
+        def loss(t: float, scores: Any = log[rest], known: Any = known) -> float:
+            return float(log_loss(known, softmax(scores / math.exp(t), axis=1), labels=range(5)))
+
+        best = minimize_scalar(loss, bounds=[math.log(0.05), math.log(20)], method="bounded").x
+        out[part] = softmax(log[part] / math.exp(best), axis=1)
+    assert float(rows[1]["negative log-likelihood"]) == pytest.approx(log_loss(grades, out), abs=1e-3)
 
 
 def test_near_duplicates_counts_the_copies_that_are_missed(drawn: Path) -> None:

@@ -40,9 +40,9 @@ from retina.train.loader import make_loader
 from retina.train.metrics import classification_report, epoch_scores, evaluate
 from retina.train.predictions import Decisions, Predictions
 from retina.train.report import _source_note, worst_mistakes
+from retina.train.scaling import fit_scaling
 from retina.train.screening import SENSITIVITY, screening_rules, screening_threshold
 from retina.train.signals import StopRequest
-from retina.train.temperature import fit_temperature
 from retina.train.trainer import Trainer
 from small_backbone import RESNET10
 from small_run import trainer
@@ -267,8 +267,10 @@ def test_calibration_and_the_int8_gate_use_each_heads_labels() -> None:
     assert rules["referable_me"] == screening_rules(Contract(), me)["referable_me"]
     logits = torch.from_numpy(np.log(p.dr_probs))
     known = p.dr_true != UNLABELLED
-    temperature = fit_temperature(logits[known], torch.from_numpy(p.dr_true[known]))
-    assert fit_temperature(logits, torch.from_numpy(p.dr_true)) == pytest.approx(temperature, rel=1e-9)
+    scaling = fit_scaling(logits[known], torch.from_numpy(p.dr_true[known]), 0.3)
+    with_unlabelled = fit_scaling(logits, torch.from_numpy(p.dr_true), 0.3)
+    assert with_unlabelled.temperature == pytest.approx(scaling.temperature, rel=1e-9)
+    torch.testing.assert_close(with_unlabelled.bias, scaling.bias)
 
     found = compare(Contract(), p, p)
     assert (found.photographs, found.faults) == (200, [])

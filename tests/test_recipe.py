@@ -25,10 +25,12 @@ from click.testing import CliRunner, Result
 from eyes import write_set
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 from retina.runtime.contract import HEADS, Contract, Head, Rule, decide
 from retina.runtime.errors import UsageError
 from retina.runtime.picture import decode
+from retina.runtime.weighted_metrics import UNLABELLED
 from retina.train import cameras
 from retina.train.augment import augment_with_seed, make_augment
 from retina.train.calibration import calibrated, calibration_faults, calibration_line, is_calibrated
@@ -42,14 +44,16 @@ from retina.train.loader import EvalBatches, make_loader
 from retina.train.loop import fit
 from retina.train.model import RetinaNet
 from retina.train.resume import load_resume
+from retina.train.scaling import Scaling, fit_scaling
 from retina.train.screening import screening_threshold
 from retina.train.signals import StopRequest
 from retina.train.targets import dr_targets
-from retina.train.temperature import fit_temperature, scale_head
 from retina.train.totals import Totals
 from retina.train.trainer import Trainer
 from scipy.ndimage import find_objects, label, uniform_filter
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import log_softmax
+from scipy.stats import norm
 from sklearn.metrics import roc_curve
 from small_backbone import RESNET10
 from small_network import linear
@@ -455,28 +459,53 @@ def test_temperature_is_the_likeliest() -> None:
         return float(torch.nn.functional.cross_entropy(too_sure.double() / math.exp(log_t), torch.from_numpy(true)))
 
     reference = math.exp(minimize_scalar(nll, bounds=(-3, 3), method="bounded", options={"xatol": 1e-8}).x)
-    found = fit_temperature(too_sure, torch.from_numpy(true))
-    assert found == pytest.approx(reference, rel=1e-4)
-    assert 2.4 < found < 3.6
+    found = fit_scaling(too_sure, torch.from_numpy(true))
+    assert found.temperature == pytest.approx(reference, rel=1e-4)
+    assert 2.4 < found.temperature < 3.6
+    assert torch.equal(found.bias, torch.zeros(4))
+
+
+@pytest.mark.parametrize("bias_sd", [0.05, 0.3, 100.0])
+def test_biases_are_the_likeliest_under_their_prior(bias_sd: float) -> None:
+    """Every third photograph of class 0 turned out to be of class 2, of which the network knew nothing."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 1.5, (300, 3))
+    true = np.array([rng.choice(3, p=np.exp(row) / np.exp(row).sum()) for row in logits])
+    true[np.flatnonzero(true == 0)[::3]] = 2
+
+    def loss(parameters: NDArray[np.float64]) -> float:
+        scaled = logits / math.exp(parameters[0]) + parameters[1:]
+        likelihood = log_softmax(scaled, axis=1)[range(300), true].sum()
+        return float(-likelihood - norm(0, bias_sd).logpdf(parameters[1:]).sum())
+
+    reference = minimize(loss, np.zeros(4), method="BFGS", options={"gtol": 1e-6}).x
+    unlabelled = torch.cat([torch.from_numpy(logits), torch.full((50, 3), 7.0)])
+    known = torch.cat([torch.from_numpy(true), torch.full((50,), UNLABELLED)])
+    found = fit_scaling(unlabelled, known, bias_sd)
+    assert found.temperature == pytest.approx(math.exp(reference[0]), rel=1e-3)
+    np.testing.assert_allclose(found.bias, reference[1:], atol=2e-3)
+    assert 0.02 < found.bias.diff()[1] < 1.0
 
 
 def test_a_temperature_has_its_bounds() -> None:
     """If all answers are right, no confidence is too high; if all are wrong, none is low enough."""
     right = torch.tensor([[0.1, -0.1], [-0.1, 0.1]])
-    assert fit_temperature(right, torch.tensor([0, 1])) == pytest.approx(0.05)
-    assert fit_temperature(right, torch.tensor([1, 0])) == pytest.approx(20.0)
+    assert fit_scaling(right, torch.tensor([0, 1])).temperature == pytest.approx(0.05)
+    assert fit_scaling(right, torch.tensor([1, 0])).temperature == pytest.approx(20.0)
 
 
 def test_a_temperature_at_its_bounds_is_said_to_be() -> None:
     facts = {
-        "dr_temperature": fit_temperature(torch.eye(2) * 0.1, torch.tensor([1, 0])),
-        "me_temperature": fit_temperature(torch.eye(2), torch.tensor([0, 1])),
+        "dr_temperature": fit_scaling(torch.eye(2) * 0.1, torch.tensor([1, 0])).temperature,
+        "me_temperature": fit_scaling(torch.eye(2), torch.tensor([0, 1])).temperature,
     }
     line = calibration_line(Checkpoint({}, RESNET10, Contract(provenance=facts)))
     assert "DR 20.000 (the highest allowed: the answers say almost nothing), ME 0.050 (the lowest allowed);" in line
     facts = {"dr_temperature": 1.234, "me_temperature": 0.9}
     line = calibration_line(Checkpoint({}, RESNET10, Contract(provenance=facts)))
     assert line.startswith("temperatures DR 1.234, ME 0.900; referral")
+    line = calibration_line(Checkpoint({}, RESNET10, Contract(provenance={**facts, "dr_bias": [-0.25, 0.125, 0.0]})))
+    assert line.startswith("temperatures DR 1.234, ME 0.900; biases DR -0.250 +0.125 +0.000; referral")
 
 
 @pytest.mark.parametrize("gap", [1.0, 1e4])
@@ -504,14 +533,15 @@ def test_a_checkpoint_calibrated_for_one_head_alone_is_calibrated(data: DataSet,
     assert is_calibrated(found.contract)
 
 
-def test_a_folded_temperature_divides_the_logits() -> None:
+def test_a_folded_scaling_calibrates_the_logits() -> None:
     torch.manual_seed(1)
     net = RetinaNet(5, RESNET10).eval()
     x = torch.randn(2, 3, 32, 32)
     dr, me = net(x)
-    net.load_state_dict(scale_head(net.state_dict(), "dr_head", 2.5))
+    bias = torch.tensor([0.5, 0, -0.25, 1, 0])
+    net.load_state_dict(Scaling(2.5, bias).folded(net.state_dict(), "dr_head"))
     dr_scaled, me_same = net(x)
-    torch.testing.assert_close(dr_scaled, dr / 2.5)
+    torch.testing.assert_close(dr_scaled, dr / 2.5 + bias)
     assert torch.equal(me_same, me)
 
 

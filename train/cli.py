@@ -81,7 +81,7 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
     "ema",
     "Evaluate and keep a running average of the weights; its decay per step. 0: no averaging.",
 )
-@_option("calibrate", "valid: fit temperatures and screening thresholds on valid.")
+@_option("calibrate", "valid: calibrate the probabilities and fit screening thresholds on valid.")
 @_option("sampler", "weighted: draw each DR grade equally often. Meant for --class-weights none.")
 @_option(
     "augment",

@@ -107,7 +107,7 @@ class TrainConfig:
     me_positive_from: int | None = None
     """ME grades of this value and above count as risk, where annotations grade beyond 0/1 (IDRiD: 0/1/2)."""
     calibrate: Literal["none", "valid"] = "none"
-    """``valid``: fit temperatures and screening thresholds to the best checkpoint on valid (calibration.py)."""
+    """``valid``: calibrate the best checkpoint and fit screening thresholds on valid (calibration.py)."""
     seed: int = 42
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of training; evaluation is always fp32. ``auto``: see ``device.bf16_is_faster``."""

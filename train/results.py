@@ -52,7 +52,7 @@ def evaluate_best(
         batches = console.tracked(eval_loader(items, config, trainer.fabric), name)
         return items, *trainer.predict(batches, len(items))
 
-    # A run that failed after calibration is already calibrated: a second fit would find and record temperatures of 1.
+    # A run that failed after calibration is already calibrated: a second fit would record only what it adds.
     if config.calibrate == "valid" and not is_calibrated(best.contract):
         best = calibrated(best, *predict("valid"))
         trainer.eval_model.load_state_dict(best.weights)

@@ -34,7 +34,7 @@ def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
             for the first one's.
 
     Returns:
-        a checkpoint without metrics. It still has to be calibrated, because each branch's own temperatures are folded
+        a checkpoint without metrics. It still has to be calibrated, because each branch's own scalings are folded
         into the weights that are averaged. Its provenance names their runs.
 
     Raises:
