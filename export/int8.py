@@ -17,7 +17,7 @@ from ..runtime.errors import AnnotationError, ParityError, UsageError
 from ..runtime.picture import decode
 from ..runtime.progress import tracked
 from ..runtime.session import open_session
-from ..train.calibration import calibration_faults, is_calibrated
+from ..train.calibration import calibration_faults, calibration_notes, is_calibrated
 from ..train.data import DataSet, Photo, fingerprint_of_files, read_dataset, unknown_grades
 from ..train.predictions import Predictions
 from ..train.screening import screening_rules
@@ -60,6 +60,8 @@ class Int8:
     """Fingerprint of the data that the checkpoint was trained on; empty if it does not say."""
     head: Head = "dr"
     """DR, or ME if the DR head was never trained: what that says is close to nothing, or to anything."""
+    notes: Sequence[str] = ()
+    """Which referral thresholds could not be fitted to it, as lines to print."""
 
     def lines(self) -> list[str]:
         """The figures as lines to print."""
@@ -75,6 +77,7 @@ class Int8:
             f"ME {self.thresholds['referable_me'].level:.3f}",
             f"  mean difference of {which} probability {self.mean_difference:.4f}{beyond}",
             *(f"  not as accurate as fp32: {fault}" for fault in faults),
+            *(f"  {note}" for note in self.notes),
             *([_STRANGERS] if strangers else []),
         ]
 
@@ -114,11 +117,12 @@ def to_int8(
     models = [quantize(fp32, ranges, quantization) for quantization in QUANTIZATIONS]
     reference, *answers = _predict([fp32, *models], contract, valid)
     head: Head = "me" if "dr" in contract.untrained_heads else "dr"
+    notes = calibration_notes(data, contract) if is_calibrated(contract) else ()
     candidates = [
         Int8(
             model, quantization, ranges.photographs, float(np.abs(answer.probs(head) - reference.probs(head)).mean()),
             compare(contract, reference, answer), screening_thresholds(contract, answer), found,
-            contract.data_fingerprint, head,
+            contract.data_fingerprint, head, notes,
         )
         for model, quantization, answer in zip(models, QUANTIZATIONS, answers, strict=True)
     ]  # fmt: skip

@@ -346,6 +346,20 @@ def test_valid_without_edema_is_refused_before_a_calibrated_checkpoint_is_quanti
         to_int8(fp32, CALIBRATED, data.root, None, force=True)
 
 
+def test_a_threshold_that_int8_cannot_fit_is_said_to_stay(
+    tmp_path: Path, fp32: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8_module, "QUANTIZATIONS", (Quantization("mean"),))
+    data = small_set(tmp_path, [0, 3], [0, 3])
+    path = data.splits["valid"].annotations
+    path.write_text(re.sub(",0(?=,)", ",1", path.read_text()))
+    kept = to_int8(fp32, CALIBRATED, data.root, None, force=True)
+    assert kept.thresholds["referable_me"] == CALIBRATED.thresholds["referable_me"]
+    said = f"  Warning: {path}: every photograph has ME risk; the ME referral threshold stays 0.300, as "
+    assert [line.startswith(said) for line in kept.lines()].count(True) == 1
+    assert "Warning" not in "".join(to_int8(fp32, Contract(), data.root, None, force=True).lines())
+
+
 def test_int8_is_calibrated_on_train_and_judged_on_valid(
     tmp_path: Path, fp32: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
