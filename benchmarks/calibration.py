@@ -15,7 +15,7 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from retina.runtime.contract import HEADS, Head
+from retina.runtime.contract import Head
 from retina.runtime.model import RetinaModel
 from retina.runtime.options import PathName
 from retina.runtime.terminal import exit_codes
@@ -70,15 +70,15 @@ def main(root: Path, file: Path | None, deals: int) -> None:
     p = score_split(model, photos)
     click.echo("| head | scaling | negative log-likelihood | calibration error | accuracy | kappa | referral AUC |")
     click.echo("|---" * 7 + "|")
-    for head in HEADS:
+    for head in p.without_labels(contract.untrained_heads).labelled_heads:
         known = p.true(head) != UNLABELLED
         logits, true = logits_of(model, p, head)[known], torch.from_numpy(p.true(head)[known])
         patients = np.array(p.patients)[known]
-        grades = contract.dr_grades if head == "dr" else (0, 1)
-        from_index = grades.index(contract.referable_from) if head == "dr" else 1
+        grades = contract.classes(head)
+        from_index = sum(grade < (contract.referable_from if head == "dr" else 1) for grade in grades)
         rows = {"none": [Scaling(1.0, torch.zeros(len(grades)))(logits).softmax(1)]}
         for sd in BIAS_SDS:
-            title = f"temperature, biases within {sd}" if sd else "temperature"
+            title = f"temperature, biases of sd {sd}" if sd else "temperature"
             rows[title] = [cross_validated(logits, true, patients, sd, deal) for deal in range(deals)]
         for title, found in rows.items():
             mean = np.mean([figures(probs, true, from_index, grades) for probs in found], axis=0)

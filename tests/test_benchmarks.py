@@ -17,14 +17,16 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 from eyes import write_set
+from numpy.typing import NDArray
 from PIL import Image
 from retina.train import soup
 from retina.train.checkpoint import Checkpoint
 from retina.train.data import read_dataset, scan_dataset
 from retina.train.synthetic import write_dataset
 from scipy.ndimage import find_objects, label
-from scipy.optimize import minimize_scalar
-from scipy.special import softmax
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+from scipy.stats import norm
 from sklearn.metrics import accuracy_score, cohen_kappa_score, log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from small_backbone import RESNET10
@@ -168,9 +170,9 @@ def test_calibration_takes_the_files_own_back_and_judges_patients_by_the_others(
     bias = np.array([0.5, -1.0, 0.0, 0.25, 0.25])
     facts = {"dr_temperature": 0.4, "dr_bias": bias.tolist()}
     onnx.save(tiny_model(contract=replace(CONTRACT, provenance=facts)), tmp_path / "tiny.onnx")
-    rows = table("calibration.py", str(drawn), "--model", str(tmp_path / "tiny.onnx"), "--deals", "1")
+    rows = table("calibration.py", str(drawn), "--model", str(tmp_path / "tiny.onnx"), "--deals", "2")
     assert [(row["head"], row["scaling"]) for row in rows[:3]] == [
-        ("DR", "none"), ("DR", "temperature"), ("DR", "temperature, biases within 0.06")
+        ("DR", "none"), ("DR", "temperature"), ("DR", "temperature, biases of sd 0.06")
     ]  # fmt: skip
     photos = read_dataset(drawn).splits["valid"].photos
     pictures = [np.asarray(Image.open(photo.path).convert("RGB")) for photo in photos]
@@ -182,17 +184,23 @@ def test_calibration_takes_the_files_own_back_and_judges_patients_by_the_others(
     auc = roc_auc_score([grade >= 2 for grade in grades], raw[:, 2:].sum(1))
     assert float(rows[0]["referral AUC"]) == pytest.approx(auc, abs=1e-4)
 
-    log, out = np.log(raw), np.zeros_like(raw)
-    for rest, part in StratifiedGroupKFold(5, shuffle=True, random_state=0).split(raw, grades, patients):
-        assert not {patients[i] for i in rest} & {patients[i] for i in part}
-        known = [grades[i] for i in rest]
+    log, losses = np.log(raw), []
+    for deal in (0, 1):
+        out = np.zeros_like(raw)
+        folds = StratifiedGroupKFold(5, shuffle=True, random_state=deal).split(raw, grades, patients)
+        for rest, part in folds:
+            known = [grades[i] for i in rest]
 
-        def loss(t: float, scores: Any = log[rest], known: Any = known) -> float:
-            return float(log_loss(known, softmax(scores / math.exp(t), axis=1), labels=range(5)))
+            def loss(fitted: NDArray[np.float64], scores: Any = log[rest], known: Any = known) -> float:
+                likelihood = log_softmax(scores / math.exp(fitted[0]) + fitted[1:], axis=1)[range(len(known)), known]
+                return float(-likelihood.sum() - norm(0, 0.5).logpdf(fitted[1:]).sum())
 
-        best = minimize_scalar(loss, bounds=[math.log(0.05), math.log(20)], method="bounded").x
-        out[part] = softmax(log[part] / math.exp(best), axis=1)
-    assert float(rows[1]["negative log-likelihood"]) == pytest.approx(log_loss(grades, out), abs=1e-3)
+            best = minimize(loss, np.zeros(6), method="BFGS").x
+            out[part] = softmax(log[part] / min(math.exp(best[0]), 20.0) + best[1:], axis=1)
+        losses.append(log_loss(grades, out))
+    (row,) = (row for row in rows if row["head"] == "DR" and row["scaling"] == "temperature, biases of sd 0.5")
+    assert float(row["negative log-likelihood"]) == pytest.approx(np.mean(losses), abs=3e-4)
+    assert abs(losses[0] - losses[1]) > 1e-3
 
 
 def test_near_duplicates_counts_the_copies_that_are_missed(drawn: Path) -> None:

@@ -484,7 +484,6 @@ def test_biases_are_the_likeliest_under_their_prior(bias_sd: float) -> None:
     found = fit_scaling(unlabelled, known, bias_sd)
     assert found.temperature == pytest.approx(math.exp(reference[0]), rel=1e-3)
     np.testing.assert_allclose(found.bias, reference[1:], atol=2e-3)
-    assert 0.02 < found.bias.diff()[1] < 1.0
 
 
 def test_a_temperature_has_its_bounds() -> None:

@@ -38,7 +38,7 @@ class Scaling:
 
 
 def fit_scaling(logits: Tensor, true: Tensor, bias_sd: float = 0.0) -> Scaling:
-    """The likeliest scaling: of temperatures (Guo et al. 2017), or also of biases (Alexandari et al. 2020).
+    """The likeliest scaling: a temperature (Guo et al. 2017), or biases under a prior too (Alexandari et al. 2020).
 
     Args:
         logits: (N, K) of photographs that were not trained on.
