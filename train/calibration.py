@@ -15,8 +15,7 @@ from .scaling import LIMITS, fit_scaling
 from .screening import screening_rules
 
 BIAS_SD: Mapping[Head, float] = {"dr": 0.12, "me": 0.0}
-"""``bias_sd`` of ``fit_scaling``. Ordinal targets give the neighbours of a common grade too much, and the biases take
-that back; in ME there is nothing to take back. By cross-validation on valid: docs/recipe.md, "Calibration"."""
+"""``bias_sd`` of ``fit_scaling``, by cross-validation on valid: docs/recipe.md, "Calibration"."""
 
 
 def calibration_faults(data: DataSet, contract: Contract) -> list[str]:
