@@ -20,6 +20,7 @@ from retina.runtime.model import RetinaModel
 from retina.runtime.options import PathName
 from retina.runtime.terminal import exit_codes
 from retina.runtime.weighted_metrics import UNLABELLED, calibration_error
+from retina.train.calibration import scaling_of
 from retina.train.data import read_dataset
 from retina.train.evaluation import score_split
 from retina.train.metrics import accuracy, auc, quadratic_kappa
@@ -34,9 +35,7 @@ FOLDS = 5
 
 def logits_of(model: RetinaModel, p: Predictions, head: Head) -> Tensor:
     """The head's logits before its calibration, (N, K), but for a constant that each photograph has of its own."""
-    facts = model.contract.provenance
-    bias, temperature = torch.tensor(facts.get(f"{head}_bias", 0.0)), float(facts.get(f"{head}_temperature", 1.0))
-    return (torch.from_numpy(p.probs(head)).clamp_min(1e-12).log() - bias) * temperature
+    return scaling_of(model.contract, head).undone(torch.from_numpy(p.probs(head)).clamp_min(1e-12).log())
 
 
 def cross_validated(logits: Tensor, true: Tensor, patients: NDArray[np.str_], bias_sd: float, deal: int) -> Tensor:

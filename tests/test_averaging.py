@@ -143,6 +143,10 @@ def test_saved_mean_is_calibrated_on_valid(tmp_path: Path) -> None:
     assert found["me_temperature"] == pytest.approx(of_me.temperature, rel=1e-3) != 1
     assert found["dr_bias"] == pytest.approx(of_dr.bias.tolist(), abs=1e-4)
     assert of_dr.bias.abs().max() > 0.001
+    # To the decimals that a person can read, with which the network computes.
+    assert found["dr_bias"] == [round(value, 6) for value in found["dr_bias"]]
+    as_recorded = raw.weights["dr_head.3.bias"] / found["dr_temperature"] + torch.tensor(found["dr_bias"])
+    assert torch.equal(mean.weights["dr_head.3.bias"], as_recorded)
     assert "me_bias" not in found
     torch.testing.assert_close(dr, raw_dr / found["dr_temperature"] + of_dr.bias, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(me, raw_me / found["me_temperature"], rtol=1e-3, atol=1e-5)

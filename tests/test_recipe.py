@@ -498,12 +498,12 @@ def test_a_temperature_at_its_bounds_is_said_to_be() -> None:
         "dr_temperature": fit_scaling(torch.eye(2) * 0.1, torch.tensor([1, 0])).temperature,
         "me_temperature": fit_scaling(torch.eye(2), torch.tensor([0, 1])).temperature,
     }
-    line = calibration_line(Checkpoint({}, RESNET10, Contract(provenance=facts)))
+    line = calibration_line(Contract(provenance=facts))
     assert "DR 20.000 (the highest allowed: the answers say almost nothing), ME 0.050 (the lowest allowed);" in line
     facts = {"dr_temperature": 1.234, "me_temperature": 0.9}
-    line = calibration_line(Checkpoint({}, RESNET10, Contract(provenance=facts)))
+    line = calibration_line(Contract(provenance=facts))
     assert line.startswith("temperatures DR 1.234, ME 0.900; referral")
-    line = calibration_line(Checkpoint({}, RESNET10, Contract(provenance={**facts, "dr_bias": [-0.25, 0.125, 0.0]})))
+    line = calibration_line(Contract(provenance={**facts, "dr_bias": [-0.25, 0.125, 0.0]}))
     assert line.startswith("temperatures DR 1.234, ME 0.900; biases DR -0.250 +0.125 +0.000; referral")
 
 
@@ -515,7 +515,7 @@ def test_a_threshold_that_refers_everybody_is_said_to(data: DataSet, gap: float)
     found = calibrated(best, items(data)[1], wrong, torch.zeros(4, 2))
     everybody = found.contract.thresholds["referable_dr"].threshold == 0.0
     assert everybody == (gap > 1)
-    assert ("Warning: everybody will be referred for DR, because" in calibration_line(found)) == everybody
+    assert ("Warning: everybody will be referred for DR, because" in calibration_line(found.contract)) == everybody
 
 
 @pytest.mark.parametrize("lacking", HEADS)

@@ -16,7 +16,7 @@ from ..runtime.extras import require_extra
 from ..runtime.options import SETTINGS, PathName
 from ..runtime.output_file import require_place
 from ..runtime.terminal import exit_codes, tell
-from .markdown import brief
+from .markdown import main_figures
 
 
 @click.command(context_settings=SETTINGS)
@@ -47,10 +47,9 @@ def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
         mean = calibrated(mean, items, *predict_logits(mean, items))
         figures = evaluate_checkpoint(mean, items)
         replace(mean, metrics={"splits": {"valid": figures}}).save(out)
-    dr, me = figures["all"]["dr"], figures["all"]["me"]
     tell(
-        f"{out}: {mean.contract.provenance['run']}. Calibrated on valid: {calibration_line(mean)}. There: DR accuracy "
-        f"{brief(dr['accuracy'])}, kappa {brief(dr['kappa'])}, ME accuracy {brief(me['accuracy'])}."
+        f"{out}: {mean.contract.provenance['run']}. Calibrated on valid: {calibration_line(mean.contract)}. There: "
+        f"{main_figures(figures)}."
     )
 
 

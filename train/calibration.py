@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from ..runtime.contract import HEADS, Contract, Head
+from ..runtime.weighted_metrics import Indices
 from .checkpoint import Checkpoint
 from .data import DataSet
 from .items import EvalItems
-from .scaling import LIMITS, fit_scaling
+from .scaling import LIMITS, Scaling, fit_scaling
 from .screening import screening_rules
 
 BIAS_SD: Mapping[Head, float] = {"dr": 0.12, "me": 0.0}
 """``bias_sd`` of ``fit_scaling``, by cross-validation on valid: docs/recipe.md, "Calibration"."""
+_DECIMALS = 6
+"""Of a bias, so that the provenance says exactly what a file computes with, and a person can read it."""
 
 
 def calibration_faults(data: DataSet, contract: Contract) -> list[str]:
@@ -75,25 +79,53 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
     raw = items.predictions(dr_logits, me_logits).without_labels(best.contract.untrained_heads)
     weights = best.weights
     logits: dict[Head, torch.Tensor] = {"dr": dr_logits, "me": me_logits}
-    facts: dict[str, float | list[float]] = {}
-    for head in raw.labelled_heads:
-        scaling = fit_scaling(logits[head], torch.from_numpy(raw.true(head)), BIAS_SD[head])
+    scalings = {head: fit_head(head, logits[head], raw.true(head)) for head in raw.labelled_heads}
+    for head, scaling in scalings.items():
         weights, logits[head] = scaling.folded(weights, f"{head}_head"), scaling(logits[head])
-        facts[_temperature_key(head)] = scaling.temperature
-        if BIAS_SD[head] > 0:
-            facts[_bias_key(head)] = scaling.bias.tolist()
     p = items.predictions(logits["dr"], logits["me"])
     contract = replace(
         best.contract,
         thresholds=screening_rules(best.contract, p),
-        provenance={**best.contract.provenance, **facts},
+        provenance=recorded(best.contract, scalings),
     )
     return replace(best, weights=weights, contract=contract)
 
 
-def calibration_line(best: Checkpoint) -> str:
+def fit_head(head: Head, logits: torch.Tensor, true: Indices) -> Scaling:
+    """The scaling that calibrates a head, as ``recorded`` writes it.
+
+    Args:
+        head: whose ``BIAS_SD`` is used.
+        logits: (N, K) of photographs that were not trained on.
+        true: (N,), their classes, or ``UNLABELLED``.
+    """
+    scaling = fit_scaling(logits, torch.from_numpy(true), BIAS_SD[head])
+    return replace(scaling, bias=torch.tensor(_rounded(scaling.bias)))
+
+
+def recorded(contract: Contract, scalings: Mapping[Head, Scaling]) -> dict[str, Any]:
+    """The contract's provenance with these heads' scalings in place of those that it records."""
+    facts: dict[str, Any] = dict(contract.provenance)
+    for head, scaling in scalings.items():
+        for key in (_temperature_key(head), _bias_key(head)):
+            facts.pop(key, None)
+        facts[_temperature_key(head)] = scaling.temperature
+        if BIAS_SD[head] > 0:
+            facts[_bias_key(head)] = _rounded(scaling.bias)
+    return facts
+
+
+def scaling_of(contract: Contract, head: Head) -> Scaling:
+    """What a head was calibrated with, as ``recorded``; if it was not, a scaling that changes nothing."""
+    facts = contract.provenance
+    none = [0.0] * len(contract.classes(head))
+    bias = torch.tensor(facts.get(_bias_key(head), none), dtype=torch.float32)
+    return Scaling(float(facts.get(_temperature_key(head), 1.0)), bias)
+
+
+def calibration_line(contract: Contract) -> str:
     """The scalings and thresholds that ``calibrated`` found, as text, with a warning if one refers everybody."""
-    facts, rules = best.contract.provenance, best.contract.thresholds
+    facts, rules = contract.provenance, contract.thresholds
     fitted = [head for head in HEADS if _temperature_key(head) in facts]
     temperatures = ", ".join(f"{head.upper()} {_in_words(facts[_temperature_key(head)])}" for head in fitted)
     biases = ", ".join(
@@ -103,7 +135,7 @@ def calibration_line(best: Checkpoint) -> str:
     )
     referral = ", ".join(f"{head.upper()} {rules[f'referable_{head}'].threshold:.3f}" for head in fitted)
     why = dict.fromkeys(HEADS, "for which it has no labels")
-    why |= dict.fromkeys(best.contract.untrained_heads, "which was never trained")
+    why |= dict.fromkeys(contract.untrained_heads, "which was never trained")
     others = "".join(f"; not {head.upper()}, {why[head]}" for head in HEADS if head not in fitted)
     everybody = " and ".join(head.upper() for head in fitted if rules[f"referable_{head}"].threshold == 0.0)
     warning = (
@@ -112,6 +144,10 @@ def calibration_line(best: Checkpoint) -> str:
     )
     biases = f"; biases {biases}" if biases else ""
     return f"temperatures {temperatures}{biases}; referral from {referral}{others}{warning if everybody else ''}"
+
+
+def _rounded(bias: torch.Tensor) -> list[float]:
+    return [round(value, _DECIMALS) for value in bias.tolist()]
 
 
 def _temperature_key(head: Head) -> str:

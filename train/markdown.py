@@ -30,6 +30,12 @@ def classes_table(evaluation: Mapping[str, Any]) -> Iterator[str]:
             yield f"| {title} {row['label']} | {row['support']} | {figures} |"
 
 
+def main_figures(evaluation: Mapping[str, Any]) -> str:
+    """The three figures that a person asks for first, over all photographs, as text."""
+    dr, me = evaluation["all"]["dr"], evaluation["all"]["me"]
+    return f"DR accuracy {brief(dr['accuracy'])}, kappa {brief(dr['kappa'])}, ME accuracy {brief(me['accuracy'])}"
+
+
 def brief(figure: Mapping[str, Any]) -> str:
     """A figure's value as text, or why it has none."""
     return str(figure["why"]) if figure["value"] is None else f"{figure['value']:.3f}"

@@ -56,7 +56,7 @@ def evaluate_best(
     if config.calibrate == "valid" and not is_calibrated(best.contract):
         best = calibrated(best, *predict("valid"))
         trainer.eval_model.load_state_dict(best.weights)
-        console.say(f"Calibrated on valid: {calibration_line(best)}.")
+        console.say(f"Calibrated on valid: {calibration_line(best.contract)}.")
     return best, {name: EvalItems.predictions(*predict(name)) for name in SPLITS}
 
 

@@ -27,6 +27,10 @@ class Scaling:
         """The calibrated logits of (N, K) logits."""
         return logits / self.temperature + self.bias
 
+    def undone(self, calibrated: Tensor) -> Tensor:
+        """The logits of (N, K) calibrated ones; with log-probabilities, but for a constant of each row's own."""
+        return (calibrated - self.bias) * self.temperature
+
     def folded(self, weights: dict[str, Tensor], head: str) -> dict[str, Tensor]:
         """A copy of a network's weights in which the logits of ``head`` are calibrated.
 
