@@ -10,20 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..runtime.contract import Contract, Framing, Precision
-from ..runtime.digest import digest_path, sha256_of
+from ..runtime.digest import sha256_of
 from ..runtime.errors import UsageError
 from ..runtime.model import RetinaModel
 from ..runtime.model_file import MODEL_NAME
-from ..runtime.output_file import (
-    remove_leftovers,
-    replacing,
-    require_folder,
-    require_free,
-    require_place,
-    write_text_atomically,
-)
+from ..runtime.output_file import remove_leftovers, require_folder, require_free
 from ..runtime.progress import progress
-from ..runtime.signature import signature_path
 from ..runtime.versions import own_version
 from ..train.checkpoint import Checkpoint, assumption, load_checkpoint
 from .conformance import write_kit
@@ -31,6 +23,7 @@ from .graph import DeployedModel
 from .int8 import Int8, to_int8
 from .parity import FP32, INT8, Parity, Predictor, Reference, check_parity
 from .photographs import choose_photographs
+from .placing import replacing_model, require_places, write_beside
 from .signature import require_key, sign
 from .to_onnx import OnnxFile
 from .to_pt2 import Pt2File
@@ -38,8 +31,6 @@ from .to_torchscript import TorchScriptFile
 
 Format = Literal["onnx", "torchscript", "pt2"]
 ENDINGS: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
-CONTRACT_ENDING = ".contract.json"
-"""Appended to the name of a copy of the contract beside the file, for bindings that cannot read a model's metadata."""
 
 
 class ModelFile(Protocol):
@@ -146,11 +137,7 @@ def run_export(job: ExportJob) -> Exported:
             the photographs to compare or calibrate on, cannot be used.
     """
     read = [path for path in (job.checkpoint, job.sign, job.check) if path is not None]
-    require_place(job.out, read)  # before its name is made into others: a folder may have none
-    digest_file, contract_file = digest_path(job.out), job.out.with_name(job.out.name + CONTRACT_ENDING)
-    signature_file = signature_path(job.out)
-    for path in (digest_file, contract_file, signature_file):
-        require_place(path, read)
+    require_places(job.out, read)
     if job.conformance is not None:
         require_folder(job.conformance, "--conformance")
     remove_leftovers(job.out.parent)
@@ -173,20 +160,14 @@ def run_export(job: ExportJob) -> Exported:
     if int8 is not None:
         contract = replace(contract, thresholds=dict(int8.thresholds))
     bounds = FP32 if job.precision == "fp32" else INT8
-    with replacing(job.out) as temporary:
+    with replacing_model(job.out) as temporary:
         file.write(temporary, contract)
         parity = check_parity(
             file.open(temporary, contract), Reference(model, contract), photographs, bounds, photographs.source
         )
         contract = replace(contract, parity=parity.to_dict() | ({} if int8 is None else {"int8": int8.to_dict()}))
         file.write(temporary, contract)
-        # Remove the former file's: if the export is stopped after this, they would make readers refuse the new file.
-        for path in (digest_file, contract_file, signature_file):
-            path.unlink(missing_ok=True)
-    digest = sha256_of(job.out)
-    beside = {digest_file: f"{digest}  {job.out.name}\n", contract_file: contract.to_json() + "\n"}
-    for path, text in beside.items():
-        write_text_atomically(path, text)
+    digest = write_beside(job.out, contract)
     if job.sign is not None:
         sign(job.out, job.sign)
     if job.conformance is not None:
