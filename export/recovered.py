@@ -35,8 +35,9 @@ COMPARED_ON = 16
 MOST_APART = {"fp32": 1e-4, "int8": 0.02}
 """Largest mean difference of a probability between checkpoint and file, by the file's precision. An int8 file also
 rounds the activations between its layers, which the checkpoint does not: with the file that ships, it was 0.002."""
-_OF_THE_FILE = ("checkpoint_sha256", "epoch", "metrics", "package_version")
-"""Provenance that describes the checkpoint from which the file was made, and not the recovered one."""
+_OF_THE_FILE = ("checkpoint_sha256", "epoch", "metrics", "package_version", "recalibrated", "calibrated_on")
+"""Provenance that describes the checkpoint from which the file was made, or the file, and not the recovered one. A file
+that was calibrated anew by hand may have the last."""
 
 
 def recover(model: RetinaModel, photographs: Sequence[Path]) -> tuple[Checkpoint, float]:

@@ -28,6 +28,7 @@ from retina.train.run import Run
 MODULES = (
     "runtime.cli", "runtime.serve_cli", "export.cli", "gradcam.cli", "train.cli",
     "train.evaluation", "train.averaging", "train.synthetic", "export.recovery",
+    "export.recalibration",
 )  # fmt: skip
 
 

@@ -99,7 +99,9 @@ def test_an_int8_file_gives_its_rounded_weights_and_its_rules(
 ) -> None:
     before = load_checkpoint(small_export.checkpoint)
     rules = {**before.contract.thresholds, "referable_dr": Rule("at_least", 0.37, 2)}
-    contract = replace(before.contract, precision="int8", thresholds=rules, provenance={"backbone": RESNET10})
+    # The last two are of the file alone, by retina.export.recalibration, and as the file that ships had it once.
+    facts = {"backbone": RESNET10, "dr_temperature": 1.2, "recalibrated": "DR on valid", "calibrated_on": "valid"}
+    contract = replace(before.contract, precision="int8", thresholds=rules, provenance=facts)
     deployed = onnx.load(small_export.model)
     seen = [np.array(Image.open(file)) for file in sorted(photographs.iterdir())]
     ranges = measure_ranges(deployed, tensors_to_measure(deployed), seen)
@@ -108,6 +110,7 @@ def test_an_int8_file_gives_its_rounded_weights_and_its_rules(
     assert result.exit_code == 0, result.output
     again = load_checkpoint(tmp_path / "again.pth")
     assert (again.contract.precision, again.contract.thresholds) == ("fp32", rules)
+    assert again.contract.provenance.keys() == {"backbone", "dr_temperature", "recovered_from"}
     old, new = before.weights, again.weights
     # A step is 1/127 of the row's largest weight; kernels are rounded so that they keep their sums, by up to one step.
     for conv, bn, steps in (

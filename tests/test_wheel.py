@@ -105,6 +105,7 @@ def test_base_install_says_which_extra_is_missing(clinic: Path, tmp_path: Path) 
     for command, extra, arguments in (
         ([python, "-m", "retina.train.averaging"], "train", ["x", "y", "--out", "z"]),
         ([python, "-m", "retina.export.recovery"], "export", ["x", "--out", "z"]),
+        ([python, "-m", "retina.export.recalibration"], "export", ["x", "--out", "z"]),
         ([str(clinic / "bin/retina-train")], "train", ["x"]),
         ([str(clinic / "bin/retina-export")], "export", ["x"]),
         ([str(clinic / "bin/retina-gradcam")], "gradcam", ["eye.png", "--checkpoint", "x"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,30 +22,36 @@ _DECIMALS = 6
 """Of a bias, so that the provenance says exactly what a file computes with, and a person can read it."""
 
 
-def calibration_faults(data: DataSet, contract: Contract) -> list[str]:
+def heads_to_calibrate(data: DataSet, contract: Contract, asked: Collection[Head] = HEADS) -> tuple[Head, ...]:
+    """Those of the heads asked for that were trained and for which the valid split has labels."""
+    found = [head for head, _, _ in _conditions(data, contract, asked)]
+    return tuple(head for head in HEADS if head in found)
+
+
+def calibration_faults(data: DataSet, contract: Contract, asked: Collection[Head] = HEADS) -> list[str]:
     """What the valid split lacks for calibration, one line each, so that a command can refuse before its work.
 
     A head for which it has no labels at all, or which was never trained, is not calibrated, which is no fault.
     """
     return [
         f"{data.splits['valid'].annotations}: expected photographs with {what} to calibrate on, found none"
-        for _, what, found in _conditions(data, contract)
+        for _, what, found in _conditions(data, contract, asked)
         if not any(found)
     ]
 
 
-def calibration_notes(data: DataSet, contract: Contract) -> list[str]:
+def calibration_notes(data: DataSet, contract: Contract, asked: Collection[Head] = HEADS) -> list[str]:
     """What a user should know about a valid split to calibrate on that has no faults, as lines of text."""
     return [
         f"Warning: {data.splits['valid'].annotations}: every photograph has {what}; the {head.upper()} referral "
         f"threshold stays {contract.thresholds[f'referable_{head}'].level:.3f}, as it is fitted to those without too"
-        for head, what, found in _conditions(data, contract)
+        for head, what, found in _conditions(data, contract, asked)
         if all(found)
     ]
 
 
-def _conditions(data: DataSet, contract: Contract) -> list[tuple[Head, str, list[bool]]]:
-    """The heads that are calibrated, what each refers for, and which of its photographs of valid have that."""
+def _conditions(data: DataSet, contract: Contract, asked: Collection[Head]) -> list[tuple[Head, str, list[bool]]]:
+    """The heads asked for that are calibrated, what each refers for, and which photographs of valid have that."""
     valid, referable = data.splits["valid"], contract.referable_from
     has_dr = [photo.dr_grade >= referable for photo in valid.photos if photo.dr_grade is not None]
     has_me = [photo.me_label == 1 for photo in valid.photos if photo.me_label is not None]
@@ -53,7 +59,7 @@ def _conditions(data: DataSet, contract: Contract) -> list[tuple[Head, str, list
         ("me", "ME risk", has_me),
         ("dr", f"DR grade of {referable} or more", has_dr),
     ]
-    return [each for each in conditions if each[2] and each[0] not in contract.untrained_heads]
+    return [each for each in conditions if each[2] and each[0] in asked and each[0] not in contract.untrained_heads]
 
 
 def is_calibrated(contract: Contract) -> bool:
@@ -123,10 +129,18 @@ def scaling_of(contract: Contract, head: Head) -> Scaling:
     return Scaling(float(facts.get(_temperature_key(head), 1.0)), bias)
 
 
-def calibration_line(contract: Contract) -> str:
-    """The scalings and thresholds that ``calibrated`` found, as text, with a warning if one refers everybody."""
+def calibration_line(
+    contract: Contract, fitted: Collection[Head] | None = None, asked: Collection[Head] = HEADS
+) -> str:
+    """The scalings and thresholds that were found, as text, with a warning if one refers everybody.
+
+    Args:
+        contract: records them.
+        fitted: the heads that they were found for; None: those that the contract records any for.
+        asked: the heads that they were asked for; of those without, it says why.
+    """
     facts, rules = contract.provenance, contract.thresholds
-    fitted = [head for head in HEADS if _temperature_key(head) in facts]
+    fitted = [head for head in HEADS if (_temperature_key(head) in facts if fitted is None else head in fitted)]
     temperatures = ", ".join(f"{head.upper()} {_in_words(facts[_temperature_key(head)])}" for head in fitted)
     biases = ", ".join(
         f"{head.upper()} {' '.join(f'{value:+.3f}' for value in facts[_bias_key(head)])}"
@@ -134,9 +148,7 @@ def calibration_line(contract: Contract) -> str:
         if _bias_key(head) in facts
     )
     referral = ", ".join(f"{head.upper()} {rules[f'referable_{head}'].threshold:.3f}" for head in fitted)
-    why = dict.fromkeys(HEADS, "for which it has no labels")
-    why |= dict.fromkeys(contract.untrained_heads, "which was never trained")
-    others = "".join(f"; not {head.upper()}, {why[head]}" for head in HEADS if head not in fitted)
+    others = without_scaling(contract, [head for head in asked if head not in fitted])
     everybody = " and ".join(head.upper() for head in fitted if rules[f"referable_{head}"].threshold == 0.0)
     warning = (
         f". Warning: everybody will be referred for {everybody}, because more than a tenth of the photographs with the "
@@ -144,6 +156,13 @@ def calibration_line(contract: Contract) -> str:
     )
     biases = f"; biases {biases}" if biases else ""
     return f"temperatures {temperatures}{biases}; referral from {referral}{others}{warning if everybody else ''}"
+
+
+def without_scaling(contract: Contract, heads: Collection[Head]) -> str:
+    """That these heads were not calibrated on a split, and why, as the end of a line about it."""
+    why = dict.fromkeys(HEADS, "for which it has no labels")
+    why |= dict.fromkeys(contract.untrained_heads, "which was never trained")
+    return "".join(f"; not {head.upper()}, {why[head]}" for head in heads)
 
 
 def _rounded(bias: torch.Tensor) -> list[float]:
