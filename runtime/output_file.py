@@ -89,6 +89,22 @@ def require_folder(folder: Path, option: str) -> None:
         ) from None
 
 
+def require_empty(folder: Path) -> None:
+    """Check before any work that a folder is new or empty: what it holds already would pass for part of the new.
+
+    Raises:
+        OutputError: it holds something, cannot be listed, or is no folder.
+    """
+    try:
+        is_empty = not os.path.lexists(folder) or not any(folder.iterdir())
+    except NotADirectoryError:
+        is_empty = False
+    except OSError as err:
+        raise OutputError(f"{folder}: expected a new or empty folder, found: {err.strerror}. Choose another.") from None
+    if not is_empty:
+        raise OutputError(f"{folder}: expected a new or empty folder, found files. Remove it or choose another.")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file's path beside ``path`` for the block to fill, then rename it to ``path``; creates the

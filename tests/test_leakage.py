@@ -17,7 +17,7 @@ from retina.train import leakage
 from retina.train.cli import main
 from retina.train.data import SPLITS, read_dataset, scan_dataset
 from retina.train.frames import Look, look_through
-from retina.train.leakage import NEAR_BITS, _near, find_copies, find_leaks, unnamed_patients
+from retina.train.leakage import NEAR_BITS, find_copies, find_leaks, near_pairs, unnamed_patients
 from retina.train.perceptual_hash import bits, distances, perceptual_hash
 from retina.train.synthetic import photograph
 from small_backbone import RESNET10
@@ -37,7 +37,7 @@ def test_near_is_up_to_sixteen_bits_of_256_in_either_view() -> None:
     one = np.ones((1, 2, 256), np.float32)
     other = -np.ones((4, 2, 256), np.float32)
     other[0, 0, 16:] = other[1, 0, 17:] = other[2, 1, 16:] = other[3, 1, 17:] = 1
-    assert list(_near(one, other)) == [(0, 0), (0, 2)]
+    assert list(near_pairs(one, other)) == [(0, 0), (0, 2)]
 
 
 def test_splits_of_different_eyes_and_patients_have_no_leak(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_copies_in_one_split_are_told_and_stop_the_run_if_their_labels_differ(tm
 def test_pairs_are_found_whichever_portion_they_are_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leakage, "_ROWS_AT_ONCE", 2)
     left = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), (5, 2, 256))
-    assert list(_near(left, left[[3, 4, 0]])) == [(0, 2), (3, 0), (4, 1)]
+    assert list(near_pairs(left, left[[3, 4, 0]])) == [(0, 2), (3, 0), (4, 1)]
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -214,6 +214,16 @@ def test_a_missing_split_is_named(tmp_path: Path, data: Path) -> None:
     assert "name the data folder" in refused(tmp_path / "artifacts")
 
 
+def test_how_to_split_a_folder_that_is_not_split_is_said(tmp_path: Path, data: Path) -> None:
+    said = refused(tmp_path / "artifacts", data / "train", *QUICK)
+    assert f"Split the folder first:  python -m retina.train.splitting {data / 'train'} --out DIR" in said
+    with pytest.raises(AnnotationError) as test_alone:
+        read_dataset(data / "train", splits=("test",))
+    for other in (refused(tmp_path / "artifacts", data / "train/images", *QUICK), str(test_alone.value)):
+        assert "found no annotations.csv in" in other
+        assert "Split the folder" not in other
+
+
 def test_an_artifacts_folder_that_cannot_be_written_is_said_before_anything_is_read(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,7 +128,8 @@ def main(context: click.Context, /, **options: Any) -> None:
     """Train on fundus photographs: one ResNet, two heads, DR grade and macular edema risk.
 
     DATA holds train/, valid/ and test/, each with images/ and annotations.csv (Image name, Retinopathy grade, Risk of
-    macular edema; Source and Patient are used where present).
+    macular edema; Source and Patient are used where present). To split one such folder into three by patient:  python
+    -m retina.train.splitting FOLDER --out DATA
 
     \b
     Examples:

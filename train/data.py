@@ -97,9 +97,11 @@ def require_splits(root: Path, splits: Sequence[str] = SPLITS) -> None:
         raise AnnotationError(f"{root}: expected a folder with {wanted}, found none there")
     absent = [name for name in splits if not os.path.isfile(root / name / ANNOTATIONS_FILE)]
     if absent:
+        is_pool = "train" in absent and os.path.isfile(root / ANNOTATIONS_FILE)
+        hint = f". Split the folder first:  python -m retina.train.splitting {root} --out DIR" if is_pool else ""
         raise AnnotationError(
             f"{root}: expected {wanted}, each with {ANNOTATIONS_FILE} and {IMAGES_DIR}/; "
-            f"found no {ANNOTATIONS_FILE} in {', '.join(f'{name}/' for name in absent)}"
+            f"found no {ANNOTATIONS_FILE} in {', '.join(f'{name}/' for name in absent)}{hint}"
         )
 
 
@@ -147,8 +149,9 @@ def scan_dataset(
     """
     root = Path(root)
     require_splits(root, splits)
-    faults: list[str] = []
-    read = {name: _read_split(root / name, me_positive_from, faults) for name in splits}
+    scanned = {name: scan_split(root / name, me_positive_from) for name in splits}
+    read = {name: split for name, (split, _) in scanned.items()}
+    faults = [fault for _, found in scanned.values() for fault in found]
     train = read["train"].photos if "train" in read else ()
     dr_grades = tuple(sorted({photo.dr_grade for photo in train if photo.dr_grade is not None}))
     allowed = sorted({*dr_grades, *known_grades})
@@ -168,14 +171,25 @@ def unknown_grades(photos: Sequence[Photo], grades: Sequence[int]) -> list[int]:
     return sorted({photo.dr_grade for photo in photos if photo.dr_grade is not None} - set(grades))
 
 
-def _read_split(folder: Path, me_positive_from: int | None, faults: list[str]) -> Split:
+def scan_split(folder: Path, me_positive_from: int | None) -> tuple[Split, list[str]]:
+    """Read ``folder/annotations.csv`` and find the pictures in ``images/`` beside it.
+
+    Args:
+        folder: of one split, or of photographs that are not split yet.
+        me_positive_from: see ``read_dataset``.
+
+    Returns:
+        the photographs without faults, ordered by their paths, and the faults as ``scan_dataset`` gives them.
+
+    Raises:
+        UsageError: the folder of photographs cannot be listed.
+    """
     annotations = folder / ANNOTATIONS_FILE
     rows, row_faults = scan_annotations(annotations)
-    faults += [f"{annotations}, {fault}" for fault in row_faults]
+    faults = [f"{annotations}, {fault}" for fault in row_faults]
     images = folder / IMAGES_DIR
     if not os.path.isdir(images):
-        faults.append(f"{images}: expected a folder of photographs, found none there")
-        return Split(annotations, ())
+        return Split(annotations, ()), [*faults, f"{images}: expected a folder of photographs, found none there"]
     index = NameIndex(images)
     photos: list[Photo] = []
     owner: dict[str, int] = {}  # file -> the first line that names it
@@ -209,7 +223,7 @@ def _read_split(folder: Path, me_positive_from: int | None, faults: list[str]) -
     unlisted = [file for file in index.names if file not in listed] if listed or not row_faults else []
     faults += [f"{images / file}: expected a row in {annotations}, found none" for file in unlisted]
     # By name, so that which photographs an epoch draws, and in which order, does not depend on the order of the rows.
-    return Split(annotations, tuple(sorted(photos, key=lambda photo: photo.path.as_posix())))
+    return Split(annotations, tuple(sorted(photos, key=lambda photo: photo.path.as_posix()))), faults
 
 
 def _namesake(index: NameIndex, name: str) -> str:

@@ -73,10 +73,9 @@ def find_leaks(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]
             [(p, look) for p, look in zip(data.splits[name].photos, looks[name], strict=True) if not look.fault]
             for name in (a, b)
         )
-        for i, j in _near(*(bits(look.phash for _, look in side) for side in (left, right))):
+        for i, j in near_pairs(*(bits(look.phash for _, look in side) for side in (left, right))):
             (photo_a, look_a), (photo_b, look_b) = left[i], right[j]
-            kind: Kind = "same bytes" if look_a.sha256 == look_b.sha256 else "near-identical"
-            leaks.append(_leak(kind, a, photo_a, b, photo_b))
+            leaks.append(_leak(_kind(look_a, look_b), a, photo_a, b, photo_b))
         counts = {split: Counter(p.patient_key for p in data.splits[split].photos if p.patient) for split in (a, b)}
         spellings: dict[str, dict[str, None]] = {}  # in the order of the splits
         for photo in (*data.splits[a].photos, *data.splits[b].photos):
@@ -85,6 +84,23 @@ def find_leaks(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]
             first, second = (f"{split} ({counted(count[patient], 'photograph')})" for split, count in counts.items())
             leaks.append(Leak("same patient", first, second, " or ".join(spellings[patient])))
     return leaks
+
+
+def find_pairs(name: str, photos: Sequence[Photo], looks: Sequence[Look]) -> list[tuple[int, int, Leak]]:
+    """All pairs of photographs of one folder that are the same or near-identical.
+
+    Args:
+        name: of the folder, for the pairs' text.
+        photos: its photographs.
+        looks: one per photograph; photographs with a fault are skipped.
+
+    Returns:
+        for each pair the indices of its photographs, ascending, and what was found.
+    """
+    sound = [index for index, look in enumerate(looks) if not look.fault]
+    hashes = bits(looks[index].phash for index in sound)
+    pairs = [(sound[i], sound[j]) for i, j in near_pairs(hashes, hashes) if i < j]
+    return [(i, j, _leak(_kind(looks[i], looks[j]), name, photos[i], name, photos[j])) for i, j in pairs]
 
 
 def find_copies(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak]:
@@ -106,6 +122,10 @@ def find_copies(data: DataSet, looks: Mapping[str, Sequence[Look]]) -> list[Leak
     return copies
 
 
+def _kind(one: Look, other: Look) -> Kind:
+    return "same bytes" if one.sha256 == other.sha256 else "near-identical"
+
+
 def _leak(kind: Kind, a: str, photo_a: Photo, b: str, photo_b: Photo) -> Leak:
     labels = [
         (name, getattr(photo_a, field), getattr(photo_b, field))
@@ -116,7 +136,7 @@ def _leak(kind: Kind, a: str, photo_a: Photo, b: str, photo_b: Photo) -> Leak:
     return Leak(kind, first, second, conflict=conflict)
 
 
-def _near(left: Bits, right: Bits) -> Iterator[tuple[int, int]]:
+def near_pairs(left: Bits, right: Bits) -> Iterator[tuple[int, int]]:
     """Index pairs of photographs, of (n, 2, 256) and (m, 2, 256) bits, of which a view differs in at most NEAR_BITS."""
     for start in range(0, len(left), _ROWS_AT_ONCE):
         nearest = distances(left[start : start + _ROWS_AT_ONCE], right).min(axis=0)

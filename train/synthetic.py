@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from ..runtime.annotations import ANNOTATIONS_FILE, DR_GRADE, IMAGE_NAME, IMAGES
 from ..runtime.errors import OutputError, UsageError
 from ..runtime.formats import MAX_PIXELS
 from ..runtime.options import SETTINGS, PathName
+from ..runtime.output_file import require_empty
 from ..runtime.progress import progress
 from ..runtime.terminal import exit_codes, tell
 from .data import SPLITS
@@ -171,7 +171,7 @@ def write_dataset(folder: Path, per_split: Mapping[str, int], *, size: int = 512
         UsageError: ``size`` is too small.
     """
     for split in per_split:
-        _expect_empty(folder / split)
+        require_empty(folder / split)
     rng = default_rng([seed, 3])
     entries: list[DatasetRow] = []
     try:
@@ -222,7 +222,7 @@ def write_lesions(folder: Path, count: int, *, size: int = 1024, seed: int = 0) 
         OutputError: the folder already holds files or cannot be written.
         UsageError: ``size`` is below 64.
     """
-    _expect_empty(folder)
+    require_empty(folder)
     rng = default_rng([seed, 4])
     paths, rows = [], []
     try:
@@ -307,12 +307,6 @@ def _write_csv(path: Path, header: list[str], rows: Iterable[list[object]]) -> N
 def _expect(what: str, holds: bool, expected: str, found: object) -> None:
     if not holds:
         raise UsageError(f"drawn photograph: expected {what} {expected}, found {found}")
-
-
-def _expect_empty(folder: Path) -> None:
-    """Refuse a folder that holds files: an older set's pictures would be among the new ones, without labels."""
-    if os.path.exists(folder) and (not os.path.isdir(folder) or any(folder.iterdir())):
-        raise OutputError(f"{folder}: expected a new or empty folder, found files. Remove it or choose another.")
 
 
 @click.command(context_settings=SETTINGS)
