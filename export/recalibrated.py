@@ -30,7 +30,7 @@ from ..train.evaluation import score_split
 from ..train.metrics import evaluate
 from ..train.predictions import Predictions
 from ..train.scaling import Scaling
-from ..train.screening import screening_rules
+from ..train.screening import screening_rules, sensitivity_of
 from .photographs import spread
 from .placing import replacing_model, write_beside
 from .to_onnx import OnnxFile
@@ -82,7 +82,11 @@ class LastLayer:
 
 
 def recalibrate(
-    model: RetinaModel, photos: tuple[Photo, ...], heads: Sequence[Head], out: Path
+    model: RetinaModel,
+    photos: tuple[Photo, ...],
+    heads: Sequence[Head],
+    out: Path,
+    sensitivity: float | None = None,
 ) -> tuple[Contract, dict[str, Any]]:
     """Write a model file anew, calibrated to its own answers.
 
@@ -91,6 +95,7 @@ def recalibrate(
         photos: N that it was not trained on, whose grades are the model's.
         heads: those to calibrate; at least one of the photographs has a label for each.
         out: the file to write, with its sha256 and contract beside it.
+        sensitivity: of these heads' referral thresholds, at least; None: each head's own (``sensitivity_of``).
 
     Returns:
         the new file's contract, and its figures on these photographs (``metrics.evaluate``).
@@ -111,10 +116,12 @@ def recalibrate(
     probs = {head: after[head](raw[head]).softmax(1).float().numpy() for head in heads}
     computed = replace(said, dr_probs=probs.get("dr", said.dr_probs), me_probs=probs.get("me", said.me_probs))
 
+    asked = {head: sensitivity_of(contract, head) if sensitivity is None else sensitivity for head in heads}
+    contract = recorded(contract, after, asked)
     others = [head for head in HEADS if head not in heads]
     contract = replace(contract, thresholds=screening_rules(contract, computed.without_labels(others)))
     figures = evaluate(computed, contract)
-    facts = recorded(contract, after)
+    facts = dict(contract.provenance)
     facts.pop("calibrated_on", None)
     facts["metrics"] = {"splits": {"valid": figures}}
     facts["recalibrated"] = (

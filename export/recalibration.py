@@ -7,6 +7,7 @@ How: see ``recalibrated.recalibrate``.
 
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
 
 import click
@@ -18,6 +19,9 @@ from ..runtime.extras import require_extra
 from ..runtime.model import RetinaModel
 from ..runtime.options import SETTINGS, PathName, me_positive_option
 from ..runtime.terminal import exit_codes, tell
+from ..train.config import BOUNDS
+
+_LEAST, _BELOW = BOUNDS["sensitivity"]
 
 
 @click.command(context_settings=SETTINGS)
@@ -32,8 +36,20 @@ from ..runtime.terminal import exit_codes, tell
     default=HEADS,
     help="The head to calibrate; may be given twice.",
 )
+@click.option(
+    "--sensitivity",
+    type=click.FloatRange(_LEAST, _BELOW, max_open=True),
+    help="Share of those with the condition that referral finds there, at least.  [default: the file's own, or 0.9]",
+)
 @me_positive_option("As for retina-train.")
-def main(data: Path, model: Path | None, out: Path, asked: tuple[Head, ...], me_positive_from: int | None) -> None:
+def main(
+    data: Path,
+    model: Path | None,
+    out: Path,
+    asked: tuple[Head, ...],
+    sensitivity: float | None,
+    me_positive_from: int | None,
+) -> None:
     """Write an ONNX file of retina-export anew, calibrated on DATA's valid split, which it was not trained on.
 
     DATA is laid out as for retina-train; train and test may be absent. The temperatures, biases and referral thresholds
@@ -53,6 +69,8 @@ def main(data: Path, model: Path | None, out: Path, asked: tuple[Head, ...], me_
         from .placing import require_places
         from .recalibrated import recalibrate
 
+        if sensitivity is not None and isnan(sensitivity):
+            raise UsageError(f"--sensitivity: expected a number from {_LEAST} to below {_BELOW}, found nan")
         opened = RetinaModel(model)
         contract = opened.contract
         require_places(out, [opened.path, data / "valid" / ANNOTATIONS_FILE])
@@ -68,7 +86,7 @@ def main(data: Path, model: Path | None, out: Path, asked: tuple[Head, ...], me_
             raise AnnotationError(fault_report(data, faults))
         for note in calibration_notes(read, contract, asked):
             tell(note)
-        contract, figures = recalibrate(opened, valid.photos, heads, out)
+        contract, figures = recalibrate(opened, valid.photos, heads, out, sensitivity)
     tell(
         f"{out}: from {opened.path.name} ({contract.precision}, sha256 {opened.sha256[:12]}). Calibrated on valid: "
         f"{calibration_line(contract, heads, asked)}. There: {main_figures(figures)}."

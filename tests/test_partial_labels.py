@@ -29,7 +29,7 @@ from retina.train import cli as train_cli
 from retina.train import evaluation, plots
 from retina.train.calibration import calibration_faults
 from retina.train.checkpoint import load_checkpoint
-from retina.train.config import TrainConfig
+from retina.train.config import SENSITIVITY, TrainConfig
 from retina.train.data import DataSet, read_dataset, scan_dataset
 from retina.train.frames import look_through
 from retina.train.framing import Normalize
@@ -41,7 +41,7 @@ from retina.train.metrics import classification_report, epoch_scores, evaluate
 from retina.train.predictions import Decisions, Predictions
 from retina.train.report import _source_note, worst_mistakes
 from retina.train.scaling import fit_scaling
-from retina.train.screening import SENSITIVITY, screening_rules, screening_threshold
+from retina.train.screening import screening_rules, screening_threshold
 from retina.train.signals import StopRequest
 from retina.train.trainer import Trainer
 from small_backbone import RESNET10

@@ -286,6 +286,10 @@ def test_a_calibrated_checkpoints_referrals_are_fitted_to_the_int8_answers() -> 
     assert found["referable_dr"].from_grade == 3
     assert found["referable_me"].level == pytest.approx(0.15)
     assert (found["dr"], found["me"]) == (Rule(), Rule())
+    # Of the two referable photographs one is enough for a sensitivity of 0.5.
+    asked = replace(CALIBRATED, provenance={**CALIBRATED.provenance, "dr_sensitivity": 0.5})
+    level = screening_thresholds(asked, answers([(0, 0), (2, 1), (3, 0), (4, 0)], dr, me))["referable_dr"].level
+    assert level == pytest.approx((1.0 + 0.3) / 2)
 
 
 def test_rules_that_nobody_fitted_stay() -> None:

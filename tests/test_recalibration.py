@@ -45,6 +45,7 @@ FACTS = {
     "dr_bias": BIAS["dr"].tolist(),
     "me_temperature": TEMPERATURE["me"],
     "me_bias": BIAS["me"].tolist(),
+    "me_sensitivity": 0.75,
     "calibrated_on": "by hand",
     "metrics": {"splits": {"test": "of the checkpoint"}},
 }
@@ -128,13 +129,15 @@ def test_the_new_file_answers_as_a_second_fit_to_the_old_ones_answers(file: Path
         np.testing.assert_allclose(after[f"{head}_probs"], expected, atol=1e-4)
         assert np.abs(expected - before[f"{head}_probs"]).max() > 0.01
         assert facts[f"{head}_temperature"] == pytest.approx(temperature, rel=1e-3)
-        # The referral threshold is that of the new answers, and finds nine of ten.
+        # The referral threshold is that of the new answers, and finds nine of ten, or what the file was fitted for.
+        sensitivity = FACTS.get(f"{head}_sensitivity", 0.9)
         prob = expected[:, 2:].sum(1) if head == "dr" else expected[:, 1]
         rule = model.contract.thresholds[f"referable_{head}"]
-        assert rule.level == pytest.approx(screening_threshold(SICK[head].astype(int), prob), abs=1e-4)
+        assert rule.level == pytest.approx(screening_threshold(SICK[head].astype(int), prob, sensitivity), abs=1e-4)
         assert (rule.rule, rule.from_grade) == ("at_least", old_rules[f"referable_{head}"].from_grade)
         said = [getattr(model.predict(p), "referable" if head == "dr" else "referable_me") for p in pictures(data)]
-        assert np.array(said)[SICK[head]].mean() >= 0.9
+        assert np.array(said)[SICK[head]].mean() >= sensitivity
+        assert facts[f"{head}_sensitivity"] == sensitivity
         if head == "dr":
             np.testing.assert_allclose(facts["dr_bias"], bias, atol=1e-4)
             assert facts["dr_bias"] == [round(value, 6) for value in facts["dr_bias"]]
@@ -203,6 +206,22 @@ def test_a_head_that_was_not_asked_for_stays_to_the_bit(file: Path, data: Path, 
     assert now.thresholds[f"referable_{head}"] != was.thresholds[f"referable_{head}"]
     assert now.provenance[f"{other}_temperature"] == TEMPERATURE[other]
     assert now.provenance["recalibrated"].startswith(f"{head.upper()} on valid; ")
+
+
+def test_a_sensitivity_is_fitted_for_the_head_that_is_asked_for(file: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new.onnx"
+    assert recalibrate(data, "--model", file, "--out", out, "--head", "dr", "--sensitivity", 0.6).exit_code == 0
+    prob, contract = outputs(out, data)["dr_probs"][:, 2:].sum(1), RetinaModel(out).contract
+    expected = screening_threshold(SICK["dr"].astype(int), prob, 0.6)
+    assert contract.thresholds["referable_dr"].level == pytest.approx(expected, abs=1e-4)
+    assert expected != screening_threshold(SICK["dr"].astype(int), prob)
+    assert (contract.provenance["dr_sensitivity"], contract.provenance["me_sensitivity"]) == (0.6, 0.75)
+    assert contract.thresholds["referable_me"] == RetinaModel(file).contract.thresholds["referable_me"]
+    for wrong, why in ((1, "1.0 is not in the range"), ("nan", "expected a number from 0.5 to below 1.0, found nan")):
+        refused = recalibrate(data, "--model", file, "--out", tmp_path / "no.onnx", "--sensitivity", wrong)
+        assert refused.exit_code == 2
+        assert why in refused.output
+    assert not (tmp_path / "no.onnx").exists()
 
 
 def test_a_file_that_was_never_calibrated_and_is_too_sure(small_explained: Path, data: Path, tmp_path: Path) -> None:

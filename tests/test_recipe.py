@@ -560,8 +560,16 @@ def test_screening_threshold_by_hand() -> None:
     true = np.array([1] * 10 + [0] * 3)
     prob = np.array([0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.1, 0.45, 0.3, 0.2])
     assert screening_threshold(true, prob) == pytest.approx((0.5 + 0.45) / 2)  # nine of ten, without a false alarm
+    assert screening_threshold(true, prob, 0.91) == pytest.approx(0.1 / 2)  # all ten
+    assert screening_threshold(true, prob, 0.8) == pytest.approx((0.55 + 0.5) / 2)
     with pytest.raises(UsageError, match="found none"):
         screening_threshold(np.zeros(3, int), np.ones(3))
+
+
+def test_a_sensitivity_of_whole_photographs_asks_for_no_more_of_them() -> None:
+    """0.55 x 100 is 55.00000000000001 in floating point."""
+    true, prob = np.ones(100, int), np.arange(100, 0, -1) / 100
+    assert screening_threshold(true, prob, 0.55) == pytest.approx((0.46 + 0.45) / 2)
 
 
 def test_valid_is_enough_to_calibrate_on_with_the_lowest_referable_grade(data: DataSet) -> None:
@@ -605,6 +613,7 @@ def test_recipe_fills_in_what_was_not_asked_for(tmp_path: Path) -> None:
     assert rules["referable_dr"].from_grade == 2
     assert rules["referable_dr"].threshold != 0.5
     assert checkpoint.contract.provenance["dr_temperature"] > 0
+    assert checkpoint.contract.provenance["dr_sensitivity"] == checkpoint.contract.provenance["me_sensitivity"] == 0.9
     assert checkpoint.metrics["splits"]["valid"]["all"]["referable_dr"]["sensitivity"]["value"] >= 0.90
     # Both files have the averaged weights, which the epoch was judged by, and the best one a temperature as well.
     (row,) = pd.read_csv(tmp_path / "runs/r/history.csv").to_dict("records")

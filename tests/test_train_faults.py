@@ -288,9 +288,10 @@ def test_training_goes_on_when_nobody_reads_what_it_says(tmp_path: Path, data: P
 
 def test_a_train_split_without_referable_grades_or_edema_is_trained_with_warnings(tmp_path: Path) -> None:
     root = write_set(tmp_path / "data", train=[0, 1, 0, 1], others=(0, 1))
-    result = retina_train(root, *QUICK, "--unfreeze-epoch", 2, "--artifacts", tmp_path)
+    result = retina_train(root, *QUICK, "--unfreeze-epoch", 2, "--sensitivity", 0.95, "--artifacts", tmp_path)
     assert result.exit_code == 0, result.output
     assert "--unfreeze-epoch 2 comes after the last of 1 epochs: no effect." in result.output
+    assert "--sensitivity 0.95 without --calibrate valid: no effect." in result.output
     warning = f"Warning: {root / 'train' / 'annotations.csv'}: every ME label is 0; no risk can be learned"
     assert warning in result.output
     assert "no DR grade is 2 or more; nobody will be referred" in result.output

@@ -11,10 +11,11 @@ import torch
 from ..runtime.contract import HEADS, Contract, Head
 from ..runtime.weighted_metrics import Indices
 from .checkpoint import Checkpoint
+from .config import SENSITIVITY
 from .data import DataSet
 from .items import EvalItems
 from .scaling import LIMITS, Scaling, fit_scaling
-from .screening import screening_rules
+from .screening import screening_rules, sensitivity_key
 
 BIAS_SD: Mapping[Head, float] = {"dr": 0.12, "me": 0.0}
 """``bias_sd`` of ``fit_scaling``, by cross-validation on valid: docs/recipe.md, "Calibration"."""
@@ -70,7 +71,8 @@ def is_calibrated(contract: Contract) -> bool:
 def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_logits: torch.Tensor) -> Checkpoint:
     """The checkpoint with a scaling folded into each head, and referral thresholds for screening.
 
-    See ``fit_scaling`` and ``screening_rules``. The scalings are also recorded in the provenance. A head for which no
+    See ``fit_scaling`` and ``screening_rules``. The scalings are also recorded in the provenance, and the sensitivity,
+    which is that of the checkpoint's options. A head for which no
     photograph has a label, or which was never trained, stays as it is.
 
     Args:
@@ -89,11 +91,9 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
     for head, scaling in scalings.items():
         weights, logits[head] = scaling.folded(weights, f"{head}_head"), scaling(logits[head])
     p = items.predictions(logits["dr"], logits["me"])
-    contract = replace(
-        best.contract,
-        thresholds=screening_rules(best.contract, p),
-        provenance=recorded(best.contract, scalings),
-    )
+    sensitivity = float(best.config.get("sensitivity", SENSITIVITY))
+    contract = recorded(best.contract, scalings, dict.fromkeys(scalings, sensitivity))
+    contract = replace(contract, thresholds=screening_rules(contract, p))
     return replace(best, weights=weights, contract=contract)
 
 
@@ -109,8 +109,8 @@ def fit_head(head: Head, logits: torch.Tensor, true: Indices) -> Scaling:
     return replace(scaling, bias=torch.tensor(_rounded(scaling.bias)))
 
 
-def recorded(contract: Contract, scalings: Mapping[Head, Scaling]) -> dict[str, Any]:
-    """The contract's provenance with these heads' scalings in place of those that it records."""
+def recorded(contract: Contract, scalings: Mapping[Head, Scaling], sensitivities: Mapping[Head, float]) -> Contract:
+    """The contract with these heads' scalings and sensitivities in place of those that its provenance records."""
     facts: dict[str, Any] = dict(contract.provenance)
     for head, scaling in scalings.items():
         for key in (_temperature_key(head), _bias_key(head)):
@@ -118,7 +118,8 @@ def recorded(contract: Contract, scalings: Mapping[Head, Scaling]) -> dict[str, 
         facts[_temperature_key(head)] = scaling.temperature
         if BIAS_SD[head] > 0:
             facts[_bias_key(head)] = _rounded(scaling.bias)
-    return facts
+        facts[sensitivity_key(head)] = sensitivities[head]
+    return replace(contract, provenance=facts)
 
 
 def scaling_of(contract: Contract, head: Head) -> Scaling:
@@ -151,8 +152,8 @@ def calibration_line(
     others = without_scaling(contract, [head for head in asked if head not in fitted])
     everybody = " and ".join(head.upper() for head in fitted if rules[f"referable_{head}"].threshold == 0.0)
     warning = (
-        f". Warning: everybody will be referred for {everybody}, because more than a tenth of the photographs with the "
-        "condition have a probability of 0, or nearly"
+        f". Warning: everybody will be referred for {everybody}, because more photographs with the condition than may "
+        "be missed have a probability of 0, or nearly"
     )
     biases = f"; biases {biases}" if biases else ""
     return f"temperatures {temperatures}{biases}; referral from {referral}{others}{warning if everybody else ''}"

@@ -82,6 +82,9 @@ def _option(name: str, text: str, kind: Any = None, metavar: str | None = None) 
     "Evaluate and keep a running average of the weights; its decay per step. 0: no averaging.",
 )
 @_option("calibrate", "valid: calibrate the probabilities and fit screening thresholds on valid.")
+@_option(
+    "sensitivity", "With --calibrate valid: share of those with the condition that referral finds there, at least."
+)
 @_option("sampler", "weighted: draw each DR grade equally often. Meant for --class-weights none.")
 @_option(
     "augment",

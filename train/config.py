@@ -30,6 +30,10 @@ BARE_FRAMING: Framing = "squash"
 BARE_IMAGE_SIZE = 384
 """The preprocessing of the original notebook, whose checkpoints are bare state_dicts."""
 
+SENSITIVITY = 0.90
+"""Share of the photographs with the condition that screening should find: above the 0.80 that the British Diabetic
+Association's standard requires of a screening test."""
+
 ONE_PIXEL = 32
 """Side in pixels of the largest square whose last feature map is a single pixel, in every ResNet."""
 BOUNDS: dict[str, tuple[int, int | None] | tuple[float, float | None]] = {
@@ -44,6 +48,7 @@ BOUNDS: dict[str, tuple[int, int | None] | tuple[float, float | None]] = {
     "accumulate": (1, 1_000_000),
     "unfreeze_epoch": (1, None),
     "me_positive_from": (1, MAX_ME_GRADE),
+    "sensitivity": (0.5, 1.0),
     "seed": (0, 2**63 - 1),
     "workers": (0, None),
 }
@@ -108,6 +113,8 @@ class TrainConfig:
     """ME grades of this value and above count as risk, where annotations grade beyond 0/1 (IDRiD: 0/1/2)."""
     calibrate: Literal["none", "valid"] = "none"
     """``valid``: calibrate the best checkpoint and fit screening thresholds on valid (calibration.py)."""
+    sensitivity: float = SENSITIVITY
+    """Least sensitivity, on valid, of the referral thresholds that ``calibrate`` fits."""
     seed: int = 42
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of training; evaluation is always fp32. ``auto``: see ``device.bf16_is_faster``."""
@@ -171,6 +178,8 @@ class TrainConfig:
             notes.append(
                 f"--unfreeze-epoch {self.unfreeze_epoch} comes after the last of {self.epochs} epochs: no effect."
             )
+        if self.calibrate == "none" and self.sensitivity != SENSITIVITY:
+            notes.append(f"--sensitivity {self.sensitivity:g} without --calibrate valid: no effect.")
         if devices > 1:
             alone = self.batch_size * self.accumulate
             notes.append(

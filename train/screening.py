@@ -8,25 +8,36 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.contract import Contract, Rule
+from ..runtime.contract import Contract, Head, Rule
 from ..runtime.errors import UsageError
 from ..runtime.weighted_metrics import UNLABELLED
+from .config import SENSITIVITY
 from .predictions import Decisions, Predictions
 
-SENSITIVITY = 0.90
-"""Share of the photographs with the condition that screening should find: above the 0.80 that the British Diabetic
-Association's standard requires of a screening test."""
 ROUNDING = 1e-6
 """Probabilities that differ by less may change places in another runtime: float32 rounds near 1 in steps of 6e-8, and a
 softmax rounds several times."""
 
 
-def screening_threshold(true: NDArray[np.integer], prob: NDArray[np.floating]) -> float:
-    """The threshold with the highest specificity among those with a sensitivity of at least ``SENSITIVITY``.
+def sensitivity_of(contract: Contract, head: Head) -> float:
+    """The least sensitivity that a head's referral threshold is fitted for: the one that its provenance records."""
+    return float(contract.provenance.get(sensitivity_key(head), SENSITIVITY))
+
+
+def sensitivity_key(head: Head) -> str:
+    """Under which the provenance records ``sensitivity_of`` a head that was calibrated."""
+    return f"{head}_sensitivity"
+
+
+def screening_threshold(
+    true: NDArray[np.integer], prob: NDArray[np.floating], sensitivity: float = SENSITIVITY
+) -> float:
+    """The threshold with the highest specificity among those with enough sensitivity.
 
     Args:
         true: (N,) 0 or 1; ``UNLABELLED`` photographs are left out.
         prob: (N,) in [0, 1]; at or above the threshold means yes.
+        sensitivity: at least this share of the photographs with the condition is found, above 0 and at most 1.
 
     Returns:
         the midpoint between the lowest probability that must mean yes and the next one below it (or 0), so that
@@ -39,7 +50,8 @@ def screening_threshold(true: NDArray[np.integer], prob: NDArray[np.floating]) -
     positives = np.sort(prob[true == 1])[::-1]
     if positives.size == 0:
         raise UsageError("expected photographs with the condition in valid, to find a screening threshold, found none")
-    last_found = float(positives[math.ceil(SENSITIVITY * positives.size) - 1])
+    enough = math.ceil(sensitivity * positives.size - ROUNDING)  # 0.55 of 100 is 55.00000000000001
+    last_found = float(positives[enough - 1])
     below = np.sort(prob[(prob < last_found) & (true != UNLABELLED)].astype(np.float64))[::-1]
     steps = np.concatenate([[last_found], below, [0.0]])
     wide = np.flatnonzero(steps[:-1] - steps[1:] >= ROUNDING)
@@ -48,6 +60,8 @@ def screening_threshold(true: NDArray[np.integer], prob: NDArray[np.floating]) -
 
 def screening_rules(contract: Contract, valid: Predictions) -> dict[str, Rule]:
     """The contract's rules by task, with both referral rules at the screening operating point on these predictions.
+
+    Each finds the share that ``sensitivity_of`` its head asks for.
 
     That of a head for which no photograph has a label, or each has the condition, or which was never trained, stays as
     it is: without photographs that should mean no, rounding alone would decide where the threshold is.
@@ -58,8 +72,10 @@ def screening_rules(contract: Contract, valid: Predictions) -> dict[str, Rule]:
     valid = valid.without_labels(contract.untrained_heads)
     decisions, rules = Decisions.of(valid, contract), dict(contract.thresholds)
     if "dr" in valid.labelled_heads and (decisions.referable_true == 0).any():
-        threshold = screening_threshold(decisions.referable_true, decisions.referable_prob)
+        true, prob = decisions.referable_true, decisions.referable_prob
+        threshold = screening_threshold(true, prob, sensitivity_of(contract, "dr"))
         rules["referable_dr"] = replace(rules["referable_dr"], threshold=threshold)
     if "me" in valid.labelled_heads and (valid.me_true == 0).any():
-        rules["referable_me"] = Rule("at_least", screening_threshold(valid.me_true, valid.me_probs[:, 1]))
+        threshold = screening_threshold(valid.me_true, valid.me_probs[:, 1], sensitivity_of(contract, "me"))
+        rules["referable_me"] = Rule("at_least", threshold)
     return rules
