@@ -102,9 +102,11 @@ def scan_rows(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
         return [], fault
     # Excel's own mark of the separator, which it hides.
     text = re.sub(r"^sep=[,;\t]\r?\n", "\n", text, flags=re.IGNORECASE)
-    # Spreadsheets separate columns with ';' in locales where the comma is the decimal separator.
+    # Spreadsheets separate columns with ';' in locales where the comma is the decimal separator. The name of a column
+    # may hold any of the three.
     header_line = text.lstrip().split("\n", 1)[0]
-    delimiter = max(",;\t", key=header_line.count)
+    headers = {mark: next(csv.reader([header_line], delimiter=mark)) for mark in ",;\t"}
+    delimiter = max(headers, key=lambda mark: (column_place(IMAGE_NAME, headers[mark]) is not None, len(headers[mark])))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[tuple[int, list[str]]] = []
     line = 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from eyes import HEADER, eye, write_annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from invoking import invoke
+from PIL import Image
 from retina.runtime.contract import Preprocessing
 from retina.train.data import SPLITS, Photo, read_dataset
 from retina.train.deal import deal, families
@@ -70,15 +73,6 @@ def test_large_families_are_not_all_in_train() -> None:
     splits = deal(families(photos, []), SHARES, 0)
     assert {name: sum(p.patient[0] == "p" for p in split) for name, split in splits.items()} == {
         "train": 56, "valid": 12, "test": 12
-    }  # fmt: skip
-
-
-def test_a_large_family_is_dealt_before_the_others_of_its_kind() -> None:
-    """Of 40 photographs of grade 4 one patient has 28, which fill the share of train."""
-    photos = [photo(n, dr=4 if n < 40 else 0, patient="" if n % 40 < 12 else f"p{n // 40}") for n in range(80)]
-    splits = deal(families(photos, []), SHARES, 0)
-    assert {name: Counter(p.dr_grade for p in split) for name, split in splits.items()} == {
-        "train": {0: 28, 4: 28}, "valid": {0: 6, 4: 6}, "test": {0: 6, 4: 6}
     }  # fmt: skip
 
 
@@ -168,7 +162,7 @@ def test_real_labels_are_dealt_closer_to_the_shares_than_by_scikit_learn(real_da
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
-    """24 photographs of 12 patients, two in each of the subfolders that the names lead through; a copy and a note."""
+    """24 photographs of 12 patients, named in three ways; one is a copy of another patient's."""
     folder = tmp_path / "pool"
     rows: list[list[object]] = []
     for n in range(24):
@@ -176,7 +170,8 @@ def pool(tmp_path: Path) -> Path:
         (folder / "images" / below).mkdir(parents=True, exist_ok=True)
         eye(n).save(folder / "images" / f"{below}eye_{n}.jpg", quality=92)
         name = (f"eye_{n}", f"pool/images/left/eye_{n}.jpg", f"right\\EYE_{n}.png")[n % 3]
-        rows.append([name, n // 2 % 3, "NA" if n == 5 else int(n // 2 % 3 == 2), 'a "b", c', "cam", f"p{n // 2}", n])
+        caption = 'a "b", c' if n < 23 else "of two\rlines"
+        rows.append([name, n // 2 % 3, "NA" if n == 5 else int(n // 2 % 3 == 2), caption, "cam", f"p{n // 2}", n])
     shutil.copy(folder / "images/eye_0.jpg", folder / "images/left/eye_19.jpg")
     rows[19][1:3] = rows[0][1:3]
     write_annotations(folder, rows, [*HEADER, "Camera no"])
@@ -206,7 +201,7 @@ def test_a_pool_becomes_a_data_folder_without_leaks(pool: Path, tmp_path: Path) 
     expected = {int(row[-1]): row[1:] for row in table(pool)[1:]}
     assert {int(row[-1]): row[1:] for row in rows} == expected
     names = {int(row[-1]): row[0] for row in rows}
-    assert names == {n: (f"eye_{n}", f"left/eye_{n}.jpg", f"right/eye_{n}.jpg")[n % 3] for n in range(24)}
+    assert names == {n: (f"eye_{n}", f"left/eye_{n}.jpg", f"right\\EYE_{n}.png")[n % 3] for n in range(24)}
     for name in SPLITS:
         assert table(tmp_path / "new/data" / name)[0] == table(pool)[0]
         images = tmp_path / "new/data" / name / "images"
@@ -268,7 +263,12 @@ def test_a_split_data_folder_is_trained_on_as_graded(pool: Path, tmp_path: Path)
 def test_photographs_of_unnamed_patients_are_counted(pool: Path, tmp_path: Path) -> None:
     header, *rows = table(pool)
     write_annotations(pool, [[*row[:5], row[5] if n < 20 else ""] for n, row in enumerate(rows)], header[:6])
-    assert "no Patient is named for 4 of 24 photographs" in split(pool, tmp_path / "data").output
+    assert "no Patient is named for 4 of 24 photographs" in (said := split(pool, tmp_path / "data").output)
+    assert "Source cam" in said
+    write_annotations(pool, [row[:3] for row in rows], header[:3])
+    said = split(pool, tmp_path / "other").output
+    assert "no Patient is named for 24 of 24 photographs" in said
+    assert "Source" not in said
 
 
 def test_all_faults_are_listed_and_nothing_is_written(pool: Path, tmp_path: Path) -> None:
@@ -296,29 +296,125 @@ def test_what_cannot_be_split_is_refused(pool: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/note.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "photographs").symlink_to("pool/images")
     for arguments, why in (
         ((pool, "--out", tmp_path / "full"), "full: expected a new or empty folder, found files"),
         ((pool, "--out", tmp_path / "file"), "file: expected a new or empty folder, found files"),
         ((pool, "--out", pool), "pool: expected a new or empty folder, found files"),
         ((pool, "--out", pool / "images/data"), "data: expected a folder outside"),
+        ((pool, "--out", tmp_path / "photographs/data"), "data: expected a folder outside"),
+        ((pool, "--out", tmp_path / "loop"), "loop: expected a new or empty folder, found"),
         ((pool, "--out", tmp_path / "file/data"), "expected a folder that can be written"),
         ((pool, "--out", tmp_path / "data", "--valid", 0.6, "--test", 0.4), "expected less than 1 together"),
         ((pool, "--out", tmp_path / "data", "--valid", "nan"), "expected less than 1 together"),
         ((pool, "--out", tmp_path / "data", "--test", 0), "0 is not in the range"),
-        ((pool, "--out", tmp_path / "data", "--test", 0.001), "expected patients enough for three splits, found 11"),
+        (
+            (pool, "--out", tmp_path / "data", "--test", 0.001),
+            "found 24 in 11 groups of one patient or of copies, which leave nothing for test/. Add",
+        ),
         ((tmp_path / "none", "--out", tmp_path / "data"), "cannot be read"),
     ):
         done = invoke(main, *arguments)
         assert done.exit_code == 2
         assert why in done.output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full", "pool"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full", "loop", "photographs", "pool"]
     assert (tmp_path / "full/note.txt").read_text() == (tmp_path / "file").read_text() == "mine"
 
 
-def test_an_empty_folder_is_filled(pool: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("out", ["data", "link", ".", "data/../data", "漢" * 80])
+def test_an_empty_folder_is_filled_by_whatever_name(
+    pool: Path, tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    monkeypatch.chdir(tmp_path if out != "." else tmp_path / "data")
+    done = split(pool, Path(out))
+    assert done.exit_code == 0, done.output
+    assert read_dataset(tmp_path / ("data" if len(out) < 20 else out))
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_the_next_command_can_be_pasted(pool: Path, tmp_path: Path) -> None:
+    assert f"Next:  retina-train '{tmp_path}/my data'" in split(pool, tmp_path / "my data").output
+
+
+def test_a_patient_with_most_photographs_leaves_no_grade_to_the_others(tmp_path: Path) -> None:
+    """The only photograph of grade 4, or with an ME risk, is of another patient."""
+    photos = [photo(n, n % 4, 0, patient="big") for n in range(32)] + [photo(32 + n, n % 4) for n in range(6)]
+    photos += [photo(38, 4), photo(39, 0, 1)]
+    for seed in range(5):
+        train = deal(families(photos, []), SHARES, seed)["train"]
+        assert {p.dr_grade for p in train} == {0, 1, 2, 3, 4}
+        assert {p.me_label for p in train} == {0, 1}
+
+
+def test_labels_too_few_to_choose_an_epoch_by_are_refused(pool: Path, tmp_path: Path) -> None:
+    header, *rows = table(pool)
+    for row in rows[1:]:
+        row[2] = "NA"
+    rows[19][2] = rows[0][2] = "0"
+    write_annotations(pool, rows, header)
+    done = split(pool, tmp_path / "data")
+    assert done.exit_code == 2
+    assert "which leave no ME label for valid/. Add photographs, or choose" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["pool"]
+    (tmp_path / "mine").mkdir()
+    assert split(pool, tmp_path / "mine").exit_code == 2
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_near_identical_photographs_stay_together_whatever_their_grades(pool: Path, tmp_path: Path) -> None:
+    """Graders differ, and so may the grades of two photographs of one eye."""
+    with Image.open(pool / "images/eye_0.jpg") as original:
+        original.save(pool / "images/left/eye_22.jpg", quality=80)
+    for seed in range(5):
+        done = split(pool, tmp_path / f"{seed}", "--seed", seed)
+        assert done.exit_code == 0, done.output
+        assert re.search(r"near-identical: \S+ \(line 2\) and \S+ \(line 24\); DR grade 0 and 2, ME", done.output)
+        (home,) = (name for name in SPLITS if "eye_0" in {row[0] for row in table(tmp_path / f"{seed}" / name)})
+        assert "left/eye_22.jpg" in {row[0] for row in table(tmp_path / f"{seed}" / home)}
+
+
+def test_of_very_many_pairs_some_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "pool"
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for n in range(20):
+        (Image.new("RGB", (64, 64)) if n < 8 else eye(n)).save(folder / "images" / f"{n}.png")
+        rows.append([f"{n}", 0 if n < 8 else n % 3, 0, "", f"camera\n{n % 12}", n])
+    write_annotations(folder, rows)
+    done = split(folder, tmp_path / "data")
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert sum(line.startswith("Kept together: same bytes") for line in lines) == 20
+    assert lines[20] == "Kept together: 8 more pairs"  # 28 of 8 photographs
+    assert sum(line.startswith("Source camera ") for line in lines) == 10
+    (others,) = (line for line in lines if line.startswith("Source: 2 others"))
+    assert sum(map(int, others.split()[-3:])) == 2
+
+
+def test_the_table_that_was_checked_is_written(pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the photographs of a large pool takes long, and somebody may sort its table meanwhile."""
+    before = table(pool)
+
+    def sort_meanwhile(*given: Any) -> Any:
+        write_annotations(pool, before[:0:-1], before[0])
+        return look_through(*given)
+
+    monkeypatch.setattr("retina.train.pool.look_through", sort_meanwhile)
+    assert split(pool, tmp_path / "data").exit_code == 0
+    rows = [row for name in SPLITS for row in table(tmp_path / "data" / name)[1:]]
+    assert {row[-1]: row[1] for row in rows} == {row[-1]: row[1] for row in before[1:]}
+
+
+def test_a_columns_name_may_hold_other_separators(pool: Path, tmp_path: Path) -> None:
+    quality, rows = "Quality (0; 1; 2; 3; 4)", table(pool)[1:]
+    with (pool / "annotations.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter=";").writerows([[*HEADER[:3], quality], *([*row[:3], 1] for row in rows)])
     assert split(pool, tmp_path / "data").exit_code == 0
     assert read_dataset(tmp_path / "data")
+    assert table(tmp_path / "data/train")[0][-1] == quality
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 2)])
@@ -345,10 +441,11 @@ def test_lack_of_room_is_told_before_anything_is_written(
     pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("retina.runtime.output_file.free_bytes", lambda folder: 1000)
+    assert split(pool, tmp_path / "linked", "--link").exit_code == 0
+    monkeypatch.setattr("retina.train.pool.look_through", lambda *_: pytest.fail("read first"))
     done = split(pool, tmp_path / "data")
     assert done.exit_code == 2
     assert "MB of free space for the photographs, found 0 MB; make room, or try --link" in done.output
-    assert split(pool, tmp_path / "data", "--link").exit_code == 0
 
 
 def test_what_cannot_be_linked_is_told(pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,6 +453,7 @@ def test_what_cannot_be_linked_is_told(pool: Path, tmp_path: Path, monkeypatch: 
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("os.link", across_disks)
+    monkeypatch.setattr("retina.train.pool.look_through", lambda *_: pytest.fail("read first"))
     done = split(pool, tmp_path / "data", "--link")
     assert done.exit_code == 2
     assert "Invalid cross-device link. Leave out --link to copy it" in done.output

@@ -215,8 +215,9 @@ def test_a_missing_split_is_named(tmp_path: Path, data: Path) -> None:
 
 
 def test_how_to_split_a_folder_that_is_not_split_is_said(tmp_path: Path, data: Path) -> None:
-    said = refused(tmp_path / "artifacts", data / "train", *QUICK)
-    assert f"Split the folder first:  python -m retina.train.splitting {data / 'train'} --out DIR" in said
+    folder = shutil.copytree(data / "train", tmp_path / "my photographs")
+    said = refused(tmp_path / "artifacts", folder, *QUICK)
+    assert f"Split the folder first:  python -m retina.train.splitting '{folder}' --out DIR" in said
     with pytest.raises(AnnotationError) as test_alone:
         read_dataset(data / "train", splits=("test",))
     for other in (refused(tmp_path / "artifacts", data / "train/images", *QUICK), str(test_alone.value)):

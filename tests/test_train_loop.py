@@ -523,10 +523,13 @@ def test_copies_are_trained_on_when_allowed_and_stay_on_record(finished_run: Fin
     assert leak in json.loads((finished_run.folder / "run.json").read_text())["leaks"]
 
 
-def test_the_test_csv_is_what_the_best_checkpoint_says(finished_run: FinishedRun) -> None:
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_the_tables_are_what_the_best_checkpoint_says(finished_run: FinishedRun, split: str) -> None:
     checkpoint = load_checkpoint(finished_run.artifacts / "retina_multitask_best.pth")
-    dr_probs, me_probs, dr_true, me_true = answers(finished_run, "test", checkpoint)
-    table = pd.read_csv(finished_run.artifacts / "test_predictions.csv")
+    dr_probs, me_probs, dr_true, me_true = answers(finished_run, split, checkpoint)
+    table = pd.read_csv(finished_run.folder / f"{split}_predictions.csv")
+    published = finished_run.artifacts / "test_predictions.csv"
+    assert published.read_bytes() == (finished_run.folder / "test_predictions.csv").read_bytes()
     assert table["Image name"].tolist() == [f"eye_{n}.jpg" for n in range(6)]
     np.testing.assert_allclose(table[[f"dr_prob_{g}" for g in range(5)]], dr_probs, atol=2e-6)
     np.testing.assert_allclose(table["me_prob"], me_probs[:, 1], atol=2e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,10 +99,10 @@ def require_splits(root: Path, splits: Sequence[str] = SPLITS) -> None:
     absent = [name for name in splits if not os.path.isfile(root / name / ANNOTATIONS_FILE)]
     if absent:
         is_pool = "train" in absent and os.path.isfile(root / ANNOTATIONS_FILE)
-        hint = f". Split the folder first:  python -m retina.train.splitting {root} --out DIR" if is_pool else ""
+        how = f". Split the folder first:  python -m retina.train.splitting {shlex.quote(str(root))} --out DIR"
         raise AnnotationError(
             f"{root}: expected {wanted}, each with {ANNOTATIONS_FILE} and {IMAGES_DIR}/; "
-            f"found no {ANNOTATIONS_FILE} in {', '.join(f'{name}/' for name in absent)}{hint}"
+            f"found no {ANNOTATIONS_FILE} in {', '.join(f'{name}/' for name in absent)}{how if is_pool else ''}"
         )
 
 

@@ -166,7 +166,7 @@ def _train(
     console.say(f"Evaluating the best checkpoint (epoch {trainer.progress.best_epoch}) on train, valid and test.")
     best, predictions = evaluate_best(run, survey, trainer, console)
     if fabric.is_global_zero:
-        page = publish(run, data.splits["test"], trainer, best, predictions, tracker)
+        page = publish(run, data, trainer, best, predictions, tracker)
         console.say(f"Report: {page}")
     fabric.barrier()
     return True

@@ -19,7 +19,7 @@ from .calibration import calibrated, calibration_line, is_calibrated
 from .checkpoint import Checkpoint, load_checkpoint
 from .config import BEST_NAME, FINAL_NAME
 from .console import Console
-from .data import SPLITS, Split
+from .data import SPLITS, DataSet, Split
 from .frames import DecodedFrames
 from .items import EvalItems
 from .loader import eval_loader
@@ -29,6 +29,9 @@ from .run import BEST, FINAL, METRICS, Run
 from .survey import Survey
 from .tracking import Tracker
 from .trainer import Trainer
+
+VALID_TABLE = "valid_predictions.csv"
+"""In the run's folder, beside the test split's: whoever chooses a threshold or calibrates does so on valid."""
 
 
 def evaluate_best(
@@ -61,14 +64,14 @@ def evaluate_best(
 
 
 def publish(
-    run: Run, test: Split, trainer: Trainer, best: Checkpoint, predictions: dict[str, Predictions], tracker: Tracker
+    run: Run, data: DataSet, trainer: Trainer, best: Checkpoint, predictions: dict[str, Predictions], tracker: Tracker
 ) -> Path:
-    """Write figures, plots, the test CSV and the report, and copy the results to the top of ``artifacts/``; then
-    remove the state to resume from, so that the run has finished.
+    """Write figures, plots, the tables of valid and test, and the report, and copy the results to the top of
+    ``artifacts/``; then remove the state to resume from, so that the run has finished.
 
     Args:
         run: the run.
-        test: the test split.
+        data: that was trained on.
         trainer: of the run, for its options and history.
         best: the best checkpoint.
         predictions: its predictions on every split.
@@ -84,7 +87,8 @@ def publish(
     metrics = write_metrics(run.folder / METRICS, trainer.progress.best_epoch, splits)
     best = replace(best, metrics=metrics)
     best.save(run.folder / BEST)
-    write_test_predictions(run.folder / TABLE_NAME, test, predictions["test"], best.contract)
+    for name, table in (("valid", VALID_TABLE), ("test", TABLE_NAME)):
+        write_predictions(run.folder / table, data.splits[name], predictions[name], best.contract)
     history = pd.DataFrame(trainer.progress.history)
     settings = {**trainer.config.to_dict(), **run.facts()}
     page = report.write_report(run.folder, settings, metrics, history, predictions, best.contract)
@@ -96,7 +100,7 @@ def publish(
     return page
 
 
-def write_test_predictions(path: Path, split: Split, p: Predictions, contract: Contract) -> None:
+def write_predictions(path: Path, split: Split, p: Predictions, contract: Contract) -> None:
     """Write the same table as ``retina-score images/ --annotations annotations.csv`` would with the exported model.
 
     Args:

@@ -7,7 +7,7 @@ How: see ``deal.deal``.
 
 from __future__ import annotations
 
-import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..runtime.annotations import IMAGES_DIR, NOT_GRADED
-from ..runtime.errors import AnnotationError, OutputError, UsageError
+from ..runtime.annotations import NOT_GRADED, fault_report
+from ..runtime.errors import AnnotationError, UsageError
 from ..runtime.extras import require_extra
 from ..runtime.options import SETTINGS, PathName, me_positive_option
-from ..runtime.output_file import require_empty
 from ..runtime.terminal import exit_codes, tell
+from ..runtime.wording import counted
 
 if TYPE_CHECKING:
     from .data import Photo
@@ -29,8 +29,10 @@ _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 _LABELS: Mapping[str, Callable[[Photo], str]] = {
     "DR grade": lambda photo: NOT_GRADED if photo.dr_grade is None else str(photo.dr_grade),
     "ME risk": lambda photo: NOT_GRADED if photo.me_label is None else str(photo.me_label),
-    "Source": lambda photo: photo.source or NOT_GRADED,
+    "Source": lambda photo: " ".join(photo.source.split()) or NOT_GRADED,
 }
+PAIRS_SHOWN, LABELS_SHOWN = 20, 10
+"""How many pairs, and how many values of a label, are printed before the rest are only counted."""
 
 
 @click.command(context_settings=SETTINGS)
@@ -52,26 +54,29 @@ def main(pool: Path, out: Path, valid: float, test: float, link: bool, seed: int
     with exit_codes("retina.train.splitting", "stopped; nothing was written"):
         require_extra("train")
         from .deal import deal, families
-        from .pool import read_pool, write_splits
+        from .pool import Pool, filling, require_room, write_splits
 
         if not valid + test < 1:  # nor if one is nan
             raise UsageError(
                 f"--valid {valid:g} --test {test:g}: expected less than 1 together, to leave some to train"
             )
-        require_empty(out)
-        if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(pool / IMAGES_DIR)):
-            raise OutputError(f"{out}: expected a folder outside {pool / IMAGES_DIR}. Choose another --out.")
-        read = read_pool(pool, me_positive_from)
-        groups = families(read.split.photos, [(i, j) for i, j, _ in read.pairs])
-        splits = deal(groups, {"train": 1 - valid - test, "valid": valid, "test": test}, seed)
-        if empty := [f"{name}/" for name, photos in splits.items() if not photos]:
-            raise AnnotationError(
-                f"{pool}: expected patients enough for three splits, found {len(groups)}, and none left for "
-                f"{', '.join(empty)}. Add photographs, or choose other shares (--valid, --test)"
-            )
-        write_splits(read.split, splits, out, link=link)
-    for *_, pair in read.pairs:
-        tell(f"Kept together: {pair}")
+        with filling(out):
+            read = Pool.read(pool, me_positive_from)
+            require_room(read, out, link=link)
+            pairs, faults = read.look()
+            if faults:
+                raise AnnotationError(fault_report(pool, faults, "nothing was written. Fix and run again"))
+            for line in _pair_lines([str(pair) for *_, pair in pairs]):
+                tell(line)
+            groups = families(read.split.photos, [(i, j) for i, j, _ in pairs])
+            splits = deal(groups, {"train": 1 - valid - test, "valid": valid, "test": test}, seed)
+            if lacking := _lacking(splits):
+                raise AnnotationError(
+                    f"{pool}: expected photographs enough for three splits, found {len(read.split.photos)} in "
+                    f"{counted(len(groups), 'group')} of one patient or of copies, which leave {lacking}. Add "
+                    "photographs, or choose other shares (--valid, --test) or another --seed"
+                )
+            write_splits(read, splits, out, link=link)
     for line in _table(splits):
         tell(line)
     if unnamed := sum(not photo.patient for photo in read.split.photos):
@@ -79,7 +84,29 @@ def main(pool: Path, out: Path, valid: float, test: float, link: bool, seed: int
             f"Note: no Patient is named for {unnamed} of {len(read.split.photos)} photographs. Each was taken for a "
             "patient of its own, so a patient's other eye may be in another split."
         )
-    tell(f"{out}: written. Next:  retina-train {out}")
+    tell(f"{out}: written. Next:  retina-train {shlex.quote(str(out))}")
+
+
+def _pair_lines(pairs: Sequence[str]) -> Iterator[str]:
+    """What was kept together; of very many, such as black pictures, some."""
+    yield from (f"Kept together: {pair}" for pair in pairs[:PAIRS_SHOWN])
+    if len(pairs) > PAIRS_SHOWN:
+        yield f"Kept together: {len(pairs) - PAIRS_SHOWN} more pairs"
+
+
+def _lacking(splits: Mapping[str, Sequence[Photo]]) -> str:
+    """What the splits lack, without which retina-train refuses them; empty if nothing."""
+    empty = [f"nothing for {name}/" for name, photos in splits.items() if not photos]
+    unlabelled = [
+        f"no {what} for valid/"
+        for what, label in (("DR grade", "dr_grade"), ("ME label", "me_label"))
+        if splits["valid"] and not _labelled(splits["valid"], label) and _labelled(splits["train"], label)
+    ]
+    return " and ".join([*empty, *unlabelled])
+
+
+def _labelled(photos: Sequence[Photo], label: str) -> bool:
+    return any(getattr(photo, label) is not None for photo in photos)
 
 
 def _table(splits: Mapping[str, Sequence[Photo]]) -> Iterator[str]:
@@ -87,9 +114,12 @@ def _table(splits: Mapping[str, Sequence[Photo]]) -> Iterator[str]:
     counts = {"photographs": [len(split) for split in splits.values()]}
     for title, label in _LABELS.items():
         labels = [Counter(map(label, split)) for split in splits.values()]
-        found = sorted(sum(labels, Counter[str]()))
-        if found != [NOT_GRADED]:
-            counts |= {f"{title} {name}": [of[name] for of in labels] for name in found}
+        total = sum(labels, Counter[str]())
+        shown = sorted(name for name, _ in total.most_common(LABELS_SHOWN))
+        if shown != [NOT_GRADED]:
+            counts |= {f"{title} {name}": [of[name] for of in labels] for name in shown}
+        if left := total.keys() - shown:
+            counts[f"{title}: {len(left)} others"] = [sum(of[name] for name in left) for of in labels]
     width = max(map(len, counts))
     yield " " * width + "".join(f"{name:>8}" for name in splits)
     for title, cells in counts.items():
