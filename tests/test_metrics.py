@@ -18,12 +18,12 @@ from retina.runtime.contract import Contract, Rule, decide, default_thresholds
 from retina.train.data import Photo
 from retina.train.markdown import classes_table, figures_table
 from retina.train.metrics import (
-    _with_interval,
     classification_report,
     epoch_scores,
     evaluate,
     headline,
     quadratic_kappa,
+    with_interval,
     write_metrics,
 )
 from retina.train.predictions import Decisions, Predictions
@@ -327,7 +327,7 @@ def test_a_figure_undefined_on_some_resamples_says_on_how_many() -> None:
 )
 def test_half_of_the_resamples_make_an_interval(share: int, why: str) -> None:
     resampled = np.where(np.arange(100) < share, np.linspace(0.2, 0.8, 100), np.nan)
-    figure = _with_interval(0.5, resampled, 30, "")
+    figure = with_interval(0.5, resampled, 30, "")
     assert figure["why"].startswith(why)
     assert (figure["low"] is None) == (share < 50)
 

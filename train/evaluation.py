@@ -21,8 +21,9 @@ from ..runtime.options import SETTINGS, PathName, me_positive_option
 from ..runtime.output_file import require_place, write_text_atomically
 from ..runtime.progress import progress
 from ..runtime.terminal import exit_codes, tell
+from .comparison import compare
 from .data import SPLITS, Photo, read_dataset, unknown_grades
-from .markdown import classes_table, figures_table
+from .markdown import changes_table, classes_table, differences_table, figures_table
 from .metrics import evaluate
 from .predictions import Predictions
 
@@ -56,25 +57,38 @@ def score_split(model: RetinaModel, photos: tuple[Photo, ...]) -> Predictions:
 
 
 def evaluate_file(
-    model: RetinaModel, root: Path, splits: tuple[str, ...], *, me_positive_from: int | None = None
+    model: RetinaModel,
+    root: Path,
+    splits: tuple[str, ...],
+    *,
+    me_positive_from: int | None = None,
+    against: RetinaModel | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model file on splits of a data folder.
 
     Returns:
-        ``model_sha256``, and under ``splits`` the ``metrics.evaluate`` of each split.
+        ``model_sha256``, and under ``splits`` the ``metrics.evaluate`` of each split. With ``against``, another model
+        file, also ``against_sha256``, and under ``differences`` the ``comparison.compare`` of each split, from that
+        file to ``model``.
 
     Raises:
         AnnotationError: the annotations have faults, or photographs cannot be read.
-        UsageError: a photograph has a grade that the model does not have.
-        ModelFileError: the model's output is not finite.
+        UsageError: a photograph has a grade that a model does not have.
+        ModelFileError: a model's output is not finite.
     """
     data = read_dataset(root, me_positive_from, splits=splits, known_grades=model.contract.dr_grades)
-    return {
+    said = {name: score_split(model, data.splits[name].photos) for name in splits}
+    figures = {
         "model_sha256": model.sha256,
-        "splits": {
-            name: evaluate(score_split(model, data.splits[name].photos), model.contract) for name in splits
-        },
-    }  # fmt: skip
+        "splits": {name: evaluate(said[name], model.contract) for name in splits},
+    }
+    if against is not None:
+        figures["against_sha256"] = against.sha256
+        contracts = (against.contract, model.contract)
+        figures["differences"] = {
+            name: compare(score_split(against, data.splits[name].photos), said[name], contracts) for name in splits
+        }
+    return figures
 
 
 @click.command(context_settings=SETTINGS)
@@ -85,11 +99,22 @@ def evaluate_file(
     metavar="FILE",
     help="[default: as for retina-score]",
 )
+@click.option(
+    "--against",
+    type=PathName(),
+    metavar="FILE",
+    help="Also compare with this file, such as the one in use: the differences, with intervals of their own.",
+)
 @click.option("--split", "splits", type=click.Choice(SPLITS), multiple=True, default=("test",))
 @click.option("--out", type=PathName(), metavar="FILE", help="Also write all figures as JSON.")
 @me_positive_option("As for retina-train.")
 def main(
-    data: Path, model: Path | None, splits: tuple[str, ...], out: Path | None, me_positive_from: int | None
+    data: Path,
+    model: Path | None,
+    against: Path | None,
+    splits: tuple[str, ...],
+    out: Path | None,
+    me_positive_from: int | None,
 ) -> None:
     """Evaluate an ONNX file on the labelled photographs of DATA: all metrics with 95% intervals by patient.
 
@@ -97,11 +122,13 @@ def main(
     """
     with exit_codes("retina.train.evaluation"):
         opened = RetinaModel(model)
+        other = None if against is None else RetinaModel(against)
         if out is not None:
-            require_place(out, [opened.path, *(data / name / ANNOTATIONS_FILE for name in SPLITS)])
+            read = [opened.path, *([] if other is None else [other.path])]
+            require_place(out, [*read, *(data / name / ANNOTATIONS_FILE for name in SPLITS)])
         if opened.contract.caution:
             tell(f"Caution: {opened.contract.caution}")
-        figures = evaluate_file(opened, data, splits, me_positive_from=me_positive_from)
+        figures = evaluate_file(opened, data, splits, me_positive_from=me_positive_from, against=other)
         for name in splits:
             tell(
                 f"\n{opened.path.name} (sha256 {opened.sha256[:12]}) on {name}, with 95% intervals by patient. "
@@ -109,6 +136,14 @@ def main(
             )
             tell("\n".join(figures_table(figures["splits"][name])) + "\n")
             tell("\n".join(classes_table(figures["splits"][name])))
+            if other is not None:
+                names = [f"{file.path.name} ({file.sha256[:12]})" for file in (other, opened)]
+                tell(
+                    f"\nThe difference on {name}, with 95% intervals: both files on the same resamples of patients. "
+                    "Chance alone leaves 0 out of one interval in twenty.\n"
+                )
+                tell("\n".join(differences_table(figures["differences"][name], *names)) + "\n")
+                tell("\n".join(changes_table(figures["differences"][name])))
         if out is not None:
             write_text_atomically(out, json.dumps(figures, indent=1, allow_nan=False) + "\n")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .comparison import DECISIONS
 from .metrics import FIGURES, label_counts
 
 
@@ -30,6 +31,29 @@ def classes_table(evaluation: Mapping[str, Any]) -> Iterator[str]:
             yield f"| {title} {row['label']} | {row['support']} | {figures} |"
 
 
+def differences_table(comparison: Mapping[str, Any], before: str, after: str) -> Iterator[str]:
+    """The figures of a ``comparison.compare`` as lines of a Markdown table, whose columns name the models."""
+    yield f"| | {before} | {after} | difference |"
+    yield "|---|---|---|---|"
+    for task, name, title in FIGURES:
+        if (row := comparison["figures"][task].get(name)) is not None:
+            was, now = ("" if row[key] is None else f"{row[key]:.3f}" for key in ("before", "after"))
+            yield f"| {title} | {was} | {now} | {_difference(row['difference'])} |"
+
+
+def changes_table(comparison: Mapping[str, Any]) -> Iterator[str]:
+    """The changed decisions of a ``comparison.compare`` as lines of a Markdown table."""
+    yield "| decision | photographs | changed | newly right | newly wrong |"
+    yield "|---|---|---|---|---|"
+    for task, title in DECISIONS:
+        counts = comparison["decisions"][task]
+        yield (
+            f"| {title} | "
+            + " | ".join(str(counts[key]) for key in ("n", "changed", "newly_right", "newly_wrong"))
+            + " |"
+        )
+
+
 def main_figures(evaluation: Mapping[str, Any]) -> str:
     """The three figures that a person asks for first, over all photographs, as text."""
     dr, me = evaluation["all"]["dr"], evaluation["all"]["me"]
@@ -39,6 +63,14 @@ def main_figures(evaluation: Mapping[str, Any]) -> str:
 def brief(figure: Mapping[str, Any]) -> str:
     """A figure's value as text, or why it has none."""
     return str(figure["why"]) if figure["value"] is None else f"{figure['value']:.3f}"
+
+
+def _difference(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return str(figure["why"])
+    return f"{figure['value']:+.3f}" + (
+        "" if figure["low"] is None else f" ({figure['low']:+.3f} to {figure['high']:+.3f})"
+    )
 
 
 def _cell(figure: Mapping[str, Any]) -> str:

@@ -57,7 +57,7 @@ _WHY_UNDEFINED = {
     "f1": "never true and never predicted",
 }
 NO_LABEL = "no photograph has a label"
-_BY_CHANCE_ALONE = "no interval: compare it with what chance alone makes"
+BY_CHANCE_ALONE = "no interval: compare it with what chance alone makes"
 
 
 def epoch_scores(p: Predictions, dr_grades: Sequence[int], heads: Collection[Head] = HEADS) -> dict[str, float]:
@@ -192,7 +192,7 @@ def classification_report(p: Predictions, contract: Contract) -> str:
 def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> dict[str, Any]:
     decisions = Decisions.of(p, contract)
     weights = np.ones((1, len(p.patients)))
-    resampled = _bootstrap(p, decisions, n_bootstrap, seed)
+    resampled = resampled_figures(p, decisions, n_bootstrap, seed)
     body: dict[str, Any] = {"n": len(p.patients), "patients": len(set(p.patients)), "dr": {}, "me": {}}
     body["referable_dr"] = {
         "from_grade": contract.referable_from,
@@ -208,9 +208,9 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
         known = true != UNLABELLED
         body[head]["n"] = int(known.sum())
         error = weighted_metrics.calibration_error(probs, true)
-        body[head]["calibration_error"] = _without_interval(error, _BY_CHANCE_ALONE if known.any() else NO_LABEL)
+        body[head]["calibration_error"] = without_interval(error, BY_CHANCE_ALONE if known.any() else NO_LABEL)
         chance = weighted_metrics.calibration_chance(probs[known], n_bootstrap, seed)
-        body[head]["calibration_chance"] = _with_interval(float(chance.mean()), chance, body[head]["n"], NO_LABEL)
+        body[head]["calibration_chance"] = with_interval(float(chance.mean()), chance, body[head]["n"], NO_LABEL)
         counts = weighted_metrics.confusion(true, decisions.pred(head), len(labels), weights)[0]
         body[head]["labels"] = list(labels)
         body[head]["confusion_matrix"] = counts.astype(int).tolist()
@@ -218,12 +218,12 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
         body[head]["classes"] = [{"label": label, "support": n} for label, n in zip(labels, support, strict=True)]
     patients = np.array(p.patients)
     graded: dict[str, int] = {head: np.unique(patients[p.true(head) != UNLABELLED]).size for head in HEADS}
-    for key, value in _figures(p, decisions, weights).items():
+    for key, value in all_figures(p, decisions, weights).items():
         task, name, *classes = key
         n_patients = graded[task.removeprefix("referable_")]
         why = _WHY_UNDEFINED.get(name, "") if n_patients else NO_LABEL
         place = body[task]["classes"][classes[0]] if classes else body[task]
-        place[name] = _with_interval(float(value[0]), resampled[key], n_patients, why)
+        place[name] = with_interval(float(value[0]), resampled[key], n_patients, why)
     return body
 
 
@@ -231,7 +231,7 @@ _Key = tuple[str, str] | tuple[str, str, int]
 """A figure's task and name, and of those of one class its index."""
 
 
-def _figures(p: Predictions, d: Decisions, weights: Floats) -> dict[_Key, Floats]:
+def all_figures(p: Predictions, d: Decisions, weights: Floats) -> dict[_Key, Floats]:
     """Every figure that gets an interval: (B,) each, one value per row of the weights (B, N)."""
     dr = weighted_metrics.confusion(p.dr_true, d.dr_pred, p.dr_probs.shape[1], weights)
     me = weighted_metrics.confusion(p.me_true, d.me_pred, 2, weights)
@@ -267,7 +267,7 @@ def _class_figures(task: str, counts: Floats) -> dict[_Key, Floats]:
     return {(task, name, k): values[:, k] for name, values in figures.items() for k in range(counts.shape[1])}
 
 
-def _bootstrap(p: Predictions, d: Decisions, n_bootstrap: int, seed: int) -> dict[_Key, Floats]:
+def resampled_figures(p: Predictions, d: Decisions, n_bootstrap: int, seed: int) -> dict[_Key, Floats]:
     """The figures on ``n_bootstrap`` resamples of patients with replacement: (n_bootstrap,) each."""
     rng = np.random.default_rng(seed)
     patients, patient_of = np.unique(np.array(p.patients), return_inverse=True)
@@ -277,25 +277,34 @@ def _bootstrap(p: Predictions, d: Decisions, n_bootstrap: int, seed: int) -> dic
         # How often each of P patients is drawn in P draws with replacement follows a multinomial distribution.
         share = np.full(patients.size, 1 / patients.size)
         drawn = rng.multinomial(patients.size, share, size=min(rows, n_bootstrap - start))
-        parts.append(_figures(p, d, drawn[:, patient_of].astype(np.float64)))
+        parts.append(all_figures(p, d, drawn[:, patient_of].astype(np.float64)))
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def _without_interval(value: float, why: str) -> dict[str, Any]:
+def without_interval(value: float, why: str) -> dict[str, Any]:
+    """A figure of ``evaluate`` without an interval, and why; its value is None if ``value`` is NaN."""
     return {"value": None if math.isnan(value) else value, "low": None, "high": None, "why": why}
 
 
-def _with_interval(value: float, resampled: Floats, n_patients: int, why_undefined: str) -> dict[str, Any]:
+def with_interval(value: float, resampled: Floats, n_patients: int, why_undefined: str) -> dict[str, Any]:
+    """A figure of ``evaluate`` with its 95% interval, or why it has none.
+
+    Args:
+        value: the figure's; NaN if it is undefined.
+        resampled: its values on resamples, NaN where it is undefined.
+        n_patients: how many there are.
+        why_undefined: the reason if ``value`` is NaN.
+    """
     if math.isnan(value):
-        return _without_interval(value, why_undefined)
+        return without_interval(value, why_undefined)
     defined = resampled[~np.isnan(resampled)]
     if n_patients < 2:
-        return _without_interval(value, "no interval: one patient only")
+        return without_interval(value, "no interval: one patient only")
     if defined.size < resampled.size / 2:
-        return _without_interval(value, f"no interval: defined on {defined.size} of {resampled.size} resamples only")
+        return without_interval(value, f"no interval: defined on {defined.size} of {resampled.size} resamples only")
     low, high = np.quantile(defined, [0.025, 0.975])
     if low == high:  # 15 of 15 correct says little about the next
-        return _without_interval(value, "no interval: resamples all agree")
+        return without_interval(value, "no interval: resamples all agree")
     figure = {"value": value, "low": float(low), "high": float(high)}
     if defined.size < resampled.size:
         return {**figure, "why": f"interval from the {defined.size} of {resampled.size} resamples where it is defined"}
