@@ -30,7 +30,7 @@ from ..train.evaluation import score_split
 from ..train.metrics import evaluate
 from ..train.predictions import Predictions
 from ..train.scaling import Scaling
-from ..train.screening import screening_rules, sensitivity_of
+from ..train.screening import heads_to_screen, screening_rules, sensitivity_of
 from .photographs import spread
 from .placing import replacing_model, write_beside
 from .to_onnx import OnnxFile
@@ -116,10 +116,11 @@ def recalibrate(
     probs = {head: after[head](raw[head]).softmax(1).float().numpy() for head in heads}
     computed = replace(said, dr_probs=probs.get("dr", said.dr_probs), me_probs=probs.get("me", said.me_probs))
 
-    asked = {head: sensitivity_of(contract, head) if sensitivity is None else sensitivity for head in heads}
+    judged = computed.without_labels([head for head in HEADS if head not in heads])
+    screened = heads_to_screen(contract, judged)
+    asked = {head: sensitivity_of(contract, head) if sensitivity is None else sensitivity for head in screened}
     contract = recorded(contract, after, asked)
-    others = [head for head in HEADS if head not in heads]
-    contract = replace(contract, thresholds=screening_rules(contract, computed.without_labels(others)))
+    contract = replace(contract, thresholds=screening_rules(contract, judged))
     figures = evaluate(computed, contract)
     facts = dict(contract.provenance)
     facts.pop("calibrated_on", None)

@@ -102,12 +102,7 @@ def scan_rows(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
         return [], fault
     # Excel's own mark of the separator, which it hides.
     text = re.sub(r"^sep=[,;\t]\r?\n", "\n", text, flags=re.IGNORECASE)
-    # Spreadsheets separate columns with ';' in locales where the comma is the decimal separator. The name of a column
-    # may hold any of the three.
-    header_line = text.lstrip().split("\n", 1)[0]
-    headers = {mark: next(csv.reader([header_line], delimiter=mark)) for mark in ",;\t"}
-    delimiter = max(headers, key=lambda mark: (column_place(IMAGE_NAME, headers[mark]) is not None, len(headers[mark])))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
     rows: list[tuple[int, list[str]]] = []
     line = 1
     try:
@@ -272,6 +267,23 @@ def _text(path: Path) -> tuple[str, str]:
             f"expected UTF-8 text, found byte {err.object[err.start]:#04x} at {err.start}; "
             'spreadsheets save it as "CSV UTF-8"'
         )
+
+
+def _separator(text: str) -> str:
+    """What separates a table's columns: in locales where the comma is the decimal separator, spreadsheets write ';'.
+
+    The name of a column may hold any of the three.
+    """
+    header_line = text.lstrip().split("\n", 1)[0]
+
+    def fit(mark: str) -> tuple[bool, int]:
+        header = next(csv.reader([header_line], delimiter=mark))
+        return column_place(IMAGE_NAME, header) is not None, len(header)
+
+    try:
+        return max(",;\t", key=fit)
+    except csv.Error:  # of a cell too long, which the reading reports, or old Macs' line ends
+        return max(",;\t", key=header_line.count)
 
 
 def _header_faults(line: int, header: list[str]) -> list[str]:

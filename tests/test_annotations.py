@@ -44,12 +44,27 @@ def test_reads_names_grades_and_further_columns(tmp_path: Path) -> None:
         "Image name;Retinopathy grade;Risk of macular edema\na;2;1\n",
         "\ufeffsep=;\r\nImage name;Retinopathy grade;Risk of macular edema\r\na;2,0;1\r\n",
         "Risk of macular edema\tImage name\tRetinopathy grade\n1.0\ta\t2.00\n",
+        "Image name,Retinopathy grade,Risk of macular edema\ra,2,1\r",
+        'Image name,Retinopathy grade,Risk of macular edema,"Quality (0; 1; 2; 3; 4)"\na,2,1,3\n',
     ],
-    ids=["byte order mark", "case and blanks", "semicolons", "separator named", "tabs, other order, 1.0"],
+    ids=[
+        "byte order mark",
+        "case and blanks",
+        "semicolons",
+        "separator named",
+        "tabs, other order, 1.0",
+        "old Macs' line ends",
+        "separators in a name",
+    ],
 )
 def test_tolerates_what_spreadsheets_write(tmp_path: Path, text: str) -> None:
     (row,) = scan_annotations(write(tmp_path, text))[0]
     assert (row.image, row.dr_grade, row.me_grade) == ("a", 2, 1)
+
+
+def test_a_header_that_no_csv_can_have_is_a_fault(tmp_path: Path) -> None:
+    (fault,) = scan_annotations(write(tmp_path, 200_000 * "x" + "\n1,2\n"))[1]
+    assert fault.startswith("line 1: expected comma-separated values, found: field larger than field limit")
 
 
 def test_lines_below_excels_mark_of_the_separator_keep_their_numbers(tmp_path: Path) -> None:

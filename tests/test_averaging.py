@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,6 +164,20 @@ def test_saved_mean_is_calibrated_on_valid(tmp_path: Path) -> None:
         expected = screening_threshold(sick.long().numpy(), prob.numpy(), 0.6)
         assert expected != screening_threshold(sick.long().numpy(), prob.numpy())
         assert rules[f"referable_{task}"].threshold == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_recovered_checkpoint_keeps_the_sensitivity_that_it_records(tmp_path: Path) -> None:
+    data = write_set(tmp_path / "data", train=GRADES, others=GRADES)
+    contract = contract_of(data)
+    facts = {**contract.provenance, "dr_sensitivity": 0.95}
+    replace(branch(1, replace(contract, provenance=facts)), config={}).save(tmp_path / "1.pth")
+    result = CliRunner().invoke(main, [str(data), str(tmp_path / "1.pth"), "--out", str(tmp_path / "mean.pth")])
+    assert result.exit_code == 0, result.output
+    found = load_checkpoint(tmp_path / "mean.pth").contract.provenance
+    assert (found["dr_sensitivity"], found["me_sensitivity"]) == (0.95, 0.9)
+    assert re.search(
+        r"referral from DR 0\.\d{3} \(sensitivity 0\.95\), ME 0\.\d{3} \(sensitivity 0\.9\)", result.output
+    )
 
 
 def test_a_mean_keeps_a_threshold_that_no_photograph_should_be_below(tmp_path: Path) -> None:

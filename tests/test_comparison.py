@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from eyes import write_set
 from invoking import invoke
 from retina.runtime.contract import Contract, Rule, default_thresholds
 from retina.runtime.picture import decode
+from retina.train import evaluation
 from retina.train.comparison import DECISIONS, compare
 from retina.train.evaluation import main
 from retina.train.markdown import changes_table, differences_table
@@ -152,10 +154,50 @@ def test_the_command_compares_with_another_file(tmp_path: Path) -> None:
     assert figures["against_sha256"][:12] in done.output
     assert f"| Referable DR sensitivity | {was:.3f} | {now:.3f} | {now - was:+.3f} (" in done.output
     assert "| DR grade | 8 | 0 | 0 | 0 |" in done.output
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in (old, new)]
+    assert f"| | old.onnx ({digests[0]}) | new.onnx ({digests[1]}) | difference |" in done.output
     assert "differences" not in json.loads(_alone(data, new, out))
     refused = invoke(main, data, "--model", new, "--against", old, "--out", old)
     assert refused.exit_code == 2
     assert "old.onnx: expected a file to write, found one that is to be read" in refused.output
+
+
+def test_files_that_cannot_be_compared_are_refused_before_anything_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_set(tmp_path / "data", train=[0, 1, 2, 3, 4], others=[0, 4])
+    rules = {**default_thresholds(), "referable_dr": Rule("at_least", 0.5, 3)}
+    model = write_tiny_model(tmp_path / "tiny.onnx")
+    later = write_tiny_model(tmp_path / "later.onnx", contract=replace(CONTRACT, thresholds=rules))
+    fewer = write_tiny_model(tmp_path / "fewer.onnx", contract=replace(CONTRACT, dr_grades=(0, 1, 2)))
+    monkeypatch.setattr(evaluation, "score_split", lambda *_: pytest.fail("scored first"))
+    for other, why in (
+        (later, "later.onnx: expected a file that refers from DR grade 2, as"),
+        (fewer, "fewer.onnx: expected DR grades [0, 1, 2], found [4] among the annotations too"),
+        (data / "test/annotations.csv", "annotations.csv: "),
+    ):
+        refused = invoke(main, data, "--model", model, "--against", other)
+        assert refused.exit_code == 2
+        assert why in refused.output
+
+
+def test_the_cautions_of_both_files_are_said(tmp_path: Path) -> None:
+    data = write_set(tmp_path / "data")
+    untrained = replace(CONTRACT, provenance={"untrained_heads": ["dr"]})
+    old = write_tiny_model(tmp_path / "old|er.onnx", contract=untrained)
+    done = invoke(main, data, "--model", write_tiny_model(tmp_path / "new.onnx"), "--against", old)
+    assert done.output.count("Caution") == 1
+    assert done.output.startswith(f"Caution of old|er.onnx: {untrained.caution}\n")
+    assert "| | old\\|er.onnx (" in done.output
+
+
+def test_labels_of_one_patient_make_no_interval() -> None:
+    before, after = (
+        replace(p, me_true=np.where(np.arange(120) < 2, [0, 1] * 60, -1)) for p in (predictions(1), predictions(2))
+    )
+    found = compare(before, after, BOTH, n_bootstrap=20)["figures"]
+    assert found["me"]["accuracy"]["difference"]["why"] == "no interval: one patient only"
+    assert found["dr"]["accuracy"]["difference"]["low"] is not None
 
 
 def _alone(data: Path, model: Path, out: Path) -> str:

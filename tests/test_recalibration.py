@@ -301,9 +301,13 @@ def test_what_cannot_be_calibrated_on_is_refused(file: Path, data: Path, tmp_pat
     assert "--me-positive-from N makes graded risk binary" in recalibrate(graded, "--model", file, "--out", out).output
     assert recalibrate(graded, "--model", file, "--out", out, "--me-positive-from", 2).exit_code == 0
     sick = labelled(tmp_path / "sick", data, [[grade, 1] for grade in GRADES])
-    result = recalibrate(sick, "--model", file, "--out", out)
+    result = recalibrate(sick, "--model", file, "--out", out, "--sensitivity", 0.95)
     assert result.exit_code == 0, result.output
     assert "every photograph has ME risk; the ME referral threshold stays 0.210" in result.output
+    facts = RetinaModel(out).contract.provenance
+    assert (facts["dr_sensitivity"], facts["me_sensitivity"]) == (0.95, 0.75), (
+        "of a threshold that was not fitted again"
+    )
     assert RetinaModel(out).contract.thresholds["referable_me"].level == 0.21
     none = labelled(tmp_path / "none", data, [["NA", int(risk)] for risk in RISKS])
     result = recalibrate(none, "--model", file, "--out", out, "--head", "dr")

@@ -28,7 +28,7 @@ def whole_run(artifacts: Path, name: str, scores: list[float], **config: object)
 
 
 def test_runs_stand_side_by_side_with_the_options_in_which_they_differ(tmp_path: Path) -> None:
-    whole_run(tmp_path, "b", [0.5, 0.75, 0.7], image_size=384, sampler="weighted")
+    whole_run(tmp_path, "b", [0.5, 0.75, 0.7], image_size=384, sampler="weighted", sensitivity=0.9)
     stopped = whole_run(tmp_path, "a", [0.5], image_size=256, sampler="weighted")
     (stopped / "metrics.json").unlink()
     first, second = list_runs(tmp_path)
@@ -45,6 +45,7 @@ def test_runs_stand_side_by_side_with_the_options_in_which_they_differ(tmp_path:
     head, row_a, row_b = (line.split() for line in format_table([first, second]).splitlines())
     assert head[-1] == "image_size"
     assert "sampler" not in head
+    assert "sensitivity" not in head  # which the first run's version did not have, and 0.9 is what it did
     assert row_a == ["a", "unfinished", "1/3", "1", "0.500", "-", "-", "-", "-", "-", "256"]
     assert row_b == ["b", "finished", "3/3", "2", "0.750", "0.700", "0.800", "0.950", "0.940", "-", "384"]
 

@@ -111,6 +111,12 @@ def test_who_goes_on_from_a_checkpoint_is_told_what_will_differ(net: RetinaNet, 
     (size,) = start_notes(start, calibrating, (0, 2, 4), HEADS)
     assert "trained with --framing field --image-size 64; this run has field and 384" in size
     assert start_notes(None, config, (0, 2), HEADS) == []
+    asked = {"dr_sensitivity": 0.95, "me_sensitivity": 0.9}
+    Checkpoint(net.state_dict(), RESNET10, replace(fitted, provenance=asked)).save(tmp_path / "b.pth")
+    (lower,) = start_notes(
+        open_start(RESNET10, str(tmp_path / "b.pth")), replace(calibrating, image_size=64), (0, 2, 4), HEADS
+    )
+    assert lower == "a.pth was fitted for a sensitivity of 0.95 in DR referral; this run has --sensitivity 0.9."
 
 
 def test_data_with_me_labels_alone_keep_the_grades_of_the_checkpoint(net: RetinaNet, tmp_path: Path) -> None:

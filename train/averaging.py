@@ -26,8 +26,8 @@ from .markdown import main_figures
 def main(data: Path, checkpoints: tuple[Path, ...], out: Path) -> None:
     """Average CHECKPOINTs of retina-train that started from the same one, and calibrate the mean on DATA's valid split.
 
-    DATA is the data that they were trained on. A checkpoint given twice counts twice. The mean sees squares of the
-    first one's --image-size. It is an ordinary checkpoint, for retina-export and retina-gradcam.
+    DATA is the data that they were trained on. A checkpoint given twice counts twice. The mean has the --image-size and
+    the --sensitivity of the first one. It is an ordinary checkpoint, for retina-export and retina-gradcam.
     """
     with exit_codes("retina.train.averaging"):
         require_extra("train")

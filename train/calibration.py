@@ -11,11 +11,10 @@ import torch
 from ..runtime.contract import HEADS, Contract, Head
 from ..runtime.weighted_metrics import Indices
 from .checkpoint import Checkpoint
-from .config import SENSITIVITY
 from .data import DataSet
 from .items import EvalItems
 from .scaling import LIMITS, Scaling, fit_scaling
-from .screening import screening_rules, sensitivity_key
+from .screening import heads_to_screen, screening_rules, sensitivity_key, sensitivity_of
 
 BIAS_SD: Mapping[Head, float] = {"dr": 0.12, "me": 0.0}
 """``bias_sd`` of ``fit_scaling``, by cross-validation on valid: docs/recipe.md, "Calibration"."""
@@ -72,7 +71,7 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
     """The checkpoint with a scaling folded into each head, and referral thresholds for screening.
 
     See ``fit_scaling`` and ``screening_rules``. The scalings are also recorded in the provenance, and the sensitivity,
-    which is that of the checkpoint's options. A head for which no
+    which is that of the checkpoint's options or, if it has none, of its provenance. A head for which no
     photograph has a label, or which was never trained, stays as it is.
 
     Args:
@@ -91,8 +90,11 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
     for head, scaling in scalings.items():
         weights, logits[head] = scaling.folded(weights, f"{head}_head"), scaling(logits[head])
     p = items.predictions(logits["dr"], logits["me"])
-    sensitivity = float(best.config.get("sensitivity", SENSITIVITY))
-    contract = recorded(best.contract, scalings, dict.fromkeys(scalings, sensitivity))
+    sensitivities = {
+        head: float(best.config.get("sensitivity", sensitivity_of(best.contract, head)))
+        for head in heads_to_screen(best.contract, p)
+    }
+    contract = recorded(best.contract, scalings, sensitivities)
     contract = replace(contract, thresholds=screening_rules(contract, p))
     return replace(best, weights=weights, contract=contract)
 
@@ -118,7 +120,7 @@ def recorded(contract: Contract, scalings: Mapping[Head, Scaling], sensitivities
         facts[_temperature_key(head)] = scaling.temperature
         if BIAS_SD[head] > 0:
             facts[_bias_key(head)] = _rounded(scaling.bias)
-        facts[sensitivity_key(head)] = sensitivities[head]
+    facts |= {sensitivity_key(head): sensitivity for head, sensitivity in sensitivities.items()}
     return replace(contract, provenance=facts)
 
 
@@ -148,7 +150,11 @@ def calibration_line(
         for head in fitted
         if _bias_key(head) in facts
     )
-    referral = ", ".join(f"{head.upper()} {rules[f'referable_{head}'].threshold:.3f}" for head in fitted)
+    referral = ", ".join(
+        f"{head.upper()} {rules[f'referable_{head}'].threshold:.3f}"
+        + (f" (sensitivity {facts[sensitivity_key(head)]:g})" if sensitivity_key(head) in facts else "")
+        for head in fitted
+    )
     others = without_scaling(contract, [head for head in asked if head not in fitted])
     everybody = " and ".join(head.upper() for head in fitted if rules[f"referable_{head}"].threshold == 0.0)
     warning = (

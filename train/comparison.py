@@ -10,7 +10,7 @@ import numpy as np
 from ..runtime import weighted_metrics
 from ..runtime.contract import Contract, Head
 from ..runtime.weighted_metrics import UNLABELLED, Indices
-from .metrics import BY_CHANCE_ALONE, FIGURES, all_figures, resampled_figures, with_interval, without_interval
+from .metrics import FIGURES, all_figures, resampled_figures, with_interval, without_interval
 from .predictions import Decisions, Predictions
 
 DECISIONS = (
@@ -21,6 +21,7 @@ DECISIONS = (
 )
 """Rows of the table of changed decisions: task and title."""
 _UNDEFINED = "undefined"
+_BIASED = "no interval: resampling adds to both calibration errors"
 
 Judged = tuple[Indices, Indices]
 
@@ -41,7 +42,7 @@ def compare(
     Args:
         before: a model's predictions.
         after: the other model's, for the same photographs in the same order.
-        contracts: of both models.
+        contracts: of both models, which refer from the same DR grade.
         n_bootstrap: how many resamples.
         seed: of the resamples.
 
@@ -67,7 +68,7 @@ def compare(
             difference = with_interval(now - was, spread, len(patients), _UNDEFINED)
         elif name == "calibration_error":
             was, now = (weighted_metrics.calibration_error(p.probs(head), p.true(head)) for p in both)
-            difference = without_interval(now - was, _UNDEFINED if math.isnan(now - was) else BY_CHANCE_ALONE)
+            difference = without_interval(now - was, _UNDEFINED if math.isnan(now - was) else _BIASED)
         else:  # what chance alone makes of it is no figure of the model
             continue
         values = {"before": was, "after": now}
@@ -88,8 +89,8 @@ def _changes(before: Judged, after: Judged) -> dict[str, int]:
     counts = {
         "n": known,
         "changed": known & (said_before != said_after),
-        "newly_right": known & is_right & ~was_right,
-        "newly_wrong": known & was_right & ~is_right,
+        "newly_right": is_right & ~was_right,
+        "newly_wrong": was_right & ~is_right,
     }
     return {name: int(where.sum()) for name, where in counts.items()}
 

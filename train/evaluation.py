@@ -8,6 +8,7 @@ Scores as ``retina-score`` does, with the file that clinics run instead of the c
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,8 @@ def score_split(model: RetinaModel, photos: tuple[Photo, ...]) -> Predictions:
         AnnotationError: photographs cannot be read; all of them are listed.
         ModelFileError: the model's output is not finite.
     """
+    require_grades(model, photos)
     grades = model.contract.dr_grades
-    if unknown := unknown_grades(photos, grades):
-        raise UsageError(f"{model.path}: expected DR grades {list(grades)}, found {unknown} among the annotations too")
     paths = [photo.path for photo in photos]
     scores = []
     with progress(len(paths), "Scoring") as advance:
@@ -54,6 +54,13 @@ def score_split(model: RetinaModel, photos: tuple[Photo, ...]) -> Predictions:
         dr_probs=np.array([[p.dr_probs[grade] for grade in grades] for p in found], np.float32),
         me_probs=np.array([[1.0 - p.me_prob, p.me_prob] for p in found], np.float32),
     )
+
+
+def require_grades(model: RetinaModel, photos: Sequence[Photo]) -> None:
+    """Raise UsageError if a photograph has a grade that the model does not have."""
+    grades = model.contract.dr_grades
+    if unknown := unknown_grades(photos, grades):
+        raise UsageError(f"{model.path}: expected DR grades {list(grades)}, found {unknown} among the annotations too")
 
 
 def evaluate_file(
@@ -73,10 +80,18 @@ def evaluate_file(
 
     Raises:
         AnnotationError: the annotations have faults, or photographs cannot be read.
-        UsageError: a photograph has a grade that a model does not have.
+        UsageError: a photograph has a grade that a model does not have, or the two refer from different DR grades.
         ModelFileError: a model's output is not finite.
     """
+    if against is not None and against.contract.referable_from != model.contract.referable_from:
+        raise UsageError(
+            f"{against.path}: expected a file that refers from DR grade {model.contract.referable_from}, as "
+            f"{model.path}, found one from {against.contract.referable_from}: they answer different questions"
+        )
     data = read_dataset(root, me_positive_from, splits=splits, known_grades=model.contract.dr_grades)
+    for file in (model, *([] if against is None else [against])):
+        for name in splits:
+            require_grades(file, data.splits[name].photos)
     said = {name: score_split(model, data.splits[name].photos) for name in splits}
     figures = {
         "model_sha256": model.sha256,
@@ -123,11 +138,13 @@ def main(
     with exit_codes("retina.train.evaluation"):
         opened = RetinaModel(model)
         other = None if against is None else RetinaModel(against)
+        files = [opened] if other is None else [other, opened]
         if out is not None:
-            read = [opened.path, *([] if other is None else [other.path])]
-            require_place(out, [*read, *(data / name / ANNOTATIONS_FILE for name in SPLITS)])
-        if opened.contract.caution:
-            tell(f"Caution: {opened.contract.caution}")
+            require_place(out, [*(file.path for file in files), *(data / name / ANNOTATIONS_FILE for name in SPLITS)])
+        for file in files:
+            if file.contract.caution:
+                which = f" of {file.path.name}" if other is not None else ""
+                tell(f"Caution{which}: {file.contract.caution}")
         figures = evaluate_file(opened, data, splits, me_positive_from=me_positive_from, against=other)
         for name in splits:
             tell(
@@ -137,10 +154,12 @@ def main(
             tell("\n".join(figures_table(figures["splits"][name])) + "\n")
             tell("\n".join(classes_table(figures["splits"][name])))
             if other is not None:
-                names = [f"{file.path.name} ({file.sha256[:12]})" for file in (other, opened)]
+                names = [f"{file.path.name} ({file.sha256[:12]})" for file in files]
                 tell(
-                    f"\nThe difference on {name}, with 95% intervals: both files on the same resamples of patients. "
-                    "Chance alone leaves 0 out of one interval in twenty.\n"
+                    f"\nThe difference on {name} is the second file minus the first, with 95% intervals from the same "
+                    "resamples of patients for both. Of two equally good files, one interval in twenty does not "
+                    "contain 0, by chance alone. Calibration errors have none, nor has what is the same in all "
+                    "resamples.\n"
                 )
                 tell("\n".join(differences_table(figures["differences"][name], *names)) + "\n")
                 tell("\n".join(changes_table(figures["differences"][name])))

@@ -33,7 +33,7 @@ def classes_table(evaluation: Mapping[str, Any]) -> Iterator[str]:
 
 def differences_table(comparison: Mapping[str, Any], before: str, after: str) -> Iterator[str]:
     """The figures of a ``comparison.compare`` as lines of a Markdown table, whose columns name the models."""
-    yield f"| | {before} | {after} | difference |"
+    yield "| | " + " | ".join(name.replace("|", "\\|") for name in (before, after)) + " | difference |"
     yield "|---|---|---|---|"
     for task, name, title in FIGURES:
         if (row := comparison["figures"][task].get(name)) is not None:

@@ -57,7 +57,7 @@ _WHY_UNDEFINED = {
     "f1": "never true and never predicted",
 }
 NO_LABEL = "no photograph has a label"
-BY_CHANCE_ALONE = "no interval: compare it with what chance alone makes"
+_BY_CHANCE_ALONE = "no interval: compare it with what chance alone makes"
 
 
 def epoch_scores(p: Predictions, dr_grades: Sequence[int], heads: Collection[Head] = HEADS) -> dict[str, float]:
@@ -208,7 +208,7 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
         known = true != UNLABELLED
         body[head]["n"] = int(known.sum())
         error = weighted_metrics.calibration_error(probs, true)
-        body[head]["calibration_error"] = without_interval(error, BY_CHANCE_ALONE if known.any() else NO_LABEL)
+        body[head]["calibration_error"] = without_interval(error, _BY_CHANCE_ALONE if known.any() else NO_LABEL)
         chance = weighted_metrics.calibration_chance(probs[known], n_bootstrap, seed)
         body[head]["calibration_chance"] = with_interval(float(chance.mean()), chance, body[head]["n"], NO_LABEL)
         counts = weighted_metrics.confusion(true, decisions.pred(head), len(labels), weights)[0]

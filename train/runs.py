@@ -7,11 +7,12 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from ..runtime.terminal import printable
+from .config import TrainConfig
 from .metrics import HEADLINES, headline
 from .run import CONFIG, FACTS, HISTORY, METRICS, RESUME
 
@@ -50,6 +51,7 @@ def list_runs(artifacts: Path) -> list[RunSummary]:
 
 
 _FINGERPRINT = "data_fingerprint"
+_DEFAULTS = {option.name: option.default for option in fields(TrainConfig) if option.default is not MISSING}
 _SIGNS = (CONFIG, HISTORY, METRICS, RESUME)
 
 
@@ -91,6 +93,8 @@ def format_table(runs: list[RunSummary]) -> str:
 def _summary(folder: Path) -> RunSummary:
     damage: list[str] = []
     config = _read_json(folder / CONFIG, damage)
+    if config:  # a run of an earlier version lacks later options, which have the values of before by default
+        config = {**_DEFAULTS, **config}
     if fingerprint := _read_json(folder / FACTS, damage).get(_FINGERPRINT):
         config[_FINGERPRINT] = str(fingerprint)[:12]
     metrics = _read_json(folder / METRICS, damage)

@@ -58,24 +58,32 @@ def screening_threshold(
     return float(steps[wide[0]] + steps[wide[0] + 1]) / 2 if wide.size else 0.0
 
 
+def heads_to_screen(contract: Contract, valid: Predictions) -> tuple[Head, ...]:
+    """The heads whose referral thresholds ``screening_rules`` fits on these predictions.
+
+    Those that were trained and for which photographs have labels, some of them without the condition: if all should
+    mean yes, rounding alone would decide where the threshold is.
+    """
+    valid = valid.without_labels(contract.untrained_heads)
+    healthy = {"dr": Decisions.of(valid, contract).referable_true == 0, "me": valid.me_true == 0}
+    return tuple(head for head in valid.labelled_heads if healthy[head].any())
+
+
 def screening_rules(contract: Contract, valid: Predictions) -> dict[str, Rule]:
     """The contract's rules by task, with both referral rules at the screening operating point on these predictions.
 
-    Each finds the share that ``sensitivity_of`` its head asks for.
-
-    That of a head for which no photograph has a label, or each has the condition, or which was never trained, stays as
-    it is: without photographs that should mean no, rounding alone would decide where the threshold is.
+    Each finds the share that ``sensitivity_of`` its head asks for. The rules of other heads than ``heads_to_screen``
+    stay as they are.
 
     Raises:
         UsageError: photographs have DR grades but none is referable, or ME labels but no risk.
     """
-    valid = valid.without_labels(contract.untrained_heads)
-    decisions, rules = Decisions.of(valid, contract), dict(contract.thresholds)
-    if "dr" in valid.labelled_heads and (decisions.referable_true == 0).any():
+    heads, decisions, rules = heads_to_screen(contract, valid), Decisions.of(valid, contract), dict(contract.thresholds)
+    if "dr" in heads:
         true, prob = decisions.referable_true, decisions.referable_prob
         threshold = screening_threshold(true, prob, sensitivity_of(contract, "dr"))
         rules["referable_dr"] = replace(rules["referable_dr"], threshold=threshold)
-    if "me" in valid.labelled_heads and (valid.me_true == 0).any():
+    if "me" in heads:
         threshold = screening_threshold(valid.me_true, valid.me_probs[:, 1], sensitivity_of(contract, "me"))
         rules["referable_me"] = Rule("at_least", threshold)
     return rules

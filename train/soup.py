@@ -23,6 +23,7 @@ from .framing import Normalize
 from .items import EvalItems
 from .loader import EvalBatches
 from .metrics import evaluate
+from .screening import sensitivity_key
 
 
 def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
@@ -56,6 +57,8 @@ def average(branches: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
     }
     if untrained := [head for head in HEADS if any(head in one.contract.untrained_heads for _, one in branches)]:
         provenance["untrained_heads"] = untrained
+    of_first = first.contract.provenance
+    provenance |= {key: of_first[key] for key in map(sensitivity_key, HEADS) if key in of_first}
     cautions = dict.fromkeys(one.contract.added_caution for _, one in branches if one.contract.added_caution)
     return replace(
         first,

@@ -11,6 +11,7 @@ from .checkpoint import Checkpoint, has_heads, parse_checkpoint
 from .config import TrainConfig
 from .data import DataSet, unknown_grades
 from .model import RetinaNet, load_backbone_weights, read_state_dict
+from .screening import sensitivity_key
 
 
 def open_start(backbone: str, weights: str) -> Checkpoint | None:
@@ -104,6 +105,13 @@ def start_notes(
             f"{config.weights} has referral thresholds fitted to it ({referral}); this run will have 0.5. To fit new "
             "ones on valid:  --calibrate valid"
         )
+    if config.calibrate == "valid":
+        notes += [
+            f"{config.weights} was fitted for a sensitivity of {before:g} in {head.upper()} referral; this run has "
+            f"--sensitivity {config.sensitivity:g}."
+            for head in heads
+            if (before := start.contract.provenance.get(sensitivity_key(head))) not in (None, config.sensitivity)
+        ]
     notes += [
         f"The {head.upper()} head stays that of {config.weights} while the features that it reads change: measure it "
         "again before you use it."
