@@ -71,8 +71,8 @@ def calibrated(best: Checkpoint, items: EvalItems, dr_logits: torch.Tensor, me_l
     """The checkpoint with a scaling folded into each head, and referral thresholds for screening.
 
     See ``fit_scaling`` and ``screening_rules``. The scalings are also recorded in the provenance, and the sensitivity,
-    which is that of the checkpoint's options or, if it has none, of its provenance. A head for which no
-    photograph has a label, or which was never trained, stays as it is.
+    which is that of the checkpoint's options or, if it has none, of its provenance. A head for which no photograph has
+    a label, or which was never trained, stays as it is.
 
     Args:
         best: the checkpoint.

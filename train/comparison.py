@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..runtime import weighted_metrics
-from ..runtime.contract import Contract, Head
+from ..runtime.contract import Contract
 from ..runtime.weighted_metrics import UNLABELLED, Indices
-from .metrics import FIGURES, all_figures, resampled_figures, with_interval, without_interval
+from .metrics import FIGURES, all_figures, head_of, resampled_figures, with_interval, without_interval
 from .predictions import Decisions, Predictions
 
 DECISIONS = (
@@ -60,12 +60,11 @@ def compare(
     resampled = [resampled_figures(p, d, n_bootstrap, seed) for p, d in zip(both, decisions, strict=True)]
     found: dict[str, dict[str, Any]] = {task: {} for task, _ in DECISIONS}
     for task, name, _ in FIGURES:
-        head = _head(task)
+        head = head_of(task)
         if (task, name) in figures[0]:
             was, now = (float(values[task, name][0]) for values in figures)
             spread = resampled[1][task, name] - resampled[0][task, name]
-            patients = {who for who, true in zip(before.patients, before.true(head), strict=True) if true != UNLABELLED}
-            difference = with_interval(now - was, spread, len(patients), _UNDEFINED)
+            difference = with_interval(now - was, spread, before.labelled_patients(head), _UNDEFINED)
         elif name == "calibration_error":
             was, now = (weighted_metrics.calibration_error(p.probs(head), p.true(head)) for p in both)
             difference = without_interval(now - was, _UNDEFINED if math.isnan(now - was) else _BIASED)
@@ -103,7 +102,3 @@ def _judged(task: str, p: Predictions, d: Decisions) -> Judged:
     if task == "referable_dr":
         return d.referable_pred, d.referable_true
     return d.me_pred if task == "me" else d.referable_me_pred, p.me_true
-
-
-def _head(task: str) -> Head:
-    return "dr" if task.endswith("dr") else "me"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from ..runtime.annotations import NOT_GRADED
 from ..runtime.contract import HEADS, Contract, Head
 from .config import ONE_PIXEL, TrainConfig
-from .data import DataSet
+from .data import DataSet, Photo
 
 _LABEL: dict[Head, str] = {"dr": "a DR grade", "me": "an ME label"}
 
@@ -35,7 +35,7 @@ def label_faults(data: DataSet, config: TrainConfig) -> list[str]:
             f"--me-weight {config.me_weight:g}), found none"
         )
     for head in heads:
-        if not _labelled(data, "valid")[head]:
+        if not labelled(valid.photos)[head]:
             faults.append(
                 f"{valid.annotations}: expected photographs with {_LABEL[head]}, as in train, to choose the best epoch "
                 "by, found none"
@@ -45,7 +45,7 @@ def label_faults(data: DataSet, config: TrainConfig) -> list[str]:
 
 def trained_heads(data: DataSet, config: TrainConfig) -> tuple[Head, ...]:
     """The heads that learn: those whose loss has a weight and for which training photographs have labels."""
-    found = _labelled(data, "train")
+    found = labelled(data.splits["train"].photos)
     weight = {"dr": config.dr_weight, "me": config.me_weight}
     return tuple(head for head in HEADS if weight[head] and found[head])
 
@@ -59,8 +59,8 @@ def untrained_heads(data: DataSet, config: TrainConfig, before: Collection[Head]
 def label_notes(data: DataSet, config: TrainConfig) -> list[str]:
     """What a user should know about the labels of a data set without faults, as lines of text."""
     notes = []
-    for name, split in data.splits.items():
-        lacking = {head: len(split.photos) - n for head, n in _labelled(data, name).items() if n < len(split.photos)}
+    for split in data.splits.values():
+        lacking = {head: len(split.photos) - n for head, n in labelled(split.photos).items() if n < len(split.photos)}
         if lacking:
             counts = " and ".join(f"{n} without {_LABEL[head]}" for head, n in lacking.items())
             notes.append(
@@ -79,9 +79,8 @@ def label_notes(data: DataSet, config: TrainConfig) -> list[str]:
     return notes
 
 
-def _labelled(data: DataSet, split: str) -> dict[Head, int]:
-    """Number of a split's photographs with a label for each head."""
-    photos = data.splits[split].photos
+def labelled(photos: Sequence[Photo]) -> dict[Head, int]:
+    """Number of photographs with a label for each head."""
     return {
         "dr": sum(photo.dr_grade is not None for photo in photos),
         "me": sum(photo.me_label is not None for photo in photos),

@@ -38,7 +38,7 @@ def differences_table(comparison: Mapping[str, Any], before: str, after: str) ->
     for task, name, title in FIGURES:
         if (row := comparison["figures"][task].get(name)) is not None:
             was, now = ("" if row[key] is None else f"{row[key]:.3f}" for key in ("before", "after"))
-            yield f"| {title} | {was} | {now} | {_difference(row['difference'])} |"
+            yield f"| {title} | {was} | {now} | {_cell(row['difference'], '+')} |"
 
 
 def changes_table(comparison: Mapping[str, Any]) -> Iterator[str]:
@@ -60,18 +60,11 @@ def main_figures(evaluation: Mapping[str, Any]) -> str:
     return f"DR accuracy {brief(dr['accuracy'])}, kappa {brief(dr['kappa'])}, ME accuracy {brief(me['accuracy'])}"
 
 
-def brief(figure: Mapping[str, Any]) -> str:
-    """A figure's value as text, or why it has none."""
-    return str(figure["why"]) if figure["value"] is None else f"{figure['value']:.3f}"
+def brief(figure: Mapping[str, Any], sign: str = "") -> str:
+    """A figure's value as text, or why it has none; with ``sign`` "+", positive ones have that sign."""
+    return str(figure["why"]) if figure["value"] is None else f"{figure['value']:{sign}.3f}"
 
 
-def _difference(figure: Mapping[str, Any]) -> str:
-    if figure["value"] is None:
-        return str(figure["why"])
-    return f"{figure['value']:+.3f}" + (
-        "" if figure["low"] is None else f" ({figure['low']:+.3f} to {figure['high']:+.3f})"
-    )
-
-
-def _cell(figure: Mapping[str, Any]) -> str:
-    return brief(figure) + ("" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})")
+def _cell(figure: Mapping[str, Any], sign: str = "") -> str:
+    low, high = figure["low"], figure["high"]
+    return brief(figure, sign) + ("" if low is None else f" ({low:{sign}.3f} to {high:{sign}.3f})")

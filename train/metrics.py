@@ -140,6 +140,11 @@ def evaluate(p: Predictions, contract: Contract, *, n_bootstrap: int = 1000, see
     }
 
 
+def head_of(task: str) -> Head:
+    """The head that a task of ``FIGURES`` judges."""
+    return "dr" if task.endswith("dr") else "me"
+
+
 def headline(body: Mapping[str, Any]) -> dict[str, float | None]:
     """The ``HEADLINES`` values of one body of ``evaluate``, under names like ``dr_accuracy``."""
     return {f"{task}_{name}": body[task][name]["value"] for task, name, _ in HEADLINES}
@@ -216,11 +221,10 @@ def _body(p: Predictions, contract: Contract, n_bootstrap: int, seed: int) -> di
         body[head]["confusion_matrix"] = counts.astype(int).tolist()
         support = counts.sum(axis=1).astype(int).tolist()
         body[head]["classes"] = [{"label": label, "support": n} for label, n in zip(labels, support, strict=True)]
-    patients = np.array(p.patients)
-    graded: dict[str, int] = {head: np.unique(patients[p.true(head) != UNLABELLED]).size for head in HEADS}
+    graded = {head: p.labelled_patients(head) for head in HEADS}
     for key, value in all_figures(p, decisions, weights).items():
         task, name, *classes = key
-        n_patients = graded[task.removeprefix("referable_")]
+        n_patients = graded[head_of(task)]
         why = _WHY_UNDEFINED.get(name, "") if n_patients else NO_LABEL
         place = body[task]["classes"][classes[0]] if classes else body[task]
         place[name] = with_interval(float(value[0]), resampled[key], n_patients, why)

@@ -76,6 +76,10 @@ class Predictions:
         """The heads for which at least one photograph has a label."""
         return tuple(head for head in HEADS if (self.true(head) != UNLABELLED).any())
 
+    def labelled_patients(self, head: Head) -> int:
+        """The number of patients with a photograph that has a label for the head."""
+        return np.unique(np.array(self.patients)[self.true(head) != UNLABELLED]).size
+
     def true(self, head: Head) -> Indices:
         """The true labels of one head: (N,)."""
         return self.dr_true if head == "dr" else self.me_true

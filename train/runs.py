@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +51,7 @@ def list_runs(artifacts: Path) -> list[RunSummary]:
 
 
 _FINGERPRINT = "data_fingerprint"
-_DEFAULTS = {option.name: option.default for option in fields(TrainConfig) if option.default is not MISSING}
+_DEFAULTS = TrainConfig(data="").to_dict()
 _SIGNS = (CONFIG, HISTORY, METRICS, RESUME)
 
 

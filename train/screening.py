@@ -65,7 +65,8 @@ def heads_to_screen(contract: Contract, valid: Predictions) -> tuple[Head, ...]:
     mean yes, rounding alone would decide where the threshold is.
     """
     valid = valid.without_labels(contract.untrained_heads)
-    healthy = {"dr": Decisions.of(valid, contract).referable_true == 0, "me": valid.me_true == 0}
+    is_healthy = np.array(contract.dr_grades) < contract.referable_from
+    healthy = {"dr": is_healthy[valid.dr_true] & (valid.dr_true != UNLABELLED), "me": valid.me_true == 0}
     return tuple(head for head in valid.labelled_heads if healthy[head].any())
 
 

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 import click
 
 from ..runtime.annotations import NOT_GRADED, fault_report
+from ..runtime.contract import HEADS
 from ..runtime.errors import AnnotationError, UsageError
 from ..runtime.extras import require_extra
 from ..runtime.options import SETTINGS, PathName, me_positive_option
 from ..runtime.terminal import exit_codes, tell
 from ..runtime.wording import counted
+from .labels import labelled
 
 if TYPE_CHECKING:
     from .data import Photo
@@ -99,14 +101,10 @@ def _lacking(splits: Mapping[str, Sequence[Photo]]) -> str:
     empty = [f"nothing for {name}/" for name, photos in splits.items() if not photos]
     unlabelled = [
         f"no {what} for valid/"
-        for what, label in (("DR grade", "dr_grade"), ("ME label", "me_label"))
-        if splits["valid"] and not _labelled(splits["valid"], label) and _labelled(splits["train"], label)
+        for head, what in zip(HEADS, ("DR grade", "ME label"), strict=True)
+        if splits["valid"] and not labelled(splits["valid"])[head] and labelled(splits["train"])[head]
     ]
     return " and ".join([*empty, *unlabelled])
-
-
-def _labelled(photos: Sequence[Photo], label: str) -> bool:
-    return any(getattr(photo, label) is not None for photo in photos)
 
 
 def _table(splits: Mapping[str, Sequence[Photo]]) -> Iterator[str]:
