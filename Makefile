@@ -73,7 +73,8 @@ release-model: $(RUNNABLE)
 	$(call STAGE,released-640) --recipe released-640 --weights $(START) --seed 45
 	$(BIN)/python -m retina.train.averaging $(DATA) \
 	  $(RUNS)/released-512/final.pth $(RUNS)/released-open/final.pth $(RUNS)/released-640/final.pth --out $(RELEASE_RUN)/best.pth
-	$(BIN)/retina-export $(RELEASE_RUN)/best.pth --precision int8 --explain --calibration $(DATA) \
+	$(BIN)/retina-export $(RELEASE_RUN)/best.pth --precision int8 --explain --calibration $(DATA) --out $(RELEASE_RUN)/int8.onnx
+	$(BIN)/python -m retina.export.novelty $(DATA)/train/images --model $(RELEASE_RUN)/int8.onnx \
 	  --out $(RELEASE)/retina_multitask.onnx
 	mv $(RELEASE)/retina_multitask.onnx runtime/released.onnx
 	ln -sf ../../runtime/released.onnx $(RELEASE)/retina_multitask.onnx

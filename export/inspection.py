@@ -55,6 +55,11 @@ class Inspection:
             f"framing    {prep['framing']}, surround {prep['surround']}, {prep['image_size']} px, inside the file",
             f"DR grades  {contract['dr_grades']}; ME labels {contract['me_labels']}",
             *(f"rule       {task}: {_pairs(rule)}" for task, rule in contract["thresholds"].items()),
+            *(
+                f"rule       unfamiliar: novelty at_least {level:g}"
+                for level in [contract.get("unfamiliar_from")]
+                if level
+            ),
             *(f"made from  {key}: {_brief(value)}" for key, value in provenance.items()),
             *(f"parity     {key}: {_brief(value)}" for key, value in parity.items()),
         ]

@@ -35,7 +35,7 @@ COMPARED_ON = 16
 MOST_APART = {"fp32": 1e-4, "int8": 0.02}
 """Largest mean difference of a probability between checkpoint and file, by the file's precision. An int8 file also
 rounds the activations between its layers, which the checkpoint does not: with the file that ships, it was 0.002."""
-_OF_THE_FILE = ("checkpoint_sha256", "epoch", "metrics", "package_version", "recalibrated", "calibrated_on")
+_OF_THE_FILE = ("checkpoint_sha256", "epoch", "metrics", "package_version", "recalibrated", "calibrated_on", "novelty")
 """Provenance that describes the checkpoint from which the file was made, or the file, and not the recovered one. A file
 that was calibrated anew by hand may have the last."""
 
@@ -78,7 +78,12 @@ def recover(model: RetinaModel, photographs: Sequence[Path]) -> tuple[Checkpoint
         )
     provenance = {key: value for key, value in contract.provenance.items() if key not in _OF_THE_FILE}
     own = replace(
-        contract, precision="fp32", explain=False, parity={}, provenance={**provenance, "recovered_from": model.sha256}
+        contract,
+        precision="fp32",
+        explain=False,
+        unfamiliar_from=None,
+        parity={},
+        provenance={**provenance, "recovered_from": model.sha256},
     )
     return Checkpoint(net.state_dict(), backbone, own), apart
 

@@ -56,6 +56,12 @@ _GO_ON = "; the same command goes on from here"
     "may be lower than what makes a grade or risk the most probable one.",
 )
 @click.option(
+    "--novelty",
+    is_flag=True,
+    help="Add the columns novelty and unfamiliar: how unlike the photographs that the model was trained on each one is "
+    "(1 is usual), and 1 if as unlike as pictures that show no retina.",
+)
+@click.option(
     "--overlays",
     type=PathName(),
     metavar="DIR",
@@ -81,7 +87,8 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
     cannot be read the reason. Takes folders (with their subfolders; JPEG, PNG, TIFF, BMP, WebP, JPEG 2000 and DICOM,
     recognised by their endings), files of any ending, and lists of paths: @FILE, or - for standard input.
 
-    Any picture gets a grade, even one that shows no retina: the model cannot tell.
+    Any picture gets a grade, even one that shows no retina. The summary counts those that look like none, as far as
+    the model can tell; --novelty shows which ones.
 
     \b
     Examples:
@@ -118,6 +125,7 @@ def _run(
     annotations: Path | None,
     me_positive_from: int | None,
     referral: bool,
+    novelty: bool,
     workers: int | None,
     provider: str,
     exact: bool,
@@ -140,6 +148,7 @@ def _run(
         annotations=annotations,
         me_positive_from=me_positive_from,
         referral=referral,
+        novelty=novelty,
         overlays=overlays,
         workers=workers,
         resume=resume,

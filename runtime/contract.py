@@ -32,6 +32,8 @@ DR_CAM_PER_GRADE, ME_CAM_PER_LABEL = "dr_cam_per_grade", "me_cam_per_label"
 """Grad-CAM maps of every class, for callers that want another class than the predicted one. They are outputs to index
 rather than selected by an input, because every runtime can fetch an output, while onnxruntime-web and OpenVINO cannot
 set an optional input."""
+NOVELTY = "novelty"
+"""How unlike its training photographs the model finds a photograph: see ``Contract.unfamiliar_from``."""
 MIN_SIDE = 32
 """Smallest height or width in pixels: a ResNet's last feature map has one cell per 32 pixels of its input."""
 MAX_IMAGE_SIZE = 4096
@@ -177,6 +179,10 @@ class Contract:
     explain: bool = False
     """Whether the file also has the Grad-CAM outputs: ``dr_cam`` and ``me_cam`` of the predicted class, and
     ``dr_cam_per_grade`` and ``me_cam_per_label`` of each class."""
+    unfamiliar_from: float | None = None
+    """The ``novelty`` from which a photograph is called unfamiliar: as unlike the training photographs as a picture
+    without a retina. Novelty is at least 0, and 1 on average for training photographs (retina.export.novelty). None:
+    the file has no such output."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Checkpoint sha256, run, data fingerprint, package version, metrics on valid and, for a training run, on test."""
     parity: Mapping[str, Any] = field(default_factory=dict)
@@ -197,6 +203,11 @@ class Contract:
         _expect("dr_grades", ok, f"two or more grades from 0 to {MAX_DR_GRADE} in rising order", list(grades))
         _expect("me_labels", self.me_labels == ME_LABELS, list(ME_LABELS), list(self.me_labels))
         _expect("explain", isinstance(self.explain, bool), "true or false", self.explain)
+        level = self.unfamiliar_from
+        if level is not None:
+            ok = type(level) in (int, float) and 0 < level <= sys.float_info.max
+            _expect("unfamiliar_from", ok, "a number above 0", _quoted(level))
+            object.__setattr__(self, "unfamiliar_from", float(level))  # JSON may say 10 for 10.0
         for name in ("provenance", "parity"):
             found = getattr(self, name)
             _expect(name, isinstance(found, Mapping), "an object", found)
@@ -222,6 +233,8 @@ class Contract:
             out += [{"name": name, "dtype": "float32", "shape": ["N", "h", "w"]} for name in (DR_CAM, ME_CAM)]
             classes = ((DR_CAM_PER_GRADE, len(self.dr_grades)), (ME_CAM_PER_LABEL, 2))
             out += [{"name": name, "dtype": "float32", "shape": ["N", k, "h", "w"]} for name, k in classes]
+        if self.unfamiliar_from is not None:
+            out.append({"name": NOVELTY, "dtype": "float32", "shape": ["N"]})
         return out
 
     @property
@@ -271,6 +284,8 @@ class Contract:
     def to_json(self) -> str:
         body = asdict(self)
         del body["added_caution"]
+        if self.unfamiliar_from is None:
+            del body["unfamiliar_from"]
         body["thresholds"] = {task: _without_nones(asdict(rule)) for task, rule in self.thresholds.items()}
         body = {"schema": body.pop("schema"), "input": INPUT, "outputs": self.outputs, **body}
         if self.caution:  # written out for programs that embed the file
@@ -305,8 +320,9 @@ class Contract:
             _expect("schema", type(schema) is int and schema == SCHEMA, SCHEMA, _quoted(schema))
             _expect("input", _known_keys(body.get("input") or {}, INPUT) == INPUT, INPUT, "another input")
             outputs = body.get("outputs")
-            known = {f.name for f in fields(cls)} - {"added_caution"}
+            known = {f.name for f in fields(cls)} - {"added_caution", "unfamiliar_from"}
             _expect("fields", set(body) >= known, sorted(known), sorted(body))
+            unfamiliar_from = body.get("unfamiliar_from")
             caution = body.get("caution") or ""
             body = {key: body[key] for key in known}
             rules = _known_keys(body.pop("thresholds"), default_thresholds())
@@ -321,7 +337,9 @@ class Contract:
             prep["mean"], prep["std"] = tuple(prep["mean"]), tuple(prep["std"])
             grades, labels = body.pop("dr_grades"), body.pop("me_labels")
             _expect("me_labels", isinstance(labels, list), list(ME_LABELS), labels)
-            contract = cls(Preprocessing(**prep), tuple(grades), tuple(labels), thresholds, **body)
+            contract = cls(
+                Preprocessing(**prep), tuple(grades), tuple(labels), thresholds, unfamiliar_from=unfamiliar_from, **body
+            )
             named = [_known_keys(output, contract.outputs[0]) for output in outputs or []]
             promised = [output for output in named if output["name"] in contract.output_names]
             _expect("outputs", promised == contract.outputs, contract.outputs, outputs)

@@ -47,6 +47,7 @@ class Job:
         annotations: Path | None = None,
         me_positive_from: int | None = None,
         referral: bool = False,
+        novelty: bool = False,
         overlays: Path | None = None,
         workers: int | None = None,
         resume: bool = True,
@@ -61,14 +62,15 @@ class Job:
             annotations: grades of human readers, for the two True columns and the summary.
             me_positive_from: ME grades of this value, 1 to 3, and above count as risk; None accepts 0 and 1 only.
             referral: whether the table has the referral decisions.
+            novelty: whether the table says how unlike the training photographs each one is.
             overlays: a folder to draw Grad-CAM maps into.
             workers: photographs scored at once; None: the cores that this process may use.
             resume: whether rows of an earlier run are used.
             inputs: further files that must not be overwritten.
 
         Raises:
-            UsageError: ``workers`` or ``me_positive_from`` out of range, the latter without annotations, or see
-                ``require_maps``.
+            UsageError: ``workers`` or ``me_positive_from`` out of range, the latter without annotations, ``novelty``
+                of a model file that cannot tell, or see ``require_maps``.
             AnnotationError: see ``read_truth``.
             OutputError: see ``destination``, ``require_room`` and ``Journal``.
         """
@@ -77,8 +79,13 @@ class Job:
             raise UsageError(f"me_positive_from: expected 1 to {MAX_ME_GRADE}, found {me_positive_from}")
         if me_positive_from is not None and annotations is None:
             raise UsageError("--me-positive-from: expected --annotations CSV, whose grades it reads, found none")
+        if novelty and model.contract.unfamiliar_from is None:
+            raise UsageError(
+                f"--novelty: expected a model file with the output novelty, found {model.path} without. "
+                "Make one with  python -m retina.export.novelty"
+            )
         self.model, self.listing, self.out = model, listing, destination(out)
-        self.overlays, self._referral = overlays, referral
+        self.overlays, self._referral, self._novelty = overlays, referral, novelty
         read = (model.path, annotations, *listing.lists, *inputs)
         kept = [Path(os.path.realpath(path)) for path in read if path is not None]
         require_room(self.out, len(listing.names), [*kept, *(listing.root / name for name in listing.names)])
@@ -104,11 +111,12 @@ class Job:
             ModelFileError: the model's output is not finite.
         """
         grades = self.model.contract.dr_grades
-        summary = Summary(self.model.contract, listed=self._referral)
-        with Table(self.out, columns(grades, referral=self._referral)) as table:
+        summary = Summary(self.model.contract, listed=self._referral, told_apart=self._novelty)
+        more = {"referral": self._referral, "novelty": self._novelty}
+        with Table(self.out, columns(grades, **more)) as table:
             for row, known in score_rows(self.model, self.listing, self.journal, self.workers, self.overlays):
                 true = self.truth.by_name.get(row.name) if self.truth else None
-                table.write(cells(row, grades, true, referral=self._referral))
+                table.write(cells(row, grades, true, **more))
                 summary.add(row, known=known, truth=true)
                 seen(row, true, known)
         self.journal.discard()
@@ -123,6 +131,7 @@ def score_folder(
     annotations: FilePath | None = None,
     me_positive_from: int | None = None,
     referral: bool = False,
+    novelty: bool = False,
     overlays: FilePath | None = None,
     workers: int | None = None,
     resume: bool = True,
@@ -136,6 +145,7 @@ def score_folder(
         annotations: a table of human readers' grades, with which the summary compares.
         me_positive_from: ME grades of this value, 1 to 3, and above count as risk; None accepts 0 and 1 only.
         referral: whether the table also says whom to refer.
+        novelty: whether it also says how unlike the model's training photographs each one is, if the model can tell.
         overlays: a folder to draw Grad-CAM maps into, if the model has them.
         workers: photographs scored at once; None: the cores that this process may use.
         resume: whether to use the rows of an earlier run.
@@ -156,6 +166,7 @@ def score_folder(
         annotations=None if annotations is None else Path(annotations),
         me_positive_from=me_positive_from,
         referral=referral,
+        novelty=novelty,
         overlays=None if overlays is None else Path(overlays),
         workers=workers,
         resume=resume,

@@ -16,7 +16,7 @@ from .file_state import Stamp, lock
 from .prediction import Prediction
 from .table import Row
 
-FORMAT = 2
+FORMAT = 3
 """Part of what the rows depend on: journals of another format are discarded."""
 ENDING = ".journal"
 """Appended to the name of the table."""

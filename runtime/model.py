@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from .contract import (
     ME_CAM_PER_LABEL,
     ME_PROBS,
     MIN_SIDE,
+    NOVELTY,
     Head,
 )
 from .digest import check_digest
@@ -159,22 +161,31 @@ class RetinaModel:
                 raise UsageError(f"of: expected one of {', '.join(map(str, classes))} for {head}, found {label}")
         pixels = _checked_pixels(pixels)
         with_maps = maps and self.contract.explain
-        names = [DR_PROBS, ME_PROBS, *([DR_CAM_PER_GRADE, ME_CAM_PER_LABEL] if with_maps else [])]
+        with_novelty = self.contract.unfamiliar_from is not None
+        names = [DR_PROBS, ME_PROBS, *([NOVELTY] if with_novelty else [])]
+        names += [DR_CAM_PER_GRADE, ME_CAM_PER_LABEL] if with_maps else []
         try:
-            outputs = self._session.run(names, {INPUT_NAME: pixels[None]}, handing_back() if hand_back else None)
+            found = self._session.run(names, {INPUT_NAME: pixels[None]}, handing_back() if hand_back else None)
         except Exception as err:  # noqa: BLE001 - onnxruntime's exceptions share no other root
             reason = f"the model could not take this picture of {pixels.shape}: {first_line(err)}"
             raise PictureError(f"{self.path}: {reason}", reason) from None
-        dr, me = outputs[0][0], outputs[1][0]
+        outputs = {name: output[0] for name, output in zip(names, found, strict=True)}
+        dr, me, novelty = outputs[DR_PROBS], outputs[ME_PROBS], outputs.get(NOVELTY)
         if not (np.isfinite(dr).all() and np.isfinite(me).all()):
             raise ModelFileError(f"{self.path}: expected probabilities, found {dr} and {me}")
+        if novelty is not None:
+            novelty = float(novelty)
+            if not math.isfinite(novelty):
+                raise ModelFileError(f"{self.path}: expected a finite {NOVELTY}, found {novelty}")
         if not with_maps:
-            return Prediction.of(self.contract, dr, me)
+            return Prediction.of(self.contract, dr, me, novelty=novelty)
         cams: dict[str, NDArray[np.float32]] = {}
-        for head, probs, per_class in (("dr", dr, outputs[2][0]), ("me", me, outputs[3][0])):
+        for head, probs, per_class in (
+            ("dr", dr, outputs[DR_CAM_PER_GRADE]), ("me", me, outputs[ME_CAM_PER_LABEL])
+        ):  # fmt: skip
             asked = (of or {}).get(head)
             cams[head] = per_class[probs.argmax() if asked is None else self.contract.classes(head).index(asked)]
-        return Prediction.of(self.contract, dr, me, cams)
+        return Prediction.of(self.contract, dr, me, cams, novelty)
 
     def score(self, paths: Iterable[FilePath], *, workers: int | None = None, maps: bool = False) -> Iterator[Scored]:
         """Score many files on several threads and yield the results in the order given.

@@ -48,6 +48,9 @@ class ScoredPhotograph(BaseModel):
     referable: bool | None = None
     referable_prob: float | None = None
     referable_me: bool | None = None
+    novelty: float | None = None
+    """How unlike the model's training photographs this one is; left out if the model file cannot tell."""
+    unfamiliar: bool | None = None
     maps: Maps | None = None
 
 

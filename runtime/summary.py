@@ -25,6 +25,8 @@ class Summary:
     """The model's, to print from which probability on patients are referred."""
     listed: bool = False
     """Whether the table says who is referred."""
+    told_apart: bool = False
+    """Whether the table says which photographs are unfamiliar."""
     grades: Counter[int] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     first_failed: dict[str, str] = field(default_factory=dict)
@@ -32,6 +34,8 @@ class Summary:
     me_risks: int = 0
     referable: int = 0
     referable_me: int = 0
+    unfamiliar: int = 0
+    first_unfamiliar: str = ""
     known: int = 0
     """Rows taken over from an earlier run."""
     dr: Confusion = field(default_factory=Confusion)
@@ -64,6 +68,9 @@ class Summary:
         self.me_risks += row.prediction.me_risk
         self.referable += row.prediction.referable
         self.referable_me += row.prediction.referable_me
+        if row.prediction.unfamiliar:
+            self.unfamiliar += 1
+            self.first_unfamiliar = self.first_unfamiliar or row.name
         self.truths += truth is not None
         if truth is not None and truth.dr_grade is not None:
             self.dr.add(truth.dr_grade, row.prediction.grade)
@@ -122,6 +129,9 @@ class Summary:
             yield f"ME risk {_share(self.me_risks, self.scored)}"
             to_refer.append(f"ME {_share(self.referable_me, self.scored)}, from a probability of {me:.3f}")
         yield f"to refer{'' if self.listed else ' (which ones: --referral)'}: {'; '.join(to_refer)}"
+        if self.unfamiliar:
+            such = f"such as {utf8(self.first_unfamiliar)!r}{'' if self.told_apart else '; which ones: --novelty'}"
+            yield f"unfamiliar {self.unfamiliar}: as unlike what the model was trained on as no retina at all ({such})"
         if self.contract.caution:
             yield f"Caution: {self.contract.caution}"
 

@@ -27,6 +27,8 @@ NOTEBOOK_COLUMNS = (
 """The columns of the original notebook's file, which other programs read by name."""
 REFERRAL_COLUMNS = ("referable", "referable_prob", "referable_me")
 """Optional columns at the end: 1 if DR is referable, the probability of that, and 1 if the ME risk is referable."""
+NOVELTY_COLUMNS = ("novelty", "unfamiliar")
+"""Optional columns after those: how unlike the model's training photographs this one is, and 1 if it is unfamiliar."""
 PARTIAL = ".partial"
 """Appended to the name of a table that is not complete yet."""
 
@@ -42,13 +44,23 @@ class Row:
     """Without the file's name; empty if there is a prediction."""
 
 
-def columns(grades: Sequence[int], *, referral: bool = False) -> list[str]:
-    """The header for a model with these original DR grades; ``referral`` adds the referral decisions."""
+def columns(grades: Sequence[int], *, referral: bool = False, novelty: bool = False) -> list[str]:
+    """The header for a model with these original DR grades.
+
+    ``referral`` adds the referral decisions, ``novelty`` how unlike the training photographs each one is.
+    """
     header = [*NOTEBOOK_COLUMNS, *(f"dr_prob_{grade}" for grade in grades), "me_prob", "status", "error"]
-    return [*header, *REFERRAL_COLUMNS] if referral else header
+    return [*header, *(REFERRAL_COLUMNS if referral else ()), *(NOVELTY_COLUMNS if novelty else ())]
 
 
-def cells(row: Row, grades: Sequence[int], truth: Annotation | None = None, *, referral: bool = False) -> list[str]:
+def cells(
+    row: Row,
+    grades: Sequence[int],
+    truth: Annotation | None = None,
+    *,
+    referral: bool = False,
+    novelty: bool = False,
+) -> list[str]:
     """The cells of one row, for the header of ``columns``.
 
     Probabilities have six decimals, so that equal answers are equal bytes.
@@ -57,19 +69,20 @@ def cells(row: Row, grades: Sequence[int], truth: Annotation | None = None, *, r
     p = row.prediction
     if p is None:
         line = [row.name, "", true_dr, "", true_me, *("" for _ in grades), "", "error", row.error]
-        referred = ["" for _ in REFERRAL_COLUMNS]
+        referred, familiar = ["" for _ in REFERRAL_COLUMNS], ["" for _ in NOVELTY_COLUMNS]
     else:
         probs = [f"{p.dr_probs[grade]:.6f}" for grade in grades]
         line = [row.name, str(p.grade), true_dr, str(p.me_risk), true_me, *probs, f"{p.me_prob:.6f}", "ok", ""]
         referred = [str(int(p.referable)), f"{p.referable_prob:.6f}", str(int(p.referable_me))]
-    return [*line, *referred] if referral else line
+        familiar = ["", ""] if p.novelty is None else [f"{p.novelty:.6f}", str(int(bool(p.unfamiliar)))]
+    return [*line, *(referred if referral else ()), *(familiar if novelty else ())]
 
 
 def record(row: Row, truth: Annotation | None = None) -> dict[str, Any]:
-    """The row as a JSON object, always with the referral decisions; unknown values are left out.
+    """The row as a JSON object, always with the referral decisions and novelty; unknown values are left out.
 
-    Probabilities are rounded to six decimals. The fields are those of ``ScoredPhotograph`` without ``maps``, and with
-    ``truth`` also ``true_dr_grade`` and ``true_me_risk``.
+    Probabilities and novelty are rounded to six decimals. The fields are those of ``ScoredPhotograph`` without
+    ``maps``, and with ``truth`` also ``true_dr_grade`` and ``true_me_risk``.
     """
     line: dict[str, Any] = {"image": utf8(row.name), "status": "ok" if row.prediction else "error", "error": row.error}
     if row.prediction is not None:
@@ -83,6 +96,8 @@ def record(row: Row, truth: Annotation | None = None) -> dict[str, Any]:
             "referable_prob": round(p.referable_prob, 6),
             "referable_me": p.referable_me,
         }
+        if p.novelty is not None:
+            line |= {"novelty": round(p.novelty, 6), "unfamiliar": p.unfamiliar}
     if truth is not None:
         known = {"true_dr_grade": truth.dr_grade, "true_me_risk": truth.me_grade}
         line |= {name: grade for name, grade in known.items() if grade is not None}

@@ -19,6 +19,8 @@ from click.testing import CliRunner
 from eyes import write_set
 from numpy.typing import NDArray
 from PIL import Image
+from retina.export.novelty_output import add_novelty
+from retina.runtime.model import RetinaModel
 from retina.train import soup
 from retina.train.checkpoint import Checkpoint
 from retina.train.data import read_dataset, scan_dataset
@@ -163,6 +165,43 @@ def test_degradation_scores_the_degraded_copies(drawn: Path, tmp_path: Path) -> 
         assert float(row["Referable DR AUC"]) == pytest.approx(auc, abs=1e-3)
         assert float(row["ME AUC"]) == pytest.approx(roc_auc_score([p.me_label for p in photos], me[:, 1]), abs=1e-3)
     assert len({tuple(row.values())[2:] for row in rows}) == len(rows)
+
+
+def test_novelty_is_that_of_the_file_that_is_fitted(drawn: Path, small_explained: Path, tmp_path: Path) -> None:
+    data = read_dataset(drawn, splits=("train", "valid"))
+    (tmp_path / "pictures").mkdir()
+    for name in ("black", "white"):
+        Image.new("RGB", (96, 96), name).save(tmp_path / f"pictures/{name}.png")
+    rows = table(
+        "novelty.py", str(drawn), "--model", str(small_explained), "--pictures", str(tmp_path / "pictures"),
+        "--way", "grain 25",
+    )  # fmt: skip
+    sources = sorted({photo.source for photo in data.splits["train"].photos})
+    assert [row["fitted to"] for row in rows] == ["all"] * 3 + [name for name in sources for _ in range(3)]
+    for source in (None, *sources):
+        mine, others = (
+            {
+                name: [p for p in split.photos if (source in (None, p.source)) is own]
+                for name, split in data.splits.items()
+            }
+            for own in (True, False)
+        )
+        add_novelty(RetinaModel(small_explained), [p.path for p in mine["train"]], tmp_path / "told.onnx")
+        told = RetinaModel(tmp_path / "told.onnx", exact=True)
+        for what, paths in {
+            "valid, the same sources": [p.path for p in mine["valid"]],
+            "train and valid, other sources": [p.path for p in others["train"] + others["valid"]],
+            "pictures without a retina": list((tmp_path / "pictures").iterdir()),
+        }.items():
+            found = np.array([told.predict(path).novelty for path in paths])
+            row = [row for row in rows if row["fitted to"] == (source or "all") and row["judged on"] == what]
+            assert len(row) == int(len(paths) > 0)
+            for title, value in (("smallest", np.min), ("median", np.median), ("largest", np.max)) if row else ():
+                assert float(row[0][title]) == pytest.approx(value(found), abs=0.06, rel=1e-3)
+            if row:
+                assert row[0]["unfamiliar"] == f"{np.mean(found >= 10):.1%}"
+    (grainy,) = (row for row in rows if row["judged on"] == "valid, grain 25")
+    assert grainy["pictures"] == rows[0]["pictures"] and float(grainy["median"]) > float(rows[0]["median"])
 
 
 @pytest.mark.filterwarnings("ignore:The least populated class:UserWarning")

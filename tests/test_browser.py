@@ -584,6 +584,27 @@ def test_outputs_that_a_later_version_adds_are_ignored(
     expect(page.locator("#status")).to_have_text("1 of 1 scored")
 
 
+def test_an_unfamiliar_picture_is_marked(
+    photographs: list[Path], static: tuple[str, Path], open_page: Open, tmp_path: Path
+) -> None:
+    names = ["b.png", "ü.png"]
+    novelty = [20 * np.asarray(Image.open(photographs[0].with_name(name)))[..., 2].mean() / 255 for name in names]
+    strange = names[int(np.argmax(novelty))]
+    level = float(np.mean(novelty))
+    page = open_page(static[0])
+    for contract, unfamiliar in ((replace(CONTRACT, unfamiliar_from=level), [strange]), (CONTRACT, [])):
+        model = write_tiny_model(tmp_path / f"{len(unfamiliar)}.onnx", contract=contract)
+        drop(page, [model, *(path for path in photographs if path.name in names)])
+        expect(page.locator("#status")).to_have_text("2 of 2 scored" + (", 1 unfamiliar" if unfamiliar else ""))
+        expect(page.locator("#rows .mark", has_text="unfamiliar")).to_have_count(len(unfamiliar))
+        for name in names:
+            row = page.locator("#rows tr", has_text=name)
+            row.click()
+            expect(page.locator("#detail-name")).to_have_text(name)
+            expect(row.locator("th .mark")).to_have_count(int(name in unfamiliar))
+            expect(page.locator("#unfamiliar")).to_be_visible(visible=name in unfamiliar)
+
+
 def test_a_referral_for_edema_that_is_no_risk_is_seen_in_the_table(
     photographs: list[Path], static: tuple[str, Path], open_page: Open, tmp_path: Path
 ) -> None:

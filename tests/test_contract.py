@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from retina.runtime.contract import Contract, Preprocessing, Rule, decide, default_thresholds
 from retina.runtime.errors import ModelFileError
+from retina.runtime.prediction import Prediction
 
 CONTRACT = Contract(
     Preprocessing(framing="squash", image_size=256), dr_grades=(0, 1, 3), precision="int8", explain=True,
@@ -33,6 +34,20 @@ def test_json_both_ways() -> None:
     assert body["thresholds"]["referable_dr"] == {"rule": "at_least", "threshold": 0.5, "from_grade": 2}
 
 
+def test_novelty_is_promised_where_there_is_a_level() -> None:
+    told = replace(CONTRACT, explain=True, unfamiliar_from=10)
+    assert told.output_names == [*replace(CONTRACT, explain=True).output_names, "novelty"]
+    body = json.loads(told.to_json())
+    assert body["unfamiliar_from"] == 10.0
+    assert Contract.from_json(told.to_json()) == told
+    assert "unfamiliar_from" not in json.loads(CONTRACT.to_json())
+    body["outputs"].append({"name": "later", "dtype": "float32", "shape": ["N"]})
+    assert Contract.from_json(json.dumps(body)) == told
+    probs = np.array([0.2, 0.35, 0.45]), np.array([0.6, 0.4])
+    for novelty, unfamiliar in ((9.99, False), (10.0, True), (None, None)):
+        assert Prediction.of(told, *probs, novelty=novelty).unfamiliar is unfamiliar
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -52,6 +67,11 @@ def test_json_both_ways() -> None:
         ({"me_labels": "ab"}, 'me_labels: expected ["no risk", "risk"], found ab'),
         ({"me_labels": [0, 1]}, 'me_labels: expected ["no risk", "risk"], found [0, 1]'),
         ({"explain": "no"}, "explain: expected true or false, found no"),
+        ({"unfamiliar_from": 0}, "unfamiliar_from: expected a number above 0, found 0"),
+        ({"unfamiliar_from": "10"}, "unfamiliar_from: expected a number above 0, found '10'"),
+        ({"unfamiliar_from": True}, "unfamiliar_from: expected a number above 0, found True"),
+        ({"unfamiliar_from": 10**400}, "unfamiliar_from: expected a number above 0, found 1000"),
+        ({"unfamiliar_from": 10}, "outputs: expected"),
         ({"provenance": None}, "provenance: expected an object, found None"),
         ({"parity": 3}, "parity: expected an object, found 3"),
         ({"precision": "fp16"}, "precision: expected fp32 or int8, found fp16"),

@@ -192,6 +192,44 @@ def test_referral_adds_its_columns_after_all_others(score: Score) -> None:
     assert table() == plain
 
 
+def test_unfamiliar_pictures_are_counted_and_named_on_request(score: Score) -> None:
+    folder = photographs(Path("eyes"), 4)
+    (folder / "bad.png").touch()
+    novelty = [20 * float(image(i)[..., 2].mean()) / 255 for i in range(4)]
+    level = sum(sorted(novelty)[1:3]) / 2
+    write_tiny_model(Path("artifacts/retina_multitask.onnx"), contract=replace(CONTRACT, unfamiliar_from=level))
+    strange = [i for i in range(4) if novelty[i] >= level]
+    name = sorted(path.name for path in folder.iterdir())[strange[0]]
+    told = f"unfamiliar 2: as unlike what the model was trained on as no retina at all (such as {name!r}"
+    done = score("eyes", "--json")
+    assert f"{told}; which ones: --novelty)" in done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line.get("novelty") for line in lines[:4]] == pytest.approx(novelty, abs=1e-4)
+    assert [line.get("unfamiliar") for line in lines] == [*(i in strange for i in range(4)), None]
+    plain = table()
+    assert list(plain[0]) == columns(range(5))
+
+    assert f"{told})" in score("eyes", "--novelty", "--referral").stdout
+    *rows, bad = table()
+    assert list(bad) == [*columns(range(5), referral=True), "novelty", "unfamiliar"]
+    assert [bad["novelty"], bad["unfamiliar"]] == ["", ""]
+    assert [float(row["novelty"]) for row in rows] == pytest.approx(novelty, abs=1e-4)
+    assert [row["unfamiliar"] for row in rows] == [str(int(i in strange)) for i in range(4)]
+    assert [{key: row[key] for key in columns(range(5))} for row in table()] == plain
+
+
+def test_a_model_that_cannot_tell_says_nothing_of_it(score: Score) -> None:
+    photographs(Path("eyes"), 1)
+    done = score("eyes", "--json")
+    assert "unfamiliar" not in done.stdout + done.stderr
+    assert "novelty" not in done.stdout
+    refused = score("eyes", "--novelty", "--out", "other.csv")
+    assert refused.returncode == 2
+    assert "expected a model file with the output novelty, found artifacts" in refused.stderr
+    assert "python -m retina.export.novelty" in refused.stderr
+    assert not Path("other.csv").exists()
+
+
 def test_graded_edema_becomes_risk_from_the_grade_that_is_named(score: Score) -> None:
     photographs(Path("eyes"), 3)
     rows = [f"{i:05}.png,{i},{i}" for i in range(3)]

@@ -59,9 +59,12 @@ def png(seed: int) -> bytes:
     return buffer.getvalue()
 
 
+TOLD = replace(CONTRACT, explain=True, unfamiliar_from=4.0)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.onnx", contract=replace(CONTRACT, explain=True))
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.onnx", contract=TOLD)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,8 @@ def test_one_photograph_as_its_bytes(service: Service) -> None:
     assert (row["dr_grade"], row["me_risk"]) == (dr.argmax(), me.argmax())
     assert row["referable_prob"] == pytest.approx(dr[2:].sum(), abs=1e-5)
     assert row["referable"] is bool(dr[2:].sum() >= 0.5)
+    assert row["novelty"] == pytest.approx(20 * picture(1)[..., 2].mean() / 255, abs=1e-4)
+    assert row["unfamiliar"] is bool(row["novelty"] >= 4)
     for head, channel, probs in (("dr", 0, dr), ("me", 1, me)):
         expected = picture(1)[..., channel].mean() / 255 * RAMP.reshape(4, 4)
         assert np.asarray(row["maps"][head]["values"]) == pytest.approx(expected, abs=1e-5)

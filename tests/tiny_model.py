@@ -1,7 +1,7 @@
 """A model file of a few kilobytes whose answers are easy to compute: softmax of a linear map of the mean colour.
 
 With m = the mean colour (3,) in [0, 1]: dr_probs = softmax(m @ DR_WEIGHT + DR_BIAS), me_probs = softmax(m @ ME_WEIGHT),
-and the maps (4, 4) are the mean red and the mean green times RAMP.
+the maps (4, 4) are the mean red and the mean green times RAMP, and novelty is 20 times the mean blue.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def tiny_model(
         "ramp": RAMP[None],
         "red": np.array([[1], [0], [0]], np.float32),
         "green": np.array([[0], [1], [0]], np.float32),
+        "blue": np.array([0, 0, 20], np.float32),
         "map_shape": np.array([-1, 4, 4]),
         "class_axis": np.array([1]),
         "dr_repeats": np.array([1, grades, 1, 1]),
@@ -71,6 +72,9 @@ def tiny_model(
             node("Unsqueeze", [f"{task}_cam", "class_axis"], [f"{task}_one"]),
             node("Tile", [f"{task}_one", f"{task}_repeats"], [per_class]),
         ]
+    nodes = nodes if explain else nodes[:9]
+    if contract is not None and contract.unfamiliar_from is not None:
+        nodes.append(node("MatMul", ["mean", "blue"], ["novelty"]))
     names = names or {}
     for item in nodes:
         item.output[:] = [names.get(name, name) for name in item.output]
@@ -81,7 +85,7 @@ def tiny_model(
         for out in described
     ]
     graph = helper.make_graph(
-        nodes if explain else nodes[:9],
+        nodes,
         "tiny",
         [helper.make_tensor_value_info("image", input_type, ["N", "H", "W", 3])],
         outputs,

@@ -58,6 +58,10 @@ export function checked(contract) {
       throw new ModelFileError(`contract thresholds.${task}: expected from_grade from 0 to 4, found ${JSON.stringify(grade)}`);
     }
   }
+  const level = contract.unfamiliar_from;
+  if (level !== undefined && !(typeof level === "number" && level > 0)) {
+    throw new ModelFileError(`contract unfamiliar_from: expected a number above 0, found ${JSON.stringify(level)}`);
+  }
   return { ...contract, thresholds };
 }
 
@@ -66,9 +70,10 @@ export function checked(contract) {
  * @param {object} contract
  * @param {ArrayLike<number>} drProbs one for each of contract.dr_grades
  * @param {ArrayLike<number>} meProbs of "no risk" and "risk"
+ * @param {number?} novelty how unlike the training photographs it is; null if the model file cannot tell
  * @returns an answer: the content of a row of the table and of the page's figures
  */
-export function decide(contract, drProbs, meProbs) {
+export function decide(contract, drProbs, meProbs, novelty = null) {
   const { me, referable_dr: referable } = contract.thresholds;
   const from = referable.from_grade ?? 2;
   const grades = contract.dr_grades;
@@ -81,6 +86,7 @@ export function decide(contract, drProbs, meProbs) {
     referable: referableProb >= referable.threshold,
     referableProb,
     referableMe: meProbs[1] >= meThresholds(contract).referral,
+    unfamiliar: novelty !== null && novelty >= contract.unfamiliar_from,
     maps: null,
   };
 }

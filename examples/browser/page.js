@@ -213,10 +213,12 @@ function begun(isBegun) {
 function tellProgress() {
   const done = rows.filter(({ state }) => state === "done");
   const failed = done.filter(({ answer }) => !answer).length;
+  const unfamiliar = done.filter(({ answer }) => answer?.unfamiliar).length;
+  const strange = unfamiliar ? `, ${unfamiliar} unfamiliar` : "";
   const unread = failed ? `, ${failed} could not be read` : "";
   if (!rows.length) say("");
   else if (done.length < rows.length) say(`Scoring ${done.length + 1} of ${rows.length}${unread}`);
-  else say(`${done.length - failed} of ${rows.length} scored${unread}`);
+  else say(`${done.length - failed} of ${rows.length} scored${unread}${strange}`);
 }
 
 // ---- the table
@@ -257,6 +259,8 @@ function drawRow(row) {
     cells.push(cell(mark(onlyReferred ? "refer" : answer.meRisk ? "yes" : "no", onlyReferred || answer.meRisk === 1)));
   }
   while (line.cells.length > 1) line.deleteCell(1);
+  line.cells[0].querySelector(".mark")?.remove();
+  if (answer?.unfamiliar) line.cells[0].append(mark("unfamiliar", true));
   line.append(...cells);
   line.classList.toggle("selected", row === selected);
   line.querySelector("button").setAttribute("aria-current", String(row === selected));
@@ -299,6 +303,7 @@ async function select(row, { focus = false } = {}) {
   $("detail-name").textContent = name;
   $("detail-error").textContent = error;
   $("detail-error").hidden = !error;
+  $("unfamiliar").hidden = !answer?.unfamiliar;
   $("findings").hidden = !answer;
   $("pictures").hidden = true;
   const at = rows.indexOf(row);

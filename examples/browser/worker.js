@@ -57,10 +57,14 @@ const tasks = {
     const image = new ort.Tensor("uint8", pixelsOf(bitmap), shape);
     bitmap.close();
     const wanted = ["dr_probs", "me_probs", ...(contract.explain ? ["dr_cam", "me_cam"] : [])];
+    if (contract.unfamiliar_from !== undefined) wanted.push("novelty");
     const outputs = await session.run({ image }, wanted);
     const [dr, me] = [outputs.dr_probs.data, outputs.me_probs.data];
-    if (![...dr, ...me].every(Number.isFinite)) throw new ModelFileError(`expected probabilities, found ${dr} and ${me}`);
-    const answer = decide(contract, dr, me);
+    const novelty = outputs.novelty?.data[0] ?? null;
+    if (![...dr, ...me, novelty ?? 0].every(Number.isFinite)) {
+      throw new ModelFileError(`expected finite numbers, found ${dr}, ${me} and ${novelty}`);
+    }
+    const answer = decide(contract, dr, me, novelty);
     if (contract.explain) {
       const mapOf = ({ dims, data }, target) => ({ target, rows: dims[1], columns: dims[2], values: [...data] });
       answer.maps = { dr: mapOf(outputs.dr_cam, contract.dr_grades[argmax(dr)]), me: mapOf(outputs.me_cam, argmax(me)) };
