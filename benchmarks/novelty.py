@@ -33,8 +33,12 @@ degradation = runpy.run_path(str(Path(__file__).with_name("degradation.py")))
 
 @click.command(context_settings={"show_default": True})
 @click.argument("root", metavar="DATA", type=click.Path(path_type=Path, exists=True))
-@click.option("--pictures", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Without a retina.")
-@click.option("--model", "file", type=click.Path(path_type=Path), default=RELEASED)
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of pictures without a retina.",
+)
+@click.option("--model", "file", type=click.Path(path_type=Path), default=RELEASED, help="Its features are used.")
 @click.option("--way", "ways", type=click.Choice(list(degradation["WAYS"])), multiple=True, help="[default: all]")
 @exit_codes("novelty.py")
 def main(root: Path, pictures: Path | None, file: Path, ways: tuple[str, ...]) -> None:

@@ -45,6 +45,9 @@ class Inspection:
         """The facts as lines to print."""
         contract = self.contract.to_dict()
         prep, parity, provenance = contract["preprocessing"], contract["parity"], contract["provenance"]
+        rules = [f"{task}: {_pairs(rule)}" for task, rule in contract["thresholds"].items()]
+        if self.contract.unfamiliar_from is not None:
+            rules.append(f"unfamiliar: novelty at_least {self.contract.unfamiliar_from:g}")
         lines = [
             f"{self.path}: {self.format}, {self.size / 1e6:.1f} MB, sha256 {self.sha256}"
             + (" (as written beside it)" if self.digest_known else " (no .sha256 beside it to compare with)"),
@@ -54,12 +57,7 @@ class Inspection:
             *(f"output     {_tensor(output)}" for output in contract["outputs"]),
             f"framing    {prep['framing']}, surround {prep['surround']}, {prep['image_size']} px, inside the file",
             f"DR grades  {contract['dr_grades']}; ME labels {contract['me_labels']}",
-            *(f"rule       {task}: {_pairs(rule)}" for task, rule in contract["thresholds"].items()),
-            *(
-                f"rule       unfamiliar: novelty at_least {level:g}"
-                for level in [contract.get("unfamiliar_from")]
-                if level
-            ),
+            *(f"rule       {name}" for name in rules),
             *(f"made from  {key}: {_brief(value)}" for key, value in provenance.items()),
             *(f"parity     {key}: {_brief(value)}" for key, value in parity.items()),
         ]

@@ -150,6 +150,7 @@ def run_export(job: ExportJob) -> Exported:
         checkpoint.contract,
         explain=job.explain,
         precision=job.precision,
+        unfamiliar_from=None,
         provenance=provenance(job.checkpoint, checkpoint),
     )
     size = sum(tensor.nbytes for tensor in checkpoint.weights.values()) // (4 if job.precision == "int8" else 1)

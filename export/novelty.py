@@ -16,8 +16,9 @@ from ..runtime.errors import UsageError
 from ..runtime.extras import require_extra
 from ..runtime.folder import find_pictures
 from ..runtime.model import RetinaModel
+from ..runtime.model_file import RELEASED
 from ..runtime.options import SETTINGS, PathName
-from ..runtime.terminal import exit_codes, tell
+from ..runtime.terminal import exit_codes, tell, warn
 
 
 @click.command(context_settings=SETTINGS)
@@ -30,20 +31,23 @@ def main(photographs: Path, model: Path | None, out: Path) -> None:
     PHOTOGRAPHS is a folder of those that the model was trained on, such as data/train/images: 100 or more, of which up
     to 1024 are used. The other answers stay as they are. The sha256 and contract are written beside the new file.
 
-    retina-score then counts unfamiliar pictures and shows them with --novelty; the service and its page mark them.
+    retina-score --model FILE then counts unfamiliar pictures and shows them with --novelty; the service and its page
+    mark them. The model that ships with this package has this output already.
     """
     with exit_codes("retina.export.novelty"):
         require_extra("export")
         from .novelty_output import AT_LEAST, add_novelty
         from .placing import require_places
 
-        opened = RetinaModel(model, exact=True)
+        opened = RetinaModel(model)
         require_places(out, [opened.path])
-        names = find_pictures(photographs).names if os.path.isdir(photographs) else []
+        is_folder = os.path.isdir(photographs)
+        names = find_pictures(photographs).names if is_folder else []
         if len(names) < AT_LEAST:
-            raise UsageError(
-                f"{photographs}: expected a folder with {AT_LEAST} photographs or more to fit to, found {len(names)}"
-            )
+            counted = str(len(names)) if is_folder else "no folder"
+            raise UsageError(f"{photographs}: expected a folder with {AT_LEAST} photographs or more, found {counted}")
+        if opened.path == RELEASED:
+            warn(f"{opened.path.name} ships with this package: {photographs} should be what it was trained on")
         contract, found = add_novelty(opened, [photographs / name for name in names], out)
     tell(
         f"{out}: from {opened.path.name} ({opened.contract.precision}, sha256 {opened.sha256[:12]}), with novelty "

@@ -2,8 +2,8 @@
 
 Novelty is a squared Mahalanobis distance, as Lee et al. (NeurIPS 2018) use to tell pictures of another kind: the mean
 over each channel of an early feature map is centred and scaled, and the distance is taken in the directions in which
-photographs of retinas vary most, divided by their number. It is therefore 1 on average for the photographs that it was
-fitted to.
+photographs of retinas vary most, and divided by the number of directions. It is therefore 1 on average for the
+photographs that it was fitted to.
 
 An early map (the output of ``layer2``) shows colours and textures, which other cameras share, and not yet what the
 network grades. Measured in docs/recipe.md, "Unfamiliar pictures".
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ..runtime.contract import INPUT_NAME, NOVELTY, Contract
-from ..runtime.errors import ModelFileError, ParityError, UsageError
+from ..runtime.errors import ModelFileError, ParityError, PictureError, UsageError
 from ..runtime.model import RetinaModel
 from ..runtime.output_file import remove_leftovers
 from ..runtime.picture import decode
@@ -35,24 +35,27 @@ from .to_onnx import OnnxFile
 FITTED_TO = 1024
 """Largest number of photographs that novelty is fitted to, evenly spread."""
 AT_LEAST = 100
-"""Fewest photographs that it should be fitted to."""
+"""Fewest photographs that the command fits it to."""
 DIRECTIONS = 24
-"""Directions in which the distance is taken: with 16 or 48, other cameras and other pictures came closer."""
+"""Directions in which the distance is taken: with 16 or 48, photographs of other cameras and pictures without a retina
+were less far apart."""
 UNFAMILIAR_FROM = 10.0
 """The contract's ``unfamiliar_from``: above the photographs of a camera that novelty was not fitted to, and below
 pictures without a retina (docs/recipe.md, "Unfamiliar pictures")."""
 COMPARED_ON = 16
 """How many of the photographs the written file is compared on."""
 MOST_APART = 1e-3
-"""Largest difference of a probability from the former file's, and of novelty, relative, from the one computed."""
+"""Largest difference of a probability from the former file's, and relative difference of novelty from the one
+computed."""
 
 _LEAST_SCALE = 0.03
 """Added to each channel's standard deviation, as a share of that of all. A channel that hardly varies would otherwise
 count as much as any, and in int8 its rounding with it."""
 _LEAST_VARIANCE = 1e-9
 """Smallest variance along a direction, as a share of the largest: below, photographs do not differ in it."""
-_FEATURES, _POOLED, _AXES = f"{NOVELTY}_features", f"{NOVELTY}_pooled", f"{NOVELTY}_axes"
-_WEIGHT, _BIAS, _DISTANCES, _AXIS = (f"{NOVELTY}_{part}" for part in ("weight", "bias", "distances", "axis"))
+_POOLED, _AXES, _WEIGHT, _BIAS, _WHITENED, _AXIS = (
+    f"{NOVELTY}_{part}" for part in ("pooled", "axes", "weight", "bias", "whitened", "axis")
+)
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,8 @@ class Novelty:
         scale = x.std(axis=0) + _LEAST_SCALE * x.std()
         variances, axes = np.linalg.eigh(np.cov((x - centre) / scale, rowvar=False))  # in rising order
         variances, axes = variances[::-1][:directions], axes[:, ::-1][:, :directions]
-        if not (len(variances) == directions and variances[-1] > _LEAST_VARIANCE * variances[0]):
-            raise UsageError(
-                f"expected photographs that differ in {directions} ways or more to fit to, found fewer; add others"
-            )
+        if variances[-1] <= _LEAST_VARIANCE * variances[0]:
+            raise UsageError(f"expected photographs that differ in {directions} ways or more, found fewer; add others")
         weight = axes / np.sqrt(variances * directions) / scale[:, None]
         return cls(weight, -centre @ weight)
 
@@ -94,7 +95,7 @@ def add_novelty(model: RetinaModel, photographs: Sequence[Path], out: Path) -> t
 
     Args:
         model: the file.
-        photographs: what it was trained on, ``AT_LEAST`` or more; up to ``FITTED_TO`` of them are used.
+        photographs: what it was trained on; up to ``FITTED_TO`` of them are used.
         out: the file to write, with its sha256 and contract beside it.
 
     Returns:
@@ -102,8 +103,7 @@ def add_novelty(model: RetinaModel, photographs: Sequence[Path], out: Path) -> t
 
     Raises:
         ModelFileError: the file was not made by retina-export, or changed since it was opened.
-        PictureError: a photograph cannot be read.
-        UsageError: the photographs are too much alike.
+        UsageError: photographs cannot be read, or are too much alike.
         ParityError: the new file's answers are not the former ones.
         OutputError: a file cannot be written.
     """
@@ -133,7 +133,7 @@ def pooled_features(model: onnx.ModelProto, photographs: Sequence[Path], path: P
 
     Raises:
         ModelFileError: the graph has no such features; ``path`` is for the message.
-        PictureError: a photograph cannot be read.
+        UsageError: photographs cannot be read; all of them are listed.
     """
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
@@ -143,15 +143,23 @@ def pooled_features(model: onnx.ModelProto, photographs: Sequence[Path], path: P
     probe.graph.output.append(helper.make_tensor_value_info(_POOLED, TensorProto.FLOAT, ["N", None]))
     session = open_session(probe.SerializeToString())
 
-    def run(photograph: Path) -> NDArray[np.float32]:
-        row: NDArray[np.float32] = session.run([_POOLED], {INPUT_NAME: decode(photograph)[None]})[0]
+    def run(photograph: Path) -> NDArray[np.float32] | str:
+        try:
+            row: NDArray[np.float32] = session.run([_POOLED], {INPUT_NAME: decode(photograph)[None]})[0]
+        except PictureError as err:
+            return str(err)
         return row
 
-    rows = []
+    rows, faults = [], []
     with progress(len(photographs), "Measuring") as advance:
         for row in ordered_map(run, photographs, workers_or_cores(None)):
-            rows.append(row)
+            if isinstance(row, str):
+                faults.append(row)
+            else:
+                rows.append(row)
             advance()
+    if faults:
+        raise UsageError("expected photographs, found some that cannot be read; remove them:\n  " + "\n  ".join(faults))
     return np.concatenate(rows)
 
 
@@ -166,8 +174,8 @@ def _add(graph: onnx.GraphProto, novelty: Novelty, path: Path) -> None:
     )
     graph.node.extend(
         [
-            helper.make_node("Gemm", [_POOLED, _WEIGHT, _BIAS], [_DISTANCES], name=_DISTANCES),
-            helper.make_node("ReduceSumSquare", [_DISTANCES, _AXIS], [NOVELTY], name=NOVELTY, keepdims=0),
+            helper.make_node("Gemm", [_POOLED, _WEIGHT, _BIAS], [_WHITENED], name=_WHITENED),
+            helper.make_node("ReduceSumSquare", [_WHITENED, _AXIS], [NOVELTY], name=NOVELTY, keepdims=0),
         ]
     )
     graph.output.append(helper.make_tensor_value_info(NOVELTY, TensorProto.FLOAT, ["N"]))
@@ -206,6 +214,6 @@ def _compare(
         apart = max(*probs, abs(new.me_prob - old.me_prob), abs((new.novelty or 0.0) / expected - 1.0))
         if not apart <= MOST_APART:
             raise ParityError(
-                f"{out}: expected the answers of {before.path.name} and the novelty computed, found them "
-                f"{apart:.2g} apart; nothing was written"
+                f"{out}: expected the probabilities of {before.path.name} and the novelty computed (within "
+                f"{MOST_APART:g}, novelty relative), found {path.name} {apart:.2g} apart; nothing was written"
             )

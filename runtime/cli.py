@@ -59,7 +59,8 @@ _GO_ON = "; the same command goes on from here"
     "--novelty",
     is_flag=True,
     help="Add the columns novelty and unfamiliar: how unlike the photographs that the model was trained on each one is "
-    "(1 is usual), and 1 if as unlike as pictures that show no retina.",
+    "(1 is usual), and 1 if as unlike as pictures that show no retina (from 10 on in the model that ships). Needs a "
+    "model made by python -m retina.export.novelty, such as that one.",
 )
 @click.option(
     "--overlays",
@@ -87,8 +88,8 @@ def main(paths: tuple[str, ...], **options: Any) -> None:
     cannot be read the reason. Takes folders (with their subfolders; JPEG, PNG, TIFF, BMP, WebP, JPEG 2000 and DICOM,
     recognised by their endings), files of any ending, and lists of paths: @FILE, or - for standard input.
 
-    Any picture gets a grade, even one that shows no retina. The summary counts those that look like none, as far as
-    the model can tell; --novelty shows which ones.
+    Any picture gets a grade, even one that shows no retina. A model that can tell, such as the one that ships, counts
+    pictures that are unfamiliar to it; --novelty shows which ones.
 
     \b
     Examples:

@@ -81,8 +81,8 @@ class Job:
             raise UsageError("--me-positive-from: expected --annotations CSV, whose grades it reads, found none")
         if novelty and model.contract.unfamiliar_from is None:
             raise UsageError(
-                f"--novelty: expected a model file with the output novelty, found {model.path} without. "
-                "Make one with  python -m retina.export.novelty"
+                f"--novelty: expected a model file with the output novelty, found {model.path} without. Leave it out, "
+                "or make such a file:  python -m retina.export.novelty PHOTOGRAPHS --model FILE --out FILE"
             )
         self.model, self.listing, self.out = model, listing, destination(out)
         self.overlays, self._referral, self._novelty = overlays, referral, novelty
@@ -111,12 +111,12 @@ class Job:
             ModelFileError: the model's output is not finite.
         """
         grades = self.model.contract.dr_grades
-        summary = Summary(self.model.contract, listed=self._referral, told_apart=self._novelty)
-        more = {"referral": self._referral, "novelty": self._novelty}
-        with Table(self.out, columns(grades, **more)) as table:
+        summary = Summary(self.model.contract, listed=self._referral, novelty_listed=self._novelty)
+        optional = {"referral": self._referral, "novelty": self._novelty}
+        with Table(self.out, columns(grades, **optional)) as table:
             for row, known in score_rows(self.model, self.listing, self.journal, self.workers, self.overlays):
                 true = self.truth.by_name.get(row.name) if self.truth else None
-                table.write(cells(row, grades, true, **more))
+                table.write(cells(row, grades, true, **optional))
                 summary.add(row, known=known, truth=true)
                 seen(row, true, known)
         self.journal.discard()
@@ -145,7 +145,8 @@ def score_folder(
         annotations: a table of human readers' grades, with which the summary compares.
         me_positive_from: ME grades of this value, 1 to 3, and above count as risk; None accepts 0 and 1 only.
         referral: whether the table also says whom to refer.
-        novelty: whether it also says how unlike the model's training photographs each one is, if the model can tell.
+        novelty: whether it also says how unlike the model's training photographs each one is; for a model file that
+            has this output.
         overlays: a folder to draw Grad-CAM maps into, if the model has them.
         workers: photographs scored at once; None: the cores that this process may use.
         resume: whether to use the rows of an earlier run.

@@ -63,6 +63,9 @@ def require_place(out: Path, inputs: Iterable[Path] = ()) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             out.lstat()  # fails if the name is too long
+        if os.access(out.parent, os.W_OK):
+            with tempfile.TemporaryFile(dir=out.parent):  # fails where the permissions say yes and the system no
+                pass
     except OSError as err:
         raise OutputError(f"{out}: cannot be written: {err.strerror or err}") from None
     if os.path.isdir(out) or not os.access(out.parent, os.W_OK):

@@ -24,8 +24,8 @@ class Prediction(Decision):
     """How unlike the model's training photographs this one is: at least 0, and 1 on average for those. None if the file
     has no such output."""
     unfamiliar: bool | None = None
-    """Whether ``novelty`` reaches ``Contract.unfamiliar_from``: the answer then says nothing about a retina. None if
-    the file cannot tell."""
+    """Whether ``novelty`` reaches ``Contract.unfamiliar_from``: perhaps it shows no retina; look at it before you use
+    the answer. None if the file cannot tell."""
     maps: Mapping[str, NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
     """Grad-CAM maps over the framed square, under the keys ``dr`` and ``me``: (h, w) float32, at least 0, in logits, of
     the most probable class or the one asked for. None if the file has no maps or they were not requested."""

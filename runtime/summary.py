@@ -25,7 +25,7 @@ class Summary:
     """The model's, to print from which probability on patients are referred."""
     listed: bool = False
     """Whether the table says who is referred."""
-    told_apart: bool = False
+    novelty_listed: bool = False
     """Whether the table says which photographs are unfamiliar."""
     grades: Counter[int] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -129,11 +129,17 @@ class Summary:
             yield f"ME risk {_share(self.me_risks, self.scored)}"
             to_refer.append(f"ME {_share(self.referable_me, self.scored)}, from a probability of {me:.3f}")
         yield f"to refer{'' if self.listed else ' (which ones: --referral)'}: {'; '.join(to_refer)}"
-        if self.unfamiliar:
-            such = f"such as {utf8(self.first_unfamiliar)!r}{'' if self.told_apart else '; which ones: --novelty'}"
-            yield f"unfamiliar {self.unfamiliar}: as unlike what the model was trained on as no retina at all ({such})"
+        if self.contract.unfamiliar_from is not None:
+            yield f"unfamiliar {_share(self.unfamiliar, self.scored)}{self._unfamiliar_ones()}"
         if self.contract.caution:
             yield f"Caution: {self.contract.caution}"
+
+    def _unfamiliar_ones(self) -> str:
+        if not self.unfamiliar:
+            return ""
+        which = "" if self.novelty_listed else "; which ones: --novelty"
+        such = f"such as {utf8(self.first_unfamiliar)!r}{which}"
+        return f": perhaps no retina, but counted above too; look at them before you use their answers ({such})"
 
 
 def _share(count: int, total: int) -> str:

@@ -69,13 +69,13 @@ def cells(
     p = row.prediction
     if p is None:
         line = [row.name, "", true_dr, "", true_me, *("" for _ in grades), "", "error", row.error]
-        referred, familiar = ["" for _ in REFERRAL_COLUMNS], ["" for _ in NOVELTY_COLUMNS]
+        referred, novel = ["" for _ in REFERRAL_COLUMNS], ["" for _ in NOVELTY_COLUMNS]
     else:
         probs = [f"{p.dr_probs[grade]:.6f}" for grade in grades]
         line = [row.name, str(p.grade), true_dr, str(p.me_risk), true_me, *probs, f"{p.me_prob:.6f}", "ok", ""]
         referred = [str(int(p.referable)), f"{p.referable_prob:.6f}", str(int(p.referable_me))]
-        familiar = ["", ""] if p.novelty is None else [f"{p.novelty:.6f}", str(int(bool(p.unfamiliar)))]
-    return [*line, *(referred if referral else ()), *(familiar if novelty else ())]
+        novel = ["", ""] if p.novelty is None else [f"{p.novelty:.6f}", "1" if p.unfamiliar else "0"]
+    return [*line, *(referred if referral else ()), *(novel if novelty else ())]
 
 
 def record(row: Row, truth: Annotation | None = None) -> dict[str, Any]:

@@ -603,6 +603,30 @@ def test_an_unfamiliar_picture_is_marked(
             expect(page.locator("#detail-name")).to_have_text(name)
             expect(row.locator("th .mark")).to_have_count(int(name in unfamiliar))
             expect(page.locator("#unfamiliar")).to_be_visible(visible=name in unfamiliar)
+        header, *lines = table_of(page)
+        assert header == columns(CONTRACT.dr_grades, novelty=contract.unfamiliar_from is not None)
+        if unfamiliar:
+            assert [float(line[-2]) for line in lines] == pytest.approx(novelty, abs=1e-4)
+            assert [line[-1] for line in lines] == [str(int(line[0] == strange)) for line in lines]
+
+
+@pytest.mark.parametrize("level", [0, -1, "10", True, [10]])
+def test_a_level_that_is_no_number_is_refused(page: Page, level: object) -> None:
+    body = json.loads(CONTRACT.to_json()) | {"unfamiliar_from": level}
+    told = "(() => { try { m.checked(a); return ''; } catch (err) { return err.constructor.name + err.message; } })()"
+    found = in_module(page, "contract.js", told, body)
+    assert found.startswith("ModelFileErrorcontract unfamiliar_from: expected a number above 0, found ")
+
+
+def test_what_reaches_the_level_is_unfamiliar(page: Page) -> None:
+    for level, novelty, expected in ((10, 10, True), (10, 9.99, False), (None, None, False)):
+        body = json.loads(CONTRACT.to_json()) | {"unfamiliar_from": level}
+        given = [body, [1, 0, 0, 0, 0], [1, 0], novelty]
+        found = in_module(page, "contract.js", "m.decide(m.checked(a[0]), a[1], a[2], a[3])", given)
+        assert (found["novelty"], found["unfamiliar"]) == (novelty, expected)
+    too_far = json.dumps(json.loads(CONTRACT.to_json()) | {"unfamiliar_from": 10.0}).replace("10.0", "1e400")
+    told = "(() => { try { m.checked(JSON.parse(a)); return ''; } catch (err) { return err.message; } })()"
+    assert "expected a number above 0" in in_module(page, "contract.js", told, too_far)
 
 
 def test_a_referral_for_edema_that_is_no_risk_is_seen_in_the_table(
@@ -817,7 +841,7 @@ def test_served_it_is_isolated_and_scores_in_the_browser(
 def test_without_onnxruntime_the_service_scores_and_the_page_says_so(
     photographs: list[Path], open_page: Open, tmp_path: Path
 ) -> None:
-    model = write_tiny_model(tmp_path / "tiny.onnx", contract=EXPLAIN)
+    model = write_tiny_model(tmp_path / "tiny.onnx", contract=replace(EXPLAIN, unfamiliar_from=1e-3))
     page_folder = folder_of_the_page(tmp_path / "page", runtime=False)
     with serving(tmp_path, "--model", model, "--page", page_folder, token="open sesame") as service:
         page = open_page(service.url, "#token")
@@ -827,11 +851,11 @@ def test_without_onnxruntime_the_service_scores_and_the_page_says_so(
             page.get_by_role("button", name="Continue").click()
         expect(page.locator("#privacy")).to_have_text(f"Photographs are sent to 127.0.0.1:{service.port}")
         drop(page, photographs)
-        expect(page.locator("#status")).to_have_text("4 of 9 scored, 5 could not be read")
+        expect(page.locator("#status")).to_have_text("4 of 9 scored, 5 could not be read, 4 unfamiliar")
         lines = {line[0]: line for line in table_of(page)[1:]}
         opened = RetinaModel(model)
         for path in photographs:
-            expected = cells(make_row(opened, path.name, path), opened.contract.dr_grades)
+            expected = cells(make_row(opened, path.name, path), opened.contract.dr_grades, novelty=True)
             assert lines[path.name] == expected
         page.get_by_role("button", name="b.png", exact=True).click()
         page.locator("#figure-dr .tint").wait_for()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from retina.runtime.job import Job
 from retina.runtime.summary import Summary
 from retina.runtime.table import Row
 from retina.runtime.workers import ordered_map
-from tiny_model import write_tiny_model
+from tiny_model import CONTRACT, write_tiny_model
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -102,6 +103,15 @@ def test_its_options_are_heard(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
         job.run(stop)
     assert Path("t.csv.journal").read_text().count("\n") > 1
     assert score_folder("eyes", "t.csv", model="m.onnx", resume=False).known == 0
+
+
+def test_novelty_is_told_on_request(place: Path) -> None:
+    with pytest.raises(UsageError, match=r"--novelty: expected a model file with the output novelty, found m\.onnx"):
+        score_folder("eyes", "t.csv", model="m.onnx", novelty=True)
+    write_tiny_model(Path("told.onnx"), contract=replace(CONTRACT, unfamiliar_from=0.01))
+    assert score_folder("eyes", "t.csv", model="told.onnx", novelty=True).unfamiliar > 0
+    header, *_ = Path("t.csv").read_text().splitlines()
+    assert header.endswith(",status,error,novelty,unfamiliar")
 
 
 def stop(*_: object) -> None:

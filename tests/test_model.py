@@ -22,7 +22,7 @@ from retina.runtime import ModelFileError, PictureError, Prediction, RetinaModel
 from retina.runtime.contract import HEADS, METADATA_KEY, Contract, Head, Preprocessing, Rule, default_thresholds
 from retina.runtime.model_file import find_model
 from retina.runtime.picture import decode
-from retina.runtime.second_look import is_close_call, least_side
+from retina.runtime.second_look import is_close_call, least_side, needs_second_look
 from retina.runtime.session import first_line, handing_back, open_session
 from telemetry import bare_environment
 from tiny_model import CONTRACT, RAMP, expected_probs, tiny_model, write_tiny_model
@@ -565,6 +565,29 @@ def test_a_first_grade_that_leads_by_little_is_a_close_call() -> None:
 
     contract = Contract(dr_grades=(0, 1, 3), thresholds=default_thresholds() | {"referable_dr": Rule("at_least", 0.7)})
     assert is_close(0.024) and not is_close(0.026)
+
+
+def test_a_novelty_near_its_level_is_looked_at_again() -> None:
+    """The probabilities are far from all thresholds."""
+    contract = Contract(unfamiliar_from=10.0)
+    dr, me = np.array([1.0, 0, 0, 0, 0]), np.array([1.0, 0])
+    large = np.zeros((least_side(contract.preprocessing),) * 2 + (3,), np.uint8)
+
+    def again(novelty: float | None, pixels: NDArray[np.uint8] = large) -> bool:
+        return needs_second_look(contract, Prediction.of(contract, dr, me, novelty=novelty), pixels)
+
+    assert again(9.81) and again(10.19)
+    assert not any(map(again, (9.79, 10.21, 1.0, None)))
+    assert not again(9.9, large[1:])
+
+
+def test_a_novelty_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    model = onnx.load(write_tiny_model(tmp_path / "a.onnx", contract=replace(CONTRACT, unfamiliar_from=10.0)))
+    (blue,) = (tensor for tensor in model.graph.initializer if tensor.name == "blue")
+    blue.CopyFrom(onnx.numpy_helper.from_array(np.array([0, 0, np.inf], np.float32), "blue"))
+    onnx.save(model, tmp_path / "b.onnx")
+    with pytest.raises(ModelFileError, match=r"b\.onnx: expected a finite novelty, found inf"):
+        RetinaModel(tmp_path / "b.onnx").predict_pixels(pixels(1, 40, 40))
 
 
 def test_the_second_look_explains_what_it_decides(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,17 +16,21 @@ import torch
 from eyes import eye, write_split
 from invoking import invoke
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from PIL import Image, ImageDraw
 from retina.export import novelty_output
+from retina.export.cli import main as export
 from retina.export.inspection import inspect_file
 from retina.export.novelty import main
 from retina.export.novelty_output import DIRECTIONS, UNFAMILIAR_FROM, Novelty
+from retina.export.photographs import spread
 from retina.export.quantize import Quantization, quantize, tensors_to_measure
 from retina.export.ranges import measure_ranges
 from retina.export.recalibration import main as recalibrate
 from retina.export.recovery import main as recover
 from retina.export.to_onnx import OnnxFile
 from retina.runtime import RELEASED
+from retina.runtime.contract import Contract
 from retina.runtime.errors import UsageError
 from retina.runtime.model import RetinaModel
 from retina.runtime.picture import decode
@@ -33,6 +39,7 @@ from retina.train.data import read_dataset
 from retina.train.framing import make_preprocess
 from scipy.spatial.distance import mahalanobis
 from sklearn.decomposition import PCA
+from small_export import small_pictures
 from tiny_model import write_tiny_model
 
 teach = partial(invoke, main)
@@ -78,6 +85,7 @@ def told(file: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory
     result = teach(photographs, "--model", file, "--out", out)
     assert result.exit_code == 0, result.output
     assert f"fitted to {COUNT} photographs. Theirs is 1.0 on average" in result.output
+    assert "ships with this package" not in result.output
     return out
 
 
@@ -165,13 +173,16 @@ def test_a_batch_gets_the_answers_of_each_alone(told: Path, photographs: Path) -
     assert together == pytest.approx(outputs(told, photographs)["novelty"][:3], rel=1e-3)
 
 
-def test_inspecting_it_shows_the_rule(told: Path) -> None:
+def test_what_stands_beside_it_is_its_own(told: Path) -> None:
+    inspected = inspect_file(told)
+    assert inspected.digest_known
+    assert json.loads(told.with_name("told.onnx.contract.json").read_text()) == inspected.contract.to_dict()
     lines = "\n".join(inspect_file(told).lines())
     assert "output     novelty float32 (N)" in lines
     assert "rule       unfamiliar: novelty at_least 10" in lines
 
 
-def test_fitted_again_it_is_replaced(told: Path, photographs: Path, strangers: Path, tmp_path: Path) -> None:
+def test_fitted_again_it_is_replaced(told: Path, photographs: Path, tmp_path: Path) -> None:
     assert teach(photographs, "--model", told, "--out", tmp_path / "again.onnx").exit_code == 0
     assert (tmp_path / "again.onnx").read_bytes() == told.read_bytes()
 
@@ -200,10 +211,10 @@ def test_a_recovered_checkpoint_has_none(small_explained: Path, photographs: Pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("few", "--model", "small.onnx"), "few: expected a folder with 100 photographs or more to fit to, found 99"),
+        (("few", "--model", "small.onnx"), "few: expected a folder with 100 photographs or more, found 99"),
         (("alike", "--model", "small.onnx"), f"expected photographs that differ in {DIRECTIONS} ways or more"),
-        (("none", "--model", "small.onnx"), "none: expected a folder with 100 photographs or more to fit to, found 0"),
-        (("few/00.png", "--model", "small.onnx"), "expected a folder with 100 photographs or more to fit to, found 0"),
+        (("none", "--model", "small.onnx"), "none: expected a folder with 100 photographs or more, found no folder"),
+        (("few/00.png", "--model", "small.onnx"), "expected a folder with 100 photographs or more, found no folder"),
         (("many", "--model", "tiny.onnx"), "expected the network that retina-export writes, found model.backbone"),
         (("many", "--model", "small.onnx", "--out", "small.onnx"), "small.onnx"),
     ],
@@ -230,11 +241,60 @@ def test_a_file_that_says_something_else_is_not_written(
     small_explained: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = Novelty.of
-    monkeypatch.setattr(Novelty, "of", lambda self, features: 1.01 * of(self, features))
+    monkeypatch.setattr(Novelty, "of", lambda self, features: 1.002 * of(self, features))
     result = teach(photographs, "--model", small_explained, "--out", tmp_path / "new.onnx")
     assert result.exit_code == 2
-    assert "expected the answers of explain.onnx and the novelty computed, found them 0.0099 apart" in result.output
+    assert "expected the probabilities of explain.onnx and the novelty computed" in result.output
+    assert "0.002 apart; nothing was written" in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_with_other_probabilities_is_not_written(
+    small_explained: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(self: OnnxFile, path: Path, contract: Contract) -> None:
+        for tensor in self.model.graph.initializer:
+            if tensor.name == "model.me_head.3.bias":
+                other = numpy_helper.to_array(tensor) + np.array([0, 1], np.float32)
+                tensor.CopyFrom(numpy_helper.from_array(other, tensor.name))
+        of(self, path, contract)
+
+    of = OnnxFile.write
+    monkeypatch.setattr(OnnxFile, "write", write)
+    result = teach(photographs, "--model", small_explained, "--out", tmp_path / "new.onnx")
+    assert result.exit_code == 2
+    assert "apart; nothing was written" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_that_cannot_be_read_are_listed(small_explained: Path, photographs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "some"
+    shutil.copytree(photographs, folder)
+    for name in ("07.png", "50.png"):
+        (folder / name).write_bytes(b"")
+    result = teach(folder, "--model", small_explained, "--out", tmp_path / "new.onnx")
+    assert result.exit_code == 2
+    assert "found some that cannot be read; remove them:" in result.output
+    assert all(f"{folder / name}: empty file" in result.output for name in ("07.png", "50.png"))
+    assert not (tmp_path / "new.onnx").exists()
+
+
+def test_an_export_takes_no_level_from_its_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    read = load_checkpoint(checkpoint)
+    replace(read, contract=replace(read.contract, unfamiliar_from=10.0)).save(tmp_path / "level.pth")
+    pictures = small_pictures(tmp_path / "pictures")
+    result = invoke(export, tmp_path / "level.pth", "--check", pictures, "--out", tmp_path / "level.onnx")
+    assert result.exit_code == 0, result.output
+    assert RetinaModel(tmp_path / "level.onnx").contract.unfamiliar_from is None
+
+
+def test_the_model_that_ships_is_told_from_ones_own(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(novelty_output, "FITTED_TO", 30)
+    monkeypatch.chdir(tmp_path)
+    result = teach(photographs, "--out", "new.onnx")
+    assert f"released.onnx ships with this package: {photographs} should be what it was trained on" in result.output
 
 
 def test_of_many_photographs_it_is_fitted_to_some(
@@ -242,6 +302,11 @@ def test_of_many_photographs_it_is_fitted_to_some(
 ) -> None:
     monkeypatch.setattr(novelty_output, "FITTED_TO", 102)
     result = teach(photographs, "--model", small_explained, "--out", tmp_path / "new.onnx")
+    (tmp_path / "some").mkdir()
+    for path in spread(sorted(photographs.iterdir()), 102):
+        shutil.copy(path, tmp_path / "some")
+    assert teach(tmp_path / "some", "--model", small_explained, "--out", tmp_path / "same.onnx").exit_code == 0
+    assert (tmp_path / "new.onnx").read_bytes() == (tmp_path / "same.onnx").read_bytes()
     assert "fitted to 102 photographs" in result.output
     assert RetinaModel(tmp_path / "new.onnx").contract.provenance["novelty"] == "fitted to 102 photographs"
 

@@ -200,7 +200,7 @@ def test_unfamiliar_pictures_are_counted_and_named_on_request(score: Score) -> N
     write_tiny_model(Path("artifacts/retina_multitask.onnx"), contract=replace(CONTRACT, unfamiliar_from=level))
     strange = [i for i in range(4) if novelty[i] >= level]
     name = sorted(path.name for path in folder.iterdir())[strange[0]]
-    told = f"unfamiliar 2: as unlike what the model was trained on as no retina at all (such as {name!r}"
+    told = f"look at them before you use their answers (such as {name!r}"
     done = score("eyes", "--json")
     assert f"{told}; which ones: --novelty)" in done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -226,7 +226,7 @@ def test_a_model_that_cannot_tell_says_nothing_of_it(score: Score) -> None:
     refused = score("eyes", "--novelty", "--out", "other.csv")
     assert refused.returncode == 2
     assert "expected a model file with the output novelty, found artifacts" in refused.stderr
-    assert "python -m retina.export.novelty" in refused.stderr
+    assert "python -m retina.export.novelty PHOTOGRAPHS --model FILE --out FILE" in refused.stderr
     assert not Path("other.csv").exists()
 
 

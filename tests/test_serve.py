@@ -98,6 +98,12 @@ def test_one_photograph_as_its_bytes(service: Service) -> None:
         assert row["maps"][head]["target"] == probs.argmax()
 
 
+def test_what_it_answers_is_what_it_describes(service: Service) -> None:
+    (row,) = service.ask("POST", "/score?maps=true", png(1), JPEG).json["photographs"]
+    described = service.ask("GET", "/openapi.json").json["components"]["schemas"]["ScoredPhotograph"]["properties"]
+    assert row.keys() == described.keys()
+
+
 def test_many_are_the_rows_of_retina_score(service: Service, model: Path, tmp_path: Path) -> None:
     files = {"a.png": png(1), "b.jpg": png(2)[:300], "c ü.png": png(3)}
     for name, content in files.items():

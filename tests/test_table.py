@@ -37,6 +37,23 @@ def test_header_and_cells_are_those_of_the_design() -> None:
     )
 
 
+@pytest.mark.parametrize(("novelty", "unfamiliar"), [(9.123456789, True), (0.0, False)])
+def test_novelty_has_its_columns_at_the_end(novelty: float, unfamiliar: bool) -> None:
+    told = replace(PREDICTION, novelty=novelty, unfamiliar=unfamiliar)
+    rounded = f"{novelty:.6f}"
+    assert columns(GRADES, novelty=True) == [*columns(GRADES), "novelty", "unfamiliar"]
+    assert columns(GRADES, referral=True, novelty=True) == [*columns(GRADES, referral=True), "novelty", "unfamiliar"]
+    plain = cells(Row("a.jpg", PREDICTION), GRADES)
+    assert cells(Row("a.jpg", told), GRADES) == plain
+    assert cells(Row("a.jpg", told), GRADES, novelty=True) == [*plain, rounded, str(int(unfamiliar))]
+    assert cells(Row("a.jpg", PREDICTION), GRADES, novelty=True) == [*plain, "", ""]
+    both = cells(Row("b", None, "empty file"), GRADES, referral=True, novelty=True)
+    assert both == [*cells(Row("b", None, "empty file"), GRADES), *[""] * 5]
+    line = record(Row("a.jpg", told))
+    assert (line["novelty"], line["unfamiliar"]) == (float(rounded), unfamiliar)
+    assert not {"novelty", "unfamiliar"} & record(Row("a.jpg", PREDICTION)).keys()
+
+
 def test_odd_names_survive_a_csv_reader(tmp_path: Path) -> None:
     names = [
         "a,b.jpg",
@@ -199,6 +216,24 @@ def test_summary_keeps_each_count_in_its_place() -> None:
         ["0", "1", "3"], ["0", "0", "0", "1"], ["1", "0", "2", "0"], ["3", "0", "0", "0"]
     ]  # fmt: skip
     assert [line.split() for line in lines[me + 1 : me + 4]] == [["0", "1"], ["0", "2", "1"], ["1", "0", "0"]]
+
+
+def test_summary_counts_unfamiliar_pictures_if_the_model_can_tell() -> None:
+    def line(contract: Contract, *unfamiliar: bool, listed: bool = False) -> str:
+        summary = Summary(contract, novelty_listed=listed)
+        for number, is_unfamiliar in enumerate(unfamiliar):
+            said = replace(PREDICTION, novelty=1.0, unfamiliar=is_unfamiliar)
+            summary.add(Row(f"{number}\udcff", said), known=False, truth=None)
+        return "".join(line for line in summary.lines(1.0) if line.startswith("unfamiliar"))
+
+    told = Contract(unfamiliar_from=10.0)
+    assert line(told, False, False) == "unfamiliar 0 (0.0%)"
+    perhaps = (
+        "unfamiliar 2 (50.0%): perhaps no retina, but counted above too; look at them before you use their answers"
+    )
+    assert line(told, False, True, True, False) == f"{perhaps} (such as '1\\\\udcff'; which ones: --novelty)"
+    assert line(told, False, True, True, False, listed=True) == f"{perhaps} (such as '1\\\\udcff')"
+    assert line(Contract(), False) == ""
 
 
 def test_summary_compares_referral_with_the_truth_by_hand() -> None:

@@ -58,11 +58,11 @@ export function checked(contract) {
       throw new ModelFileError(`contract thresholds.${task}: expected from_grade from 0 to 4, found ${JSON.stringify(grade)}`);
     }
   }
-  const level = contract.unfamiliar_from;
-  if (level !== undefined && !(typeof level === "number" && level > 0)) {
+  const { unfamiliar_from: level = null } = contract;
+  if (level !== null && !(Number.isFinite(level) && level > 0)) {
     throw new ModelFileError(`contract unfamiliar_from: expected a number above 0, found ${JSON.stringify(level)}`);
   }
-  return { ...contract, thresholds };
+  return { ...contract, thresholds, unfamiliar_from: level };
 }
 
 /**
@@ -86,6 +86,7 @@ export function decide(contract, drProbs, meProbs, novelty = null) {
     referable: referableProb >= referable.threshold,
     referableProb,
     referableMe: meProbs[1] >= meThresholds(contract).referral,
+    novelty,
     unfamiliar: novelty !== null && novelty >= contract.unfamiliar_from,
     maps: null,
   };

@@ -214,11 +214,11 @@ function tellProgress() {
   const done = rows.filter(({ state }) => state === "done");
   const failed = done.filter(({ answer }) => !answer).length;
   const unfamiliar = done.filter(({ answer }) => answer?.unfamiliar).length;
-  const strange = unfamiliar ? `, ${unfamiliar} unfamiliar` : "";
+  const unlike = unfamiliar ? `, ${unfamiliar} unfamiliar` : "";
   const unread = failed ? `, ${failed} could not be read` : "";
   if (!rows.length) say("");
   else if (done.length < rows.length) say(`Scoring ${done.length + 1} of ${rows.length}${unread}`);
-  else say(`${done.length - failed} of ${rows.length} scored${unread}${strange}`);
+  else say(`${done.length - failed} of ${rows.length} scored${unread}${unlike}`);
 }
 
 // ---- the table
@@ -285,7 +285,7 @@ function mark(word, raised) {
 
 function download() {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([toCsv(rows, contract.dr_grades)], { type: "text/csv" }));
+  link.href = URL.createObjectURL(new Blob([toCsv(rows, contract)], { type: "text/csv" }));
   link.download = "test_predictions.csv";
   link.click();
   URL.revokeObjectURL(link.href);

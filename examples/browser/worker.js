@@ -57,7 +57,7 @@ const tasks = {
     const image = new ort.Tensor("uint8", pixelsOf(bitmap), shape);
     bitmap.close();
     const wanted = ["dr_probs", "me_probs", ...(contract.explain ? ["dr_cam", "me_cam"] : [])];
-    if (contract.unfamiliar_from !== undefined) wanted.push("novelty");
+    if (contract.unfamiliar_from !== null) wanted.push("novelty");
     const outputs = await session.run({ image }, wanted);
     const [dr, me] = [outputs.dr_probs.data, outputs.me_probs.data];
     const novelty = outputs.novelty?.data[0] ?? null;
