@@ -30,7 +30,7 @@ from retina.export.recalibration import main as recalibrate
 from retina.export.recovery import main as recover
 from retina.export.to_onnx import OnnxFile
 from retina.runtime import RELEASED
-from retina.runtime.contract import Contract
+from retina.runtime.contract import HEADS, Contract, Head
 from retina.runtime.errors import UsageError
 from retina.runtime.model import RetinaModel
 from retina.runtime.picture import decode
@@ -249,13 +249,15 @@ def test_a_file_that_says_something_else_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("head", HEADS)
 def test_a_file_with_other_probabilities_is_not_written(
-    small_explained: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_explained: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: Head
 ) -> None:
     def write(self: OnnxFile, path: Path, contract: Contract) -> None:
         for tensor in self.model.graph.initializer:
-            if tensor.name == "model.me_head.3.bias":
-                other = numpy_helper.to_array(tensor) + np.array([0, 1], np.float32)
+            if tensor.name == f"model.{head}_head.3.bias":
+                bias = numpy_helper.to_array(tensor)
+                other = bias + np.arange(len(bias), dtype=np.float32)
                 tensor.CopyFrom(numpy_helper.from_array(other, tensor.name))
         of(self, path, contract)
 
