@@ -610,6 +610,20 @@ def test_an_unfamiliar_picture_is_marked(
             assert [line[-1] for line in lines] == [str(int(line[0] == strange)) for line in lines]
 
 
+@pytest.mark.parametrize("name", ["blue", "me_weight"])
+def test_an_answer_that_is_no_number_is_none(
+    photographs: list[Path], static: tuple[str, Path], open_page: Open, tmp_path: Path, name: str
+) -> None:
+    model = onnx.load(write_tiny_model(tmp_path / "a.onnx", contract=replace(CONTRACT, unfamiliar_from=10.0)))
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    beyond = np.full_like(onnx.numpy_helper.to_array(tensor), np.inf)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(beyond, name))
+    onnx.save(model, tmp_path / "beyond.onnx")
+    page = open_page(static[0])
+    drop(page, [tmp_path / "beyond.onnx", *(path for path in photographs if path.name == "b.png")])
+    expect(page.locator("#rows")).to_contain_text("expected finite numbers, found ")
+
+
 @pytest.mark.parametrize("level", [0, -1, "10", True, [10]])
 def test_a_level_that_is_no_number_is_refused(page: Page, level: object) -> None:
     body = json.loads(CONTRACT.to_json()) | {"unfamiliar_from": level}
