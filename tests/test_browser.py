@@ -603,11 +603,7 @@ def test_an_unfamiliar_picture_is_marked(
             expect(page.locator("#detail-name")).to_have_text(name)
             expect(row.locator("th .mark")).to_have_count(int(name in unfamiliar))
             expect(page.locator("#unfamiliar")).to_be_visible(visible=name in unfamiliar)
-        header, *lines = table_of(page)
-        assert header == columns(CONTRACT.dr_grades, novelty=contract.unfamiliar_from is not None)
-        if unfamiliar:
-            assert [float(line[-2]) for line in lines] == pytest.approx(novelty, abs=1e-4)
-            assert [line[-1] for line in lines] == [str(int(line[0] == strange)) for line in lines]
+        assert table_of(page)[0] == columns(CONTRACT.dr_grades), "as without --novelty"
 
 
 @pytest.mark.parametrize("name", ["blue", "me_weight"])
@@ -637,7 +633,7 @@ def test_what_reaches_the_level_is_unfamiliar(page: Page) -> None:
         body = json.loads(CONTRACT.to_json()) | {"unfamiliar_from": level}
         given = [body, [1, 0, 0, 0, 0], [1, 0], novelty]
         found = in_module(page, "contract.js", "m.decide(m.checked(a[0]), a[1], a[2], a[3])", given)
-        assert (found["novelty"], found["unfamiliar"]) == (novelty, expected)
+        assert found["unfamiliar"] == expected
     too_far = json.dumps(json.loads(CONTRACT.to_json()) | {"unfamiliar_from": 10.0}).replace("10.0", "1e400")
     told = "(() => { try { m.checked(JSON.parse(a)); return ''; } catch (err) { return err.message; } })()"
     assert "expected a number above 0" in in_module(page, "contract.js", told, too_far)
@@ -869,7 +865,7 @@ def test_without_onnxruntime_the_service_scores_and_the_page_says_so(
         lines = {line[0]: line for line in table_of(page)[1:]}
         opened = RetinaModel(model)
         for path in photographs:
-            expected = cells(make_row(opened, path.name, path), opened.contract.dr_grades, novelty=True)
+            expected = cells(make_row(opened, path.name, path), opened.contract.dr_grades)
             assert lines[path.name] == expected
         page.get_by_role("button", name="b.png", exact=True).click()
         page.locator("#figure-dr .tint").wait_for()

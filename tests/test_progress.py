@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -93,11 +94,15 @@ def test_a_bar_is_as_wide_as_the_terminal_of_standard_error(monkeypatch: pytest.
     monkeypatch.setattr(module, "BAR_SECONDS", 0.0)
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 50))
-    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb") as shown:
+    with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         with progress(2, "epoch") as advance:
             advance(note="DR loss 0.700 acc 0.500  ME loss 0.700 acc 0.500")
-        drawn = os.read(shown.fileno(), 4096).decode().replace("\033[?25l", "").replace("\033[?25h", "")
+    shown = b""
+    with os.fdopen(ours, "rb", buffering=0) as terminal_end, contextlib.suppress(OSError):  # at the end: it is closed
+        while part := terminal_end.read(4096):  # one read may return a part of what was drawn
+            shown += part
+    drawn = shown.decode().replace("\033[?25l", "").replace("\033[?25h", "")
     assert max(len(line) for line in re.split(r"[\r\n]+", drawn)) in range(40, 51), drawn
 
 

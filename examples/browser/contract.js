@@ -86,7 +86,6 @@ export function decide(contract, drProbs, meProbs, novelty = null) {
     referable: referableProb >= referable.threshold,
     referableProb,
     referableMe: meProbs[1] >= meThresholds(contract).referral,
-    novelty,
     unfamiliar: novelty !== null && novelty >= contract.unfamiliar_from,
     maps: null,
   };

@@ -285,7 +285,7 @@ function mark(word, raised) {
 
 function download() {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([toCsv(rows, contract)], { type: "text/csv" }));
+  link.href = URL.createObjectURL(new Blob([toCsv(rows, contract.dr_grades)], { type: "text/csv" }));
   link.download = "test_predictions.csv";
   link.click();
   URL.revokeObjectURL(link.href);

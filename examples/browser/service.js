@@ -47,7 +47,6 @@ export async function scoreByService(file, contract, headers) {
     referable: row.referable,
     referableProb: row.referable_prob,
     referableMe: row.referable_me,
-    novelty: row.novelty ?? null,
     unfamiliar: row.unfamiliar ?? false,
     maps: row.maps ? { dr: mapOf(row.maps.dr), me: mapOf(row.maps.me) } : null,
   };

@@ -6,22 +6,19 @@ const NOTEBOOK_COLUMNS = ["Image name", "Pred DR grade (orig)", "True DR grade (
 
 /**
  * @param {{name: string, answer: object?, error: string}[]} rows
- * @param {object} contract
- * @returns {string} CSV, a line per photograph, sorted by name as in retina-score; both True columns are empty, and there
- *   are those of novelty if the model file has it
+ * @param {number[]} grades of the contract
+ * @returns {string} CSV, a line per photograph, sorted by name as in retina-score; both True columns are empty
  */
-export function toCsv(rows, { dr_grades: grades, unfamiliar_from: level }) {
-  const novelty = level === null ? [] : ["novelty", "unfamiliar"];
-  const header = [...NOTEBOOK_COLUMNS, ...grades.map((grade) => `dr_prob_${grade}`), "me_prob", "status", "error", ...novelty];
+export function toCsv(rows, grades) {
+  const header = [...NOTEBOOK_COLUMNS, ...grades.map((grade) => `dr_prob_${grade}`), "me_prob", "status", "error"];
   const sorted = [...rows].sort((one, other) => byCodePoint(one.name, other.name));
-  return [header, ...sorted.map((row) => cells(row, grades, novelty))].map((line) => line.map(quoted).join(",") + "\n").join("");
+  return [header, ...sorted.map((row) => cells(row, grades))].map((line) => line.map(quoted).join(",") + "\n").join("");
 }
 
-function cells({ name, answer, error }, grades, novelty) {
-  if (!answer) return [name, "", "", "", "", ...grades.map(() => ""), "", "error", error, ...novelty.map(() => "")];
-  const told = novelty.length ? [answer.novelty.toFixed(6), String(Number(answer.unfamiliar))] : [];
+function cells({ name, answer, error }, grades) {
+  if (!answer) return [name, "", "", "", "", ...grades.map(() => ""), "", "error", error];
   const probs = [...answer.drProbs, answer.meProb].map((prob) => prob.toFixed(6));
-  return [name, String(answer.grade), "", String(answer.meRisk), "", ...probs, "ok", "", ...told];
+  return [name, String(answer.grade), "", String(answer.meRisk), "", ...probs, "ok", ""];
 }
 
 const quoted = (cell) => (/[",\r\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell);
