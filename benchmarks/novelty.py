@@ -19,7 +19,7 @@ import click
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from retina.export.novelty_output import FITTED_TO, UNFAMILIAR_FROM, Novelty, pooled_features
+from retina.export.novelty_output import FITTED_TO, UNFAMILIAR_FROM, Novelty, add_pooling, pooled_features
 from retina.export.photographs import spread
 from retina.runtime import RELEASED, RetinaModel
 from retina.runtime.folder import find_pictures
@@ -43,10 +43,8 @@ degradation = runpy.run_path(str(Path(__file__).with_name("degradation.py")))
 @exit_codes("novelty.py")
 def main(root: Path, pictures: Path | None, file: Path, ways: tuple[str, ...]) -> None:
     """Print a Markdown table: the novelty of photographs and other pictures."""
-    graph = onnx.load_from_string(RetinaModel(file).content())
-
-    def features(paths: Sequence[Path]) -> NDArray[np.float32]:
-        return pooled_features(graph, paths, file)
+    model = onnx.load_from_string(RetinaModel(file).content())
+    add_pooling(model.graph, file)
 
     def tell(fitted_to: str, what: str, found: NDArray[np.float64]) -> None:
         figures = f"{found.min():.1f} | {np.median(found):.1f} | {found.max():.1f}"
@@ -54,25 +52,31 @@ def main(root: Path, pictures: Path | None, file: Path, ways: tuple[str, ...]) -
 
     splits = read_dataset(root, splits=("train", "valid")).splits
     train, valid = splits["train"].photos, splits["valid"].photos
-    shown = dict(zip(train + valid, features(_paths(train + valid)), strict=True))
-    others = None if pictures is None else features([pictures / name for name in find_pictures(pictures).names])
+    row_of = dict(zip(train + valid, pooled_features(model, _paths(train + valid)), strict=True))
+
+    def features(photos: Sequence[Photo]) -> NDArray[np.float32]:
+        return np.stack([row_of[photo] for photo in photos])
+
+    others = None
+    if pictures is not None:
+        others = pooled_features(model, [pictures / name for name in find_pictures(pictures).names])
     click.echo("| fitted to | judged on | pictures | smallest | median | largest | unfamiliar |")
     click.echo("|---" * 7 + "|")
     sources = sorted({photo.source for photo in train})
     for source in [None, *sources]:
         own = [photo for photo in train if source in (None, photo.source)]
-        novelty, name = Novelty.fit(np.stack([shown[photo] for photo in spread(own, FITTED_TO)])), source or "all"
+        novelty, name = Novelty.fit(features(spread(own, FITTED_TO))), source or "all"
         held_out = [photo for photo in valid if source in (None, photo.source)]
-        tell(name, "valid, the same sources", novelty.of(np.stack([shown[photo] for photo in held_out])))
+        tell(name, "valid, the same sources", novelty.of(features(held_out)))
         if strangers := [photo for photo in train + valid if source not in (None, photo.source)]:
-            tell(name, "train and valid, other sources", novelty.of(np.stack([shown[photo] for photo in strangers])))
+            tell(name, "train and valid, other sources", novelty.of(features(strangers)))
         if others is not None:
             tell(name, "pictures without a retina", novelty.of(others))
         if source is None:
             for way in ways or degradation["WAYS"]:
                 with tempfile.TemporaryDirectory() as folder:
                     spoiled = degradation["degraded"](spread(valid, DEGRADED), degradation["WAYS"][way], Path(folder))
-                    tell(name, f"valid, {way}", novelty.of(features(_paths(tuple(spoiled)))))
+                    tell(name, f"valid, {way}", novelty.of(pooled_features(model, _paths(tuple(spoiled)))))
 
 
 def _paths(photos: Sequence[Photo]) -> list[Path]:

@@ -20,16 +20,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ..runtime.contract import INPUT_NAME, NOVELTY, Contract
+from ..runtime.contract import NOVELTY, Contract
 from ..runtime.errors import ModelFileError, ParityError, PictureError, UsageError
 from ..runtime.model import RetinaModel
 from ..runtime.output_file import remove_leftovers
 from ..runtime.picture import decode
-from ..runtime.progress import progress, tracked
-from ..runtime.session import open_session
+from ..runtime.progress import tracked
 from ..runtime.workers import ordered_map, workers_or_cores
 from .photographs import spread
 from .placing import replacing_model, write_beside
+from .probe import open_probe
 from .to_onnx import OnnxFile
 
 FITTED_TO = 1024
@@ -109,10 +109,10 @@ def add_novelty(model: RetinaModel, photographs: Sequence[Path], out: Path) -> t
     """
     used = spread(photographs, FITTED_TO)
     graph = onnx.load_from_string(model.content())
-    features = pooled_features(graph, used, model.path)
+    add_pooling(graph.graph, model.path)
+    features = pooled_features(graph, used)
     novelty = Novelty.fit(features)
-    _remove(graph.graph)
-    _add(graph.graph, novelty, model.path)
+    _add(graph.graph, novelty)
     contract = replace(
         model.contract,
         unfamiliar_from=UNFAMILIAR_FROM,
@@ -128,43 +128,27 @@ def add_novelty(model: RetinaModel, photographs: Sequence[Path], out: Path) -> t
     return contract, computed
 
 
-def pooled_features(model: onnx.ModelProto, photographs: Sequence[Path], path: Path) -> NDArray[np.float32]:
-    """The features (N, C) of photographs that novelty is made from.
+def pooled_features(model: onnx.ModelProto, photographs: Sequence[Path]) -> NDArray[np.float32]:
+    """The features (N, C) of photographs that novelty is made from, by a model with ``add_pooling``.
 
     Raises:
-        ModelFileError: the graph has no such features; ``path`` is for the message.
         UsageError: photographs cannot be read; all of them are listed.
     """
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    _remove(probe.graph)
-    _pool(probe.graph, path)
-    del probe.graph.output[:]
-    probe.graph.output.append(helper.make_tensor_value_info(_POOLED, TensorProto.FLOAT, ["N", None]))
-    session = open_session(probe.SerializeToString())
+    probe = open_probe(model, [_POOLED])
 
-    def run(photograph: Path) -> NDArray[np.float32] | str:
+    def run(photograph: Path) -> NDArray[np.float32] | PictureError:
         try:
-            row: NDArray[np.float32] = session.run([_POOLED], {INPUT_NAME: decode(photograph)[None]})[0]
+            return probe(decode(photograph))[0]
         except PictureError as err:
-            return str(err)
-        return row
+            return err
 
-    rows, faults = [], []
-    with progress(len(photographs), "Measuring") as advance:
-        for row in ordered_map(run, photographs, workers_or_cores(None)):
-            if isinstance(row, str):
-                faults.append(row)
-            else:
-                rows.append(row)
-            advance()
-    if faults:
+    found = list(tracked(ordered_map(run, photographs, workers_or_cores(None)), "Measuring", len(photographs)))
+    if faults := [str(row) for row in found if isinstance(row, PictureError)]:
         raise UsageError("expected photographs, found some that cannot be read; remove them:\n  " + "\n  ".join(faults))
-    return np.concatenate(rows)
+    return np.concatenate([row for row in found if not isinstance(row, PictureError)])
 
 
-def _add(graph: onnx.GraphProto, novelty: Novelty, path: Path) -> None:
-    _pool(graph, path)
+def _add(graph: onnx.GraphProto, novelty: Novelty) -> None:
     graph.initializer.extend(
         [
             numpy_helper.from_array(novelty.weight.astype(np.float32), _WEIGHT),
@@ -181,22 +165,22 @@ def _add(graph: onnx.GraphProto, novelty: Novelty, path: Path) -> None:
     graph.output.append(helper.make_tensor_value_info(NOVELTY, TensorProto.FLOAT, ["N"]))
 
 
-def _pool(graph: onnx.GraphProto, path: Path) -> None:
-    """Add the mean over height and width of what the first convolution of ``layer3`` sees."""
+def add_pooling(graph: onnx.GraphProto, path: Path) -> None:
+    """Add the mean over height and width of what the first convolution of ``layer3`` sees; takes out a former novelty.
+
+    Raises:
+        ModelFileError: there is no such convolution; ``path`` is for the message.
+    """
+    for parts in (graph.node, graph.initializer, graph.output):
+        kept = [part for part in parts if part.name.partition("_")[0] != NOVELTY]
+        del parts[:]
+        parts.extend(kept)
     weight = "model.backbone.layer3.0.conv1.weight"
     found = [node.input[0] for node in graph.node if node.op_type == "Conv" and node.input[1].startswith(weight)]
     if len(found) != 1:
         raise ModelFileError(f"{path}: expected the network that retina-export writes, found {weight} missing")
     graph.initializer.append(numpy_helper.from_array(np.array([2, 3], np.int64), _AXES))
     graph.node.append(helper.make_node("ReduceMean", [found[0], _AXES], [_POOLED], name=_POOLED, keepdims=0))
-
-
-def _remove(graph: onnx.GraphProto) -> None:
-    """Take out a former novelty, so that another can be added."""
-    for parts in (graph.node, graph.initializer, graph.output):
-        kept = [part for part in parts if part.name.partition("_")[0] != NOVELTY]
-        del parts[:]
-        parts.extend(kept)
 
 
 def _compare(

@@ -9,8 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..runtime.contract import INPUT_NAME
-from ..runtime.session import open_session
+from .probe import open_probe
 
 RANGE_METHODS = ("mean", "widest")
 """How one range is made from many photographs: the mean of each photograph's extremes, or the extremes over all.
@@ -42,15 +41,10 @@ def measure_ranges(model: onnx.ModelProto, tensors: list[str], photographs: Iter
         tensors: names of the activations: see ``quantize.tensors_to_measure``.
         photographs: (H, W, 3) uint8 RGB each, at least one.
     """
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
-    session = open_session(probe.SerializeToString())
+    probe = open_probe(model, tensors)
     seen: list[NDArray[np.float32]] = []  # each (tensors, 2)
     for pixels in photographs:
-        values = session.run(tensors, {INPUT_NAME: pixels[None]})
-        seen.append(np.array([(value.min(), value.max()) for value in values], dtype=np.float32))
+        seen.append(np.array([(value.min(), value.max()) for value in probe(pixels)], dtype=np.float32))
     each = np.stack(seen)  # (photographs, tensors, 2)
     widest = np.stack([each[..., 0].min(axis=0), each[..., 1].max(axis=0)], axis=-1)
     ends = np.stack([each.mean(axis=0), widest], axis=1)  # (tensors, methods, 2)

@@ -14,15 +14,14 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
-from ..runtime.contract import DR_PROBS, HEADS, INPUT_NAME, ME_PROBS, Contract, Head
+from ..runtime.contract import DR_PROBS, HEADS, ME_PROBS, Contract, Head
 from ..runtime.errors import ModelFileError, ParityError
 from ..runtime.model import RetinaModel
 from ..runtime.output_file import remove_leftovers
 from ..runtime.picture import decode
-from ..runtime.progress import progress
-from ..runtime.session import open_session
+from ..runtime.progress import tracked
 from ..runtime.workers import ordered_map, workers_or_cores
 from ..train.calibration import fit_head, recorded, scaling_of
 from ..train.data import Photo
@@ -33,6 +32,7 @@ from ..train.scaling import Scaling
 from ..train.screening import heads_to_screen, screening_rules, sensitivity_of
 from .photographs import spread
 from .placing import replacing_model, write_beside
+from .probe import open_probe
 from .to_onnx import OnnxFile
 
 COMPARED_ON = 64
@@ -149,24 +149,10 @@ def _answers(
     The logits of a probability that rounds to 0 or 1 could not be computed from it. An overconfident network gives
     many such, and a new temperature would depend on them.
     """
-    extended = onnx.ModelProto()
-    extended.CopyFrom(model)
-    for head, layer in layers.items():
-        k = len(contract.classes(head))
-        extended.graph.output.append(helper.make_tensor_value_info(layer.logits, TensorProto.FLOAT, ["N", k]))
-    session = open_session(extended.SerializeToString())
-    names = [DR_PROBS, ME_PROBS, *(layer.logits for layer in layers.values())]
-
-    def run(photo: Photo) -> list[NDArray[np.float32]]:
-        outputs: list[NDArray[np.float32]] = session.run(names, {INPUT_NAME: decode(photo.path)[None]})
-        return outputs
-
-    rows = []
-    with progress(len(photos), "Scoring") as advance:
-        for row in ordered_map(run, photos, workers_or_cores(None)):
-            rows.append(row)
-            advance()
-    dr, me, *logits = (np.concatenate(column) for column in zip(*rows, strict=True))
+    probe = open_probe(model, [DR_PROBS, ME_PROBS, *(layer.logits for layer in layers.values())])
+    rows = ordered_map(lambda photo: probe(decode(photo.path)), photos, workers_or_cores(None))
+    columns = zip(*tracked(rows, "Scoring", len(photos)), strict=True)
+    dr, me, *logits = (np.concatenate(column) for column in columns)
     found = {head: torch.from_numpy(values).double() for head, values in zip(layers, logits, strict=True)}
     return Predictions.of(photos, contract.dr_grades, dr, me), found
 

@@ -63,12 +63,12 @@ def require_place(out: Path, inputs: Iterable[Path] = ()) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             out.lstat()  # fails if the name is too long
-        if os.access(out.parent, os.W_OK):
-            with tempfile.TemporaryFile(dir=out.parent):  # fails where the permissions say yes and the system no
-                pass
+        is_allowed = not os.path.isdir(out) and os.access(out.parent, os.W_OK)
+        if is_allowed:
+            _try_to_write(out.parent)
     except OSError as err:
         raise OutputError(f"{out}: cannot be written: {err.strerror or err}") from None
-    if os.path.isdir(out) or not os.access(out.parent, os.W_OK):
+    if not is_allowed:
         raise OutputError(f"{out}: cannot be written: expected the name of a file in a writable folder")
 
 
@@ -84,12 +84,17 @@ def require_folder(folder: Path, option: str) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        _try_to_write(folder)
     except OSError as err:
         raise OutputError(
             f"{folder}: expected a folder that can be written, found: {err.strerror}. Choose another {option}."
         ) from None
+
+
+def _try_to_write(folder: Path) -> None:
+    """Raise OSError if nothing can be written into a folder: the system may say no where the permissions say yes."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def require_empty(folder: Path) -> None:

@@ -7,10 +7,10 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
 import click
 
@@ -45,9 +45,13 @@ class Countable(Protocol[Item_co]):
     def __iter__(self) -> Iterator[Item_co]: ...
 
 
-def tracked(items: Countable[Item_co], label: str) -> Iterator[Item_co]:
-    """The items, with ``progress`` as they are done."""
-    with progress(len(items), label) as advance:
+@overload
+def tracked(items: Countable[Item_co], label: str) -> Iterator[Item_co]: ...
+@overload
+def tracked(items: Iterable[Item_co], label: str, total: int) -> Iterator[Item_co]: ...
+def tracked(items: Any, label: str, total: int | None = None) -> Iterator[Any]:
+    """The items, with ``progress`` as they are done; ``total`` is the number of those that have no length."""
+    with progress(len(items) if total is None else total, label) as advance:
         for item in items:
             yield item
             advance()

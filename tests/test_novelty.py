@@ -18,6 +18,7 @@ from invoking import invoke
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image, ImageDraw
+from plain_runtime import outputs_of
 from retina.export import novelty_output
 from retina.export.cli import main as export
 from retina.export.inspection import inspect_file
@@ -91,10 +92,7 @@ def told(file: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory
 
 def outputs(file: Path, folder: Path) -> dict[str, NDArray[np.float32]]:
     """What the file says about each picture, by plain onnxruntime, in the order of their names."""
-    session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    rows = [session.run(names, {"image": decode(path)[None]}) for path in sorted(folder.iterdir())]
-    return {name: np.concatenate(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    return outputs_of(file, map(decode, sorted(folder.iterdir())))
 
 
 def layer2_of(checkpoint: Path, folder: Path) -> NDArray[np.float64]:

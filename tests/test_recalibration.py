@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from eyes import write_annotations, write_split
 from invoking import invoke
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from plain_runtime import outputs_of
 from retina.export import recalibrated
 from retina.export.inspection import inspect_file
 from retina.export.quantize import Quantization, quantize, tensors_to_measure
@@ -94,13 +94,7 @@ def change(tensor: onnx.TensorProto, values: NDArray[np.floating]) -> None:
 
 def outputs(file: Path, data: Path) -> dict[str, NDArray[np.float64]]:
     """What the file says about each photograph, by plain onnxruntime."""
-    session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    rows = [session.run(names, {"image": picture[None]}) for picture in pictures(data)]
-    return {
-        name: np.concatenate(column).astype(np.float64)
-        for name, column in zip(names, zip(*rows, strict=True), strict=True)
-    }
+    return {name: values.astype(np.float64) for name, values in outputs_of(file, pictures(data)).items()}
 
 
 def second_fit(raw: NDArray[np.float64], head: Head, true: NDArray[np.integer]) -> tuple[float, NDArray[np.float64]]:

@@ -20,7 +20,7 @@ from ..runtime.errors import AnnotationError, UsageError
 from ..runtime.model import RetinaModel
 from ..runtime.options import SETTINGS, PathName, me_positive_option
 from ..runtime.output_file import require_place, write_text_atomically
-from ..runtime.progress import progress
+from ..runtime.progress import tracked
 from ..runtime.terminal import exit_codes, tell
 from .comparison import compare
 from .data import SPLITS, Photo, read_dataset, unknown_grades
@@ -40,11 +40,7 @@ def score_split(model: RetinaModel, photos: tuple[Photo, ...]) -> Predictions:
     require_grades(model, photos)
     grades = model.contract.dr_grades
     paths = [photo.path for photo in photos]
-    scores = []
-    with progress(len(paths), "Scoring") as advance:
-        for scored in model.score(paths):
-            scores.append(scored)
-            advance()
+    scores = list(tracked(model.score(paths), "Scoring", len(paths)))
     if faults := [f"{scored.source}: {scored.error}" for scored in scores if scored.error is not None]:
         raise AnnotationError("photographs that cannot be scored:\n  " + "\n  ".join(faults))
     found = [scored.prediction for scored in scores if scored.prediction is not None]
