@@ -32,7 +32,7 @@ class Journal:
         """Open the journal and take over its rows if they depend on the same things.
 
         Args:
-            path: the file; created if it does not exist.
+            path: the file; created if it does not exist, and its folder.
             depends_on: everything that determines a row besides the photograph: model, options, versions. JSON values
                 only.
             resume: False discards existing rows.
@@ -46,6 +46,7 @@ class Journal:
         self._rows: dict[str, tuple[Stamp, Row]] = {}
         head = {"format": FORMAT, **depends_on}
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _open_alone(path)
             try:
                 self._require_journal()

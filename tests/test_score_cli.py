@@ -282,7 +282,8 @@ def test_exact_decodes_a_large_picture_at_full_size(tmp_path: Path) -> None:
         (["void"], "expected photographs, found none (1 other file: 1 .txt). A folder's need an ending of .bmp"),
         (["eyes", "--model", "none.onnx"], "none.onnx: expected a model file, found: No such file"),
         (["eyes", "--model", "plain.onnx"], "plain.onnx: expected a contract"),
-        (["eyes", "--out", "none/x.csv"], "expected an existing folder"),
+        (["eyes", "--out", "plain.onnx/x.csv"], "plain.onnx/x.csv: expected a folder to write to, found something"),
+        (["eyes", "--out", "none/x.csv", "--annotations", "none.csv"], "none.csv: 1 fault"),
         (["eyes", "--out", "eyes"], "expected a file to write, found a folder"),
         (["eyes", "--out", "plain.onnx"], "plain.onnx: expected an earlier table or no file, found another file"),
         (["eyes", "--out", "bad.csv"], "bad.csv: expected an earlier table or no file, found another file"),
@@ -328,6 +329,12 @@ def test_a_folder_without_permission_to_write(score: Score) -> None:
     Path("locked").mkdir(mode=0o500)
     done = score("eyes", "--out", "locked/x.csv")
     assert (done.returncode, "cannot be written: Permission denied" in done.stderr) == (2, True)
+
+
+def test_the_tables_folder_is_made(score: Score) -> None:
+    photographs(Path("eyes"), 1)
+    assert score("eyes", "--out", "new/place/x.csv").returncode == 0
+    assert [path.name for path in Path("new/place").iterdir()] == ["x.csv"]
 
 
 def test_one_core_starts_one_worker(score: Score) -> None:
