@@ -131,7 +131,9 @@ def _explain(
     failed = [photograph for photograph in done if photograph.undone]
     for photograph in failed:
         warn(f"{photograph.name}: {photograph.error}")
-    tell(f"{counted(len(done) - len(failed), 'photograph')} drawn, {len(failed)} failed: {out / INDEX}")
+    unfamiliar = sum(photograph.unfamiliar for photograph in done)
+    unlike = f", {unfamiliar} unfamiliar" if unfamiliar else ""
+    tell(f"{counted(len(done) - len(failed), 'photograph')} drawn, {len(failed)} failed{unlike}: {out / INDEX}")
     return 1 if failed else 0
 
 

@@ -176,7 +176,8 @@ class Gallery:
                 file = io.BytesIO()  # np.save would append .npy to the name of a temporary file
                 np.save(file, head_map.values)
                 write_bytes_atomically(overlay.with_suffix(".npy"), file.getbuffer())
-        panel = draw_panel(picture, photograph.name, explanation.prediction, explanation.maps, lit, scale_max)
+        answers, maps, unfamiliar = explanation.prediction, explanation.maps, photograph.unfamiliar
+        panel = draw_panel(picture, photograph.name, answers, maps, lit, scale_max, unfamiliar=unfamiliar)
         write_image(_panel_path(base), panel)
         written = dict(
             zip(explanation.maps, (path.relative_to(self.folder).as_posix() for path in overlays), strict=True)

@@ -15,7 +15,7 @@ from ..runtime.contract import HEADS
 from ..runtime.output_file import write_text_atomically
 from ..runtime.wording import counted, percent
 from .item import GalleryItem
-from .panel import NOTE, in_words
+from .panel import NOTE, UNFAMILIAR, in_words
 
 INDEX, ROWS = "index.html", "gradcam.csv"
 """What the files are called."""
@@ -80,6 +80,8 @@ def write_index(path: Path, photographs: Sequence[GalleryItem]) -> None:
     failed = Counter(photograph.undone for photograph in photographs if photograph.undone)
     of = counted(len(photographs), "photograph")
     counts = [of, *(f"{count} not {undone}" for undone, count in failed.items())]
+    if unfamiliar := sum(photograph.unfamiliar for photograph in photographs):
+        counts.append(f"{unfamiliar} unfamiliar")
     body = "\n".join(_article(photograph) for photograph in photographs)
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -95,6 +97,8 @@ def write_index(path: Path, photographs: Sequence[GalleryItem]) -> None:
 
 def _article(photograph: GalleryItem) -> str:
     title = f"<h2>{html.escape(photograph.name)}</h2>"
+    if photograph.unfamiliar:
+        title += f'<p class="error">{html.escape(UNFAMILIAR)}</p>'
     if photograph.explanation is None or photograph.undone:
         reason = f"Not {photograph.undone}: {html.escape(photograph.error)}"
         return f'<article>{title}<p class="error">{reason}</p></article>'

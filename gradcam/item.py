@@ -30,3 +30,8 @@ class GalleryItem:
     """What could not be done with it; one that was explained but not drawn keeps its answer."""
     error: str = ""
     """Why not; else empty."""
+
+    @property
+    def unfamiliar(self) -> bool:
+        """Whether the model file says so; a checkpoint cannot."""
+        return self.explanation is not None and bool(self.explanation.prediction.unfamiliar)

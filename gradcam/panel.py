@@ -16,13 +16,14 @@ from ..runtime.wording import percent
 TILE = 560
 """Longest side of each picture in pixels."""
 _GAP, _HEADER, _CAPTION, _FOOTER = 20, 62, 66, 92
-_INK, _GREY, _PAPER = (24, 28, 34), (96, 104, 112), (255, 255, 255)
+_INK, _GREY, _RED, _PAPER = (24, 28, 34), (96, 104, 112), (138, 28, 28), (255, 255, 255)
 _RETINA = (150, 72, 34)
 """RGB of an average retina, under the colour scale, so that it looks as on the photograph."""
 GRADE_NAMES = ("no retinopathy", "mild", "moderate", "severe", "proliferative")
 """Names of the grades 0 to 4 of the International Clinical Diabetic Retinopathy scale (Wilkinson et al., 2003)."""
 _SYSTEM_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "msyh.ttc", "arial.ttf")
 """Looked for, in this order, for a name that is not ASCII: of such letters Pillow's own font has none."""
+UNFAMILIAR = "Unfamiliar: as unlike the model's training photographs as pictures without a retina."
 NOTE = "For research and demonstration, not for clinical use. A map shows what moved the model, not where lesions are."
 
 
@@ -40,6 +41,8 @@ def draw_panel(
     maps: Mapping[Head, HeadMap],
     field: LitField,
     scale_max: Mapping[Head, float] | None = None,
+    *,
+    unfamiliar: bool = False,
 ) -> Image.Image:
     """The original and its maps side by side, cropped to the part that the network sees, as an RGB image.
 
@@ -51,6 +54,7 @@ def draw_panel(
         field: of this photograph.
         scale_max: for each head, the value at the top of the scale, if it is shared between photographs; None:
             each map's own maximum.
+        unfamiliar: whether to say so beside the answers.
     """
     seen = (
         max(0, round(field.left * photograph.width)), max(0, round(field.top * photograph.height)),
@@ -70,6 +74,8 @@ def draw_panel(
     _write(pen, (_GAP, 10), _shortened(name), 22, _INK, bold=True)
     answers = f"Model: {in_words('dr', decision.grade)}, {in_words('me', decision.me_risk)}"
     _write(pen, (_GAP, 37), answers, 17, _GREY)
+    if unfamiliar:
+        _write(pen, (_GAP + round(pen.textlength(answers, _font(answers, 17))) + 16, 37), UNFAMILIAR, 17, _RED)
     for column, head in enumerate([None, *shown]):
         x, y = _GAP + column * (TILE + _GAP), _HEADER
         picture = tile if head is None else draw(tile, maps[head], tile_field, scale_max[head] if scale_max else None)

@@ -312,7 +312,7 @@ def test_what_cannot_be_drawn_keeps_its_answer(folder: Path, small_explained: Pa
 def test_what_memory_does_not_suffice_to_draw_keeps_its_answer(
     folder: Path, small_explained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exhausted(*_arguments: object) -> None:
+    def exhausted(*_arguments: object, **_options: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("retina.gradcam.gallery.draw_panel", exhausted)
@@ -677,6 +677,23 @@ def test_each_photograph_is_counted_when_it_is_explained_and_when_it_is_drawn(tm
     made = Gallery(tmp_path / "out").make(OnnxExplainer(file), photographs, lambda: steps.append(None))
     assert [each.name for each in made if each.undone] == ["torn.png"]
     assert len(steps) == 2 * 11
+
+
+def test_unfamiliar_pictures_are_marked(tmp_path: Path) -> None:
+    """With the tiny model, whose novelty is 20 times the mean blue."""
+    (tmp_path / "eyes").mkdir()
+    for name, blue in (("a", 40), ("b", 200), ("c", 80)):
+        Image.new("RGB", (64, 64), (120, 60, blue)).save(tmp_path / "eyes" / f"{name}.png")
+    (tmp_path / "eyes" / "torn.png").write_bytes(b"torn")
+    file = write_tiny_model(tmp_path / "tiny.onnx", contract=replace(CONTRACT, explain=True, unfamiliar_from=10.0))
+    told = CliRunner().invoke(main, [str(tmp_path / "eyes"), "--model", str(file), "--out", str(tmp_path / "out")])
+    assert "3 photographs drawn, 1 failed, 1 unfamiliar: " in told.stdout
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<p>4 photographs, 1 not read, 1 unfamiliar. " in page
+    articles = {article[:5]: "Unfamiliar: " in article for article in page.split("<article><h2>")[1:]}
+    assert articles == {"a.png": False, "b.png": True, "c.png": False, "torn.": False}
+    headers = [decode(tmp_path / "out" / f"{name}_panel.jpg")[37:56].astype(int) for name in "abc"]
+    assert [int((header[..., 0] - header[..., 1]).max()) > 50 for header in headers] == [False, True, False], "red"
 
 
 def test_a_full_disk_stops_a_gallery(tmp_path: Path) -> None:

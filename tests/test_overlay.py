@@ -427,6 +427,19 @@ def test_a_long_name_is_shortened_in_its_middle() -> None:
     assert panels._shortened(name) == f"{name[:45]} ... {name[46:]}"
 
 
+def test_an_unfamiliar_picture_is_told_beside_the_longest_answers() -> None:
+    picture, maps = Image.new("RGB", (90, 90)), {"dr": HeadMap("dr", np.zeros((3, 3), np.float32), 4, 0.9)}
+    longest = Decision(4, 0, True, 0.95, False)
+    plain, told = (
+        np.asarray(draw_panel(picture, "eye.jpg", longest, maps, WHOLE, unfamiliar=unfamiliar))[:62].astype(int)
+        for unfamiliar in (False, True)
+    )
+    added = np.flatnonzero((plain != told).any(axis=(0, 2)))
+    answers = np.flatnonzero((plain[40:] != 255).any(axis=(0, 2)))
+    assert answers.max() + 10 < added.min() and added.max() < told.shape[1] - 20
+    assert (told[..., 0] - told[..., 1]).max() > 80  # red
+
+
 def test_the_panel_writes_names_beyond_ascii() -> None:
     if not any(path.name == "DejaVuSans.ttf" for folder in FONTS for path in folder.rglob("*.ttf")):
         pytest.skip("no font of the system")
