@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import pytest
+from chromium import CHROMIUM, FLAGS
 from eyes import eye
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, PngImagePlugin
@@ -38,9 +39,6 @@ from small_export import SmallExport
 from tiny_model import CONTRACT, RAMP, write_tiny_model
 
 PAGE = Path(__file__).parent.parent / "examples" / "browser"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
 EXPLAIN = replace(CONTRACT, explain=True, preprocessing=Preprocessing(framing="field", image_size=64))
 
 missing = [

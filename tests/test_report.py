@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from chromium import CHROMIUM, FLAGS
 from matplotlib.figure import Figure
 from PIL import Image
 from retina.runtime.contract import Contract
@@ -159,6 +160,21 @@ def test_page_shows_figures_settings_and_the_warning(run_dir: Path) -> None:
         assert setting in said
     assert said.count("referable ME risk: where the probability of risk reaches 0.5") == 2, "below the curves, and last"
     assert "99999" not in said, "counts are shown as a table of the predictions"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium: apt-get install chromium")
+def test_nothing_sticks_out_of_the_page(run_dir: Path) -> None:
+    """On a phone a table is scrolled in its place; a desk shows all of it."""
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as shown:
+        for width in (380, 1280):
+            page = shown.new_page(viewport={"width": width, "height": 900})
+            page.goto((run_dir / "report.html").as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            cut = page.eval_on_selector_all(
+                ".scroll", "all => all.filter(it => it.scrollWidth > it.clientWidth).length"
+            )
+            assert bool(cut) == (width == 380)
 
 
 def test_every_picture_can_be_decoded(run_dir: Path) -> None:

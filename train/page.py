@@ -43,11 +43,13 @@ th { font-weight: 600; }
 th:first-child, td:first-child, .pairs td { text-align: left; }
 thead th { color: var(--soft); border-bottom-width: 2px; }
 td small { color: var(--soft); margin-left: .35rem; }
+td .why { display: inline-block; max-width: 11.5rem; white-space: normal; vertical-align: top; padding-top: .12rem; }
 .pairs td, .pairs th { white-space: normal; text-align: left; }
 .pairs th { font-weight: 400; color: var(--soft); min-width: 9rem; }
 .wide { overflow-x: auto; }
 .wide img { min-width: 44rem; }
 .side { display: flex; flex-wrap: wrap; gap: 0 2.5rem; }
+.side > div { max-width: 100%; }
 figure { margin: .75rem 0; }
 figure img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
   border-radius: 6px; }
@@ -62,8 +64,11 @@ figure img { display: block; max-width: 100%; height: auto; background: #fff; bo
 .gallery figcaption { padding: .5rem .65rem .65rem; line-height: 1.4; }
 .gallery strong { color: var(--ink); display: block; }
 footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line); }
-@media (max-width: 40rem) { td small { display: block; margin: 0 0 0 auto; max-width: 7.5rem; white-space: normal; }
+@media (max-width: 40rem) {
+  td small, td .why { display: block; margin: 0 0 0 auto; width: 6.5rem; white-space: normal; }
+  td:first-child { min-width: 6rem; white-space: normal; }
   th, td { padding-right: .75rem; }
+  td, td small { overflow-wrap: normal; } .pairs td { overflow-wrap: anywhere; }
   .card .big { font-size: 1.6rem; } .cards { grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); } }
 @media print { :root { --ink: #000; --soft: #444; --line: #bbb; --back: #fff; --card: #fff; --blue: #00507f;
   --track: #ddd; --warn-ink: #000; --warn-back: #fff; --warn-line: #000; color-scheme: light; }

@@ -199,9 +199,9 @@ def _figures_table(figures: Mapping[str, Any]) -> str:
 
 
 def _cell(figure: Mapping[str, Any]) -> str:
-    if figure["value"] is None:
-        return f"–<small>{escape(figure['why'])}</small>"
-    return f"{figure['value']:.3f}<small>{_interval(figure)}</small>"
+    value = "–" if figure["value"] is None else f"{figure['value']:.3f}"
+    kind = ' class="why"' if figure["low"] is None else ""
+    return f"{value}<small{kind}>{_interval(figure)}</small>"
 
 
 def _source_note(figures: Mapping[str, Any]) -> str:
