@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..runtime.contract import HEAD_NAMES, HEADS, Head
 from ..runtime.output_file import write_text_atomically
-from ..train.figure import BLUE, GREY, ORANGE, write_png
+from ..train.figure import BLUE, GREY, ORANGE, legend_below, write_png
 from .deletion import FRACTIONS
 from .faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Measurement
 from .interval import Interval
@@ -108,7 +108,7 @@ def write_picture(path: Path, found: Faithfulness) -> None:
 def _draw_hits(axis: Axes, found: Faithfulness, name: str, title: str) -> None:
     """A row for each kind of lesion and head: the map, the centre prior and chance."""
     rows = [(kind, head) for kind in _kinds(found) for head in _heads(found)]
-    for of, colour, marker, shift in ((MAP, BLUE, "o", 0.18), (CENTRE, ORANGE, "s", 0), (CHANCE, GREY, "d", -0.18)):
+    for of, colour, marker, shift in ((MAP, BLUE, "o", -0.18), (CENTRE, ORANGE, "s", 0), (CHANCE, GREY, "d", 0.18)):
         shown = [(y + shift, f.interval) for y, (k, h) in enumerate(rows) if (f := found.get(name, k, h, of))]
         if shown:
             at, intervals = zip(*shown, strict=True)
@@ -116,11 +116,12 @@ def _draw_hits(axis: Axes, found: Faithfulness, name: str, title: str) -> None:
             values, errors = _bars(intervals)
             axis.errorbar(values, at, xerr=errors, fmt=marker, color=colour, label=label, capsize=3)
     axis.set_yticks(range(len(rows)), [f"{KIND_NAMES.get(k, k)}\n{HEAD_NAMES[h]}" for k, h in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
     axis.set_title(title)
     axis.set_xlim(left=-0.03)
     axis.grid(axis="x", alpha=0.3)
     if rows:
-        axis.legend(loc="best")
+        legend_below(axis, 3)
 
 
 def _draw_curves(axis: Axes, found: Faithfulness) -> None:
@@ -134,7 +135,7 @@ def _draw_curves(axis: Axes, found: Faithfulness) -> None:
     axis.set_title("Probability of the explained class, mean of the heads")
     axis.set_xlabel("share of the lit field blurred (deletion) or given back (insertion)")
     axis.grid(alpha=0.3)
-    axis.legend(loc="best", fontsize=8, framealpha=0.6)
+    legend_below(axis, 3)
 
 
 def _draw_redrawn(axis: Axes, found: Faithfulness) -> None:
@@ -147,7 +148,7 @@ def _draw_redrawn(axis: Axes, found: Faithfulness) -> None:
     axis.set_title("Rank correlation with the map of the trained model")
     axis.set_xlabel("weights redrawn from the heads down to")
     axis.grid(alpha=0.3)
-    axis.legend(loc="best", fontsize=8, framealpha=0.6)
+    legend_below(axis, 2)
 
 
 def _bars(intervals: Sequence[Interval]) -> tuple[list[float], list[list[float]]]:

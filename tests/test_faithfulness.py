@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import replace
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from legends import require_clear
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
-from retina.gradcam import GradCAM, deletion, faithfulness, head_logit, randomisation
+from retina.gradcam import GradCAM, deletion, faithfulness, faithfulness_report, head_logit, randomisation
 from retina.gradcam.cli import main
 from retina.gradcam.explainer import CheckpointExplainer
 from retina.gradcam.faithfulness import CENTRE, CHANCE, MAP, Faithfulness, Measurement, _lit, _mean_of_seen, measure
 from retina.gradcam.faithfulness import _on_lesions as figures_on_lesions
-from retina.gradcam.faithfulness_report import _bars, _draw_curves, as_markdown
+from retina.gradcam.faithfulness_report import _bars, _draw_curves, as_markdown, write_picture
 from retina.gradcam.interval import Interval, bootstrap
 from retina.gradcam.lesions import MaskedPhotograph, read_lesions
 from retina.gradcam.pointing import Pointing, centre_prior, point
@@ -694,6 +696,38 @@ def test_bars_reach_from_the_value_to_the_ends_of_its_interval() -> None:
     assert values == [0.5, 0.2]
     assert below == pytest.approx([0.1, 0.2])
     assert above == pytest.approx([0.3, 0.1])
+
+
+def test_the_charts_of_hits_and_of_lift_have_the_same_rows_and_no_legend_covers_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(faithfulness_report, "write_png", lambda path, figure: drawn.append(figure))
+    heads: tuple[Head, ...] = ("dr", "me")
+    measurements = [
+        Measurement(name, kind, head, of, 2, Interval(0.5, 0.4, 0.6))
+        for name, contenders in (("pointing", (MAP, CENTRE, CHANCE)), ("lift", (MAP, CENTRE)))
+        for kind, head, of in product(("EX", "HE"), heads, contenders)
+    ]
+    measurements += [
+        Measurement("redrawn", "", head, stage, 2, Interval(0, -0.1, 0.1)) for head, stage in product(heads, STAGES)
+    ]
+    curves: dict[tuple[str, Head, str], NDArray[np.float64]] = {
+        (name, head, of): np.full((2, len(deletion.FRACTIONS)), 0.5)
+        for name, head, of in product(("deletion", "insertion"), heads, (MAP, CENTRE, CHANCE))
+    }
+    write_picture(tmp_path / "faithfulness.png", Faithfulness(measurements, curves))
+    (figure,) = drawn
+    require_clear(figure)
+    for axis, contenders in zip(figure.axes[:2], (3, 2), strict=True):
+        assert axis.get_ylim() == (3.5, -0.5), "the first row on top, and room for four"
+        assert [label.get_text() for label in axis.get_yticklabels()] == [
+            "hard exudates\nDR grade", "hard exudates\nME risk", "haemorrhages\nDR grade", "haemorrhages\nME risk"
+        ]  # fmt: skip
+        marks = [np.asarray(bars.lines[0].get_ydata(), np.float64) for bars in axis.containers]
+        assert len(marks) == contenders
+        assert all(np.round(rows).tolist() == [0, 1, 2, 3] for rows in marks)
+        assert all((above < below).all() for above, below in pairwise(marks)), "the map above the centre prior"
 
 
 def test_the_chart_of_curves_shows_each_map_and_both_directions() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from chromium import CHROMIUM, FLAGS
+from legends import require_clear
 from matplotlib.figure import Figure
 from PIL import Image
 from retina.runtime.contract import Contract
@@ -283,14 +284,9 @@ def test_no_legend_covers_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     drawn: list[Figure] = []
     monkeypatch.setattr(plots, "write_png", lambda path, figure: drawn.append(figure))
     plots.learning_curves(HISTORY, tmp_path / "curves.png")
-    (figure,) = drawn
-    figure.draw_without_rendering()
-    legends = [ax.get_legend() for ax in figure.axes]
-    for legend in legends:
-        assert legend is not None
-        box = legend.get_window_extent()
-        assert not any(box.overlaps(ax.get_window_extent()) for ax in figure.axes)
-        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0
+    plots.reliability_diagrams(predictions(tmp_path, ANSWERS), tmp_path / "reliability.png")
+    for figure in drawn:
+        require_clear(figure)
 
 
 def test_curves_of_one_epoch_and_of_one_class_can_be_drawn(tmp_path: Path) -> None:

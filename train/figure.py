@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -11,6 +12,11 @@ from ..runtime.output_file import replacing
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 """From the palette of Okabe and Ito (2008), which readers with colour blindness can tell apart; and a grey."""
+
+
+def legend_below(ax: Axes, columns: int, fontsize: float = 8) -> None:
+    """A legend below the axes and their label: within, it would cover a part of some curve wherever it is."""
+    ax.legend(fontsize=fontsize, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=columns)
 
 
 def write_png(out_png: Path, figure: Figure) -> None:

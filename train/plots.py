@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from ..runtime import weighted_metrics
 from ..runtime.contract import HEAD_NAMES, HEADS, Contract
 from ..runtime.weighted_metrics import UNLABELLED, safe_divide
-from .figure import BLUE, GREEN, GREY, ORANGE, write_png
+from .figure import BLUE, GREEN, GREY, ORANGE, legend_below, write_png
 from .metrics import auc
 from .predictions import Decisions, Predictions
 
@@ -67,8 +67,7 @@ def learning_curves(history: pd.DataFrame, out_png: Path) -> None:
             ax.axvline(best, color=GREY, lw=1, ls="-.", label=f"best epoch ({best:.0f})", zorder=0)
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        # Below the axes: within, in some run, it would cover a part of a curve wherever it is.
-        ax.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
+        legend_below(ax, 2, fontsize=7)
     write_png(out_png, figure)
 
 
@@ -150,7 +149,7 @@ def reliability_diagrams(p: Predictions, out_png: Path) -> None:
         ax.set_title(HEAD_NAMES[head])
         ax.set(xlabel="confidence in the chosen answer", ylabel="share right", xlim=(0, 1), ylim=(0, 1.02))
         ax.set_aspect("equal")
-        ax.legend(loc="upper left", fontsize=8)
+        legend_below(ax, 2)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(PercentFormatter(1.0))
     write_png(out_png, figure)

@@ -1,0 +1,15 @@
+"""Where the legends of a figure lie."""
+
+from matplotlib.figure import Figure
+
+
+def require_clear(figure: Figure) -> None:
+    """Each legend lies within the figure and covers no axes and no other legend."""
+    figure.draw_without_rendering()
+    legends = [ax.get_legend() for ax in figure.axes]
+    boxes = [legend.get_window_extent() for legend in legends if legend is not None]
+    assert len(boxes) == len(figure.axes)
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(ax.get_window_extent()) for ax in figure.axes)
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0
