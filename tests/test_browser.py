@@ -804,6 +804,9 @@ def test_fits_every_width(photographs: list[Path], page: Page, width: int) -> No
         "e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== 'inline').map((e) => e.textContent)"
     )
     assert clipped == []
+    title = page.locator("#results-title")
+    lines = "it => { const text = new Range(); text.selectNodeContents(it); return text.getClientRects().length }"
+    assert title.evaluate(lines) == 1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
