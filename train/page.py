@@ -43,7 +43,7 @@ th { font-weight: 600; }
 th:first-child, td:first-child, .pairs td { text-align: left; }
 thead th { color: var(--soft); border-bottom-width: 2px; }
 td small { color: var(--soft); margin-left: .35rem; }
-td .why { display: inline-block; max-width: 11.5rem; white-space: normal; vertical-align: top; padding-top: .12rem; }
+td .why { display: block; max-width: 12.5rem; margin: 0 0 0 auto; white-space: normal; overflow-wrap: normal; }
 .pairs td, .pairs th { white-space: normal; text-align: left; }
 .pairs th { font-weight: 400; color: var(--soft); min-width: 9rem; }
 .wide { overflow-x: auto; }
