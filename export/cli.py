@@ -105,7 +105,7 @@ def main(context: click.Context, /, **options: Any) -> None:
       retina-export best.pth --explain --check photographs/ --out eye.onnx
       retina-export --precision int8 --calibration data/
       retina-export --inspect artifacts/retina_multitask.onnx
-      retina-export --conformance kit/                  # to prove an embedding right: docs/embedding.md
+      retina-export --conformance kit/    # to prove an embedding right
 
     Exit code 0: exported. 2: refused, with the reason. 130: stopped. Research and demonstration only, not for
     clinical use.

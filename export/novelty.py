@@ -31,8 +31,8 @@ def main(photographs: Path, model: Path | None, out: Path) -> None:
     PHOTOGRAPHS is a folder of those that the model was trained on, such as data/train/images: 100 or more, of which up
     to 1024 are used. The other answers stay as they are. The sha256 and contract are written beside the new file.
 
-    retina-score --model FILE then counts unfamiliar pictures and shows them with --novelty; the service and its page
-    mark them. The model that ships with this package has this output already.
+    retina-score --model FILE then counts unfamiliar pictures and shows them with --novelty; retina-gradcam, the service
+    and its page mark them. The model that ships with this package has this output already.
     """
     with exit_codes("retina.export.novelty"):
         require_extra("export")

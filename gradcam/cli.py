@@ -80,15 +80,17 @@ def main(
     """Show where the answers come from: Grad-CAM overlays of photographs.
 
     Writes to OUT, for each photograph, an overlay for each head at the photograph's full size, a panel with the answers
-    in words, and a row in gradcam.csv; index.html shows all panels.
+    in words, and a row in gradcam.csv; index.html shows all panels. From a model file that can tell, such as the one
+    that ships with this package, it marks pictures as unlike its training photographs as pictures without a retina.
 
     \b
-      retina-gradcam photographs/                    both heads, the model's own answers
-      retina-gradcam eye.jpg --head dr --target 4    what speaks for grade 4 in this eye
+      retina-gradcam photographs/                    both heads, as answered
+      retina-gradcam eye.jpg --head dr --target 4    what speaks for grade 4
       retina-gradcam eye.jpg --model explain.onnx    without torch
-      retina-gradcam --evaluate lesions/             do the maps look at the lesions? faithfulness.csv, .md and .png
+      retina-gradcam --evaluate lesions/             do maps look at lesions?
 
-    LESIONS holds lesions.csv (column Image name), photographs X.jpg, and masks X_EX.png, X_HE.png, ...
+    --evaluate writes faithfulness.csv, .md and .png. LESIONS holds lesions.csv (column Image name), photographs X.jpg,
+    and masks X_EX.png, X_HE.png, ...
 
     Exit code 0: all done. 1: done, but some files failed, or the maps do not depend on the weights. 2: nothing could be
     done. 130: stopped.
@@ -126,13 +128,13 @@ def _explain(
     if explainer.contract.caution:
         warn(f"Caution: {explainer.contract.caution}")
     gallery = Gallery(out, scale, npy, image_format)
-    with progress(2 * len(photographs), "Grad-CAM") as advance:
+    with progress(gallery.steps(photographs), "Grad-CAM") as advance:
         done = gallery.make(explainer, photographs, advance)
     failed = [photograph for photograph in done if photograph.undone]
     for photograph in failed:
         warn(f"{photograph.name}: {photograph.error}")
     unfamiliar = sum(photograph.unfamiliar for photograph in done)
-    unlike = f", {unfamiliar} unfamiliar" if unfamiliar else ""
+    unlike = f"; {unfamiliar} of {len(done)} unfamiliar" if unfamiliar else ""
     tell(f"{counted(len(done) - len(failed), 'photograph')} drawn, {len(failed)} failed{unlike}: {out / INDEX}")
     return 1 if failed else 0
 

@@ -59,7 +59,8 @@ class Gallery:
         Args:
             explainer: the model.
             photographs: as ``list_photographs`` returns them.
-            on_step: called twice for each photograph, when it is explained and when it is drawn.
+            on_step: called when a photograph is drawn; with a shared scale, for which all are explained first, also
+                when it is explained. See ``steps``.
 
         Returns:
             the photographs in the same order, with their results.
@@ -70,8 +71,9 @@ class Gallery:
         """
         self._require_unread(photographs)
         require_folder(self.folder, "--out")
+        on_explained = on_step if self.scale == "shared" else lambda: None
         with ThreadPoolExecutor(usable_cores()) as pool:
-            answered: Iterable[GalleryItem] = self._answered(explainer, photographs, pool, on_step)
+            answered: Iterable[GalleryItem] = self._answered(explainer, photographs, pool, on_explained)
             scale_max = None
             if self.scale == "shared":
                 answered = list(answered)
@@ -80,6 +82,10 @@ class Gallery:
         write_rows(self.folder / ROWS, drawn)
         write_index(self.folder / INDEX, drawn)
         return drawn
+
+    def steps(self, photographs: Sequence[GalleryItem]) -> int:
+        """How often ``make`` calls ``on_step``."""
+        return len(photographs) * (2 if self.scale == "shared" else 1)
 
     def _require_unread(self, photographs: Sequence[GalleryItem]) -> None:
         """Refuse to overwrite a photograph with an overlay or panel, whatever they are called."""
@@ -96,7 +102,7 @@ class Gallery:
         explainer: Explainer,
         photographs: Sequence[GalleryItem],
         pool: ThreadPoolExecutor,
-        on_step: Callable[[], object],
+        on_explained: Callable[[], object],
     ) -> Iterator[GalleryItem]:
         """Forward passes in batches, while the pool decodes the next batch."""
 
@@ -110,7 +116,7 @@ class Gallery:
             waiting = start(batches[i + 1]) if i + 1 < len(batches) else []
             explanations = iter(_explained(explainer, [pixels for pixels in decoded if not isinstance(pixels, str)]))
             for photograph, pixels in zip(batch, decoded, strict=True):
-                on_step()
+                on_explained()
                 explanation = pixels if isinstance(pixels, str) else next(explanations)
                 if not isinstance(pixels, str) and isinstance(explanation, Explanation):
                     explanation = _looked_at_again(explainer, photograph.path, pixels, explanation)

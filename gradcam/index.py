@@ -63,10 +63,11 @@ def _row(photograph: GalleryItem) -> dict[str, object]:
 
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #181c22; background: #f4f5f7 }
+body { font: 16px/1.5 system-ui, sans-serif; color: #181c22; background: #f4f5f7; overflow-wrap: anywhere }
 body { margin: 0 auto; max-width: 1220px; padding: 24px }
 article { background: #fff; border: 1px solid #d8dce2; border-radius: 8px; margin: 20px 0; padding: 12px 16px }
-h1 { font-size: 24px } h2 { font-size: 17px; margin: 4px 0 } img { width: 100%; height: auto }
+h1 { font-size: 24px } h2 { font-size: 17px; margin: 4px 0 } img { width: 100%; min-width: 44rem; height: auto }
+.panel { overflow-x: auto }
 p { margin: 4px 0 } .error { color: #8a1c1c } .note { color: #5c6670 } a { color: #1c4ebe }
 """
 
@@ -79,15 +80,15 @@ def write_index(path: Path, photographs: Sequence[GalleryItem]) -> None:
     """
     failed = Counter(photograph.undone for photograph in photographs if photograph.undone)
     of = counted(len(photographs), "photograph")
-    counts = [of, *(f"{count} not {undone}" for undone, count in failed.items())]
+    counts = ", ".join([of, *(f"{count} not {undone}" for undone, count in failed.items())])
     if unfamiliar := sum(photograph.unfamiliar for photograph in photographs):
-        counts.append(f"{unfamiliar} unfamiliar")
+        counts += f"; {unfamiliar} of them unfamiliar"
     body = "\n".join(_article(photograph) for photograph in photographs)
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Grad-CAM of {of}</title><style>{_STYLE}</style></head><body>
 <h1>Where the model's answers come from</h1>
-<p>{", ".join(counts)}. Numbers: <a href="{ROWS}">{ROWS}</a>.</p>
+<p>{counts}. Numbers: <a href="{ROWS}">{ROWS}</a>.</p>
 <p class="note">{html.escape(NOTE)}</p>
 {body}
 </body></html>
@@ -98,7 +99,7 @@ def write_index(path: Path, photographs: Sequence[GalleryItem]) -> None:
 def _article(photograph: GalleryItem) -> str:
     title = f"<h2>{html.escape(photograph.name)}</h2>"
     if photograph.unfamiliar:
-        title += f'<p class="error">{html.escape(UNFAMILIAR)}</p>'
+        title += f'<p class="error">{html.escape(UNFAMILIAR)} Look at it before you use its answer.</p>'
     if photograph.explanation is None or photograph.undone:
         reason = f"Not {photograph.undone}: {html.escape(photograph.error)}"
         return f'<article>{title}<p class="error">{reason}</p></article>'
@@ -107,7 +108,8 @@ def _article(photograph: GalleryItem) -> str:
         f" {html.escape(percent(head_map.probability))}: full size</a>"
         for head, head_map in photograph.explanation.maps.items()
     )
-    panel = f'<img loading="lazy" alt="photograph and maps" src="{_link(f"{photograph.stem}_panel.jpg")}">'
+    picture = f'<img loading="lazy" alt="photograph and maps" src="{_link(f"{photograph.stem}_panel.jpg")}">'
+    panel = f'<div class="panel">{picture}</div>'
     # With the name as text, though the panel has it: where no font of the system helps, the panel has only ASCII.
     return f"<article>{title}{panel}<p>{links}</p></article>"
 

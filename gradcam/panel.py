@@ -71,7 +71,7 @@ def draw_panel(
     width = _GAP + (1 + len(shown)) * (TILE + _GAP)
     panel = Image.new("RGB", (width, _HEADER + TILE + _CAPTION + _FOOTER), _PAPER)
     pen = ImageDraw.Draw(panel)
-    _write(pen, (_GAP, 10), _shortened(name), 22, _INK, bold=True)
+    _write(pen, (_GAP, 10), _shortened(name, width - 2 * _GAP), 22, _INK, bold=True)
     answers = f"Model: {in_words('dr', decision.grade)}, {in_words('me', decision.me_risk)}"
     _write(pen, (_GAP, 37), answers, 17, _GREY)
     if unfamiliar:
@@ -106,7 +106,7 @@ def _caption(panel: Image.Image, at: tuple[int, int], head_map: HeadMap, top: fl
     pen.line((x + TILE // 2, y + 58, x + TILE // 2, y + 75), fill=(255, 255, 255), width=2)
     _write(pen, (x, y + 80), "nothing", 15, _GREY)
     _write(pen, (x + TILE // 2, y + 80), "half: white line", 15, _GREY, anchor="ma")
-    of, unit = "of all photographs" if top else "here", " logits" if head_map.sums_to_logit else ""
+    of, unit = "of all" if top else "here", " logits" if head_map.sums_to_logit else ""
     _write(pen, (x + TILE, y + 80), f"most {of}: {top or head_map.peak:.2g}{unit}", 15, _GREY, anchor="ra")
 
 
@@ -123,8 +123,14 @@ def _cut(field: LitField, box: tuple[int, int, int, int], size: tuple[int, int])
     )
 
 
-def _shortened(name: str, most: int = 90) -> str:
-    return name if len(name) <= most else f"{name[: most // 2]} ... {name[-most // 2 :]}"
+def _shortened(name: str, room: int) -> str:
+    """The name, without its middle where it is wider than ``room`` pixels in the header's letters."""
+    font, short = _font(name, 22), name
+    for kept in range(len(name) // 2, 0, -1):
+        if font.getlength(short) <= room:
+            break
+        short = f"{name[:kept]} ... {name[-kept:]}"
+    return short
 
 
 def _write(

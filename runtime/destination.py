@@ -43,8 +43,8 @@ def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
         inputs: files that will be read.
 
     Raises:
-        OutputError: something other than an earlier table is in the table's place, or no folder in its folder's; one
-            of ``inputs`` would be overwritten; or there is too little disk space.
+        OutputError: something other than an earlier table is in the table's place, something other than a folder in
+            its folder's place, one of ``inputs`` would be overwritten, or there is too little disk space.
     """
     if os.path.isdir(out):
         raise OutputError(f"{out}: expected a file to write, found a folder")
@@ -63,9 +63,9 @@ def require_room(out: Path, rows: int, inputs: Iterable[Path] = ()) -> None:
         folder = out.absolute().parent
     except OSError as err:
         raise OutputError(f"{out}: expected a working directory to write to, found: {err.strerror}") from None
-    existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    existing = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
     if not os.path.isdir(existing):
-        raise OutputError(f"{out}: expected a folder to write to, found something else: {existing}")
+        raise OutputError(f"{out}: expected a folder to write to, found none: {existing}; name another --out")
     needed, free = rows * BYTES_PER_ROW, free_bytes(existing)
     if free < needed:
         raise OutputError(f"{out}: expected {needed} bytes of room for {counted(rows, 'row')}, found {free}")

@@ -53,7 +53,7 @@ class Job:
         resume: bool = True,
         inputs: Iterable[Path] = (),
     ) -> None:
-        """Check the inputs and the places to write to, and open the journal.
+        """Check the inputs and the places to write to, make the table's folder, and open the journal.
 
         Args:
             model: shared by all workers.
@@ -140,7 +140,7 @@ def score_folder(
 
     Args:
         photographs: a folder, a file, or several of them; a file may have any ending.
-        out: the table to write.
+        out: the table to write; its folder is made.
         model: an open model, or a file; None: see ``find_model``.
         annotations: a table of human readers' grades, with which the summary compares.
         me_positive_from: ME grades of this value, 1 to 3, and above count as risk; None accepts 0 and 1 only.

@@ -38,15 +38,22 @@ class Journal:
             resume: False discards existing rows.
 
         Raises:
-            OutputError: the file cannot be written, is no journal, or another process is writing it.
+            OutputError: its folder cannot be made, the file cannot be written or is no journal, or another process is
+                writing it.
         """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise OutputError(
+                f"{path.parent}: expected a folder to write to, or a place to make it in, found: {err.strerror}; name "
+                "another --out"
+            ) from None
         self.path = path
         self.changed: list[str] = []
         """Keys of ``depends_on``, or ``format``, that differ from the existing journal's: its rows were discarded."""
         self._rows: dict[str, tuple[Stamp, Row]] = {}
         head = {"format": FORMAT, **depends_on}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _open_alone(path)
             try:
                 self._require_journal()

@@ -72,7 +72,9 @@ def progress(total: int, label: str = "", *, leave: bool = True) -> Iterator[Adv
         return (done - quick) / max(time.monotonic() - start, 1e-9)
 
     # A line that wraps would be drawn below itself again and again: what lies beyond the terminal's end is cut.
-    room = _columns() - len(f"{label}  []  {total}/{total}  00:00:00  ")
+    room = _columns() - len(f"  []  {total}/{total}  00:00:00  ")
+    label = label[: max(0, room - 1)]
+    room -= len(label)
     width = max(0, min(36, room // 3))
 
     def beside_the_bar(note: str | None) -> str:

@@ -78,8 +78,9 @@ def main(**options: Any) -> None:
     Examples:
       retina-serve
       retina-serve --model model.onnx --port 8080 --token-file token.txt
-      curl --data-binary @eye.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/score
-      curl -F photographs=@left.jpg -F photographs=@right.jpg http://127.0.0.1:8000/score
+      curl -F photographs=@eye.jpg http://127.0.0.1:8000/score
+      curl --data-binary @eye.jpg -H 'Content-Type: image/jpeg' \\
+        http://127.0.0.1:8000/score
 
     Exit code 0: stopped. 2: could not start. 130: stopped before it had started. Research and demonstration only, not
     for clinical use.

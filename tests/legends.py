@@ -4,12 +4,14 @@ from matplotlib.figure import Figure
 
 
 def require_clear(figure: Figure) -> None:
-    """Each legend lies within the figure and covers no axes and no other legend."""
+    """Each legend lies within the figure and covers no axes, none of their labels and no other legend."""
     figure.draw_without_rendering()
     legends = [ax.get_legend() for ax in figure.axes]
     boxes = [legend.get_window_extent() for legend in legends if legend is not None]
     assert len(boxes) == len(figure.axes)
     for i, box in enumerate(boxes):
-        assert not any(box.overlaps(ax.get_window_extent()) for ax in figure.axes)
+        for ax in figure.axes:
+            labels = [axis.get_tightbbox() for axis in (ax.xaxis, ax.yaxis)]
+            assert not any(box.overlaps(part) for part in (ax.get_window_extent(), *labels) if part is not None)
         assert not any(box.overlaps(other) for other in boxes[i + 1 :])
         assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0

@@ -64,6 +64,14 @@ def test_every_command_gives_its_help_for_h_too(module: str) -> None:
     assert short.output.startswith("Usage:") and "-h, --help" in short.output
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_no_line_of_help_is_wider_than_a_terminal(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples keep their lines, however long."""
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = CliRunner().invoke(importlib.import_module(f"retina.{module}").main, ["--help"]).output
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+
+
 def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
     """Also one that is not there, or may not be read: the command says what it expects of it."""
     secret = tmp_path / "secret"

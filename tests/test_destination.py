@@ -1,6 +1,7 @@
 """Where a table may not be written, and the files beside it."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +39,19 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OutputError, match="found a device or a pipe"):
         require_room(tmp_path / "pipe", 1)
+
+
+def test_a_place_for_the_folder_that_there_is_not_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file, a link to nothing, and a drive that there is not."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "there")
+    for there in ("file", "link"):
+        told = f"t.csv: expected a folder to write to, found none: {tmp_path / there}; name another --out"
+        with pytest.raises(OutputError, match=re.escape(told)):
+            require_room(tmp_path / there / "new" / "t.csv", 1)
+    monkeypatch.setattr(os.path, "lexists", lambda _: False)
+    with pytest.raises(OutputError, match=re.escape(f"found none: {tmp_path / 'absent'}; name another --out")):
+        require_room(tmp_path / "absent" / "t.csv", 1)
 
 
 def test_a_disk_that_does_not_tell_its_size_is_not_taken_for_a_full_one(

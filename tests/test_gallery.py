@@ -22,7 +22,7 @@ from PIL import Image
 from retina.gradcam import head_logit
 from retina.gradcam.cli import main
 from retina.gradcam.explainer import CheckpointExplainer, Explanation, OnnxExplainer
-from retina.gradcam.gallery import Gallery, _looked_at_again, _scale_max, list_photographs
+from retina.gradcam.gallery import Gallery, Scale, _looked_at_again, _scale_max, list_photographs
 from retina.gradcam.index import write_index, write_rows
 from retina.gradcam.item import GalleryItem
 from retina.gradcam.panel import TILE
@@ -665,7 +665,8 @@ def test_links_lead_to_names_that_mean_something_in_an_address(tmp_path: Path) -
         assert name in page
 
 
-def test_each_photograph_is_counted_when_it_is_explained_and_when_it_is_drawn(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("scale", "times"), [("image", 1), ("shared", 2)])
+def test_each_photograph_is_counted(tmp_path: Path, scale: Scale, times: int) -> None:
     """Also one that cannot be read: a command's progress reaches its end."""
     (tmp_path / "eyes").mkdir()
     for n in range(10):
@@ -674,9 +675,10 @@ def test_each_photograph_is_counted_when_it_is_explained_and_when_it_is_drawn(tm
     file = write_tiny_model(tmp_path / "tiny.onnx", contract=replace(CONTRACT, explain=True))
     steps: list[None] = []
     photographs = list_photographs([tmp_path / "eyes"])
-    made = Gallery(tmp_path / "out").make(OnnxExplainer(file), photographs, lambda: steps.append(None))
+    gallery = Gallery(tmp_path / "out", scale)
+    made = gallery.make(OnnxExplainer(file), photographs, lambda: steps.append(None))
     assert [each.name for each in made if each.undone] == ["torn.png"]
-    assert len(steps) == 2 * 11
+    assert len(steps) == gallery.steps(photographs) == times * 11
 
 
 def test_unfamiliar_pictures_are_marked(tmp_path: Path) -> None:
@@ -687,13 +689,22 @@ def test_unfamiliar_pictures_are_marked(tmp_path: Path) -> None:
     (tmp_path / "eyes" / "torn.png").write_bytes(b"torn")
     file = write_tiny_model(tmp_path / "tiny.onnx", contract=replace(CONTRACT, explain=True, unfamiliar_from=10.0))
     told = CliRunner().invoke(main, [str(tmp_path / "eyes"), "--model", str(file), "--out", str(tmp_path / "out")])
-    assert "3 photographs drawn, 1 failed, 1 unfamiliar: " in told.stdout
+    assert told.stdout == f"3 photographs drawn, 1 failed; 1 of 4 unfamiliar: {tmp_path / 'out' / 'index.html'}\n"
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "<p>4 photographs, 1 not read, 1 unfamiliar. " in page
+    assert "<p>4 photographs, 1 not read; 1 of them unfamiliar. " in page
     articles = {article[:5]: "Unfamiliar: " in article for article in page.split("<article><h2>")[1:]}
     assert articles == {"a.png": False, "b.png": True, "c.png": False, "torn.": False}
     headers = [decode(tmp_path / "out" / f"{name}_panel.jpg")[37:56].astype(int) for name in "abc"]
     assert [int((header[..., 0] - header[..., 1]).max()) > 50 for header in headers] == [False, True, False], "red"
+
+
+def test_an_unfamiliar_picture_that_could_not_be_drawn_is_marked_too(tmp_path: Path) -> None:
+    said = Prediction.of(replace(CONTRACT, unfamiliar_from=10.0), np.eye(5)[0], np.array([1.0, 0.0]), novelty=12.0)
+    undrawn = GalleryItem(Path("a.jpg"), "a.jpg", "a", Explanation(said, {}), undone="drawn", error="full")
+    write_index(tmp_path / "index.html", [undrawn])
+    page = (tmp_path / "index.html").read_text()
+    assert "<p>1 photograph, 1 not drawn; 1 of them unfamiliar. " in page
+    assert '<p class="error">Unfamiliar: as unlike the model&#x27;s training photographs' in page
 
 
 def test_a_full_disk_stops_a_gallery(tmp_path: Path) -> None:

@@ -366,7 +366,7 @@ def test_the_panel_shows_what_the_network_sees_and_what_it_answers(monkeypatch: 
             shown = panel.crop((x, 62, x + TILE, 62 + TILE))
             np.testing.assert_allclose(np.asarray(shown, int), np.asarray(expected, int), atol=2)
         assert texts[:2] == ["eye.jpg", "Model: DR grade 3 (severe), macular edema: no risk"]
-        most = "most of all photographs: 2.5 logits" if tops else "most here: 0.9 logits"
+        most = "most of all: 2.5 logits" if tops else "most here: 0.9 logits"
         assert {"Speaks for DR grade 3 (severe)", "probability 91%", "probability 70%", most} < set(texts)
 
 
@@ -422,9 +422,20 @@ def test_the_panel_shows_the_scale_as_it_looks_on_a_retina_unless_the_map_is_bla
 
 
 def test_a_long_name_is_shortened_in_its_middle() -> None:
-    name = "".join(chr(ord("a") + i % 26) for i in range(91))
-    assert panels._shortened(name[:90]) == name[:90]
-    assert panels._shortened(name) == f"{name[:45]} ... {name[46:]}"
+    """To what its letters take: of wide ones there is room for fewer."""
+    for letter in "iW\N{LATIN SMALL LETTER U WITH DIAERESIS}":
+        name = f"first{letter * 200}last.jpg"
+        font = panels._font(name, 22)
+        short = panels._shortened(name, 560)
+        first, last = short.split(" ... ")
+        assert name.startswith(first) and name.endswith(last) and len(first) == len(last)
+        assert 560 - 2 * font.getlength(letter) - 1 <= font.getlength(short) <= 560
+        whole = font.getlength(name)
+        assert panels._shortened(name, int(whole) + 1) == name != panels._shortened(name, int(whole) - 1)
+    picture, field = Image.new("RGB", (90, 90)), WHOLE
+    maps: dict[Head, HeadMap] = {"dr": HeadMap("dr", np.zeros((3, 3), np.float32), 0, 0.9)}
+    header = np.asarray(draw_panel(picture, "W" * 88 + ".jpg", NO_RISK, maps, field))[:36]
+    assert (header[:, -15:] == 255).all() and (header[:, -60:] < 128).any()
 
 
 def test_an_unfamiliar_picture_is_told_beside_the_longest_answers() -> None:

@@ -88,6 +88,19 @@ def test_a_bar_and_its_note_do_not_exceed_the_terminal(
     assert ("DR loss 0.7" in drawn) == (columns >= 80)
 
 
+def test_a_label_that_is_too_long_for_the_terminal_is_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line that wraps would be drawn below itself again and again."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr(module, "BAR_SECONDS", 0.0)
+    monkeypatch.setenv("COLUMNS", "40")
+    with progress(1520, "Reading photographs") as advance:
+        advance()
+        drawn = capsys.readouterr().err.rpartition("\r")[2].replace("\033[?25l", "")
+    assert drawn.startswith("Reading phot") and "1/1520" in drawn and len(drawn) <= 40
+
+
 def test_a_bar_is_as_wide_as_the_terminal_of_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Standard output may be a file, as in  retina-train DATA > log."""
     monkeypatch.delenv("COLUMNS", raising=False)

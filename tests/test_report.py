@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ from PIL import Image
 from retina.runtime.contract import Contract
 from retina.runtime.errors import OutputError
 from retina.train import plots
+from retina.train.console import epoch_line
 from retina.train.metrics import evaluate
 from retina.train.predictions import Predictions
 from retina.train.report import (
     Mistake,
     _card,
+    _cell,
     _class_table,
     _counts_table,
     _figures_table,
@@ -165,16 +169,29 @@ def test_page_shows_figures_settings_and_the_warning(run_dir: Path) -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium: apt-get install chromium")
 def test_nothing_sticks_out_of_the_page(run_dir: Path) -> None:
-    """On narrow screens a table is scrolled in its place; a desk shows all of it."""
+    """On narrow screens a table is scrolled in its place; on a desk and on paper, two sources are shown whole."""
     api = pytest.importorskip("playwright.sync_api")
+    wider = "all => all.some(it => it.scrollWidth > it.clientWidth)"
+    broken = """all => all.flatMap(it => {
+        const texts = document.createTreeWalker(it, NodeFilter.SHOW_TEXT), found = [], word = new Range();
+        while (texts.nextNode())
+            for (const each of texts.currentNode.data.matchAll(/\\S+/g)) {
+                word.setStart(texts.currentNode, each.index);
+                word.setEnd(texts.currentNode, each.index + each[0].length);
+                if (new Set([...word.getClientRects()].map(at => at.top)).size > 1) found.push(each[0]);
+            }
+        return found;
+    })"""
     with api.sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as shown:
-        for width in (380, 800, 1280):
+        for width, media in ((380, "screen"), (800, "screen"), (1280, "screen"), (718, "print")):
             page = shown.new_page(viewport={"width": width, "height": 900})
             page.goto((run_dir / "report.html").as_uri())
+            page.emulate_media(media=media)
             assert page.evaluate("document.documentElement.scrollWidth") == width
-            wider = "all => all.some(it => it.scrollWidth > it.clientWidth)"
             assert not page.eval_on_selector_all("td", wider), "it would lie over its neighbour"
-        assert not page.eval_on_selector_all(".scroll", wider)
+            assert page.eval_on_selector_all("table:not(.pairs) td", broken) == []
+            if width == 1280:
+                assert not page.eval_on_selector_all(".scroll", wider)
 
 
 def test_every_picture_can_be_decoded(run_dir: Path) -> None:
@@ -285,7 +302,10 @@ def test_no_legend_covers_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     drawn: list[Figure] = []
     monkeypatch.setattr(plots, "write_png", lambda path, figure: drawn.append(figure))
     plots.learning_curves(HISTORY, tmp_path / "curves.png")
-    plots.reliability_diagrams(predictions(tmp_path, ANSWERS), tmp_path / "reliability.png")
+    answered = predictions(tmp_path, ANSWERS)
+    plots.reliability_diagrams(answered, tmp_path / "reliability.png")
+    plots.roc_curves(dict.fromkeys(("train", "valid", "test"), answered), CONTRACT, tmp_path / "roc.png")
+    assert len(drawn) == 3
     for figure in drawn:
         require_clear(figure)
 
@@ -366,6 +386,18 @@ def test_an_interval_below_zero_begins_where_the_strip_does() -> None:
     assert "(-0.250 to 0.500)" in card
 
 
+def test_a_kappa_below_zero_has_no_strip_which_would_show_it_as_zero() -> None:
+    card = _card({"value": -0.125, "low": -0.25, "high": 0.5, "why": ""}, "kappa")
+    assert "strip" not in card and "(-0.250 to 0.500)" in card
+
+
+def test_only_the_reason_for_a_missing_interval_stands_below_its_figure() -> None:
+    assert _cell({"value": 0.5, "low": 0.4, "high": 0.6}) == "0.500<small>(0.400 to 0.600)</small>"
+    for value, shown in ((0.5, "0.500"), (None, "\N{EN DASH}")):
+        figure = {"value": value, "low": None, "high": None, "why": "too <few"}
+        assert _cell(figure) == f'{shown}<small class="why">too &lt;few</small>'
+
+
 def test_a_figure_without_an_interval_says_why_and_has_no_strip() -> None:
     card = _card({"value": 0.5, "low": None, "high": None, "why": "one <patient>"}, "title")
     assert "strip" not in card and '<p class="big">0.500</p><p>one &lt;patient&gt;</p>' in card
@@ -388,3 +420,45 @@ def test_settings_leave_out_the_figures_that_the_page_shows() -> None:
     shown = _settings({"leaks": ["a"], "epochs": 3}, contract)
     assert "<tr><th>provenance · run</th><td>r</td></tr>" in shown and "<tr><th>epochs</th><td>3</td></tr>" in shown
     assert "0.125" not in shown and "leaks" not in shown
+    for nothing in (None, "", []):
+        assert "<tr><th>track</th><td>none</td></tr>" in _settings({"track": nothing}, contract)
+    assert "<tr><th>ema</th><td>0.0</td></tr>" in _settings({"ema": 0.0}, contract)
+
+
+def test_what_spoils_the_figures_is_said_above_them(tmp_path: Path) -> None:
+    splits = {name: predictions(tmp_path, ANSWERS) for name in ("train", "valid", "test")}
+    metrics = {"epoch": 2, "splits": {name: evaluate(p, CONTRACT, n_bootstrap=5) for name, p in splits.items()}}
+    for leaks, untrained in ((["a <&> b"], ["dr"]), ([], [])):
+        contract = replace(CONTRACT, provenance={"untrained_heads": untrained})
+        page = write_report(tmp_path, {"leaks": leaks}, metrics, HISTORY, splits, contract).read_text(encoding="utf-8")
+        above, below = page.split('<section id="figures">')
+        assert ("Photographs or patients are in two splits" in above) == bool(leaks)
+        assert ("<li>a &lt;&amp;&gt; b</li>" in below) == bool(leaks)
+        assert (html.escape(contract.caution) in above) == bool(untrained) or not contract.caution
+        assert page.count(html.escape(contract.caution)) == 1 or not contract.caution
+
+
+def test_a_head_without_labels_has_no_curve_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "write_png", lambda path, figure: drawn.append(figure))
+    plots.learning_curves(HISTORY.assign(valid_me_loss=np.nan), tmp_path / "curves.png")
+    legends = [ax.get_legend() for ax in drawn[0].axes]
+    named = [[text.get_text() for text in legend.get_texts()] for legend in legends if legend is not None]
+    assert named[3][:2] == ["train", "valid: no labels"]
+    assert sum("no labels" in name for names in named for name in names) == 1
+
+
+def test_an_epoch_takes_a_second_line_only_where_the_terminal_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"seconds": 12.0, **HISTORY.iloc[1].to_dict()}
+    monkeypatch.delenv("COLUMNS", raising=False)
+    whole = epoch_line(row, 2)
+    assert whole == (
+        "epoch   2  train loss 0.700 DR 0.700 ME 0.700  valid loss 0.700 DR 0.700 kappa 0.700 ME 0.700 AUC 0.700  "
+        "8 s  best"
+    )
+    assert not epoch_line(row, 1).endswith("best")
+    monkeypatch.setenv("COLUMNS", str(len(whole)))
+    assert epoch_line(row, 2) == whole
+    monkeypatch.setenv("COLUMNS", str(len(whole) - 1))
+    first, second = epoch_line(row, 2).split("\n")
+    assert f"{first}  {second.lstrip()}" == whole and max(len(first), len(second)) < 80

@@ -282,7 +282,11 @@ def test_exact_decodes_a_large_picture_at_full_size(tmp_path: Path) -> None:
         (["void"], "expected photographs, found none (1 other file: 1 .txt). A folder's need an ending of .bmp"),
         (["eyes", "--model", "none.onnx"], "none.onnx: expected a model file, found: No such file"),
         (["eyes", "--model", "plain.onnx"], "plain.onnx: expected a contract"),
-        (["eyes", "--out", "plain.onnx/x.csv"], "plain.onnx/x.csv: expected a folder to write to, found something"),
+        (["eyes", "--out", "plain.onnx/x.csv"], "plain.onnx/x.csv: expected a folder to write to, found none: "),
+        (
+            ["eyes", "--out", "/proc/none/x.csv"],
+            "/proc/none: expected a folder to write to, or a place to make it in, ",
+        ),
         (["eyes", "--out", "none/x.csv", "--annotations", "none.csv"], "none.csv: 1 fault"),
         (["eyes", "--out", "eyes"], "expected a file to write, found a folder"),
         (["eyes", "--out", "plain.onnx"], "plain.onnx: expected an earlier table or no file, found another file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -49,14 +50,19 @@ SILENT = Console(lambda line: None, shows_progress=False)
 
 
 def epoch_line(row: dict[str, float], best_epoch: int) -> str:
-    mark = "  best so far" if row["epoch"] == best_epoch else ""
+    """An epoch's figures on one line, or on two where the terminal is too narrow for one."""
+    mark = "  best" if row["epoch"] == best_epoch else ""
     shown = {name: _number(value) for name, value in row.items()}
-    return (
+    train = (
         f"epoch {row['epoch']:>3.0f}  train loss {shown['train_loss']} DR {shown['train_dr_accuracy']} "
-        f"ME {shown['train_me_accuracy']}  valid loss {shown['valid_loss']} DR {shown['valid_dr_accuracy']} "
-        f"kappa {shown['valid_dr_kappa']} ME {shown['valid_me_accuracy']} AUC {shown['valid_me_auc']}  "
-        f"{row['seconds']:.0f} s{mark}"
+        f"ME {shown['train_me_accuracy']}"
     )
+    valid = (
+        f"  valid loss {shown['valid_loss']} DR {shown['valid_dr_accuracy']} kappa {shown['valid_dr_kappa']} "
+        f"ME {shown['valid_me_accuracy']} AUC {shown['valid_me_auc']}  {row['seconds']:.0f} s{mark}"
+    )
+    room = shutil.get_terminal_size((len(train + valid), 0)).columns
+    return train + valid if len(train + valid) <= room else f"{train}\n{'':9}{valid}"
 
 
 def _ignored(steps: int = 1, *, known: bool = False, note: str = "") -> None: ...

@@ -40,6 +40,7 @@ caption { text-align: left; padding-bottom: .35rem; }
 th, td { padding: .32rem .9rem .32rem 0; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th { font-weight: 600; }
+thead th { white-space: normal; max-width: 12.5rem; overflow-wrap: break-word; }
 th:first-child, td:first-child, .pairs td { text-align: left; }
 thead th { color: var(--soft); border-bottom-width: 2px; }
 td small { color: var(--soft); margin-left: .35rem; }
@@ -75,6 +76,9 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; } nav { display: none; }
   h2, h3 { break-after: avoid; } figure, .card, tr, .warning { break-inside: avoid; }
   .scroll, .wide { overflow: visible; } .wide img { min-width: 0; }
+  table { font-size: 8.5pt; } th, td { padding-right: .5rem; } td:first-child { white-space: normal; max-width: 11rem; }
+  td small, td .why { display: block; margin: 0 0 0 auto; max-width: 8.5rem; }
+  .gallery img { print-color-adjust: exact; }
   .strip i, .strip b, .strip { print-color-adjust: exact; } .gallery { grid-template-columns: repeat(4, 1fr); } }
 """
 
@@ -96,6 +100,7 @@ PAGE = Template("""<!doctype html>
 <p class="warning"><strong>For research and demonstration. Not for clinical use.</strong> This model is not a medical
 device; its answers must not guide the care of a patient. This page shows photographs and their file names: pass it on
 only as you would pass on those.</p>
+$cautions
 <nav>
 <a href="#figures">Figures</a><a href="#data">Data</a><a href="#curves">Learning curves</a><a href="#roc">ROC</a>
 $links<a href="#mistakes">Worst mistakes</a><a href="#reading">How to read this</a><a href="#settings">Settings</a>

@@ -42,9 +42,9 @@ def learning_curves(history: pd.DataFrame, out_png: Path) -> None:
             ax = axes[row, column]
             for split, marker in (("train", "o"), ("valid", "s")):
                 colour, dash = SPLIT_LINES[split]
-                ax.plot(
-                    epoch, history[f"{split}_{head}_{measure}"], dash, color=colour, marker=marker, ms=3, label=split
-                )
+                figures = history[f"{split}_{head}_{measure}"]
+                named = split if figures.notna().any() else f"{split}: no labels"
+                ax.plot(epoch, figures, dash, color=colour, marker=marker, ms=3, label=named)
             ax.set(title=f"{title}: {label}", ylabel=label)
     scores = axes[0, 2]
     for name, label, colour, dash in (
@@ -80,9 +80,9 @@ def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], tit
     ax = axes[0, 0]
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for i, j in np.ndindex(matrix.shape):
-        colour = "white" if shares[i, j] > 0.55 else "black"
+        colour = "white" if shares[i, j] > 0.65 else "black"
         ax.text(j, i - 0.08, f"{matrix[i, j]:.0f}", ha="center", va="center", color=colour, fontsize=10)
-        ax.text(j, i + 0.26, f"{shares[i, j]:.0%}", ha="center", va="center", color=colour, fontsize=7)
+        ax.text(j, i + 0.26, f"{shares[i, j]:.0%}", ha="center", va="center", color=colour, fontsize=8)
     ax.set(title=title, xlabel="predicted", ylabel="true")
     ax.set_xticks(range(len(labels)), labels)
     ax.set_yticks(range(len(labels)), labels, rotation=90 if max(map(len, labels)) > 2 else 0, va="center")
@@ -123,7 +123,7 @@ def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_p
         ax.plot([0, 1], [0, 1], color=GREY, lw=0.6)
         ax.set(title=title, xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         ax.set_aspect("equal")
-        ax.legend(loc="lower right", fontsize=8)
+        legend_below(ax, 2)
     write_png(out_png, figure)
 
 
@@ -174,4 +174,4 @@ def _tidy(ax: Axes) -> None:
     ax.grid(visible=True, color="#dddddd", lw=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(labelsize=8)
+    ax.tick_params(which="both", labelsize=8)

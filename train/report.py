@@ -110,6 +110,7 @@ def write_report(
         run=escape(run_dir.name),
         epoch=metrics["epoch"],
         epochs=len(history),
+        cautions=_warning(contract.caution) + _leak_hint(config.get("leaks", ())),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         links="".join(f'<a href="#split-{escape(split)}">{escape(split.capitalize())}</a>' for split in splits),
         n=figures["all"]["n"],
@@ -119,9 +120,7 @@ def write_report(
         figures=_figures_table(figures),
         sources=_source_note(figures),
         counts=_counts_table(predictions, contract),
-        leaks=_warning(contract.caution)
-        + _warning(config.get("unnamed_patients"))
-        + (_leak_list(config["leaks"]) if "leaks" in config else ""),
+        leaks=_warning(config.get("unnamed_patients")) + (_leak_list(config["leaks"]) if "leaks" in config else ""),
         curves=_picture(run_dir / CURVES, "Loss, accuracy, agreement and learning rates by epoch"),
         roc=_picture(run_dir / "roc.png", "ROC curves of ME risk and referable DR"),
         rules=escape("; ".join(rule_text(contract, task) for task in contract.thresholds if task != "dr")),
@@ -169,8 +168,8 @@ def _card(figure: Mapping[str, Any], title: str) -> str:
     if figure["value"] is None:
         return f'<div class="card"><h3>{title}</h3><p class="big">–</p><p>{escape(figure["why"])}</p></div>'
     strip = ""
-    if figure["low"] is not None:
-        # The strip runs from 0 to 1; only a kappa worse than chance is outside.
+    if figure["low"] is not None and figure["value"] >= 0:
+        # The strip runs from 0 to 1; of a kappa near chance, only a part of the interval lies there.
         low, high, value = (100 * max(0.0, figure[key]) for key in ("low", "high", "value"))
         bar = f'<i style="left:{low:.1f}%;width:{high - low:.1f}%"></i><b style="left:{value:.1f}%"></b>'
         strip = f'<div class="strip" aria-hidden="true">{bar}</div>'
@@ -242,6 +241,15 @@ def _warning(text: str | None) -> str:
     return f'<p class="warning">{escape(text[0].upper() + text[1:])}</p>' if text else ""
 
 
+def _leak_hint(leaks: Sequence[str]) -> str:
+    if not leaks:
+        return ""
+    return (
+        '<p class="warning"><strong>Photographs or patients are in two splits</strong>, which makes the figures look '
+        'better than they are: <a href="#data">which ones</a>.</p>'
+    )
+
+
 def _leak_list(leaks: Sequence[str]) -> str:
     if not leaks:
         return "<p>No photograph or patient was found in two splits.</p>"
@@ -260,7 +268,7 @@ def _split(run_dir: Path, split: str, figures: Mapping[str, Any], *, heads_the_p
         shown = _NO_LABELS
         if figures["all"][task]["n"]:
             path = run_dir / f"confusion_{task}_{split}.png"
-            matrix = _picture(path, f"Confusion matrix of {title} on {split}", "square", 0.45)
+            matrix = _picture(path, f"Confusion matrix of {title} on {split}", "square", 0.6)
             shown = matrix + _class_table(figures["all"][task])
         columns += f"<div><h3>{title}</h3>{shown}</div>"
     reliability = _picture(run_dir / f"reliability_{split}.png", f"Reliability of both heads on {split}")
@@ -321,7 +329,9 @@ def _settings(config: Mapping[str, Any], contract: Contract) -> str:
 
 
 def _in_words(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(str, value))
+    return "none" if value is None or value == "" else str(value)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
