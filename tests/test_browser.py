@@ -259,8 +259,8 @@ def test_a_photograph_is_shown_with_its_answers(static: tuple[str, Path], photog
     shown = [int(text.rstrip("%")) for text in page.locator("#dr-bars b").all_inner_texts()]
     assert shown == pytest.approx([100 * p for p in said.dr_probs.values()], abs=0.51)
     risk, referred = "Risk" if said.me_risk else "No risk", "Yes" if said.referable else "No"
-    assert page.inner_text("#me-answer") == f"{risk} probability of risk {said.me_prob:.0%}"
-    assert page.inner_text("#referable-answer") == f"{referred} probability {said.referable_prob:.0%}"
+    assert page.inner_text("#me-answer") == f"{risk} risk: {said.me_prob:.0%}"
+    assert page.inner_text("#referable-answer") == f"{referred} probability: {said.referable_prob:.0%}"
     expect(page.locator("#figure-dr strong")).to_contain_text(f"Speaks for DR grade {said.grade}")
     expect(page.get_by_text("not for clinical use")).to_be_visible()
 

@@ -38,14 +38,14 @@ a { color: var(--blue); }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .35rem; }
 th, td { padding: .32rem .9rem .32rem 0; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
+  white-space: nowrap; overflow-wrap: normal; }
 th { font-weight: 600; }
 thead th { white-space: normal; max-width: 12.5rem; overflow-wrap: break-word; }
 th:first-child, td:first-child, .pairs td { text-align: left; }
 thead th { color: var(--soft); border-bottom-width: 2px; }
 td small { color: var(--soft); margin-left: .35rem; }
-td .why { display: block; max-width: 12.5rem; margin: 0 0 0 auto; white-space: normal; overflow-wrap: normal; }
-.pairs td, .pairs th { white-space: normal; text-align: left; }
+td .why { display: block; max-width: 12.5rem; margin: 0 0 0 auto; white-space: normal; }
+.pairs td, .pairs th { white-space: normal; overflow-wrap: anywhere; text-align: left; }
 .pairs th { font-weight: 400; color: var(--soft); min-width: 9rem; }
 .wide { overflow-x: auto; }
 .wide img { min-width: 44rem; }
@@ -69,7 +69,6 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
   td small, td .why { display: block; margin: 0 0 0 auto; width: 6.5rem; white-space: normal; }
   td:first-child { min-width: 6rem; white-space: normal; }
   th, td { padding-right: .75rem; }
-  td, td small { overflow-wrap: normal; } .pairs td { overflow-wrap: anywhere; }
   .card .big { font-size: 1.6rem; } .cards { grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); } }
 @media print { :root { --ink: #000; --soft: #444; --line: #bbb; --back: #fff; --card: #fff; --blue: #00507f;
   --track: #ddd; --warn-ink: #000; --warn-back: #fff; --warn-line: #000; color-scheme: light; }

@@ -337,11 +337,13 @@ function drawFindings({ grade, drProbs, meRisk, meProb, referable, referableProb
     }),
   );
   const rule = contract.thresholds.referable_dr;
-  $("referable-answer").replaceChildren(mark(referable ? "Yes" : "No", referable), " ", text("span", `probability ${percent(referableProb)}`));
+  const likely = text("span", `probability: ${percent(referableProb)}`);
+  $("referable-answer").replaceChildren(mark(referable ? "Yes" : "No", referable), " ", likely);
   $("referable-bar").replaceChildren(gauge(referableProb, rule.threshold));
   $("referable-rule").textContent = `Grade ${rule.from_grade ?? 2} or worse, from ${percent(rule.threshold)}`;
   const label = contract.me_labels[meRisk];
-  $("me-answer").replaceChildren(mark(label[0].toUpperCase() + label.slice(1), meRisk === 1), " ", text("span", `probability of ${contract.me_labels[1]} ${percent(meProb)}`));
+  const ofRisk = text("span", `${contract.me_labels[1]}: ${percent(meProb)}`);
+  $("me-answer").replaceChildren(mark(label[0].toUpperCase() + label.slice(1), meRisk === 1), " ", ofRisk);
   const { risk, referral } = meThresholds(contract);
   $("me-bar").replaceChildren(gauge(meProb, risk, referral));
   const referred = `to be referred from ${percent(referral)}: ${referableMe ? "yes" : "no"}`;
