@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from legends import require_clear
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -724,7 +725,11 @@ def test_the_charts_of_hits_and_of_lift_have_the_same_rows_and_no_legend_covers_
         assert [label.get_text() for label in axis.get_yticklabels()] == [
             "hard exudates\nDR grade", "hard exudates\nME risk", "haemorrhages\nDR grade", "haemorrhages\nME risk"
         ]  # fmt: skip
-        marks = [np.asarray(bars.lines[0].get_ydata(), np.float64) for bars in axis.containers]
+        marks = [
+            np.asarray(bars.lines[0].get_ydata(), np.float64)
+            for bars in axis.containers
+            if isinstance(bars, ErrorbarContainer)
+        ]
         assert len(marks) == contenders
         assert all(np.round(rows).tolist() == [0, 1, 2, 3] for rows in marks)
         assert all((above < below).all() for above, below in pairwise(marks)), "the map above the centre prior"

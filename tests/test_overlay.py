@@ -439,7 +439,8 @@ def test_a_long_name_is_shortened_in_its_middle() -> None:
 
 
 def test_an_unfamiliar_picture_is_told_beside_the_longest_answers() -> None:
-    picture, maps = Image.new("RGB", (90, 90)), {"dr": HeadMap("dr", np.zeros((3, 3), np.float32), 4, 0.9)}
+    picture = Image.new("RGB", (90, 90))
+    maps: dict[Head, HeadMap] = {"dr": HeadMap("dr", np.zeros((3, 3), np.float32), 4, 0.9)}
     longest = Decision(4, 0, True, 0.95, False)
     plain, told = (
         np.asarray(draw_panel(picture, "eye.jpg", longest, maps, WHOLE, unfamiliar=unfamiliar))[:62].astype(int)

@@ -423,7 +423,8 @@ def test_settings_leave_out_the_figures_that_the_page_shows() -> None:
     shown = _settings({"leaks": ["a"], "epochs": 3}, contract)
     assert "<tr><th>provenance · run</th><td>r</td></tr>" in shown and "<tr><th>epochs</th><td>3</td></tr>" in shown
     assert "0.125" not in shown and "leaks" not in shown
-    for nothing in (None, "", []):
+    nothings: tuple[Any, ...] = (None, "", [])
+    for nothing in nothings:
         assert "<tr><th>track</th><td>none</td></tr>" in _settings({"track": nothing}, contract)
     assert "<tr><th>ema</th><td>0.0</td></tr>" in _settings({"ema": 0.0}, contract)
 
