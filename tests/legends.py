@@ -4,8 +4,9 @@ from matplotlib.figure import Figure
 
 
 def require_clear(figure: Figure) -> None:
-    """Each legend lies within the figure and covers no axes, none of their labels and no other legend."""
+    """Legends and titles lie within the figure; no legend covers axes, their labels or another legend."""
     figure.draw_without_rendering()
+    assert all(ax.title.get_window_extent().y1 <= figure.bbox.y1 for ax in figure.axes)
     legends = [ax.get_legend() for ax in figure.axes]
     boxes = [legend.get_window_extent() for legend in legends if legend is not None]
     assert len(boxes) == len(figure.axes)

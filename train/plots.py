@@ -97,7 +97,7 @@ def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_p
     """
     from sklearn.metrics import roc_curve  # a second to import
 
-    figure, axes = _figure(1, 2, (9, 5.0))
+    figure, axes = _figure(1, 2, (9, 4.6))
     for split, p in predictions.items():
         decisions = Decisions.of(p, contract)
         colour, dash = SPLIT_LINES[split]
@@ -129,7 +129,7 @@ def roc_curves(predictions: Mapping[str, Predictions], contract: Contract, out_p
 
 def reliability_diagrams(p: Predictions, out_png: Path) -> None:
     """For each head, accuracy by confidence, in ``CALIBRATION_BINS`` bins; the diagonal is perfect calibration."""
-    figure, axes = _figure(1, 2, (9, 5.0))
+    figure, axes = _figure(1, 2, (9, 4.6))
     width = 1 / weighted_metrics.CALIBRATION_BINS
     for ax, head in zip(axes.flat, HEADS, strict=True):
         n, confidence, right = weighted_metrics.reliability(p.probs(head), p.true(head))
