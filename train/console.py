@@ -58,11 +58,12 @@ def epoch_line(row: dict[str, float], best_epoch: int) -> str:
         f"ME {shown['train_me_accuracy']}"
     )
     valid = (
-        f"  valid loss {shown['valid_loss']} DR {shown['valid_dr_accuracy']} kappa {shown['valid_dr_kappa']} "
+        f"valid loss {shown['valid_loss']} DR {shown['valid_dr_accuracy']} kappa {shown['valid_dr_kappa']} "
         f"ME {shown['valid_me_accuracy']} AUC {shown['valid_me_auc']}  {row['seconds']:.0f} s{mark}"
     )
-    room = shutil.get_terminal_size((len(train + valid), 0)).columns
-    return train + valid if len(train + valid) <= room else f"{train}\n{'':9}{valid}"
+    line = f"{train}  {valid}"
+    is_wide = len(line) <= shutil.get_terminal_size((len(line), 0)).columns
+    return line if is_wide else f"{train}\n{'':11}{valid}"
 
 
 def _ignored(steps: int = 1, *, known: bool = False, note: str = "") -> None: ...
